@@ -1,0 +1,134 @@
+"""Arrays that carry what stable-baselines3's rollout loop would otherwise drop on the way.
+
+`OnPolicyAlgorithm.collect_rollouts` hands actions from the policy to the environment, and rewards and log-probs from
+there to the buffer, and nothing else. Two things must travel with them, without the loop being rewritten:
+
+- the log-probability of each action, to the environment, whose reward has a term -β·log π (`SampledActions`);
+- the episodes behind rewards that are not known yet, to the buffer, which scores them after collection
+  (`DeferredRewards`), and the policy that can score them again (`scorer_of`).
+
+Both are ordinary arrays to everybody else. Deferred rewards are NaN, so that a buffer which does not know about them
+fails at once instead of learning from zeros.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from llm_env.task import TextTask
+    from llm_env.transition import Episode
+
+
+class SampledActions(np.ndarray):
+    """Actions of shape (N,) that know their `log_probs` (N,), in nats, and the `temperature` they were drawn at."""
+
+    log_probs: NDArray[np.float32] | None
+    temperature: float | None
+
+    def __array_finalize__(self, obj: Any) -> None:
+        """Views and copies are ordinary actions: a slice's log-probs would be other actions'."""
+        self.log_probs = None
+        self.temperature = None
+
+
+class ActionTensor(Tensor):
+    """The tensor that `forward` returns; ``.cpu().numpy()`` gives `SampledActions`."""
+
+    log_probs: Tensor
+    temperature: float
+
+    @classmethod
+    def carry(cls, actions: Tensor, log_probs: Tensor, temperature: float) -> ActionTensor:
+        """Wraps actions (N,) and their log π (N,)."""
+        wrapped = actions.as_subclass(cls)
+        wrapped.log_probs = log_probs
+        wrapped.temperature = temperature
+        return wrapped
+
+    def cpu(self, *args: Any, **kwargs: Any) -> ActionTensor:
+        """On the CPU, log-probs too."""
+        plain = self.as_subclass(Tensor).cpu(*args, **kwargs)
+        return ActionTensor.carry(plain, self.log_probs, self.temperature)
+
+    def numpy(self, *args: Any, **kwargs: Any) -> SampledActions:
+        """As `SampledActions`."""
+        array = self.as_subclass(Tensor).numpy(*args, **kwargs).view(SampledActions)
+        array.log_probs = self.log_probs.detach().cpu().numpy()
+        array.temperature = self.temperature
+        return array
+
+
+class DeferredRewards(np.ndarray):
+    """NaN rewards of shape (N,) that know the `episodes` (N entries, None for idle slots) and the `task` to score them."""
+
+    episodes: list[Episode | None]
+    task: TextTask | None
+
+    def __array_finalize__(self, obj: Any) -> None:
+        """Views and copies keep the promise."""
+        self.episodes = getattr(obj, "episodes", [])
+        self.task = getattr(obj, "task", None)
+
+    @classmethod
+    def of(cls, episodes: list[Episode | None], task: TextTask) -> DeferredRewards:
+        """A promise for one step of N slots."""
+        array = np.full(len(episodes), np.nan, dtype=np.float32).view(cls)
+        array.episodes, array.task = list(episodes), task
+        return array
+
+
+class SegmentScorer(Protocol):
+    """A policy that can score whole episodes again after collection."""
+
+    @property
+    def rescores_values(self) -> bool:
+        """Whether values given while collecting are missing or not exact."""
+
+    @property
+    def rescores_log_probs(self) -> bool:
+        """Whether log-probs given while collecting are not exact."""
+
+    def score_segments(
+        self, sequences: list[list[int]], starts: list[int]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(log π, value) of every token from `starts` on, flat, sequence by sequence."""
+
+
+def attach_scorer(log_probs: Tensor, scorer: SegmentScorer) -> Tensor:
+    """Marks log-probs with the policy that they come from."""
+    log_probs.scorer = scorer  # type: ignore[attr-defined]
+    return log_probs
+
+
+def scorer_of(log_probs: Tensor) -> SegmentScorer | None:
+    """The policy that log-probs come from, if they know it."""
+    return getattr(log_probs, "scorer", None)
+
+
+def carried_log_probs(actions: Any, temperature: float) -> NDArray[np.float32] | None:
+    """The log-probs that actions carry, or None.
+
+    Raises:
+        ValueError: they were drawn at another temperature than the environment's, so the KL would compare two different
+            families of distributions.
+    """
+    log_probs = getattr(actions, "log_probs", None)
+    if log_probs is None:
+        return None
+    if actions.temperature != temperature:
+        raise ValueError(
+            f"The policy samples at temperature {actions.temperature}, the environment's reference is at {temperature}. "
+            "Give both the same: policy_kwargs={'temperature': …} and the environment's temperature=…."
+        )
+    return np.asarray(log_probs)
+
+
+def is_tensor_dict(observation: Any) -> bool:
+    """Whether an observation is SB3's dictionary of tensors (and not a packed batch)."""
+    return isinstance(observation, dict) and all(isinstance(v, torch.Tensor) for v in observation.values())

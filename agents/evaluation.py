@@ -1,0 +1,132 @@
+"""An actor beside its reference, on the same prompts: scores, win rate, KL, lengths, samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from agents.callbacks import GoldFunction
+from llm_env.generation import respond
+from llm_env.models import CausalLM
+from llm_env.prompts import Prompt
+from llm_env.task import TextTask
+from llm_env.transition import Episode
+
+Z95 = 1.959964  # two-sided 95 % of the normal distribution
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with the half-width of its 95 % interval and the standard deviation of one value."""
+
+    mean: float
+    half_width: float
+    std: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Estimate:
+        """Of independent values, by the normal approximation."""
+        array = np.asarray(values, dtype=np.float64)
+        std = float(array.std(ddof=1)) if len(array) > 1 else 0.0
+        return cls(float(array.mean()), Z95 * std / math.sqrt(len(array)), std)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} ± {self.half_width:.2f}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `compare` found. Scores, KL (nats per response) and lengths (tokens) are means over prompts."""
+
+    n_prompts: int
+    rm_score: Estimate
+    reference_rm_score: Estimate
+    gain_in_reference_stds: float
+    win_rate: float
+    win_rate_interval: tuple[float, float]
+    kl: Estimate
+    response_length: Estimate
+    reference_response_length: Estimate
+    eos_rate: float
+    reference_eos_rate: float
+    gold_score: Estimate | None
+    reference_gold_score: Estimate | None
+    samples: list[dict[str, Any]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def wilson_interval(wins: float, n: int) -> tuple[float, float]:
+    """95 % interval of a proportion, Wilson 1927 (https://doi.org/10.1080/01621459.1927.10502953)."""
+    p = wins / n
+    centre = p + Z95**2 / (2 * n)
+    half = Z95 * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2))
+    scale = 1 + Z95**2 / n
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def compare(
+    actor: CausalLM,
+    task: TextTask,
+    prompts: Sequence[Prompt],
+    seed: int,
+    gold: GoldFunction | None = None,
+    deterministic: bool = False,
+    n_samples: int = 8,
+) -> Report:
+    """Lets the actor and the task's reference respond to the same prompts, and compares them.
+
+    Args:
+        actor: The trained model.
+        task: Gives reference, reward model and sizes.
+        prompts: Preferably held out from training.
+        seed: Of the sampling, the same for both.
+        gold: A second score that nobody trained on.
+        deterministic: Take the likeliest tokens.
+        n_samples: Prompts whose two responses are kept.
+    """
+    ours = respond(actor, task, prompts, seed, deterministic=deterministic)
+    with task.model.frozen() as reference:
+        theirs = respond(reference, task, prompts, seed, deterministic=deterministic)
+    scores, reference_scores = _scores(ours), _scores(theirs)
+    won = sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(scores, reference_scores, strict=True))
+    mean, reference_mean = Estimate.of(scores), Estimate.of(reference_scores)
+    golden = (
+        [gold([e.prompt.text for e in es], [e.response_text for e in es]) for es in (ours, theirs)] if gold else None
+    )
+    return Report(
+        n_prompts=len(prompts),
+        rm_score=mean,
+        reference_rm_score=reference_mean,
+        gain_in_reference_stds=(mean.mean - reference_mean.mean) / max(reference_mean.std, 1e-8),
+        win_rate=won / len(prompts),
+        win_rate_interval=wilson_interval(won, len(prompts)),
+        kl=Estimate.of([sum(e.log_probs) - sum(e.ref_log_probs) for e in ours]),
+        response_length=Estimate.of([len(e.response_ids) for e in ours]),
+        reference_response_length=Estimate.of([len(e.response_ids) for e in theirs]),
+        eos_rate=float(np.mean([e.has_end for e in ours])),
+        reference_eos_rate=float(np.mean([e.has_end for e in theirs])),
+        gold_score=Estimate.of(golden[0]) if golden else None,
+        reference_gold_score=Estimate.of(golden[1]) if golden else None,
+        samples=[
+            {
+                "prompt": a.prompt.text,
+                "response": a.response_text,
+                "rm_score": a.rm_score,
+                "kl": sum(a.log_probs) - sum(a.ref_log_probs),
+                "reference_response": b.response_text,
+                "reference_rm_score": b.rm_score,
+            }
+            for a, b in list(zip(ours, theirs, strict=True))[:n_samples]
+        ],
+    )
+
+
+def _scores(episodes: list[Episode]) -> list[float]:
+    return [e.rm_score for e in episodes if e.rm_score is not None]

@@ -1,0 +1,367 @@
+"""A training run and its folder.
+
+RUN/config.yaml           every setting, resolved
+RUN/command.txt           the command line that started it (one line for each time it was resumed)
+RUN/versions.json         Python, packages, platform
+RUN/train_prompts.jsonl   with a prompt file of your own: what is trained on …
+RUN/heldout_prompts.jsonl … and what is held out for samples and evaluation
+RUN/progress.csv          one row an iteration
+RUN/tensorboard/          the same for TensorBoard
+RUN/samples.jsonl         prompt, response, score, KL at the start, during and at the end
+RUN/report.png            score, KL, entropy, length
+RUN/checkpoints/          the newest two, complete
+RUN/actor/                the model, for from_pretrained
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.utils import LinearSchedule
+
+from agents.callbacks import GoldFunction, TextMetricsCallback, text_env
+from agents.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from agents.factory import make_algorithm
+from agents.policy import LLMActorCriticPolicy
+from agents.report import draw_report, read_progress
+from agents.run_settings import RunSettings
+from llm_env.generation import respond
+from llm_env.models import DEFAULT_HELDOUT_PROMPTS
+from llm_env.prompts import Prompt, PromptSet, RawPrompt, read_prompts
+from llm_env.rewards import FunctionReward
+
+PACKAGES = ("llm-env", "torch", "transformers", "gymnasium", "stable-baselines3", "peft", "numpy", "tokenizers")
+HELD_OUT_SHARE, HELD_OUT_MOST, HELD_OUT_LEAST_PROMPTS = 0.1, 256, 10
+SAMPLE_SEED = 12_345
+
+
+class Interrupted(Exception):  # noqa: N818
+    """The user asked the run to stop; everything is saved."""
+
+
+class CsvRows(KVWriter):
+    """``progress.csv``: one row a dump; a run that is resumed appends, and new columns are added for all rows."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        if path.is_file():
+            with path.open(newline="", encoding="utf-8") as file:
+                self.rows = list(csv.DictReader(file))
+
+    def drop_after(self, timestep: int) -> None:
+        """Forgets rows that lie behind a checkpoint that the run goes back to."""
+        self.rows = [row for row in self.rows if float(row["time/total_timesteps"]) <= timestep]
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """Adds a row and writes the file anew, whole or not at all."""
+        self.rows.append({k: v for k, v in key_values.items() if "csv" not in (key_excluded.get(k) or ())})
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        partial = self.path.with_suffix(".partial")
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        partial.replace(self.path)
+
+    def close(self) -> None:
+        """Nothing stays open."""
+
+
+class RunCallback(TextMetricsCallback):
+    """After each iteration: progress display, samples, checkpoint, and a stop where one was asked for."""
+
+    def __init__(self, run: TrainingRun) -> None:
+        super().__init__(gold=run.gold)
+        self.run = run
+
+    def _on_training_start(self) -> None:
+        if self.iteration == 0:
+            self.run.sample(0)
+
+    def after_iteration(self) -> None:
+        """Shows, samples, saves."""
+        settings = self.run.settings
+        self.run.show(self)
+        last = self.model.num_timesteps >= self.model._total_timesteps
+        if last or self.iteration % settings.sample_every == 0:
+            self.run.sample(self.model.num_timesteps)
+        if last or self.run.stop_asked or self.iteration % settings.checkpoint_every == 0:
+            self.run.save(self)
+        if self.run.stop_asked and not last:
+            raise Interrupted
+
+
+class TrainingRun:
+    """Sets a run up, trains, and leaves a folder that describes itself.
+
+    Args:
+        settings: What to do.
+        folder: Where to write.
+        console: Where to print.
+        resume: Go on with the run in `folder`, whose settings these are.
+
+    Raises:
+        FileExistsError: `folder` holds a run already, and `resume` is off.
+        FileNotFoundError, ValueError, TypeError: something cannot be loaded, or a setting breaks its rule. Nothing has
+            been written then.
+    """
+
+    def __init__(self, settings: RunSettings, folder: Path, console: Console, resume: bool = False) -> None:
+        self.settings = settings
+        self.folder = folder
+        self.console = console
+        self.resumed = resume
+        self.stop_asked = False
+        self.progress: Progress | None = None
+        if not resume and folder.exists() and any(folder.iterdir()):
+            raise FileExistsError(
+                f"output_dir={str(folder)!r} is not empty. Choose another folder, or go on with the run in it: "
+                f"--resume {folder}"
+            )
+        gold_name = settings.gold
+        if gold_name is None and settings.model is None and settings.reward_model is None:
+            gold_name = "llm_env.gold:gold_score"
+        self.gold: GoldFunction | None = FunctionReward(gold_name).function if gold_name else None  # type: ignore[assignment]
+        self._split = None if resume else self._split_prompts()
+        self.model = self._make_model()
+        self.task = text_env(self.model.env).task
+        self.eval_prompts = self._load_eval_prompts()
+        self.callback = RunCallback(self)
+
+    # ------------------------------------------------------------------------------------------------ set-up
+    def _split_prompts(self) -> tuple[list[RawPrompt], list[RawPrompt]] | None:
+        """(train, held out) for a prompt source of the user's own without `eval_prompts`."""
+        settings = self.settings
+        if settings.prompts is None or settings.eval_prompts is not None:
+            return None
+        prompts = read_prompts(settings.prompts)
+        if len(prompts) < HELD_OUT_LEAST_PROMPTS:
+            return prompts, []
+        count = min(HELD_OUT_MOST, max(1, round(HELD_OUT_SHARE * len(prompts))))
+        order = np.random.default_rng(settings.seed).permutation(len(prompts))
+        chosen = set(order[:count].tolist())
+        return [p for i, p in enumerate(prompts) if i not in chosen], [p for i, p in enumerate(prompts) if i in chosen]
+
+    def _train_prompts(self) -> Any:
+        if self._split is not None:
+            return self._split[0]
+        path = self.folder / "train_prompts.jsonl"
+        return str(path) if self.resumed and path.is_file() else self.settings.prompts
+
+    def _make_model(self) -> OnPolicyAlgorithm:
+        s = self.settings
+        model = make_algorithm(
+            s.algo,
+            n_envs=s.n_envs,
+            rounds=s.rounds,
+            episodes=s.episodes,
+            env_kwargs=s.task_arguments(prompts=self._train_prompts()),
+            learning_rate=LinearSchedule(s.learning_rate, 0.0, 1.0) if s.lr_schedule == "linear" else s.learning_rate,
+            n_epochs=s.n_epochs,
+            gae_lambda=s.gae_lambda,
+            clip_range=s.clip_range,
+            vf_coef=s.vf_coef,
+            ent_coef=s.ent_coef,
+            max_grad_norm=s.max_grad_norm,
+            target_kl=s.target_kl,
+            lora_rank=s.lora_rank,
+            mixed_precision=s.mixed_precision,
+            gradient_checkpointing=s.gradient_checkpointing,
+            seed=s.seed,
+            device=s.device,
+            **({"critic": s.critic} if s.critic is not None else {}),
+            **({"batch_size": s.batch_size} if s.batch_size is not None else {}),
+        )
+        assert isinstance(model, OnPolicyAlgorithm)
+        return model
+
+    def _load_eval_prompts(self) -> PromptSet:
+        held_out = self.folder / "heldout_prompts.jsonl"
+        source: Any
+        if self.settings.eval_prompts is not None:
+            source = self.settings.eval_prompts
+        elif self.settings.prompts is None:
+            source = DEFAULT_HELDOUT_PROMPTS
+        elif self.resumed:
+            source = str(held_out) if held_out.is_file() else self._train_prompts()
+        else:
+            assert self._split is not None
+            source = self._split[1] or self._split[0]
+        return PromptSet(source, self.task.tokenizer, self.settings.max_prompt_length)
+
+    def _open_folder(self) -> None:
+        """Creates the folder, or goes back to the newest checkpoint in it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        rows = CsvRows(self.folder / "progress.csv")
+        if self.resumed:
+            self._go_back(rows)
+        else:
+            self.settings.write(self.folder / "config.yaml")
+            (self.folder / "versions.json").write_text(json.dumps(versions(), indent=1) + "\n", encoding="utf-8")
+            if self._split is not None:
+                write_prompts(self.folder / "train_prompts.jsonl", self._split[0])
+                if self._split[1]:
+                    write_prompts(self.folder / "heldout_prompts.jsonl", self._split[1])
+        with (self.folder / "command.txt").open("a", encoding="utf-8") as file:
+            file.write(shlex.join([Path(sys.executable).name, *sys.argv]) + "\n")
+        board = TensorBoardOutputFormat(str(self.folder / "tensorboard"))
+        self.model.set_logger(Logger(str(self.folder), [rows, board]))
+
+    def _go_back(self, rows: CsvRows) -> None:
+        checkpoints = list_checkpoints(self.folder / "checkpoints")
+        if not checkpoints:  # stopped before its first checkpoint: from the beginning
+            rows.drop_after(-1)
+            (self.folder / "samples.jsonl").unlink(missing_ok=True)
+            return
+        extra = load_checkpoint(self.model, checkpoints[-1])
+        self.callback.iteration, self.callback.tokens = extra["iteration"], extra["tokens"]
+        rows.drop_after(self.model.num_timesteps)
+        samples = self.folder / "samples.jsonl"
+        if samples.is_file():
+            lines = samples.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [
+                line
+                for line in lines
+                if line.endswith("\n") and json.loads(line)["timestep"] <= self.model.num_timesteps
+            ]
+            samples.write_text("".join(kept), encoding="utf-8")
+
+    # ------------------------------------------------------------------------------------------------ the run
+    def train(self) -> None:
+        """Trains to the end, and writes the actor and the report.
+
+        Raises:
+            Interrupted: the user asked for a stop (Ctrl-C or SIGTERM); a checkpoint is written.
+            RewardModelError: the reward model failed; the newest checkpoint stands.
+            OSError: the disk is full or cannot be written; the newest checkpoint stands.
+        """
+        self._open_folder()
+        total = self.settings.total_timesteps
+        left = total - self.model.num_timesteps
+        if left <= 0:
+            self.console.print(f"The run in {self.folder} has already reached {total:,} timesteps.")
+            self.finish()
+            return
+        handlers = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        columns = (
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+        )
+        try:
+            with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as self.progress:
+                self._bar = self.progress.add_task("first rollout …", total=total, completed=self.model.num_timesteps)
+                self.model.learn(
+                    left, self.callback, log_interval=None, reset_num_timesteps=not self.model.num_timesteps
+                )
+        finally:
+            self.progress = None
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            if (self.folder / "progress.csv").is_file():
+                self.draw()
+        self.finish()
+
+    def _ask_to_stop(self, number: int, frame: Any) -> None:
+        if self.stop_asked:  # a second time: at once
+            raise KeyboardInterrupt
+        self.stop_asked = True
+        self.console.print("Stopping after this iteration, to save a checkpoint (once more: stop at once) …")
+
+    def show(self, callback: TextMetricsCallback) -> None:
+        """One line, or the display's new numbers, for an iteration."""
+        last = callback.last
+        text = (
+            f"score {last.get('rollout/rm_score', float('nan')):6.2f}  KL {last.get('rollout/kl', float('nan')):5.2f}"
+        )
+        if "rollout/gold_score" in last:
+            text += f"  gold {last['rollout/gold_score']:5.2f}"
+        text += f"  {callback.tokens_per_second:6.0f} tokens/s"
+        if self.progress is not None and self.console.is_terminal:
+            self.progress.update(self._bar, completed=self.model.num_timesteps, description=text)
+        elif callback.iteration % 5 == 1 or self.model.num_timesteps >= self.model._total_timesteps:
+            done = self.model.num_timesteps / max(1, self.model._total_timesteps)
+            self.console.print(f"iteration {callback.iteration:4d}  {done:4.0%}  {text}", highlight=False)
+
+    def sample(self, timestep: int) -> None:
+        """Appends responses to the first held-out prompts to ``samples.jsonl``."""
+        policy = self.model.policy
+        assert isinstance(policy, LLMActorCriticPolicy)
+        prompts: list[Prompt] = self.eval_prompts.prompts[: self.settings.n_samples]
+        if not prompts:
+            return
+        half = policy.mixed_precision == "bf16"
+        episodes = respond(policy.lm, self.task, prompts, SAMPLE_SEED, mixed_precision=half)
+        with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+            for episode in episodes:
+                record = {
+                    "timestep": timestep,
+                    "prompt": episode.prompt.text,
+                    "response": episode.response_text,
+                    "rm_score": episode.rm_score,
+                    "kl": sum(episode.log_probs) - sum(episode.ref_log_probs),
+                }
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def save(self, callback: TextMetricsCallback) -> None:
+        """Writes a checkpoint."""
+        extra = {"iteration": callback.iteration, "tokens": callback.tokens}
+        save_checkpoint(self.model, self.folder / "checkpoints", extra)
+
+    def draw(self) -> None:
+        """Draws ``report.png``."""
+        progress = read_progress(self.folder / "progress.csv")
+        if progress:
+            draw_report(progress, self.folder / "report.png", f"{self.settings.algo.upper()}, {self.folder.name}")
+
+    def finish(self) -> None:
+        """Writes ``actor/`` and ``report.png``."""
+        policy = self.model.policy
+        assert isinstance(policy, LLMActorCriticPolicy)
+        partial = self.folder / ".partial-actor"
+        actor = policy.merged_actor()
+        actor.save_pretrained(partial)
+        self.task.tokenizer.save_pretrained(partial)
+        target = self.folder / "actor"
+        if target.exists():
+            for path in partial.iterdir():
+                path.replace(target / path.name)
+            partial.rmdir()
+        else:
+            partial.rename(target)
+        if (self.folder / "progress.csv").is_file():
+            self.draw()
+
+
+def versions() -> dict[str, str]:
+    """Python, platform and the packages that matter."""
+    found = {"python": platform.python_version(), "platform": platform.platform(), "cpus": str(os.cpu_count())}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def write_prompts(path: Path, prompts: list[RawPrompt]) -> None:
+    """Writes prompts as JSONL that `read_prompts` reads."""
+    key = {True: "prompt", False: "messages"}
+    lines = [json.dumps({key[isinstance(p, str)]: p}, ensure_ascii=False) + "\n" for p in prompts]
+    path.write_text("".join(lines), encoding="utf-8")

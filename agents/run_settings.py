@@ -1,0 +1,187 @@
+"""A run's settings: what the command line and the YAML file may say, and their checks."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llm_env.task import TaskSettings
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Settings of one training run. Everything is a name, a path or a number."""
+
+    algo: str = "ppo"
+    """Algorithm: ppo."""
+    model: str | None = None
+    """Actor, reference and tokenizer: model folder or hub id. Default: the embedded tiny model."""
+    reward_model: tuple[str, ...] | None = None
+    """Folder or hub id of a one-label classifier, or package.module:function; several are summed."""
+    reward_weights: tuple[float, ...] | None = None
+    """One weight for each reward model."""
+    prompts: str | None = None
+    """Prompts to train on: a .txt, .jsonl, .csv or .parquet file, or a dataset id."""
+    eval_prompts: str | None = None
+    """Prompts to evaluate on. Default: a tenth of the prompts, held out (at most 256)."""
+    gold: str | None = None
+    """package.module:function that is only logged, never trained on."""
+    total_timesteps: int = 102_400
+    """Environment steps in all: slots x steps, idle ones included."""
+    n_envs: int = 64
+    """Slots: episodes that are generated side by side."""
+    rounds: int = 1
+    """Synchronous rounds in a rollout: a rollout is rounds x n_envs episodes."""
+    episodes: str = "synchronous"
+    """synchronous (whole episodes in each rollout) or continuous (a slot that ends takes the next prompt at once)."""
+    max_prompt_length: int = 64
+    """Tokens; longer prompts are cut on the left."""
+    max_new_tokens: int = 32
+    """Length cap of a response, in tokens."""
+    temperature: float = 1.0
+    """Sampling temperature; part of the policy, in the KL too."""
+    kl_coef: float = 0.15
+    """Beta: price of one nat of KL to the reference, in score."""
+    missing_eos_penalty: float = 0.0
+    """Taken off the score of a response without an end token."""
+    learning_rate: float = 3e-4
+    """Step size of AdamW at the start."""
+    lr_schedule: str = "linear"
+    """linear (to zero) or constant."""
+    n_epochs: int = 4
+    """Passes over each rollout."""
+    batch_size: int | None = None
+    """Tokens in a mini-batch. Default: a quarter of a rollout."""
+    gae_lambda: float = 0.95
+    """Lambda of generalised advantage estimation."""
+    clip_range: float = 0.2
+    """PPO's epsilon."""
+    vf_coef: float = 0.5
+    """Weight of the value loss."""
+    ent_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    target_kl: float | None = None
+    """Stop a rollout's updates when new and old policy are further apart than 1.5 times this (nats per token)."""
+    critic: str | None = None
+    """reward_model, actor, head or detached_head. Default: the reward model if it fits."""
+    lora_rank: int = 0
+    """Rank of LoRA adapters; 0 trains all weights."""
+    mixed_precision: str = "no"
+    """no or bf16 (arithmetic of the actor and the critic)."""
+    gradient_checkpointing: bool = False
+    """Less memory, a third more time."""
+    dtype: str = "float32"
+    """Weights of the frozen models: float32, bfloat16 or float16."""
+    device: str = "auto"
+    """auto, cpu, cuda."""
+    trust_remote_code: bool = False
+    """Let model code from a hub run."""
+    seed: int = 0
+    """Seed of prompts, sampling and new weights."""
+    checkpoint_every: int = 10
+    """Iterations between checkpoints."""
+    sample_every: int = 10
+    """Iterations between samples on held-out prompts."""
+    n_samples: int = 8
+    """Prompts that are sampled."""
+
+    def __post_init__(self) -> None:
+        """Checks what can be checked before anything is loaded.
+
+        Raises:
+            ValueError: a setting breaks its rule.
+        """
+        for name in ("total_timesteps", "n_envs", "rounds", "n_epochs", "checkpoint_every", "sample_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.n_samples < 0:
+            raise ValueError(f"n_samples={self.n_samples} must be at least 0.")
+        if not math.isfinite(self.learning_rate) or self.learning_rate < 0:
+            raise ValueError(f"learning_rate={self.learning_rate} must be a finite number, at least 0.")
+        if self.lr_schedule not in ("linear", "constant"):
+            raise ValueError(f"lr_schedule={self.lr_schedule!r} is not known; use 'linear' or 'constant'.")
+        if self.reward_weights is not None and len(self.reward_weights) != len(self.reward_model or ()):
+            raise ValueError(
+                f"reward_weights has {len(self.reward_weights)} entries for {len(self.reward_model or ())} reward models."
+            )
+        if self.episodes == "synchronous" and self.total_timesteps < self.n_envs * self.rounds * self.max_new_tokens:
+            least = self.n_envs * self.rounds * self.max_new_tokens
+            raise ValueError(
+                f"total_timesteps={self.total_timesteps} is less than one rollout: n_envs x rounds x max_new_tokens = {least}."
+            )
+        TaskSettings(**self.task_arguments(prompts=self.prompts))
+
+    def task_arguments(self, prompts: Any) -> dict[str, Any]:
+        """The environment's keyword arguments, with the prompts given."""
+        names = {f.name for f in dataclasses.fields(TaskSettings)} - {"reward_model", "prompts"}
+        arguments = {name: getattr(self, name) for name in names}
+        reward: Any = self.reward_model
+        if reward is not None and self.reward_weights is not None:
+            reward = [list(pair) for pair in zip(reward, self.reward_weights, strict=True)]
+        elif reward is not None and len(reward) == 1:
+            reward = reward[0]
+        return {**arguments, "reward_model": list(reward) if isinstance(reward, tuple) else reward, "prompts": prompts}
+
+    @classmethod
+    def read(cls, path: Path) -> RunSettings:
+        """Reads a YAML file of plain values; what it leaves out keeps its default.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no mapping, or has a key that is not a setting.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(f"config={str(path)!r}: there is no such file.")
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f", line {mark.line + 1}" if mark else ""
+            raise ValueError(f"{path}{where}: not valid YAML.") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path}: must be a mapping of settings to values.")
+        return cls.of(values, str(path))
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], where: str) -> RunSettings:
+        """From a mapping.
+
+        Raises:
+            ValueError: a key is not a setting, or a value has the wrong type; `where` is named.
+        """
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        known = dict(values)
+        for name, value in known.items():
+            if name not in fields:
+                near = difflib.get_close_matches(str(name), fields, 1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"{where}: {name!r} is not a setting.{hint}")
+            kind = str(fields[name].type)
+            if "tuple" in kind and value is not None:
+                known[name] = (value,) if isinstance(value, str | int | float) else tuple(value)
+            elif kind.startswith("float") and isinstance(value, int | str) and not isinstance(value, bool):
+                try:
+                    known[name] = float(value)  # YAML reads 3e-4 as a text
+                except ValueError:
+                    raise ValueError(f"{where}: {name}={value!r} must be a number.") from None
+            elif (
+                kind.startswith("int") and (isinstance(value, bool) or not isinstance(value, int)) and value is not None
+            ):
+                raise ValueError(f"{where}: {name}={value!r} must be a whole number.")
+            elif kind.startswith("str") and not isinstance(value, str) and value is not None:
+                raise ValueError(f"{where}: {name}={value!r} must be a text.")
+        return cls(**known)
+
+    def write(self, path: Path) -> None:
+        """Writes all settings as YAML."""
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")

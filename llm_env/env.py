@@ -1,0 +1,146 @@
+"""`LLMTextEnv`: one episode at a time, ``gymnasium.make("LLMText-v0")``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from llm_env.batch import EpisodeBatch, prompt_from_options
+from llm_env.rendering import render_episode
+from llm_env.task import TaskSettings, TextTask
+
+Observation = dict[str, NDArray[np.int64]]
+RENDER_MODES = ("ansi", "rgb_array")
+
+
+def check_render_mode(render_mode: str | None) -> None:
+    """Refuses unknown render modes.
+
+    Raises:
+        ValueError: naming those that exist.
+    """
+    if render_mode is not None and render_mode not in RENDER_MODES:
+        raise ValueError(f"render_mode={render_mode!r} is not known; use one of {', '.join(RENDER_MODES)}, or None.")
+
+
+class LLMTextEnv(gymnasium.Env[Observation, np.int64]):
+    """Token generation with a language model as a Markov decision process.
+
+    ## Description
+    The agent continues a prompt, token by token. When it ends the response, a frozen reward model scores it. A frozen
+    reference model, usually the one that the agent starts from, pulls it back to plausible text at every step:
+    the KL-regularised objective of RLHF (Ziegler et al. 2019, https://arxiv.org/abs/1909.08593).
+
+    ## Action Space
+    `Discrete(V)`: the next token, V being the number of the model's logits.
+
+    ## Observation Space
+    `Dict`: ``input_ids``, `Box` of int64, shape (max_prompt_length + max_new_tokens,): prompt and response so far, then
+    the value V, which no token has; ``length``, `Box` of int64, shape (1,): how many of them are tokens.
+
+    ## Rewards
+    r_t = β·log π_ref(a_t | s_t) + 1[t is last]·R(x, y). This is the full reward
+    −β·(log π − log π_ref) + 1[last]·R without the part −β·log π(a_t | s_t), which the environment cannot know: it sees
+    actions, no policy. For a deterministic agent (log π = 0) it is the full reward. The stable-baselines3 side of this
+    project adds the rest by itself; `llm_env.wrappers.PolicyKLReward` does for a loop of your own.
+
+    ## Starting State
+    The next prompt of a seeded shuffle of the prompt set, or the one that ``reset(options={"prompt": …})`` or
+    ``{"prompt_index": …}`` names.
+
+    ## Episode End
+    Terminated by an end-of-sequence token, or by `max_new_tokens` tokens; both pay the score. Never truncated, except
+    by a `TimeLimit` put around it, which pays none.
+
+    ## Information
+    The last step's `info` has ``prompt``, ``response``, ``rm_score`` (before any penalty), ``ref_log_prob`` (the sum
+    over the response, in nats), ``response_length`` (tokens), ``has_end``.
+
+    ## Arguments
+    See `llm_env.task.TaskSettings`; and `render_mode`, ``"ansi"`` or ``"rgb_array"``.
+
+    ```python
+    import gymnasium as gym
+    import llm_env
+    env = gym.make("LLMText-v0", max_new_tokens=24, kl_coef=0.1)
+    ```
+
+    ## Vectorized environment
+    ``gym.make_vec("LLMText-v0", num_envs=8)`` steps all of them with one forward pass, SAME_STEP autoreset.
+
+    ## Version History
+    * v0: first version. The number rises when a change can alter learning results.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 8}  # noqa: RUF012
+
+    def __init__(self, render_mode: str | None = None, **settings: Any) -> None:
+        check_render_mode(render_mode)
+        self.render_mode = render_mode
+        self.task = TextTask(task_settings(settings))
+        self.observation_space = self.task.observation_space  # type: ignore[assignment]
+        self.action_space = self.task.action_space  # type: ignore[assignment]
+        self.batch = EpisodeBatch(self.task, 1)
+        self._seeded = False
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Starts a response; see the class for the options.
+
+        Raises:
+            ValueError: an unknown option, or a prompt that cannot be used.
+        """
+        super().reset(seed=seed)
+        prompt = prompt_from_options(self.task, options)
+        if seed is not None or not self._seeded:
+            self.batch.seed(self.np_random)
+            self._seeded = True
+        episode = self.batch.begin(0, prompt)
+        return self._observation(), {"prompt": episode.prompt.text}
+
+    def step(self, action: np.int64 | int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Appends a token.
+
+        Raises:
+            ValueError: the action is not a token.
+            RuntimeError: no response is under way; call `reset`.
+        """
+        episode = self.batch.episodes[0]
+        if episode is None or episode.done:
+            raise RuntimeError("The response has ended (or never began); call reset() before step().")
+        reward = self.batch.step(np.asarray(action, dtype=np.int64).reshape(1))[0]
+        info: dict[str, Any] = self.task.final_info(episode) if episode.done else {}
+        return self._observation(), float(reward), episode.done, False, info
+
+    def render(self) -> Any:
+        """The text so far, each response token coloured by its KL; a string or an (H, W, 3) uint8 array."""
+        if self.render_mode is None:
+            gymnasium.logger.warn("render() needs a render_mode; make the environment with 'ansi' or 'rgb_array'.")
+            return None
+        return render_episode(self.task, self.batch.episodes[0], self.render_mode)
+
+    def _observation(self) -> Observation:
+        return {name: values[0] for name, values in self.batch.observation().items()}
+
+
+def task_settings(settings: dict[str, Any]) -> TaskSettings:
+    """Keyword arguments as `TaskSettings`.
+
+    Raises:
+        TypeError: an unknown one; a near one is suggested.
+        ValueError: a value breaks its rule.
+    """
+    import dataclasses
+    import difflib
+
+    known = [f.name for f in dataclasses.fields(TaskSettings)]
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" It has {', '.join(known)}."
+            raise TypeError(f"LLMText-v0 has no argument {name!r}.{hint}")
+    return TaskSettings(**settings)

@@ -1,0 +1,82 @@
+"""Log-probabilities under the frozen reference model π_ref."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from llm_env.decoding import CachedDecoder
+from llm_env.models import SharedLM
+from llm_env.packing import head_log_probs, micro_batches, pack
+
+SCORE_TOKENS = 16_384  # tokens read at once, padding included
+
+
+class Reference:
+    """A frozen causal LM that tells how likely it finds tokens.
+
+    Args:
+        shared: The model.
+        temperature: Divides its logits, as it does the policy's: the KL compares distributions at one temperature.
+    """
+
+    def __init__(self, shared: SharedLM, temperature: float) -> None:
+        self.shared = shared
+        self.temperature = temperature
+
+    def log_probs(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[NDArray[np.float32]]:
+        """Log π_ref of every token from `starts` on, in nats, one array a sequence; whole sequences in one pass.
+
+        Args:
+            sequences: Prompt and response ids.
+            starts: For each, the index of the first token asked about, at least 1.
+        """
+        results: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(sequences)
+        asked = [i for i in range(len(sequences)) if len(sequences[i]) > starts[i]]
+        with self.shared.frozen() as lm:
+            for group in micro_batches([len(sequences[i]) for i in asked], SCORE_TOKENS):
+                members = [asked[g] for g in group]
+                batch = pack([sequences[i] for i in members], [starts[i] for i in members], lm.device)
+                hidden = batch.select(lm.hidden(batch.input_ids, use_cache=False).last_hidden_state)
+                log_probs, _ = head_log_probs(lm, hidden, batch.targets, self.temperature)
+                counts = [len(sequences[i]) - starts[i] for i in members]
+                for i, part in zip(members, log_probs.cpu().split(counts), strict=True):
+                    results[i] = part.numpy()
+        return results
+
+
+class StepwiseReference:
+    """The same, one token at a time for N growing prefixes, with a cache of its own.
+
+    Args:
+        reference: The model and its temperature.
+        max_length: Longest prefix, in tokens.
+    """
+
+    def __init__(self, reference: Reference, max_length: int) -> None:
+        self.reference = reference
+        self.decoder = CachedDecoder(reference.shared.lm, max_length)
+
+    def log_probs(
+        self, input_ids: NDArray[np.int64], lengths: NDArray[np.int64], actions: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Log π_ref of each action after its prefix, in nats.
+
+        Args:
+            input_ids: Right-padded prefixes, shape (N, L).
+            lengths: Tokens of each prefix, shape (N,); 0 for idle rows, which get 0.
+            actions: Next tokens, shape (N,).
+        """
+        result = np.zeros(len(lengths))
+        busy = np.flatnonzero(lengths)
+        if not len(busy):
+            return result
+        with self.reference.shared.frozen() as lm:
+            hidden = self.decoder.hidden(torch.from_numpy(input_ids), torch.from_numpy(lengths))[busy]
+            tokens = torch.as_tensor(actions[busy], device=lm.device)
+            log_probs, _ = head_log_probs(lm, hidden, tokens, self.reference.temperature)
+        result[busy] = log_probs.double().cpu().numpy()
+        return result

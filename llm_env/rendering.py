@@ -1,0 +1,97 @@
+"""Pictures of a response: each token coloured by its KL, as terminal text or as an image."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm_env.shaping import kl_k1
+
+if TYPE_CHECKING:
+    from llm_env.task import TextTask
+    from llm_env.transition import Episode
+
+FULL_COLOUR = 4.0  # nats at which the colour is strongest
+WIDTH, FONT_SIZE, MARGIN, LINE_CHARS = 720, 16, 16, 70
+
+
+def token_kl(episode: Episode) -> NDArray[np.float64]:
+    """Log π - log π_ref of each response token, in nats; where log π is unknown, that of a sure policy: -log π_ref."""
+    reference = np.asarray(episode.ref_log_probs, dtype=np.float64)
+    n = len(reference)
+    own = episode.log_probs[:n] if len(episode.log_probs) >= n else np.zeros(n)
+    return kl_k1(own, reference)
+
+
+def colour_of(kl: float) -> tuple[int, int, int]:
+    """White at 0, red where the policy likes the token better than the reference, blue where less."""
+    strength = min(abs(kl) / FULL_COLOUR, 1.0)
+    fade = round(255 * (1 - 0.75 * strength))
+    return (255, fade, fade) if kl >= 0 else (fade, fade, 255)
+
+
+def pieces(task: TextTask, episode: Episode) -> list[tuple[str, float]]:
+    """The response as (text, KL) per token; joined, the texts are the decoded response."""
+    kls = token_kl(episode)
+    result, before = [], ""
+    for i, token in enumerate(episode.response_ids):
+        if token in task.eos_ids:
+            text = "⏹"
+        else:
+            now = task.decode(episode.response_ids[: i + 1])
+            text, before = now[len(before) :], now
+        result.append((text, float(kls[i]) if i < len(kls) else 0.0))
+    return result
+
+
+def render_episode(task: TextTask, episode: Episode | None, mode: str) -> str | NDArray[np.uint8]:
+    """Draws an episode in a render mode, ``"ansi"`` or ``"rgb_array"``."""
+    prompt = "" if episode is None else episode.prompt.text
+    parts = [] if episode is None else pieces(task, episode)
+    score = None if episode is None else episode.rm_score
+    return _ansi(prompt, parts, score) if mode == "ansi" else _image(prompt, parts, score)
+
+
+def _footer(parts: list[tuple[str, float]], score: float | None) -> str:
+    total = sum(kl for _, kl in parts)
+    scored = "" if score is None else f"score {score:.2f}   "
+    return f"{scored}KL {total:.2f} nats   {len(parts)} tokens"
+
+
+def _ansi(prompt: str, parts: list[tuple[str, float]], score: float | None) -> str:
+    painted = []
+    for text, kl in parts:
+        red, green, blue = colour_of(kl)
+        painted.append(f"\x1b[30;48;2;{red};{green};{blue}m{text}\x1b[0m")
+    return f"{prompt}{''.join(painted)}\n\x1b[2m{_footer(parts, score)}\x1b[0m\n"
+
+
+def _image(prompt: str, parts: list[tuple[str, float]], score: float | None) -> NDArray[np.uint8]:
+    from matplotlib import get_data_path
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSansMono.ttf", FONT_SIZE)
+    step, height = font.getlength("M"), round(FONT_SIZE * 1.5)
+    lines = textwrap.wrap(prompt, LINE_CHARS) or [""]
+    # Lay the response out, token by token, breaking where a line is full.
+    cells: list[tuple[int, int, str, float]] = []
+    row, column = len(lines), 0
+    for text, kl in parts:
+        for line_number, shown in enumerate(text.split("\n")):
+            if line_number or column + len(shown) > LINE_CHARS:
+                row, column, shown = row + 1, 0, shown.lstrip() or shown
+            cells.append((row, column, shown, kl))
+            column += len(shown)
+    image = Image.new("RGB", (WIDTH, 2 * MARGIN + (row + 3) * height), "white")
+    draw = ImageDraw.Draw(image)
+    for number, line in enumerate(lines):
+        draw.text((MARGIN, MARGIN + number * height), line, fill=(90, 90, 90), font=font)
+    for row_number, column, shown, kl in cells:
+        left, top = MARGIN + column * step, MARGIN + row_number * height
+        draw.rectangle((left, top, left + len(shown) * step, top + height - 4), fill=colour_of(kl))
+        draw.text((left, top), shown, fill="black", font=font)
+    draw.text((MARGIN, MARGIN + (row + 2) * height), _footer(parts, score), fill=(90, 90, 90), font=font)
+    return np.asarray(image, dtype=np.uint8)

@@ -1,0 +1,247 @@
+"""Reward models: frozen sequence classifiers, Python functions, and weighted sums of them.
+
+A reward model scores finished episodes. It is named by
+
+- a model folder or hub id of an `AutoModelForSequenceClassification` with one label,
+- ``"package.module:function"``, a function of ``(prompts, responses)`` that returns one float for each, or
+- a list of such names, or of ``[name, weight]`` pairs, which are summed.
+
+A classifier that shares the actor's tokenizer reads exactly the actor's ids, end token included; one with a tokenizer
+of its own reads the decoded text, encoded anew. Its score is the scalar head at the last real token, the same number
+that the model gives for that sequence alone, unpadded. If its configuration has ``score_mean`` and ``score_std`` (over
+reference responses), the reported score is (score - mean) / std.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from llm_env.models import LoadSettings, freeze, load_config, load_tokenizer, load_weights, shared
+from llm_env.packing import micro_batches
+from llm_env.transition import Episode
+
+RewardName: TypeAlias = str | Sequence[Any]
+RewardFunction: TypeAlias = Callable[[list[str], list[str]], Sequence[float]]
+
+SCORE_TOKENS = 16_384  # tokens read at once, padding included
+
+
+class RewardModelError(RuntimeError):
+    """A reward model failed, or returned something that is not one finite number for each response."""
+
+
+class RewardModel(Protocol):
+    """What scores episodes."""
+
+    def score(self, episodes: Sequence[Episode]) -> list[float]:
+        """One finite score for each finished episode."""
+
+
+def checked_scores(values: Any, count: int, name: str) -> list[float]:
+    """Makes sure of one finite float for each response.
+
+    Raises:
+        RewardModelError: a wrong count, something that is not a number, NaN or infinity.
+    """
+    try:
+        scores = [float(v) for v in values]
+    except (TypeError, ValueError) as error:
+        raise RewardModelError(
+            f"reward_model={name!r} must return one float for each response; it returned {values!r:.120}."
+        ) from error
+    if len(scores) != count:
+        raise RewardModelError(f"reward_model={name!r} returned {len(scores)} scores for {count} responses.")
+    for i, value in enumerate(scores):
+        if not math.isfinite(value):
+            raise RewardModelError(
+                f"reward_model={name!r} returned {value} for response {i} of {count}; scores must be finite."
+            )
+    return scores
+
+
+class FunctionReward:
+    """A Python function of (prompts, responses).
+
+    Args:
+        name: ``"package.module:function"``.
+
+    Raises:
+        ValueError: there is no such module or function.
+    """
+
+    def __init__(self, name: str) -> None:
+        module_name, _, function_name = name.partition(":")
+        try:
+            function = getattr(importlib.import_module(module_name), function_name)
+        except ImportError as error:
+            raise ValueError(
+                f"reward_model={name!r}: module {module_name!r} cannot be imported ({error}). A reward function is named "
+                "'package.module:function', and its module must be on PYTHONPATH."
+            ) from error
+        except AttributeError as error:
+            raise ValueError(f"reward_model={name!r}: module {module_name!r} has no {function_name!r}.") from error
+        if not callable(function):
+            raise ValueError(f"reward_model={name!r} is not a function.")
+        self.name = name
+        self.function: RewardFunction = function
+
+    def score(self, episodes: Sequence[Episode]) -> list[float]:
+        """Calls the function once for all episodes.
+
+        Raises:
+            RewardModelError: it raised, or did not return one finite float for each.
+        """
+        prompts, responses = [e.prompt.text for e in episodes], [e.response_text for e in episodes]
+        try:
+            values = self.function(prompts, responses)
+        except Exception as error:
+            raise RewardModelError(f"reward_model={self.name!r} raised {type(error).__name__}: {error}") from error
+        return checked_scores(values, len(episodes), self.name)
+
+
+class ClassifierReward:
+    """A frozen sequence-classification model with one label.
+
+    Args:
+        name: Model folder or hub id.
+        settings: dtype, device, trust_remote_code.
+        actor_tokenizer: Decides between ids and text.
+
+    Raises:
+        FileNotFoundError, ValueError: it cannot be loaded, or has other than one label.
+    """
+
+    def __init__(self, name: str, settings: LoadSettings, actor_tokenizer: PreTrainedTokenizerBase) -> None:
+        self.name = name
+        self.model, self.tokenizer = shared(("reward_model", name, settings), lambda: _load_classifier(name, settings))
+        self.shares_tokenizer = same_tokenizer(self.tokenizer, actor_tokenizer)
+        self.mean = float(getattr(self.model.config, "score_mean", 0.0))
+        self.std = float(getattr(self.model.config, "score_std", 1.0))
+        if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
+            raise ValueError(
+                f"reward_model={name!r}: config.json has score_mean={self.mean}, score_std={self.std}; the first must be "
+                "finite and the second positive."
+            )
+
+    def token_ids(self, episode: Episode) -> list[int]:
+        """What the model reads of an episode."""
+        if self.shares_tokenizer:
+            return [*episode.prompt.ids, *episode.response_ids]
+        if episode.prompt.messages is not None and self.tokenizer.chat_template is not None:
+            messages = [{"role": role, "content": content} for role, content in episode.prompt.messages]
+            messages.append({"role": "assistant", "content": episode.response_text})
+            text = str(self.tokenizer.apply_chat_template(messages, tokenize=False))
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        else:
+            prompt, response = episode.prompt.text, episode.response_text
+            gap = "" if not response or response[0].isspace() or prompt[-1:].isspace() else " "
+            ids = self.tokenizer(prompt + gap + response)["input_ids"]
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        if limit is not None and len(ids) > limit:
+            ids = ids[-limit:]
+        return list(ids) or [self.tokenizer.eos_token_id or 0]
+
+    @torch.no_grad()
+    def score(self, episodes: Sequence[Episode]) -> list[float]:
+        """Scores episodes in batches of similar length.
+
+        Raises:
+            RewardModelError: a score is NaN or infinite.
+        """
+        sequences = [self.token_ids(e) for e in episodes]
+        raw = [0.0] * len(sequences)
+        for group in micro_batches([len(s) for s in sequences], SCORE_TOKENS):
+            for i, value in zip(group, self._forward([sequences[i] for i in group]).tolist(), strict=True):
+                raw[i] = (value - self.mean) / self.std
+        return checked_scores(raw, len(episodes), self.name)
+
+    def _forward(self, sequences: list[list[int]]) -> Tensor:
+        """The model's score of each sequence, shape (n,), float32."""
+        longest = max(len(s) for s in sequences)
+        device = self.model.device
+        ids = torch.zeros(len(sequences), longest, dtype=torch.long)
+        for i, sequence in enumerate(sequences):
+            ids[i, : len(sequence)] = torch.tensor(sequence)
+        lengths = torch.tensor([len(s) for s in sequences])
+        ids, lengths = ids.to(device), lengths.to(device)
+        head = scalar_head(self.model)
+        if head is not None:  # a decoder: causality masks what stands behind a row's end
+            hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            return head(hidden[torch.arange(len(ids), device=device), lengths - 1])[:, 0].float()
+        mask = (torch.arange(longest, device=device) < lengths[:, None]).long()
+        return self.model(input_ids=ids, attention_mask=mask).logits[:, 0].float()
+
+
+def scalar_head(model: PreTrainedModel) -> nn.Module | None:
+    """The linear head of a decoder that scores its last token, or None for other classifiers."""
+    head = getattr(model, "score", None)
+    return head if isinstance(head, nn.Linear) and model.base_model is not model else None
+
+
+def _load_classifier(name: str, settings: LoadSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    config = load_config(name, "sequence classifier", "reward_model", settings.trust_remote_code)
+    labels = config.num_labels
+    architectures = getattr(config, "architectures", None) or []
+    if not any("SequenceClassification" in a for a in architectures):
+        raise ValueError(
+            f"reward_model={name!r} is {' or '.join(architectures) or 'of unknown kind'}, not a sequence-classification model."
+        )
+    if labels != 1:
+        raise ValueError(
+            f"reward_model={name!r} has {labels} labels; a reward model has one (num_labels=1). To use one label of a "
+            "classifier, wrap it in a function and give its name as 'package.module:function'."
+        )
+    model = load_weights(AutoModelForSequenceClassification, name, "reward model", "reward_model", settings)
+    tokenizer = load_tokenizer(name, "reward_model", settings.trust_remote_code)
+    return freeze(model), tokenizer
+
+
+def same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers mean the same by the same ids."""
+    return one is other or (one.get_vocab() == other.get_vocab() and one.all_special_ids == other.all_special_ids)
+
+
+class WeightedSum:
+    """Σ weight · score over several reward models."""
+
+    def __init__(self, parts: list[tuple[RewardModel, float]]) -> None:
+        self.parts = parts
+
+    def score(self, episodes: Sequence[Episode]) -> list[float]:
+        """The weighted sum of the parts' scores."""
+        totals = [0.0] * len(episodes)
+        for model, weight in self.parts:
+            totals = [t + weight * s for t, s in zip(totals, model.score(episodes), strict=True)]
+        return totals
+
+
+def load_reward_model(
+    name: RewardName, settings: LoadSettings, actor_tokenizer: PreTrainedTokenizerBase
+) -> RewardModel:
+    """The reward model of a name, or the weighted sum of several.
+
+    Raises:
+        FileNotFoundError, ValueError: the name is not one of the forms in the module's docstring.
+    """
+    if isinstance(name, str | Path):
+        text = str(name)
+        if ":" in text and not Path(text).exists():
+            return FunctionReward(text)
+        return ClassifierReward(text, settings, actor_tokenizer)
+    parts: list[tuple[RewardModel, float]] = []
+    for item in name:
+        part, weight = (item, 1.0) if isinstance(item, str | Path) else item
+        if not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise ValueError(f"reward_model: the weight of {part!r} must be a finite number; got {weight!r}.")
+        parts.append((load_reward_model(part, settings, actor_tokenizer), float(weight)))
+    if not parts:
+        raise ValueError("reward_model is an empty list; name at least one reward model.")
+    return WeightedSum(parts)

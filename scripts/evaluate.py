@@ -1,0 +1,143 @@
+"""Compares a trained actor with its reference on held-out prompts.
+
+    python scripts/evaluate.py --actor runs/demo/actor
+
+For an actor inside a run's folder, the run's settings say which reference, reward model and prompts to use.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from agents.run_settings import RunSettings
+
+console = Console(soft_wrap=False)
+
+
+@dataclass(frozen=True)
+class Args:
+    """Evaluate an actor."""
+
+    actor: Path
+    """Model folder, as a run leaves it in RUN/actor."""
+    model: str | None = None
+    """Reference. Default: the run's, or the embedded model."""
+    reward_model: tuple[str, ...] | None = None
+    """Default: the run's, or the embedded one."""
+    prompts: str | None = None
+    """Default: the run's held-out prompts, or the embedded ones."""
+    gold: str | None = None
+    """package.module:function that nobody trained on. Default: the run's, or the embedded rule."""
+    n_prompts: int = 256
+    """At most this many prompts."""
+    max_new_tokens: int | None = None
+    """Default: the run's."""
+    temperature: float | None = None
+    """Default: the run's."""
+    greedy: bool = False
+    """Take the likeliest token instead of sampling."""
+    n_samples: int = 6
+    """Responses to print side by side."""
+    seed: int = 0
+    """Seed of the sampling."""
+    device: str = "auto"
+    """auto, cpu, cuda."""
+    output: Path | None = None
+    """JSON file to write. Default: evaluation.json beside the actor's folder."""
+
+
+def main(args: Args) -> int:
+    """Evaluates; returns the exit status."""
+    try:
+        evaluate(args)
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", highlight=False, markup=False)
+        return 1
+    return 0
+
+
+def evaluate(args: Args) -> None:
+    """Compares, prints the table and the samples, writes the JSON file.
+
+    Raises:
+        FileNotFoundError, ValueError: something cannot be loaded.
+    """
+    import dataclasses
+
+    from agents.evaluation import compare
+    from llm_env.models import load_causal_lm
+    from llm_env.rewards import FunctionReward
+    from llm_env.task import TaskSettings, TextTask
+
+    if args.n_prompts < 1:
+        raise ValueError(f"n_prompts={args.n_prompts} must be at least 1.")
+    run = args.actor.parent
+    settings = RunSettings.read(run / "config.yaml") if (run / "config.yaml").is_file() else RunSettings()
+    given = {name: getattr(args, name) for name in ("model", "reward_model", "max_new_tokens", "temperature")}
+    changes = {name: value for name, value in given.items() if value is not None}
+    if "reward_model" in changes:
+        changes["reward_weights"] = None
+    prompts = args.prompts or held_out_prompts(run, settings)
+    settings = dataclasses.replace(settings, **changes, prompts=prompts, device=args.device)
+    task = TextTask(TaskSettings(**settings.task_arguments(prompts=prompts)))
+    actor = load_causal_lm(str(args.actor), task.settings.load, option="actor")
+    if actor.vocab_size != task.vocab_size:
+        raise ValueError(
+            f"actor={str(args.actor)!r} has {actor.vocab_size} tokens, its reference {settings.model!r} has {task.vocab_size}. "
+            "Give the model that it was trained from: --model."
+        )
+    default_rewards = settings.reward_model is None and settings.model is None
+    gold_name = args.gold or settings.gold or ("llm_env.gold:gold_score" if default_rewards else None)
+    gold = FunctionReward(gold_name).function if gold_name else None
+    chosen = task.prompts.prompts[: args.n_prompts]
+    report = compare(actor, task, chosen, args.seed, gold, args.greedy, args.n_samples)  # type: ignore[arg-type]
+
+    table = Table(title=f"{args.actor} on {report.n_prompts} prompts (mean, 95 % interval)")
+    for column in ("", "reference", "actor"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_row("reward-model score", str(report.reference_rm_score), str(report.rm_score))
+    if report.gold_score is not None:
+        table.add_row("gold score", str(report.reference_gold_score), str(report.gold_score))
+    low, high = report.win_rate_interval
+    table.add_row("win rate", "", f"{report.win_rate:.1%} ({low:.1%} to {high:.1%})")
+    table.add_row("gain, in the reference's standard deviations", "", f"{report.gain_in_reference_stds:.2f}")
+    table.add_row("KL to the reference, nats per response", "0", str(report.kl))
+    table.add_row("response length, tokens", str(report.reference_response_length), str(report.response_length))
+    table.add_row("ended by an end token", f"{report.reference_eos_rate:.1%}", f"{report.eos_rate:.1%}")
+    console.print(table)
+    samples = Table(title="Samples", show_lines=True)
+    for column in ("prompt", "reference", "actor"):
+        samples.add_column(column, ratio=1)
+    for sample in report.samples:
+        before = f"{escape(sample['reference_response'].strip())} [dim]({sample['reference_rm_score']:.2f})[/dim]"
+        after = f"{escape(sample['response'].strip())} [dim]({sample['rm_score']:.2f})[/dim]"
+        samples.add_row(escape(sample["prompt"]), before, after)
+    if report.samples:
+        console.print(samples)
+    output = args.output or run / "evaluation.json"
+    output.write_text(json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    console.print(f"Numbers and samples: {output}", highlight=False)
+
+
+def held_out_prompts(run: Path, settings: RunSettings) -> str:
+    """Where a run's held-out prompts are."""
+    from llm_env.models import DEFAULT_HELDOUT_PROMPTS
+
+    if settings.eval_prompts is not None:
+        return settings.eval_prompts
+    for name in ("heldout_prompts.jsonl", "train_prompts.jsonl"):
+        if (run / name).is_file():
+            return str(run / name)
+    return settings.prompts or DEFAULT_HELDOUT_PROMPTS
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Args, description=__doc__)))

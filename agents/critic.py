@@ -90,4 +90,8 @@ def load_critic(kind: str, model: str, reward_model: str | None, trust_remote_co
 
 def enable_checkpointing(module: nn.Module) -> None:
     """Turns gradient checkpointing on for a transformers model."""
-    module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+    settings = {"use_reentrant": False}
+    if hasattr(module, "activation_checkpointing_enable"):  # transformers 5.20 renamed it
+        module.activation_checkpointing_enable(settings)  # type: ignore[operator]
+    else:
+        module.gradient_checkpointing_enable(settings)  # type: ignore[operator]

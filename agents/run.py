@@ -40,7 +40,7 @@ from agents.policy import LLMActorCriticPolicy
 from agents.report import draw_report, read_progress
 from agents.run_settings import RunSettings
 from llm_env.generation import respond
-from llm_env.models import DEFAULT_HELDOUT_PROMPTS
+from llm_env.models import DEFAULT_HELDOUT_PROMPTS, quiet_loading
 from llm_env.prompts import Prompt, PromptSet, RawPrompt, read_prompts
 from llm_env.rewards import FunctionReward
 
@@ -336,7 +336,8 @@ class TrainingRun:
         assert isinstance(policy, LLMActorCriticPolicy)
         partial = self.folder / ".partial-actor"
         actor = policy.merged_actor()
-        actor.save_pretrained(partial)
+        with quiet_loading():
+            actor.save_pretrained(partial)
         self.task.tokenizer.save_pretrained(partial)
         target = self.folder / "actor"
         if target.exists():

@@ -47,7 +47,7 @@ class RunSettings:
     """Length cap of a response, in tokens."""
     temperature: float = 1.0
     """Sampling temperature; part of the policy, in the KL too."""
-    kl_coef: float = 0.15
+    kl_coef: float = 0.1
     """Beta: price of one nat of KL to the reference, in score."""
     missing_eos_penalty: float = 0.0
     """Taken off the score of a response without an end token."""

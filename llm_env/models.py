@@ -296,13 +296,16 @@ class SharedLM:
     _borrower: weakref.ref[Any] | None = field(default=None, repr=False)
 
     def lend(self, borrower: Any) -> bool:
-        """Reserves the model for one policy's adapters; False where another live policy has them in it."""
-        if self._borrower is not None and self._borrower() is not None:
-            return False
-        if self._borrower is not None:  # an earlier policy is gone and its adapters are still inside
+        """Reserves the model for one policy's adapters; False where another policy has put some in it."""
+        if self._borrower is not None:
             return False
         self._borrower = weakref.ref(borrower)
         return True
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether a policy that is gone left its adapters inside: right for those who hold it, no use to others."""
+        return self._borrower is not None and self._borrower() is None
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[CausalLM]:
@@ -356,7 +359,13 @@ def shared_causal_lm(name: str, settings: LoadSettings) -> SharedLM:
         tokenizer = load_tokenizer(name, trust_remote_code=settings.trust_remote_code)
         return SharedLM(lm, tokenizer, end_token_ids(lm.model, tokenizer, name), settings)
 
-    return shared(("causal_lm", name, settings), load)
+    key = ("causal_lm", name, settings)
+    handle: SharedLM = shared(key, load)
+    if handle.abandoned:
+        with _lock:
+            _shared.pop(key, None)
+        handle = shared(key, load)
+    return handle
 
 
 def shared(key: tuple[Any, ...], load: Any) -> Any:

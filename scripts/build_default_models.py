@@ -41,9 +41,11 @@ from transformers import (
 )
 
 from llm_env.gold import gold_score, score_review
+from llm_env.models import quiet_loading
 from review_grammar import TOPICS, all_prompts, spoil, topic_of, write_review
 
 console = Console()
+BATCH = 32  # reviews, or pairs: for models this small, more steps teach more than larger batches
 HELD_OUT_TOPICS = tuple(sorted(TOPICS))[::6]
 
 
@@ -167,7 +169,7 @@ def train_actor(tokenizer: PreTrainedTokenizerFast, args: Args, rng: random.Rand
         labels = ids.masked_fill((place < starts[:, None]) | (place >= lengths[:, None]), -100)
         return model(input_ids=ids, labels=labels).loss
 
-    loss = optimise(model, batches(items, 64, rng), loss_of, 3e-3, "actor")
+    loss = optimise(model, batches(items, BATCH, rng), loss_of, 3e-3, "actor")
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
@@ -241,7 +243,7 @@ def train_reward_model(
         return -torch.nn.functional.logsigmoid(better - worse).mean()
 
     pairs = make_pairs(actor, tokenizer, prompts, args.pairs, rng)
-    loss = optimise(model, batches(pairs, 64, rng), loss_of, 2e-3, "reward model")
+    loss = optimise(model, batches(pairs, BATCH, rng), loss_of, 2e-3, "reward model")
 
     with torch.no_grad():
         test = make_pairs(actor, tokenizer, held_out, 2000, rng)
@@ -281,9 +283,10 @@ def main(args: Args) -> None:
     reward_model, measured = train_reward_model(actor, tokenizer, args, rng)
 
     out = args.output_dir
-    for name, model in (("actor", actor), ("reward_model", reward_model)):
-        model.save_pretrained(out / name)
-        tokenizer.save_pretrained(out / name)
+    with quiet_loading():
+        for name, model in (("actor", actor), ("reward_model", reward_model)):
+            model.save_pretrained(out / name)
+            tokenizer.save_pretrained(out / name)
     held_out = [p for p in prompts if topic_of(p) in HELD_OUT_TOPICS]
     kept = [p for p in prompts if topic_of(p) not in HELD_OUT_TOPICS]
     for name, some in (("prompts", kept), ("heldout_prompts", held_out)):

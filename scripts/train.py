@@ -18,6 +18,7 @@ from pathlib import Path
 
 import tyro
 from rich.console import Console
+from safetensors import SafetensorError
 
 from agents.run_settings import RunSettings
 
@@ -95,14 +96,19 @@ def main(argv: list[str]) -> int:
             return 130
     except RewardModelError as error:
         return fail(str(error), folder, run)
-    except (ValueError, TypeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    except (ValueError, TypeError, OSError, SafetensorError) as error:
+        if disk_is_full(error):
             return fail(f"the disk is full ({error}). Free some space; the last whole checkpoint stands.", folder, run)
         if run is None or isinstance(error, OSError):
             return fail(str(error), folder, run)
         raise
     console.print(f"Done. Picture: {folder / 'report.png'}   model: {folder / 'actor'}", highlight=False)
     return 0
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Whether an error says so; safetensors wraps the system's own in a text."""
+    return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or f"os error {errno.ENOSPC}" in str(error)
 
 
 def fail(message: str, folder: Path | None, run: object | None) -> int:

@@ -74,7 +74,15 @@ def test_minibatches_are_whole_segments_with_their_own_numbers() -> None:
         assert torch.equal(batch.actions, packed.targets)
         for token, value, target in zip(batch.actions, batch.old_values, batch.returns, strict=True):
             seen.append((int(token), round(float(value), 4), round(float(target), 4)))
-    want = [(5, 0.1, 2.5), (6, 0.2, 2.0), (10, 1.0, 24.0), (11, 1.0, 23.0), (12, 1.0, 22.0), (13, 1.0, 21.0), (7, 0.3, 13.0)]
+    want = [
+        (5, 0.1, 2.5),
+        (6, 0.2, 2.0),
+        (10, 1.0, 24.0),
+        (11, 1.0, 23.0),
+        (12, 1.0, 22.0),
+        (13, 1.0, 21.0),
+        (7, 0.3, 13.0),
+    ]
     assert sorted(seen) == sorted(want)
 
 

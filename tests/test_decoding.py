@@ -22,7 +22,9 @@ def full_forward(lm: CausalLM, ids: torch.Tensor, lengths: torch.Tensor) -> torc
     """One row at a time, unpadded, by the model's own logits."""
     rows = []
     for row, n in zip(ids, lengths, strict=True):
-        rows.append(lm.model(input_ids=row[None, :n], use_cache=False).logits[0, -1] if n else torch.zeros(SIZE["vocab_size"]))
+        rows.append(
+            lm.model(input_ids=row[None, :n], use_cache=False).logits[0, -1] if n else torch.zeros(SIZE["vocab_size"])
+        )
     return torch.stack(rows)
 
 

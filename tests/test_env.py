@@ -14,12 +14,15 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 import llm_env  # noqa: F401
+from llm_env.env import LLMTextEnv
 from llm_env.models import DEFAULT_MODEL, LoadSettings, forget_shared_models, load_causal_lm
 from llm_env.wrappers import PolicyKLReward
 from tests.conftest import count_dots
 
 
-@pytest.mark.parametrize("arguments", [{}, {"render_mode": "ansi"}, {"render_mode": "rgb_array"}, {"max_new_tokens": 3}])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"render_mode": "ansi"}, {"render_mode": "rgb_array"}, {"max_new_tokens": 3}]
+)
 def test_gymnasium_checks_it_without_any_warning(arguments: dict[str, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -57,7 +60,12 @@ def test_rewards_by_hand_on_two_tokens() -> None:
     assert (terminated, truncated) == (True, False)
     assert second == pytest.approx(0.3 * reference[-1, end].item() + 1.0, abs=1e-5)
     assert info["ref_log_prob"] == pytest.approx((reference[-2, dot] + reference[-1, end]).item(), abs=1e-5)
-    assert (info["prompt"], info["response"], info["rm_score"], info["has_end"]) == ("How was the hotel?", ".", 1.0, True)
+    assert (info["prompt"], info["response"], info["rm_score"], info["has_end"]) == (
+        "How was the hotel?",
+        ".",
+        1.0,
+        True,
+    )
 
 
 def test_wrapper_adds_the_policys_part() -> None:
@@ -71,7 +79,9 @@ def test_wrapper_adds_the_policys_part() -> None:
 
 
 def test_missing_end_penalty_is_paid_but_not_reported() -> None:
-    env = gym.make("LLMText-v0", max_new_tokens=1, missing_eos_penalty=2.5, kl_coef=0.0, reward_model="tests.conftest:count_dots")
+    env = gym.make(
+        "LLMText-v0", max_new_tokens=1, missing_eos_penalty=2.5, kl_coef=0.0, reward_model="tests.conftest:count_dots"
+    )
     env.reset(seed=0)
     _, reward, terminated, _, info = env.step(env.unwrapped.task.tokenizer.encode(".")[1])  # type: ignore[attr-defined]
     assert terminated
@@ -115,7 +125,6 @@ def test_unusable_options(options: dict[str, Any], message: str) -> None:
         ({"temperature": 0}, ValueError, "temperature=0 must be"),
         ({"dtype": "int8"}, ValueError, "dtype='int8' is not known"),
         ({"device": "abacus"}, ValueError, "device='abacus'"),
-        ({"render_mode": "human"}, ValueError, "render_mode='human'"),
         ({"max_new_token": 5}, TypeError, "Did you mean 'max_new_tokens'"),
         ({"model": "some/model"}, ValueError, "needs reward_model too"),
         ({"max_new_tokens": 5000}, ValueError, "can read 1024"),
@@ -129,6 +138,11 @@ def test_unusable_options(options: dict[str, Any], message: str) -> None:
 def test_unusable_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         gym.make("LLMText-v0", **arguments)
+
+
+def test_an_unknown_render_mode_is_refused() -> None:
+    with pytest.raises(ValueError, match="render_mode='human' is not known; use one of ansi, rgb_array"):
+        LLMTextEnv(render_mode="human")
 
 
 def test_a_model_without_an_end_token_is_refused(model_folder: Callable[..., str], tmp_path: Any) -> None:
@@ -167,10 +181,10 @@ def test_any_model_prompts_and_reward_by_name(model_folder: Callable[..., str]) 
         prompts=["one", "two words"],
         max_new_tokens=5,
     )
-    obs, _ = env.reset(seed=0)
+    env.reset(seed=0)
     total, terminated = 0.0, False
     while not terminated:
-        obs, reward, terminated, _, info = env.step(11)
+        _, reward, terminated, _, info = env.step(11)
         total += float(reward)
     assert np.isfinite(total)
     assert count_dots([""], [info["response"]]) == [info["response"].count(".")]
@@ -181,7 +195,9 @@ def test_importing_the_package_loads_no_torch_and_registers() -> None:
         "import sys, llm_env, gymnasium; assert 'torch' not in sys.modules and 'transformers' not in sys.modules; "
         "print(gymnasium.spec('LLMText-v0').id)"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ.copy())
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ.copy()
+    )
     assert out.stdout.strip() == "LLMText-v0"
 
 

@@ -63,7 +63,9 @@ def test_vector_face_equals_single_face() -> None:
             last = infos["final_obs"][slot]
             assert last["input_ids"][last["length"][0] - 1] == row[slot]
             assert obs["input_ids"][slot, obs["length"][slot, 0] - 1] != row[slot]
-    assert [(i["t"], i["slot"], i["response"]) for i in got_infos] == [(i["t"], i["slot"], i["response"]) for i in want_infos]
+    assert [(i["t"], i["slot"], i["response"]) for i in got_infos] == [
+        (i["t"], i["slot"], i["response"]) for i in want_infos
+    ]
     np.testing.assert_allclose([i["rm_score"] for i in got_infos], [i["rm_score"] for i in want_infos], atol=1e-5)
 
 
@@ -108,10 +110,7 @@ def test_deferred_scoring_equals_step_scoring(with_policy: bool) -> None:
     deferred.task.score_reference(episodes)
     deferred.task.score_responses(episodes)
     for row, want in zip(promised, paid, strict=True):
-        got = [
-            deferred.task.rewards(e, i, e.log_probs[i:] if with_policy else None)[0]
-            for e, i in row
-        ]
+        got = [deferred.task.rewards(e, i, e.log_probs[i:] if with_policy else None)[0] for e, i in row]
         np.testing.assert_allclose(got, want, atol=1e-4)
     for episode in episodes:
         complete_info(deferred.task, episode)
@@ -148,7 +147,7 @@ def test_a_policy_at_another_temperature_is_refused() -> None:
     venv = LLMTextVecEnv(N, **SETTINGS)
     venv.reset()
     carried = ActionTensor.carry(torch.full((N,), 5), torch.zeros(N), 0.7).cpu().numpy()
-    with pytest.raises(ValueError, match="temperature 0.7, the environment's reference is at 1.0"):
+    with pytest.raises(ValueError, match=r"temperature 0\.7, the environment's reference is at 1\.0"):
         venv.step(carried)
 
 

@@ -38,7 +38,7 @@ def test_at_learning_rate_zero_the_ratio_is_one(
     for _ in range(2):  # the second rollout would show a stale cache
         model.learn(8 * 8, reset_num_timesteps=False)
         # bf16: mini-batches of other shapes round differently, by about 1e-2 in single log-probs
-        assert logged(model)["train/approx_kl"] == pytest.approx(0, abs=1e-10 if precision == "no" else 2e-4)
+        assert logged(model)["train/approx_kl"] == pytest.approx(0, abs=1e-7 if precision == "no" else 2e-4)
         assert logged(model)["train/clip_fraction"] == 0
 
 
@@ -49,7 +49,7 @@ def test_the_ratio_test_sees_a_stale_cache(monkeypatch: pytest.MonkeyPatch) -> N
     model.learn(8 * 5)
     model.lr_schedule = lambda _: 0.0
     model.learn(8 * 8, reset_num_timesteps=False)
-    assert logged(model)["train/approx_kl"] > 1e-6
+    assert logged(model)["train/approx_kl"] > 1e-5
 
 
 @pytest.mark.parametrize("critic", ["head", "reward_model", "detached_head"])
@@ -57,10 +57,12 @@ def test_fast_and_stock_path_make_the_same_update(critic: str) -> None:
     """Invariant 5: our buffer, cache and deferred scoring against SB3's own buffer, no cache, step scoring."""
     common: dict[str, Any] = {
         "n_steps": 16, "batch_size": 64, "n_epochs": 2, "gamma": 1.0, "gae_lambda": 0.9, "learning_rate": 1e-3,
-        "ent_coef": 0.01, "seed": 3, "normalize_advantage": True, "device": "cpu",
+        "ent_coef": 0.01, "max_grad_norm": 0.5, "seed": 3, "normalize_advantage": True, "device": "cpu",
     }  # fmt: skip
     optimizer = {"optimizer_class": torch.optim.SGD}  # Adam would blow rounding up to a full step
-    fast = make_algorithm("ppo", n_envs=4, episodes="continuous", critic=critic, env_kwargs=SMALL, **optimizer, **common)
+    fast = make_algorithm(
+        "ppo", n_envs=4, episodes="continuous", critic=critic, env_kwargs=SMALL, **optimizer, **common
+    )
     stock = PPO(
         LLMActorCriticPolicy, LLMTextVecEnv(4, **SMALL),
         policy_kwargs={"critic": critic, "use_cache": False, **optimizer}, **common,
@@ -68,10 +70,9 @@ def test_fast_and_stock_path_make_the_same_update(critic: str) -> None:
     start = {n: p.clone() for n, p in stock.policy.named_parameters()}
     for model in (fast, stock):
         model.set_logger(configure(None, []))
+        model.set_random_seed(3)
         model.learn(4 * 16)
-    assert fast.rollout_buffer.actions.tolist() == stock.rollout_buffer.actions.swapaxes(0, 1).flatten().tolist() or (
-        sorted(fast.rollout_buffer.actions.tolist()) == sorted(stock.rollout_buffer.actions.flatten().astype(int).tolist())
-    )
+    assert sorted(fast.rollout_buffer.actions.tolist()) == sorted(stock.rollout_buffer.actions.flatten().tolist())
     moved = 0.0
     for (name, ours), (_, theirs) in zip(fast.policy.named_parameters(), stock.policy.named_parameters(), strict=True):
         step = (theirs - start[name]).abs().max().item()
@@ -81,7 +82,9 @@ def test_fast_and_stock_path_make_the_same_update(critic: str) -> None:
 
 
 def test_plain_ppo_without_our_buffer_pays_the_full_reward() -> None:
-    model = PPO(LLMActorCriticPolicy, LLMTextVecEnv(2, kl_coef=0.5, **SMALL), n_steps=16, batch_size=32, n_epochs=1, seed=0)
+    model = PPO(
+        LLMActorCriticPolicy, LLMTextVecEnv(2, kl_coef=0.5, **SMALL), n_steps=16, batch_size=32, n_epochs=1, seed=0
+    )
     model.learn(32)
     buffer = model.rollout_buffer
     # the policy is the reference: -beta (log pi - log pi_ref) is 0, and only scores are paid

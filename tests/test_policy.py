@@ -121,7 +121,9 @@ def test_a_zero_head_values_nothing_and_the_reward_model_critic_says_the_score()
 def test_entropy_without_gradient_is_the_same_number() -> None:
     venv = LLMTextVecEnv(4, **SMALL)
     batch = pack([[1, 20, 30, 40], [1, 50, 60]], [1, 2], "cpu")
-    with_grad, without = (make_policy(entropy_grad=flag)[0].evaluate_actions(batch, batch.targets)[2] for flag in (True, False))
+    with_grad, without = (
+        make_policy(entropy_grad=flag)[0].evaluate_actions(batch, batch.targets)[2] for flag in (True, False)
+    )
     torch.testing.assert_close(with_grad, without)
     assert with_grad.requires_grad
     assert not without.requires_grad
@@ -172,7 +174,9 @@ def test_sb3s_own_tools_work_on_it(tmp_path: Path) -> None:
         "ppo", n_envs=4, seed=0, env_kwargs=SMALL, target_kl=0.5, learning_rate=lambda left: 1e-4 * left,
         clip_range=lambda left: 0.2 * left, tensorboard_log=str(tmp_path / "tb"),
     )  # fmt: skip
-    callback = EvalCallback(LLMTextVecEnv(3, **SMALL), n_eval_episodes=3, eval_freq=4, log_path=str(tmp_path), verbose=0)
+    callback = EvalCallback(
+        LLMTextVecEnv(3, **SMALL), n_eval_episodes=3, eval_freq=4, log_path=str(tmp_path), verbose=0
+    )
     model.learn(4 * 6 * 2, callback=callback, progress_bar=False)
     assert np.load(tmp_path / "evaluations.npz")["results"].shape[1] == 3
     mean, std = evaluate_policy(model, LLMTextVecEnv(3, **SMALL), n_eval_episodes=5)
@@ -241,7 +245,9 @@ def test_a_model_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
 
     from tests.conftest import SIZE, WIDE, save_model
 
-    folder = save_model(tmp_path / "m", AutoModelForCausalLM.from_config(LlamaConfig(**{**SIZE, "vocab_size": 1000}, **WIDE)))
+    folder = save_model(
+        tmp_path / "m", AutoModelForCausalLM.from_config(LlamaConfig(**{**SIZE, "vocab_size": 1000}, **WIDE))
+    )
     with pytest.raises(ValueError, match="has 1000 tokens"):
         make_policy(model=folder, critic="head")
 

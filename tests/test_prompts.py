@@ -13,7 +13,9 @@ from llm_env.models import DEFAULT_MODEL
 from llm_env.prompts import PromptOrder, PromptSet, read_prompts
 
 MESSAGES = [{"role": "user", "content": "How was it?"}]
-TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[me]{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[me]{% endif %}"
+)
 
 
 @pytest.fixture
@@ -69,7 +71,11 @@ def test_missing_file_and_empty_list() -> None:
 
 
 def test_long_prompts_are_cut_on_the_left_with_one_warning(tokenizer: Any) -> None:
-    texts = ["How was the hotel?", "How was the very old hotel in the market? " * 3, "one two three four five six seven"]
+    texts = [
+        "How was the hotel?",
+        "How was the very old hotel in the market? " * 3,
+        "one two three four five six seven",
+    ]
     with pytest.warns(UserWarning, match=r"2 of 3 prompts are longer than max_prompt_length=6") as caught:
         prompts = PromptSet(texts, tokenizer, 6)
     assert len(caught) == 1

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agents.evaluation import Estimate, compare, wilson_interval
+from llm_env.generation import respond
+from llm_env.gold import gold_score, score_review
+from llm_env.models import DEFAULT_MODEL, LoadSettings, load_causal_lm
+from llm_env.task import TaskSettings, TextTask
+
+
+def test_estimate_by_hand() -> None:
+    # mean 2, sample standard deviation 1, half-width 1.96 / sqrt(3)
+    estimate = Estimate.of([1.0, 2.0, 3.0])
+    assert (estimate.mean, estimate.std) == (2.0, 1.0)
+    assert estimate.half_width == pytest.approx(1.1316, abs=1e-3)
+
+
+def test_wilson_interval_against_published_numbers() -> None:
+    # 81 of 263 (Newcombe 1998, table I): 0.2553 to 0.3662
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert wilson_interval(0, 20)[0] == 0.0
+
+
+def test_the_reference_against_itself_is_a_tie() -> None:
+    task = TextTask(TaskSettings(max_new_tokens=12))
+    lm = load_causal_lm(DEFAULT_MODEL, LoadSettings("float32", "cpu"))
+    report = compare(lm, task, task.prompts.prompts[:32], seed=0, gold=gold_score)
+    assert report.win_rate == 0.5
+    assert report.kl.mean == pytest.approx(0, abs=1e-4)
+    assert report.rm_score == report.reference_rm_score
+    assert len(report.samples) == 8
+
+
+def test_respond_is_seeded_and_keeps_the_prompts_order() -> None:
+    task = TextTask(TaskSettings(max_new_tokens=8))
+    lm = load_causal_lm(DEFAULT_MODEL, LoadSettings("float32", "cpu"))
+    prompts = task.prompts.prompts[:10]
+    one, same, other = (respond(lm, task, prompts, seed, batch_size=4) for seed in (1, 1, 2))
+    assert [e.prompt for e in one] == prompts
+    assert [e.response_ids for e in one] == [e.response_ids for e in same]
+    assert [e.response_ids for e in one] != [e.response_ids for e in other]
+    assert all(e.done and e.rm_score is not None and len(e.ref_log_probs) == len(e.response_ids) for e in one)
+
+
+@pytest.mark.parametrize(
+    ("review", "score"),
+    [
+        ("", -5.0),
+        ("The room was lovely.", 1.0),
+        ("The room was lovely", -1.0),
+        ("The room was lovely and the clerk was kind. Thank you all.", 3.0),
+        ("The room was lovely. The bed was lovely.", 0.0),
+        ("The room was awful. They are all clowns.", -3.0),
+        ("Great, excellent, lovely, superb, perfect and charming.", 4.0),
+    ],
+)
+def test_gold_rule_by_hand(review: str, score: float) -> None:
+    assert score_review(review) == score
+
+
+def test_evaluate_names_what_is_missing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    import evaluate
+
+    assert evaluate.main(evaluate.Args(tmp_path / "actor")) == 1
+    assert "actor=" in capfd.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -109,14 +110,18 @@ def make_algorithm(
         raise ValueError(
             f"batch_size={batch_size} tokens must be at least max_new_tokens={cap}: responses are not torn apart."
         )
-    return algorithm(
-        LLMActorCriticPolicy,
-        venv,
-        policy_kwargs=policy_settings(task, policy_kwargs, merged),
-        rollout_buffer_class=TokenRolloutBuffer,
-        rollout_buffer_kwargs=rollout_buffer_kwargs,
-        **merged,
-    )
+    policy_kwargs = policy_settings(task, policy_kwargs, merged)
+    with warnings.catch_warnings():
+        # Of a rest of a few transitions; TokenRolloutBuffer deals out mini-batches of nearly equal size.
+        warnings.filterwarnings("ignore", "You have specified a mini-batch size")
+        return algorithm(  # type: ignore[call-arg]
+            LLMActorCriticPolicy,
+            venv,
+            policy_kwargs=policy_kwargs,
+            rollout_buffer_class=TokenRolloutBuffer,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            **merged,
+        )
 
 
 def algorithm_class(name: str) -> type[BaseAlgorithm]:

@@ -14,6 +14,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from agents.carriers import ActionTensor, attach_scorer
 from agents.critic import CRITICS, CriticNetwork, enable_checkpointing, load_critic, zero_head
@@ -176,7 +177,12 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
             lm = load_causal_lm(name, LoadSettings("float32", "cpu", own["trust_remote_code"]))
         alpha = own["lora_alpha"] if own["lora_alpha"] is not None else 2 * own["lora_rank"]
         config = LoraConfig(
-            r=own["lora_rank"], lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+            r=own["lora_rank"],
+            lora_alpha=alpha,
+            lora_dropout=0.0,
+            target_modules="all-linear",
+            fan_in_fan_out=any(isinstance(m, Conv1D) for m in lm.model.modules()),
+            task_type="CAUSAL_LM",
         )
         return lm, [get_peft_model(lm.model, config)]  # in a list: not a submodule
 

@@ -165,6 +165,8 @@ class TrainingRun:
 
     def _make_model(self) -> OnPolicyAlgorithm:
         s = self.settings
+        optional: dict[str, Any] = {"critic": s.critic, "batch_size": s.batch_size}
+        optional = {name: value for name, value in optional.items() if value is not None}
         model = make_algorithm(
             s.algo,
             n_envs=s.n_envs,
@@ -184,8 +186,7 @@ class TrainingRun:
             gradient_checkpointing=s.gradient_checkpointing,
             seed=s.seed,
             device=s.device,
-            **({"critic": s.critic} if s.critic is not None else {}),
-            **({"batch_size": s.batch_size} if s.batch_size is not None else {}),
+            **optional,
         )
         assert isinstance(model, OnPolicyAlgorithm)
         return model
@@ -268,7 +269,10 @@ class TrainingRun:
             with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as self.progress:
                 self._bar = self.progress.add_task("first rollout …", total=total, completed=self.model.num_timesteps)
                 self.model.learn(
-                    left, self.callback, log_interval=None, reset_num_timesteps=not self.model.num_timesteps
+                    left,
+                    self.callback,
+                    log_interval=None,  # type: ignore[arg-type]  # the callback writes the log
+                    reset_num_timesteps=not self.model.num_timesteps,
                 )
         finally:
             self.progress = None

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -47,7 +47,7 @@ class RunSettings:
     """Length cap of a response, in tokens."""
     temperature: float = 1.0
     """Sampling temperature; part of the policy, in the KL too."""
-    kl_coef: float = 0.1
+    kl_coef: float = 0.05
     """Beta: price of one nat of KL to the reference, in score."""
     missing_eos_penalty: float = 0.0
     """Taken off the score of a response without an end token."""
@@ -94,8 +94,8 @@ class RunSettings:
     n_samples: int = 8
     """Prompts that are sampled."""
 
-    def __post_init__(self) -> None:
-        """Checks what can be checked before anything is loaded.
+    def checked(self) -> Self:
+        """These settings, after checking what can be checked before anything is loaded.
 
         Raises:
             ValueError: a setting breaks its rule.
@@ -119,6 +119,7 @@ class RunSettings:
                 f"total_timesteps={self.total_timesteps} is less than one rollout: n_envs x rounds x max_new_tokens = {least}."
             )
         TaskSettings(**self.task_arguments(prompts=self.prompts))
+        return self
 
     def task_arguments(self, prompts: Any) -> dict[str, Any]:
         """The environment's keyword arguments, with the prompts given."""

@@ -117,15 +117,15 @@ class LLMTextVecEnv(VecEnv):
 
     def _restart(self, dones: np.ndarray) -> None:
         if self.episodes == "continuous":
-            for slot in np.flatnonzero(dones):
-                self.batch.begin(int(slot))
+            for slot in np.flatnonzero(dones).tolist():
+                self.batch.begin(slot)
         elif self._clock == self.task.settings.max_new_tokens:
             self._clock = 0
             for slot in range(self.num_envs):
                 self.batch.begin(slot)
         else:
-            for slot in np.flatnonzero(dones):
-                self.batch.idle(int(slot))
+            for slot in np.flatnonzero(dones).tolist():
+                self.batch.idle(slot)
 
     def state_dict(self) -> dict[str, Any]:
         """Slots, prompt order and clock in plain values: what a checkpoint needs to go on."""

@@ -41,13 +41,16 @@ class RaggedLayer(DynamicLayer):
     Keys and values have shape (rows, heads, columns, head_dim). `update` takes one new token a row.
     """
 
+    keys: Tensor  # type: ignore[assignment]  # None only before the first `store`
+    values: Tensor  # type: ignore[assignment]
+
     def __init__(self, positions: _Positions) -> None:
         super().__init__()
         self.positions = positions
 
     def store(self, rows: Tensor, keys: Tensor, values: Tensor, n_rows: int, n_columns: int) -> None:
         """Writes the prefill's keys and values (n, heads, T, head_dim) into `rows`, growing to n_rows, n_columns."""
-        if self.keys is None or not self.is_initialized:
+        if not self.is_initialized:
             self.dtype, self.device = keys.dtype, keys.device
             self.keys = keys.new_zeros(n_rows, keys.shape[1], n_columns, keys.shape[3])
             self.values = values.new_zeros(n_rows, values.shape[1], n_columns, values.shape[3])
@@ -219,7 +222,7 @@ class CachedDecoder:
         n = lengths[slots]
         longest = int(n.max())
         batch = ids[slots, :longest].masked_fill(torch.arange(longest) >= n[:, None], 0).to(self.lm.device)
-        cache = DynamicCache(config=self.lm.config)
+        cache: Any = DynamicCache(config=self.lm.config)
         out = self.lm.hidden(batch, past_key_values=cache, use_cache=True)
         hidden = out.last_hidden_state[torch.arange(len(slots), device=batch.device), n.to(batch.device) - 1]
 

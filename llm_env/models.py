@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import threading
 import weakref
 from collections.abc import Iterator
@@ -37,6 +38,16 @@ _DTYPES = {
 }
 _lock = threading.RLock()
 _shared: dict[tuple[Any, ...], Any] = {}
+
+
+class _NoPaddingAdvice(logging.Filter):
+    """Drops transformers' advice to pass an attention mask: behind right padding, causality is the mask."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "We strongly recommend passing in an `attention_mask`" not in record.getMessage()
+
+
+logging.getLogger("transformers.modeling_utils").addFilter(_NoPaddingAdvice())
 
 
 class LoadSettings(NamedTuple):
@@ -185,7 +196,8 @@ def load_weights(
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    return model.to(resolve_device(settings.device)).eval()
+    model.to(resolve_device(settings.device))  # type: ignore[arg-type]
+    return model.eval()
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> frozenset[int]:

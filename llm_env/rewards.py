@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -71,7 +73,7 @@ class FunctionReward:
     """A Python function of (prompts, responses).
 
     Args:
-        name: ``"package.module:function"``.
+        name: ``"package.module:function"``; the module is looked for in the current folder too.
 
     Raises:
         ValueError: there is no such module or function.
@@ -79,12 +81,14 @@ class FunctionReward:
 
     def __init__(self, name: str) -> None:
         module_name, _, function_name = name.partition(":")
+        if os.getcwd() not in sys.path and "" not in sys.path:
+            sys.path.append(os.getcwd())
         try:
             function = getattr(importlib.import_module(module_name), function_name)
         except ImportError as error:
             raise ValueError(
                 f"reward_model={name!r}: module {module_name!r} cannot be imported ({error}). A reward function is named "
-                "'package.module:function', and its module must be on PYTHONPATH."
+                "'package.module:function', and its module must be in the current folder or on PYTHONPATH."
             ) from error
         except AttributeError as error:
             raise ValueError(f"reward_model={name!r}: module {module_name!r} has no {function_name!r}.") from error
@@ -238,6 +242,7 @@ def load_reward_model(
         return ClassifierReward(text, settings, actor_tokenizer)
     parts: list[tuple[RewardModel, float]] = []
     for item in name:
+        part: Any
         part, weight = (item, 1.0) if isinstance(item, str | Path) else item
         if not isinstance(weight, int | float) or not math.isfinite(weight):
             raise ValueError(f"reward_model: the weight of {part!r} must be a finite number; got {weight!r}.")

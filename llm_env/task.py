@@ -49,7 +49,7 @@ class TaskSettings:
     model: str | None = None
     reward_model: RewardName | None = None
     prompts: str | Sequence[RawPrompt] | None = None
-    kl_coef: float = 0.1
+    kl_coef: float = 0.05
     max_prompt_length: int = 64
     max_new_tokens: int = 32
     temperature: float = 1.0

@@ -41,7 +41,7 @@ def parse(argv: list[str]) -> Args:
     """The command line over the YAML file over the defaults.
 
     Raises:
-        FileNotFoundError, ValueError: the YAML file is missing or wrong, or a value breaks its rule.
+        FileNotFoundError, ValueError: the YAML file is missing or wrong.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
@@ -70,8 +70,12 @@ def from_settings(settings: RunSettings, **extra: Path) -> Args:
 
 
 def run_settings(args: Args) -> RunSettings:
-    """The command line without its paths."""
-    return RunSettings(**{f.name: getattr(args, f.name) for f in dataclasses.fields(RunSettings)})
+    """The command line without its paths, checked.
+
+    Raises:
+        ValueError: a value breaks its rule.
+    """
+    return RunSettings(**{f.name: getattr(args, f.name) for f in dataclasses.fields(RunSettings)}).checked()
 
 
 def main(argv: list[str]) -> int:
@@ -82,10 +86,11 @@ def main(argv: list[str]) -> int:
     run = None
     try:
         args = parse(argv)
+        settings = run_settings(args)
         from agents.run import Interrupted, TrainingRun
 
         folder = args.resume or args.output_dir or Path("runs") / f"{args.algo}-{args.seed}"
-        run = TrainingRun(run_settings(args), folder, console, resume=args.resume is not None)
+        run = TrainingRun(settings, folder, console, resume=args.resume is not None)
         console.print(
             f"{args.algo} on {run.model.device}, {run.model.n_envs} slots; writing to {folder}", highlight=False
         )

@@ -22,7 +22,9 @@ class Rows(KVWriter):
 
 @pytest.mark.parametrize("episodes", ["synchronous", "continuous"])
 def test_each_iteration_has_one_row_with_all_that_belongs_to_it(episodes: str) -> None:
-    model = make_algorithm("ppo", n_envs=8, seed=0, episodes=episodes, env_kwargs=SMALL, learning_rate=lambda p: 1e-4 * p)
+    model = make_algorithm(
+        "ppo", n_envs=8, seed=0, episodes=episodes, env_kwargs=SMALL, learning_rate=lambda p: 1e-4 * p
+    )
     rows = Rows()
     model.set_logger(Logger(None, [rows]))
     callback = TextMetricsCallback(gold=count_dots)

@@ -13,13 +13,25 @@ from typing import Any
 
 import pytest
 import torch
-import train
 import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import train
+
 ROOT = Path(__file__).parent.parent
-QUICK = ["--n-envs", "4", "--max-new-tokens", "6", "--max-prompt-length", "12", "--sample-every", "2", "--checkpoint-every", "2"]
+QUICK = [
+    "--n-envs",
+    "4",
+    "--max-new-tokens",
+    "6",
+    "--max-prompt-length",
+    "12",
+    "--sample-every",
+    "2",
+    "--checkpoint-every",
+    "2",
+]
 ROLLOUT = 4 * 6
 
 
@@ -112,7 +124,13 @@ def test_a_model_prompts_and_reward_of_ones_own(
     prompts = tmp_path / "p.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"Number {i}:"}) + "\n" for i in range(30)))
     folder = tmp_path / "run"
-    arguments = ["--model", model_folder("gpt2"), "--reward-model", model_folder("gpt2", 1), "tests.conftest:count_dots"]
+    arguments = [
+        "--model",
+        model_folder("gpt2"),
+        "--reward-model",
+        model_folder("gpt2", 1),
+        "tests.conftest:count_dots",
+    ]
     arguments += ["--reward-weights", "0.5", "1", "--prompts", str(prompts), "--critic", "head", "--lora-rank", "2"]
     assert run(folder, *arguments) == 0
     held_out = (folder / "heldout_prompts.jsonl").read_text().splitlines()
@@ -157,7 +175,11 @@ BAD: list[tuple[list[str], str]] = [
 
 @pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(a) for a, _ in BAD])
 def test_bad_input_gets_one_line_and_writes_nothing(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], model_folder: Callable[..., str], arguments: list[str], message: str
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    model_folder: Callable[..., str],
+    arguments: list[str],
+    message: str,
 ) -> None:
     (tmp_path / "broken.jsonl").write_text('{"prompt": "x"}\n{"prompt"\n')
     (tmp_path / "empty.txt").write_text("")
@@ -215,7 +237,9 @@ def test_a_full_disk_is_one_line_and_the_run_can_go_on(
     assert_same_run(folder, whole)
 
 
-def test_resume_takes_the_runs_own_settings_but_may_go_further(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_resume_takes_the_runs_own_settings_but_may_go_further(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "run"
     assert run(folder, iterations=2) == 0
     assert train.main(["--resume", str(folder), "--kl-coef", "0.9"]) == 1

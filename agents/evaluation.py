@@ -89,7 +89,7 @@ def compare(
         seed: Of the sampling, the same for both.
         gold: A second score that nobody trained on.
         deterministic: Take the likeliest tokens.
-        n_samples: Prompts whose two responses are kept.
+        n_samples: The first prompts, whose two responses are kept.
     """
     ours = respond(actor, task, prompts, seed, deterministic=deterministic)
     with task.model.frozen() as reference:

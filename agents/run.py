@@ -41,7 +41,7 @@ from agents.report import draw_report, read_progress
 from agents.run_settings import RunSettings
 from llm_env.generation import respond
 from llm_env.models import DEFAULT_HELDOUT_PROMPTS, quiet_loading
-from llm_env.prompts import Prompt, PromptSet, RawPrompt, read_prompts
+from llm_env.prompts import PromptSet, RawPrompt, read_prompts
 from llm_env.rewards import FunctionReward
 
 PACKAGES = ("llm-env", "torch", "transformers", "gymnasium", "stable-baselines3", "peft", "numpy", "tokenizers")
@@ -307,7 +307,7 @@ class TrainingRun:
         """Appends responses to the first held-out prompts to ``samples.jsonl``."""
         policy = self.model.policy
         assert isinstance(policy, LLMActorCriticPolicy)
-        prompts: list[Prompt] = self.eval_prompts.prompts[: self.settings.n_samples]
+        prompts = self.eval_prompts.spread(self.settings.n_samples)
         if not prompts:
             return
         half = policy.mixed_precision == "bf16"

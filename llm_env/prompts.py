@@ -218,6 +218,11 @@ class PromptSet:
     def __getitem__(self, index: int) -> Prompt:
         return self.prompts[index]
 
+    def spread(self, count: int) -> list[Prompt]:
+        """At most `count` prompts, drawn from all over the set, always the same: neighbours in a file are often alike."""
+        order = np.random.default_rng(0).permutation(len(self.prompts))
+        return [self.prompts[i] for i in order[:count]]
+
     def encode(self, raw: RawPrompt) -> Prompt:
         """A prompt from outside the set.
 

@@ -39,7 +39,7 @@ def pieces(task: TextTask, episode: Episode) -> list[tuple[str, float]]:
     result, before = [], ""
     for i, token in enumerate(episode.response_ids):
         if token in task.eos_ids:
-            text = "⏹"
+            text = "■"
         else:
             now = task.decode(episode.response_ids[: i + 1])
             text, before = now[len(before) :], now

@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from agents.run_settings import RunSettings
+from agents.terminal import plain_warnings, print_error
 
 console = Console(soft_wrap=False)
 
@@ -56,10 +57,11 @@ class Args:
 
 def main(args: Args) -> int:
     """Evaluates; returns the exit status."""
+    plain_warnings(console)
     try:
         evaluate(args)
     except (ValueError, TypeError, OSError, RuntimeError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", highlight=False, markup=False)
+        print_error(error)
         return 1
     return 0
 
@@ -97,7 +99,7 @@ def evaluate(args: Args) -> None:
     default_rewards = settings.reward_model is None and settings.model is None
     gold_name = args.gold or settings.gold or ("llm_env.gold:gold_score" if default_rewards else None)
     gold = FunctionReward(gold_name).function if gold_name else None
-    chosen = task.prompts.prompts[: args.n_prompts]
+    chosen = task.prompts.spread(args.n_prompts)
     report = compare(actor, task, chosen, args.seed, gold, args.greedy, args.n_samples)  # type: ignore[arg-type]
 
     table = Table(title=f"{args.actor} on {report.n_prompts} prompts (mean, 95 % interval)")

@@ -25,7 +25,7 @@ import tyro
 from rich.console import Console
 
 HERE = Path(__file__).parent
-console = Console()
+console = Console(soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def draw(args: Args, variants: Sequence[str]) -> None:
 
     from agents.report import read_progress
 
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 4.2 + 0.25 * (len(variants) > 1)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 3)
     for number, variant in enumerate(variants):
@@ -174,7 +174,7 @@ def draw(args: Args, variants: Sequence[str]) -> None:
         panel.set_xlabel(x)
         panel.grid(alpha=0.3)
     if len(variants) > 1:
-        panels[0].legend(fontsize=8)
+        figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     figure.savefig(args.output_dir / "curves.png", dpi=110)
 
 

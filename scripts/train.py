@@ -21,6 +21,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from agents.run_settings import RunSettings
+from agents.terminal import plain_warnings, print_error
 
 console = Console(soft_wrap=True)
 
@@ -82,6 +83,7 @@ def main(argv: list[str]) -> int:
     """Runs the command line; returns the exit status."""
     from llm_env.rewards import RewardModelError
 
+    plain_warnings(console)
     folder: Path | None = None
     run = None
     try:
@@ -99,6 +101,8 @@ def main(argv: list[str]) -> int:
         except (Interrupted, KeyboardInterrupt):
             console.print(f"Stopped. Go on with: python scripts/train.py --resume {folder}", highlight=False)
             return 130
+    except KeyboardInterrupt:
+        return 130  # before the first iteration: nothing to save
     except RewardModelError as error:
         return fail(str(error), folder, run)
     except (ValueError, TypeError, OSError, SafetensorError) as error:
@@ -118,7 +122,7 @@ def disk_is_full(error: Exception) -> bool:
 
 def fail(message: str, folder: Path | None, run: object | None) -> int:
     """Prints one line about what went wrong, and how to go on where there is something to go on with."""
-    Console(stderr=True, soft_wrap=True).print(f"error: {message}", style="red", highlight=False, markup=False)
+    print_error(message)
     if run is not None and folder is not None and (folder / "checkpoints").is_dir():
         console.print(f"Go on with: python scripts/train.py --resume {folder}", highlight=False)
     return 1

@@ -177,7 +177,7 @@ def test_sb3s_own_tools_work_on_it(tmp_path: Path) -> None:
     callback = EvalCallback(
         LLMTextVecEnv(3, **SMALL), n_eval_episodes=3, eval_freq=4, log_path=str(tmp_path), verbose=0
     )
-    model.learn(4 * 6 * 2, callback=callback, progress_bar=False)
+    model.learn(4 * 6 * 2, callback=callback, progress_bar=True)
     assert np.load(tmp_path / "evaluations.npz")["results"].shape[1] == 3
     mean, std = evaluate_policy(model, LLMTextVecEnv(3, **SMALL), n_eval_episodes=5)
     assert np.isfinite([mean, std]).all()

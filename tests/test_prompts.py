@@ -61,6 +61,28 @@ def test_broken_files_are_named_with_their_line(tmp_path: Path, name: str, conte
         read_prompts(str(path))
 
 
+def test_a_dataset_id_with_a_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked = []
+
+    def load(path: str, split: str) -> Any:
+        asked.append((path, split))
+        return datasets.Dataset.from_dict({"label": [0, 1], "text": ["one", "two"]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert read_prompts("someone/reviews:test") == ["one", "two"]
+    assert read_prompts("someone/reviews") == ["one", "two"]
+    assert asked == [("someone/reviews", "test"), ("someone/reviews", "train")]
+
+    def missing(path: str, split: str) -> Any:
+        raise ConnectionError("no network\nmore")
+
+    monkeypatch.setattr(datasets, "load_dataset", missing)
+    with pytest.raises(ValueError, match=r"neither a file .* nor a dataset that could be loaded \(no network\)"):
+        read_prompts("someone/reviews")
+
+
 def test_missing_file_and_empty_list() -> None:
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_prompts("nowhere/prompts.jsonl")

@@ -29,9 +29,9 @@ def classifier() -> tuple[np.ndarray, float]:
 
 
 def log_odds(prompts: list[str], responses: list[str]) -> list[float]:
-    """Log-odds that prompt and response together are a good review; about -4 to 4 for a sentence or two."""
+    """Log-odds that the response, its prompt left aside, is from a good review; about -4 to 4 for a sentence or two."""
     weights, bias = classifier()
-    features = vectorise([p + r for p, r in zip(prompts, responses, strict=True)])
+    features = vectorise(responses)
     return (features @ weights + bias).tolist()
 
 

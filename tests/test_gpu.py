@@ -1,0 +1,48 @@
+"""The invariants on a GPU; skipped where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from stable_baselines3.common.logger import configure
+
+from agents import make_algorithm
+from llm_env.decoding import CachedDecoder
+from llm_env.models import LoadSettings, load_causal_lm
+from tests.test_decoding import Slots, full_forward
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and torch sees none"),
+]
+SMALL: dict[str, Any] = {"max_new_tokens": 8, "max_prompt_length": 12}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
+def test_cached_equals_full_forward(model_folder: Callable[..., str], family: str) -> None:
+    lm = load_causal_lm(model_folder(family), LoadSettings("float32", "cuda"))
+    decoder, slots = CachedDecoder(lm, 48), Slots(6, 48, seed=3)
+    with torch.no_grad():
+        for _ in range(30):
+            got = lm.logits(decoder.hidden(slots.ids, slots.lengths))
+            busy = slots.lengths > 0
+            want = full_forward(lm, slots.ids.cuda(), slots.lengths)
+            torch.testing.assert_close(got[busy.cuda()], want.cuda()[busy.cuda()], rtol=1e-3, atol=1e-3)
+            slots.advance()
+    assert decoder.use_cache
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_at_learning_rate_zero_the_ratio_is_one(precision: str, lora_rank: int) -> None:
+    model = make_algorithm(
+        "ppo", n_envs=8, seed=0, learning_rate=0.0, mixed_precision=precision, lora_rank=lora_rank, env_kwargs=SMALL
+    )
+    assert model.device.type == model.env.task.model.lm.device.type == "cuda"  # type: ignore[union-attr]
+    model.set_logger(configure(None, []))
+    model.learn(8 * 8 * 2)
+    assert model.logger.name_to_value["train/approx_kl"] == pytest.approx(0, abs=1e-6 if precision == "no" else 2e-4)
+    assert model.logger.name_to_value["train/clip_fraction"] == 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from stable_baselines3.common.logger import KVWriter, Logger
 
-from agents import TextMetricsCallback, make_algorithm
+from agents import LLMActorCriticPolicy, TextMetricsCallback, make_algorithm
 from tests.conftest import count_dots
 
 SMALL: dict[str, Any] = {"max_new_tokens": 6, "max_prompt_length": 12}
@@ -57,3 +57,26 @@ def test_numbers_are_those_of_the_episodes() -> None:
         assert e["episode"]["r"] == pytest.approx(e["rm_score"] - 0.3 * e["kl"], abs=1e-4)
     assert model.rollout_buffer.rewards.sum() == pytest.approx(sum(e["episode"]["r"] for e in episodes), abs=1e-3)
     assert last["rollout/kl"] == pytest.approx(np.mean([e["log_prob"] - e["ref_log_prob"] for e in episodes]), abs=1e-4)
+
+
+def test_what_is_reported_is_what_is_learned_from_when_log_probs_are_scored_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = LLMActorCriticPolicy.score_segments
+
+    def shifted(self: Any, sequences: Any, starts: Any) -> Any:
+        log_probs, values = real(self, sequences, starts)
+        return log_probs - 0.25, values
+
+    monkeypatch.setattr(LLMActorCriticPolicy, "score_segments", shifted)
+    model = make_algorithm("ppo", n_envs=8, seed=0, env_kwargs=SMALL, mixed_precision="bf16")
+    callback = TextMetricsCallback()
+    model.learn(8 * 6, callback=callback, log_interval=None)
+    lengths = sum(e["response_length"] for e in callback.episodes)
+    assert sum(e["kl"] for e in callback.episodes) == pytest.approx(-0.25 * lengths, abs=0.05 * lengths)
+    assert model.rollout_buffer.log_probs.sum() == pytest.approx(
+        sum(e["log_prob"] for e in callback.episodes), abs=1e-3
+    )
+    assert model.rollout_buffer.rewards.sum() == pytest.approx(
+        sum(e["episode"]["r"] for e in callback.episodes), abs=1e-3
+    )

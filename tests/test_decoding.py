@@ -20,11 +20,10 @@ LOAD = LoadSettings("float32", "cpu")
 
 def full_forward(lm: CausalLM, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """One row at a time, unpadded, by the model's own logits."""
+    idle = torch.zeros(SIZE["vocab_size"], device=lm.device)
     rows = []
-    for row, n in zip(ids, lengths, strict=True):
-        rows.append(
-            lm.model(input_ids=row[None, :n], use_cache=False).logits[0, -1] if n else torch.zeros(SIZE["vocab_size"])
-        )
+    for row, n in zip(ids.to(lm.device), lengths, strict=True):
+        rows.append(lm.model(input_ids=row[None, :n], use_cache=False).logits[0, -1] if n else idle)
     return torch.stack(rows)
 
 

@@ -28,9 +28,9 @@ def test_cached_equals_full_forward(model_folder: Callable[..., str], family: st
     with torch.no_grad():
         for _ in range(30):
             got = lm.logits(decoder.hidden(slots.ids, slots.lengths))
-            busy = slots.lengths > 0
-            want = full_forward(lm, slots.ids.cuda(), slots.lengths)
-            torch.testing.assert_close(got[busy.cuda()], want.cuda()[busy.cuda()], rtol=1e-3, atol=1e-3)
+            busy = (slots.lengths > 0).cuda()
+            want = full_forward(lm, slots.ids, slots.lengths)
+            torch.testing.assert_close(got[busy], want[busy], rtol=1e-3, atol=1e-3)
             slots.advance()
     assert decoder.use_cache
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from agents.advantages import gae, whiten
 from agents.carriers import DeferredRewards, SegmentScorer, scorer_of
 from agents.vec_env import complete_info
-from llm_env.packing import PackedBatch, pack
+from llm_env.packing import pack
 from llm_env.task import TextTask
 from llm_env.transition import Episode
 
@@ -269,6 +269,3 @@ def balanced_groups(lengths: np.ndarray, order: np.ndarray, batch_size: int | No
         if sizes.max() <= batch_size:
             return [g for g in groups if g]
         n_groups += 1
-
-
-__all__ = ["PackedBatch", "Segment", "TokenRolloutBuffer", "balanced_groups"]

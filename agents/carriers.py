@@ -16,7 +16,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -127,8 +126,3 @@ def carried_log_probs(actions: Any, temperature: float) -> NDArray[np.float32] |
             "Give both the same: policy_kwargs={'temperature': …} and the environment's temperature=…."
         )
     return np.asarray(log_probs)
-
-
-def is_tensor_dict(observation: Any) -> bool:
-    """Whether an observation is SB3's dictionary of tensors (and not a packed batch)."""
-    return isinstance(observation, dict) and all(isinstance(v, torch.Tensor) for v in observation.values())

@@ -59,6 +59,8 @@ class Args:
     """Reviews that the actor reads, each once."""
     pairs: int = 40_000
     """Ordered pairs that the reward model reads, each once."""
+    measured: int = 2000
+    """Held-out pairs, and responses of the actor, that the report is made from."""
     seed: int = 0
     """Seed of the text, the weights and the batches."""
     threads: Annotated[int, tyro.conf.arg(help_behavior_hint="(0: torch's default)")] = 0
@@ -246,11 +248,11 @@ def train_reward_model(
     loss = optimise(model, batches(pairs, BATCH, rng), loss_of, 2e-3, "reward model")
 
     with torch.no_grad():
-        test = make_pairs(actor, tokenizer, held_out, 2000, rng)
+        test = make_pairs(actor, tokenizer, held_out, args.measured, rng)
         margins = score(model, [b for b, _, _ in test]) - score(model, [w for _, w, _ in test])
         gold_margins = torch.tensor([margin for _, _, margin in test])
         clear = gold_margins != 0
-        asked = [rng.choice(prompts) for _ in range(2000)]
+        asked = [rng.choice(prompts) for _ in range(args.measured)]
         own = respond(actor, tokenizer, asked)
         scores = score(model, [tokenizer.encode(p) + r for p, r in zip(asked, own, strict=True)])
     model.config.score_mean = float(scores.mean())

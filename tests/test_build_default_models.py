@@ -41,7 +41,7 @@ def test_what_was_measured_at_the_build_is_recorded_and_good() -> None:
 
 @pytest.mark.slow
 def test_the_build_runs_from_nothing(tmp_path: Path) -> None:
-    build_default_models.main(build_default_models.Args(tmp_path, reviews=300, pairs=100))
+    build_default_models.main(build_default_models.Args(tmp_path, reviews=300, pairs=100, measured=50))
     env = gym.make(
         "LLMText-v0", model=str(tmp_path / "actor"), reward_model=str(tmp_path / "reward_model"),
         prompts=str(tmp_path / "prompts.jsonl"), max_new_tokens=4,

@@ -215,11 +215,12 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
         ids, lengths = _split(obs)
         hidden = self._last_hidden(ids, lengths)
         busy = lengths > 0
-        log_all = torch.log_softmax(self._logits(hidden), -1)
-        actions = log_all.argmax(-1) if deterministic else torch.multinomial(log_all.exp(), 1)[:, 0]
-        log_probs = log_all.gather(-1, actions[:, None])[:, 0]
-        actions = torch.where(busy, actions, 0)
-        log_probs = torch.where(busy, log_probs, 0.0)
+        actions, log_probs = torch.zeros_like(lengths), torch.zeros(len(lengths), device=lengths.device)
+        if busy.any():  # idle rows cost no head and no sampling
+            log_all = torch.log_softmax(self._logits(hidden[busy]), -1)
+            chosen = log_all.argmax(-1) if deterministic else torch.multinomial(log_all.exp(), 1)[:, 0]
+            actions[busy] = chosen
+            log_probs[busy] = log_all.gather(-1, chosen[:, None])[:, 0]
         if self._own["defer_values"] and self.has_own_critic:
             values = torch.full((len(lengths), 1), torch.nan, device=self.device)
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,27 +26,12 @@ def read_progress(path: Path) -> dict[str, np.ndarray]:
 
 
 def draw_report(progress: Mapping[str, np.ndarray], path: Path, title: str) -> None:
-    """Draws one run's four panels.
+    """Draws a run's four panels.
 
     Args:
         progress: Columns, as `read_progress` gives them.
         path: PNG to write.
         title: Heading.
-    """
-    draw_runs([progress], [title], path, title)
-
-
-def draw_runs(
-    runs: Sequence[Mapping[str, np.ndarray]], labels: Sequence[str], path: Path, title: str, legend: bool = False
-) -> None:
-    """Draws several runs into the same four panels.
-
-    Args:
-        runs: Columns of each, as `read_progress` gives them.
-        labels: One a run.
-        path: PNG to write.
-        title: Heading.
-        legend: Whether to name the runs in the picture.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -56,23 +41,18 @@ def draw_runs(
     figure.suptitle(title)
     for index, (name, label, spread) in enumerate(PANELS):
         axes = figure.add_subplot(2, 2, index + 1)
-        for number, (run, run_label) in enumerate(zip(runs, labels, strict=True)):
-            if name not in run:
-                continue
-            x, y = run["rollout/tokens"], run[name]
-            if name == "train/entropy_loss":  # SB3 logs minus the entropy
-                y = -y
-            colour = f"C{number}"
-            axes.plot(x, y, color=colour, label=run_label, linewidth=1.4)
-            if spread and len(runs) == 1 and spread in run:
-                axes.fill_between(x, y - run[spread], y + run[spread], color=colour, alpha=0.2, linewidth=0)
-            if index == 0 and GOLD in run:
-                axes.plot(x, run[GOLD], color=colour, linestyle="--", linewidth=1, alpha=0.8)
-        axes.set_xlabel("tokens generated")
         axes.set_title(label, fontsize=10)
+        axes.set_xlabel("tokens generated")
         axes.grid(alpha=0.3)
-        if index == 0 and any(GOLD in run for run in runs):
-            axes.set_title("reward-model score (dashed: gold score)", fontsize=10)
-        if index == 0 and legend:
-            axes.legend(fontsize=8)
+        if name not in progress:
+            continue
+        x, y = progress["rollout/tokens"], progress[name]
+        if name == "train/entropy_loss":  # SB3 logs minus the entropy
+            y = -y
+        axes.plot(x, y, color="C0", linewidth=1.4)
+        if spread and spread in progress:
+            axes.fill_between(x, y - progress[spread], y + progress[spread], color="C0", alpha=0.2, linewidth=0)
+        if index == 0 and GOLD in progress:
+            axes.plot(x, progress[GOLD], color="C0", linestyle="--", linewidth=1, alpha=0.8)
+            axes.set_title(f"{label} (dashed: gold score)", fontsize=10)
     figure.savefig(path, dpi=110)

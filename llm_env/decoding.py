@@ -104,10 +104,7 @@ def can_cache(config: Any, longest: int) -> bool:
             return type(layer) is DynamicSlidingWindowLayer and layer.sliding_window >= longest
         return type(layer) is DynamicLayer
 
-    return all(is_full(layer) for layer in layers) and getattr(config, "model_type", "") not in _NO_CACHE
-
-
-_NO_CACHE = ("rwkv", "xlnet", "mamba", "mamba2", "openai-gpt", "recurrent_gemma")
+    return all(is_full(layer) for layer in layers)
 
 
 class CachedDecoder:

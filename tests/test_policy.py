@@ -95,8 +95,14 @@ def test_idle_rows_cost_and_say_nothing() -> None:
     policy, venv = make_policy(critic="head")
     obs = tensors(venv.reset())
     obs["length"][1:] = 0
+    scored: list[int] = []
+    policy.actor.get_output_embeddings().register_forward_pre_hook(lambda module, args: scored.append(len(args[0])))
     with torch.no_grad():
         actions, values, log_probs = policy(obs)
+        assert scored == [1]
+        obs["length"][:] = 0
+        policy(obs)
+        assert scored == [1], "a step on which every slot is idle should not reach the head"
     assert actions[1:].tolist() == [0, 0, 0]
     assert log_probs[1:].tolist() == values[1:, 0].tolist() == [0, 0, 0]
     assert log_probs[0] < 0

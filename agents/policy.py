@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from agents.carriers import ActionTensor, attach_scorer
 from agents.critic import CRITICS, CriticNetwork, enable_checkpointing, load_critic, zero_head
-from llm_env.decoding import CachedDecoder
+from llm_env.decoding import CachedDecoder, sample_tokens
 from llm_env.models import (
     DEFAULT_MODEL,
     DEFAULT_REWARD_MODEL,
@@ -217,10 +217,7 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
         busy = lengths > 0
         actions, log_probs = torch.zeros_like(lengths), torch.zeros(len(lengths), device=lengths.device)
         if busy.any():  # idle rows cost no head and no sampling
-            log_all = torch.log_softmax(self._logits(hidden[busy]), -1)
-            chosen = log_all.argmax(-1) if deterministic else torch.multinomial(log_all.exp(), 1)[:, 0]
-            actions[busy] = chosen
-            log_probs[busy] = log_all.gather(-1, chosen[:, None])[:, 0]
+            actions[busy], log_probs[busy] = sample_tokens(self._logits(hidden[busy]), deterministic)
         if self._own["defer_values"] and self.has_own_critic:
             values = torch.full((len(lengths), 1), torch.nan, device=self.device)
         else:

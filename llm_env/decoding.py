@@ -92,6 +92,24 @@ class RaggedLayer(DynamicLayer):
         return self.positions.kv_length, 0
 
 
+def sample_tokens(
+    logits: Tensor, deterministic: bool = False, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Draws a token from each row of logits, or takes the likeliest.
+
+    Args:
+        logits: Temperature included, float32, shape (n, V).
+        deterministic: Take the likeliest.
+        generator: Where the randomness comes from; None: torch's own.
+
+    Returns:
+        Tokens and their log π in nats, both (n,).
+    """
+    log_all = torch.log_softmax(logits, -1)
+    tokens = log_all.argmax(-1) if deterministic else torch.multinomial(log_all.exp(), 1, generator=generator)[:, 0]
+    return tokens, log_all.gather(-1, tokens[:, None])[:, 0]
+
+
 def can_cache(config: Any, longest: int) -> bool:
     """Whether a model's cache is plain attention over everything, up to `longest` tokens."""
     try:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from llm_env.batch import EpisodeBatch
-from llm_env.decoding import CachedDecoder
+from llm_env.decoding import CachedDecoder, sample_tokens
 from llm_env.models import CausalLM
 from llm_env.prompts import Prompt
 from llm_env.task import TextTask
@@ -54,12 +54,8 @@ def respond(
                 hidden = decoder.hidden(
                     torch.from_numpy(observation["input_ids"]), torch.from_numpy(observation["length"])
                 )
-                log_all = torch.log_softmax(lm.logits(hidden).float() / task.settings.temperature, -1)
-                if deterministic:
-                    actions = log_all.argmax(-1)
-                else:
-                    actions = torch.multinomial(log_all.exp(), 1, generator=generator)[:, 0]
-                log_probs = log_all.gather(-1, actions[:, None])[:, 0]
+                logits = lm.logits(hidden).float() / task.settings.temperature
+                actions, log_probs = sample_tokens(logits, deterministic, generator)
                 batch.step(actions.cpu().numpy(), log_probs.cpu().numpy().astype(np.float64))
                 for slot, episode in enumerate(batch.episodes):
                     if episode is not None and episode.done:

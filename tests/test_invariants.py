@@ -13,7 +13,7 @@ from stable_baselines3.common.logger import configure
 from agents import make_algorithm
 from agents.policy import LLMActorCriticPolicy
 from agents.vec_env import LLMTextVecEnv
-from llm_env.models import DEFAULT_MODEL, DEFAULT_REWARD_MODEL, LoadSettings, shared_causal_lm
+from llm_env.models import DEFAULT_MODEL, DEFAULT_REWARD_MODEL, LoadSettings, forget_shared_models, shared_causal_lm
 
 SMALL: dict[str, Any] = {"max_new_tokens": 8, "max_prompt_length": 12}
 
@@ -94,6 +94,7 @@ def test_plain_ppo_without_our_buffer_pays_the_full_reward() -> None:
 
 
 def test_frozen_models_are_bit_identical_after_training() -> None:
+    forget_shared_models()  # an earlier test's LoRA policy may not be collected yet, and have its adapters in there
     model = make_algorithm("ppo", n_envs=8, seed=0, env_kwargs=SMALL, learning_rate=1e-2)
     task = model.env.task  # type: ignore[union-attr]
     frozen = [task.model.lm.model, task.reward_model.model]

@@ -88,7 +88,7 @@ def test_a_run_leaves_a_folder_that_describes_it(tmp_path: Path, capsys: pytest.
     assert evaluate.main(evaluate.Args(folder / "actor", n_prompts=8)) == 0
     report = json.loads((folder / "evaluation.json").read_text())
     assert report["n_prompts"] == 8
-    assert report["kl"]["mean"] > 0
+    assert abs(report["kl"]["mean"]) > 1e-3  # it moved; k1 over eight responses may have either sign
     assert "Samples" in capsys.readouterr().out
 
 

@@ -145,7 +145,6 @@ class TokenRolloutBuffer(RolloutBuffer):
             RewardModelError: the reward model failed or returned something unusable.
             RuntimeError: nothing was generated in the whole rollout.
         """
-        after = last_values.detach().float().cpu().numpy().reshape(-1)
         for slot, segment in enumerate(self._open):
             if segment is not None:
                 segment.finished = bool(dones[slot])
@@ -164,7 +163,10 @@ class TokenRolloutBuffer(RolloutBuffer):
             return table
 
         rewards, values = padded([s.rewards for s in segments]), padded([s.values for s in segments])
-        ends = np.array([0.0 if s.finished else after[s.slot] for s in segments])
+        ends = np.zeros(len(segments))
+        if not all(s.finished for s in segments):  # else nobody looks at the values, and they are not computed
+            after = last_values.detach().float().cpu().numpy().reshape(-1)
+            ends = np.array([0.0 if s.finished else after[s.slot] for s in segments])
         advantages = gae(rewards, values, lengths, ends, self.gamma, self.gae_lambda)
         self.values = values[inside].astype(np.float32)
         self.returns = (advantages + values)[inside].astype(np.float32)

@@ -7,15 +7,20 @@ there to the buffer, and nothing else. Two things must travel with them, without
 - the episodes behind rewards that are not known yet, to the buffer, which scores them after collection
   (`DeferredRewards`), and the policy that can score them again (`scorer_of`).
 
-Both are ordinary arrays to everybody else. Deferred rewards are NaN, so that a buffer which does not know about them
+And the values of the states behind a rollout's edge need no computing where no episode crosses it (`LazyValues`).
+
+All are ordinary arrays to everybody else. Deferred rewards are NaN, so that a buffer which does not know about them
 fails at once instead of learning from zeros.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -80,6 +85,34 @@ class DeferredRewards(np.ndarray):
         array = np.full(len(episodes), np.nan, dtype=np.float32).view(cls)
         array.episodes, array.task = list(episodes), task
         return array
+
+
+class LazyValues(Tensor):
+    """Values of shape (N, 1) that are computed when somebody looks at them.
+
+    `collect_rollouts` asks for V of the states that follow a rollout; with whole episodes these are fresh prompts, whose
+    values nobody uses.
+    """
+
+    compute: Callable[[], Tensor]
+
+    @classmethod
+    def of(cls, compute: Callable[[], Tensor], rows: int) -> LazyValues:
+        """A promise of `rows` values; `compute` is called at most once."""
+        lazy = torch.empty(rows, 1).as_subclass(cls)
+        lazy.compute = functools.cache(compute)
+        return lazy
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Any operation takes the computed values."""
+
+        def real(value: Any) -> Any:
+            return value.compute() if isinstance(value, LazyValues) else value
+
+        return func(*(real(a) for a in args), **{k: real(v) for k, v in (kwargs or {}).items()})
 
 
 class SegmentScorer(Protocol):

@@ -16,6 +16,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
+from llm_env.attention import packed_states, recompute_contexts
 from llm_env.models import CausalLM, LoadSettings, load_causal_lm, load_weights
 from llm_env.packing import PackedBatch
 from llm_env.rewards import scalar_head
@@ -50,8 +51,8 @@ class CriticNetwork(nn.Module):
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """V before each scored token, shape (n,), float32."""
-        hidden = self.trunk(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-        return (self.head(batch.select(hidden))[:, 0].float() - self.mean) / self.std
+        hidden = packed_states(self.trunk, batch)[batch.index]
+        return (self.head(hidden)[:, 0].float() - self.mean) / self.std
 
 
 def load_critic(kind: str, model: str, reward_model: str | None, trust_remote_code: bool) -> CriticNetwork:
@@ -90,7 +91,7 @@ def load_critic(kind: str, model: str, reward_model: str | None, trust_remote_co
 
 def enable_checkpointing(module: nn.Module) -> None:
     """Turns gradient checkpointing on for a transformers model."""
-    settings = {"use_reentrant": False}
+    settings = {"use_reentrant": False, "context_fn": recompute_contexts}
     if hasattr(module, "activation_checkpointing_enable"):  # transformers 5.20 renamed it
         module.activation_checkpointing_enable(settings)  # type: ignore[operator]
     else:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
-from stable_baselines3 import PPO
+from sb3_contrib import TRPO
+from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
@@ -19,11 +20,12 @@ from agents.critic import CRITICS
 from agents.policy import LLMActorCriticPolicy
 from agents.vec_env import LLMTextVecEnv
 from llm_env import ENV_ID
+from llm_env.memory import reuse_freed_memory
 from llm_env.models import DEFAULT_MODEL, DEFAULT_REWARD_MODEL
 from llm_env.rewards import ClassifierReward, scalar_head
 from llm_env.task import TextTask
 
-ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO}
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "a2c": A2C, "trpo": TRPO}
 
 # Where they differ from SB3's defaults, and why. γ and λ: the score comes once, at the end, and a discount would hide it
 # from the first tokens. Adam at SB3's learning rate; ent_coef 0, because the KL term already keeps entropy.
@@ -38,7 +40,26 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "ent_coef": 0.0,
         "max_grad_norm": 1.0,
         "normalize_advantage": False,
-    }
+    },
+    # One update a rollout: a higher rate, and the policy's AdamW instead of A2C's RMSprop.
+    "a2c": {
+        "gamma": 1.0,
+        "gae_lambda": 0.95,
+        "learning_rate": 1e-3,
+        "vf_coef": 0.5,
+        "ent_coef": 0.0,
+        "max_grad_norm": 1.0,
+        "normalize_advantage": False,
+        "use_rms_prop": False,
+    },
+    # The actor moves by the trust region, the critic by the learning rate.
+    "trpo": {
+        "gamma": 1.0,
+        "gae_lambda": 0.95,
+        "learning_rate": 3e-4,
+        "target_kl": 0.01,
+        "normalize_advantage": False,
+    },
 }
 MINI_BATCHES = 4  # mini-batches of a rollout, unless batch_size says otherwise
 POLICY_SETTINGS = (
@@ -47,6 +68,7 @@ POLICY_SETTINGS = (
     "lora_alpha",
     "mixed_precision",
     "gradient_checkpointing",
+    "micro_batch_tokens",
     "use_cache",
     "optimizer_class",
     "optimizer_kwargs",
@@ -65,8 +87,10 @@ def make_algorithm(
 ) -> BaseAlgorithm:
     """A stock algorithm with `LLMActorCriticPolicy`, `TokenRolloutBuffer` and `LLMTextVecEnv`.
 
+    On a CPU, the process is told to keep freed memory for its next step; see `llm_env.memory.reuse_freed_memory`.
+
     Args:
-        name: ``"ppo"``.
+        name: ``"ppo"``, ``"a2c"`` or ``"trpo"``.
         env: ``"LLMText-v0"``, made with `n_envs`, `episodes` and `env_kwargs`; or an environment that exists already: an
             `LLMTextVecEnv`, or what `gymnasium.make("LLMText-v0")` returned, whose settings are then taken over.
         n_envs: Slots, which is episodes per rollout and round where they are synchronous.
@@ -86,7 +110,10 @@ def make_algorithm(
     """
     algorithm = algorithm_class(name)
     check_settings(name, settings)
-    venv = _make_venv(env, n_envs, episodes, dict(env_kwargs or {}))
+    environment = dict(env_kwargs or {})
+    if isinstance(env, str) and "mixed_precision" in settings:  # the frozen models compute as the actor does
+        environment.setdefault("mixed_precision", settings["mixed_precision"])
+    venv = _make_venv(env, n_envs, episodes, environment)
     base = venv.unwrapped if isinstance(venv, VecEnvWrapper) else venv
     if not isinstance(base, LLMTextVecEnv):
         raise TypeError(f"env must be {ENV_ID!r}, an LLMTextVecEnv or an LLMTextEnv; got {type(base).__name__}.")
@@ -105,12 +132,18 @@ def make_algorithm(
             "or take episodes='continuous'."
         )
     tokens = n_steps * base.num_envs
-    batch_size = merged.setdefault("batch_size", max(cap, -(-tokens // MINI_BATCHES)))
+    if "batch_size" in inspect.signature(algorithm).parameters:
+        merged.setdefault("batch_size", max(cap, -(-tokens // MINI_BATCHES)))
+    batch_size = merged.get("batch_size", tokens)
     if batch_size < cap:
         raise ValueError(
             f"batch_size={batch_size} tokens must be at least max_new_tokens={cap}: responses are not torn apart."
         )
+    if algorithm is TRPO:
+        policy_kwargs.setdefault("second_derivatives", True)
     policy_kwargs = policy_settings(task, policy_kwargs, merged)
+    if _device_type(merged.get("device", "auto")) == "cpu":
+        reuse_freed_memory()
     with warnings.catch_warnings():
         # Of a rest of a few transitions; TokenRolloutBuffer deals out mini-batches of nearly equal size.
         warnings.filterwarnings("ignore", "You have specified a mini-batch size")
@@ -159,6 +192,7 @@ def policy_settings(task: TextTask, given: dict[str, Any], algorithm: Mapping[st
     kwargs: dict[str, Any] = {
         "model": settings.model,
         "temperature": settings.temperature,
+        "mixed_precision": settings.mixed_precision,
         "trust_remote_code": settings.trust_remote_code,
         "defer_values": True,
         "entropy_grad": bool(algorithm.get("ent_coef", 0.0)),

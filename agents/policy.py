@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,21 +14,28 @@ from stable_baselines3.common.distributions import CategoricalDistribution, Dist
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from agents.carriers import ActionTensor, attach_scorer
+from agents.carriers import ActionTensor, LazyValues, attach_scorer
 from agents.critic import CRITICS, CriticNetwork, enable_checkpointing, load_critic, zero_head
+from agents.decoding_copy import DecodingCopy
+from agents.micro_batching import MicroBatches
+from llm_env.attention import packed_states
 from llm_env.decoding import CachedDecoder, sample_tokens
+from llm_env.head import head_log_probs
 from llm_env.models import (
     DEFAULT_MODEL,
     DEFAULT_REWARD_MODEL,
     CausalLM,
     LoadSettings,
+    autocast,
+    check_mixed_precision,
     load_causal_lm,
     shared_causal_lm,
 )
-from llm_env.packing import PackedBatch, head_log_probs, micro_batches, pack
+from llm_env.packing import PackedBatch, in_groups, pack, pack_ends
 
 SCORE_TOKENS = 16_384  # tokens scored at once after collection, padding included
 
@@ -57,10 +65,14 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
             that very model, which is then the reference when they are switched off. None: a copy of one's own.
         mixed_precision: ``no``, or ``bf16``: weights in float32, arithmetic under autocast.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
+        micro_batch_tokens: Tokens of a mini-batch, prompts included, whose activations are in memory at a time; a larger
+            mini-batch is worked through in parts, with the same gradient. None: all, unless that does not fit.
         use_cache: False reads the whole prefix for every token: slow, for comparison.
         defer_values: A network critic is not asked while collecting (values are NaN there); the buffer has
             `score_segments` do it in large batches. Needs `TokenRolloutBuffer`.
         entropy_grad: Whether `evaluate_actions` gives an entropy with gradients; False saves time where ``ent_coef`` is 0.
+        second_derivatives: For TRPO: gradients have gradients (attention without a fused kernel, no micro-batches), and
+            `named_parameters` gives the trainable ones, under names that TRPO does not take for a critic's.
         trust_remote_code: Whether model code from a hub may run.
         optimizer_class: Default: `torch.optim.AdamW`, without weight decay, eps 1e-5.
         optimizer_kwargs: For the optimizer, besides the learning rate.
@@ -87,9 +99,11 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
         reference_load: tuple[str, str, bool] | None = None,
         mixed_precision: str = "no",
         gradient_checkpointing: bool = False,
+        micro_batch_tokens: int | None = None,
         use_cache: bool = True,
         defer_values: bool = False,
         entropy_grad: bool = True,
+        second_derivatives: bool = False,
         trust_remote_code: bool = False,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.AdamW,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -97,8 +111,14 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
     ) -> None:
         if critic not in CRITICS:
             raise ValueError(f"critic={critic!r} is not known; use one of {', '.join(CRITICS)}.")
-        if mixed_precision not in ("no", "bf16"):
-            raise ValueError(f"mixed_precision={mixed_precision!r} is not known; use 'no' or 'bf16'.")
+        check_mixed_precision(mixed_precision)
+        if micro_batch_tokens is not None and micro_batch_tokens < 1:
+            raise ValueError(f"micro_batch_tokens={micro_batch_tokens} must be at least 1, or None for no limit.")
+        if second_derivatives and (gradient_checkpointing or micro_batch_tokens):
+            raise ValueError(
+                "gradient_checkpointing and micro_batch_tokens do not go with second_derivatives (TRPO): what is read "
+                "again in the backward pass cannot be derived twice. Leave them out."
+            )
         if lora_rank < 0:
             raise ValueError(f"lora_rank={lora_rank} must be at least 0 (0 trains all weights).")
         if reward_model is None and model is None:
@@ -113,9 +133,11 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
             "reference_load": reference_load,
             "mixed_precision": mixed_precision,
             "gradient_checkpointing": gradient_checkpointing,
+            "micro_batch_tokens": micro_batch_tokens,
             "use_cache": use_cache,
             "defer_values": defer_values,
             "entropy_grad": entropy_grad,
+            "second_derivatives": second_derivatives,
             "trust_remote_code": trust_remote_code,
         }
         self.temperature = temperature
@@ -161,7 +183,9 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
             if isinstance(self.critic, CriticNetwork):
                 enable_checkpointing(self.critic.trunk)
         max_length = int(self.observation_space["input_ids"].shape[0])  # type: ignore[index]
+        self._micro_batches = MicroBatches(self._evaluate_packed, self, own["micro_batch_tokens"])
         self._decoder = CachedDecoder(self.lm, max_length, use_cache=own["use_cache"])
+        self._copy: DecodingCopy | None = None
         parameters = [p for p in self.parameters() if p.requires_grad]
         self.optimizer = self.optimizer_class(parameters, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
@@ -225,16 +249,24 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
         carried = ActionTensor.carry(actions, log_probs, self.temperature)
         return carried, values, attach_scorer(log_probs, self)
 
-    def get_distribution(self, obs: PyTorchObs) -> Distribution:
-        """π(·|s) for each observation; uniform for idle rows."""
-        ids, lengths = _split(obs)
-        hidden = self._last_hidden(ids, lengths)
+    def get_distribution(self, obs: PyTorchObs | PackedBatch) -> Distribution:
+        """π(·|s) for each observation, or each scored token of a packed batch; uniform for idle rows."""
+        hidden = self._packed_hidden(obs) if isinstance(obs, PackedBatch) else self._last_hidden(*_split(obs))
         assert isinstance(self.action_dist, CategoricalDistribution)
         return self.action_dist.proba_distribution(action_logits=self._logits(hidden))
 
-    def predict_values(self, obs: PyTorchObs) -> Tensor:
-        """V(s) for each observation, shape (N, 1); 0 for idle rows."""
+    def predict_values(self, obs: PyTorchObs | PackedBatch) -> Tensor:
+        """V(s) for each observation, shape (N, 1); 0 for idle rows. With `defer_values`, computed when looked at."""
+        if isinstance(obs, PackedBatch):
+            with self._autocast():
+                hidden = None if self.has_own_critic else self._packed_hidden(obs)
+                return self._packed_values(obs, hidden)[:, None]
         ids, lengths = _split(obs)
+        if self._own["defer_values"] and not torch.is_grad_enabled():
+            return LazyValues.of(torch.no_grad()(lambda: self._state_values(ids, lengths)), len(ids))
+        return self._state_values(ids, lengths)
+
+    def _state_values(self, ids: Tensor, lengths: Tensor) -> Tensor:
         hidden = None if self.has_own_critic else self._last_hidden(ids, lengths)
         return self._values(hidden, ids, lengths)
 
@@ -243,30 +275,31 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
         with self._autocast():
             if torch.is_grad_enabled():
                 return self._fresh_hidden(ids, lengths)
-            return self._decoder.hidden(ids, lengths)
+            return self._current_decoder().hidden(ids, lengths)
+
+    def _current_decoder(self) -> CachedDecoder:
+        """The decoder; in mixed precision one on a copy of the weights, made when the policy is on its device."""
+        if self.mixed_precision == "bf16" and (self._copy is None or self._copy.device != self.device):
+            self._copy = DecodingCopy(self.lm)
+            old = self._decoder
+            self._decoder = CachedDecoder(self._copy, old.max_length, old.use_cache, refresh=self._copy.update)
+        return self._decoder
 
     def _fresh_hidden(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        longest = max(1, int(lengths.max()))
-        batch = _unpadded(ids[:, :longest], lengths)
-        states = self.lm.hidden(batch, use_cache=False).last_hidden_state
-        rows = torch.arange(len(ids), device=states.device)
-        return states[rows, (lengths - 1).clamp(min=0)] * (lengths > 0)[:, None]
+        return self._packed_hidden(pack_ends(_sequences(ids, lengths), ids.device)) * (lengths > 0)[:, None]
 
     def _logits(self, hidden: Tensor) -> Tensor:
+        """Logits over the temperature, float32, of hidden states that carry gradients or came from the decoder."""
         with self._autocast():
-            logits = self.lm.logits(hidden)
+            lm = self.lm if hidden.requires_grad or self._copy is None else self._copy
+            logits = lm.logits(hidden)
         return logits.float() / self.temperature
 
     def _values(self, hidden: Tensor | None, ids: Tensor, lengths: Tensor) -> Tensor:
         """V at each row's last token, (N, 1), float32; 0 for idle rows."""
         with self._autocast():
             if isinstance(self.critic, CriticNetwork):
-                longest = max(1, int(lengths.max()))
-                rows = torch.arange(len(ids), device=ids.device)
-                batch = PackedBatch(
-                    _unpadded(ids[:, :longest], lengths), rows, (lengths - 1).clamp(min=0), rows, lengths
-                )
-                values = self.critic(batch)
+                values = self.critic(pack_ends(_sequences(ids, lengths), ids.device))
             else:
                 assert hidden is not None
                 values = self._head_values(hidden)
@@ -277,7 +310,7 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
         return self.critic(states)[:, 0].float()
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed_precision == "bf16")
+        return autocast(self.device, self.mixed_precision)
 
     # ------------------------------------------------------------------------------------------------ learning
     def evaluate_actions(self, obs: PyTorchObs | PackedBatch, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -291,23 +324,47 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
             Values (n,), log π (n,) and entropies (n,) in nats, float32.
         """
         if isinstance(obs, PackedBatch):
-            return self._evaluate_packed(obs)
+            evaluate = self._evaluate_packed if self._own["second_derivatives"] else self._micro_batches
+            values, log_probs, entropy = evaluate(obs)
+            return values, log_probs, entropy if self.entropy_grad else entropy.detach()
         ids, lengths = _split(obs)
         hidden = self._last_hidden(ids, lengths)
         busy = lengths > 0
         with self._autocast():
-            log_probs, entropy = head_log_probs(
-                self.lm, hidden, actions.long().flatten(), self.temperature, self.entropy_grad
-            )
+            log_probs, entropy = self._log_probs(hidden, actions.long().flatten())
         values = self._values(hidden, ids, lengths)[:, 0]
         return values, torch.where(busy, log_probs, 0.0), torch.where(busy, entropy, 0.0)
 
     def _evaluate_packed(self, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
         with self._autocast():
-            hidden = batch.select(self.lm.hidden(batch.input_ids, use_cache=False).last_hidden_state)
-            log_probs, entropy = head_log_probs(self.lm, hidden, batch.targets, self.temperature, self.entropy_grad)
-            values = self.critic(batch) if self.has_own_critic else self._head_values(hidden)
+            hidden = self._packed_hidden(batch)
+            log_probs, entropy = self._log_probs(hidden, batch.targets)
+            values = self._packed_values(batch, hidden)
         return values, log_probs, entropy
+
+    def _packed_hidden(self, batch: PackedBatch) -> Tensor:
+        """The actor's hidden states (n, H) that predict the scored tokens."""
+        with self._autocast(), self._attention():
+            return packed_states(self.lm.trunk, batch)[batch.index]
+
+    def _packed_values(self, batch: PackedBatch, hidden: Tensor | None) -> Tensor:
+        """V before each scored token, (n,)."""
+        if self.has_own_critic:
+            values: Tensor = self.critic(batch)
+            return values
+        assert hidden is not None
+        return self._head_values(hidden)
+
+    def _log_probs(self, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Log π of tokens and the entropies, (n,)."""
+        return head_log_probs(
+            self.lm, hidden, tokens, self.temperature, self.entropy_grad, fused=not self._own["second_derivatives"]
+        )
+
+    def _attention(self) -> contextlib.AbstractContextManager[Any]:
+        """Attention whose gradient has a gradient, where one is needed."""
+        twice = self._own["second_derivatives"] and torch.is_grad_enabled()
+        return sdpa_kernel(SDPBackend.MATH) if twice else contextlib.nullcontext()
 
     @torch.no_grad()
     def score_segments(self, sequences: list[list[int]], starts: list[int]) -> tuple[Any, Any]:
@@ -320,9 +377,9 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
         Returns:
             (log π, V), flat float32 arrays, sequence by sequence.
         """
-        counts = [len(s) - start for s, start in zip(sequences, starts, strict=True)]
         parts: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(sequences)
-        for group in micro_batches([len(s) for s in sequences], SCORE_TOKENS):
+
+        def run(group: list[int]) -> None:
             batch = pack([sequences[i] for i in group], [starts[i] for i in group], self.device)
             if self.rescores_log_probs or not self.has_own_critic:
                 values, log_probs, _ = self._evaluate_packed(batch)
@@ -330,9 +387,11 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
                 with self._autocast():
                     values = self.critic(batch)
                 log_probs = torch.zeros_like(values)
-            sizes = [counts[i] for i in group]
-            for i, one, other in zip(group, log_probs.cpu().split(sizes), values.cpu().split(sizes), strict=True):
-                parts[i] = (one, other)
+            split = (log_probs.cpu().split(batch.counts), values.cpu().split(batch.counts))
+            for i, *pair in zip(group, *split, strict=True):
+                parts[i] = (pair[0], pair[1])
+
+        in_groups([len(s) for s in sequences], SCORE_TOKENS, self.device, run)
         return torch.cat([p[0] for p in parts]).numpy(), torch.cat([p[1] for p in parts]).numpy()
 
     def set_training_mode(self, mode: bool) -> None:
@@ -340,6 +399,13 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
         if mode:
             self._decoder.clear()
         super().set_training_mode(mode)
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """`torch.nn.Module.named_parameters`; for TRPO as `second_derivatives` says."""
+        pairs = super().named_parameters(*args, **kwargs)
+        if not self._own["second_derivatives"]:
+            return pairs
+        return ((name.replace("value", "v"), p) for name, p in pairs if p.requires_grad)
 
     # ------------------------------------------------------------------------------------------------ saving
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
@@ -367,7 +433,7 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
         return result
 
     def _frozen_names(self) -> set[str]:
-        frozen = {id(p) for p in self.parameters() if not p.requires_grad}
+        frozen = {id(p) for _, p in super().named_parameters() if not p.requires_grad}
         state = super().state_dict(keep_vars=True)
         return {name for name, value in state.items() if id(value) in frozen}
 
@@ -397,7 +463,6 @@ def _split(obs: PyTorchObs) -> tuple[Tensor, Tensor]:
     return ids, obs["length"].long().reshape(len(ids))
 
 
-def _unpadded(ids: Tensor, lengths: Tensor) -> Tensor:
-    """The same ids with 0 in the padding, whose value no embedding has."""
-    place = torch.arange(ids.shape[1], device=ids.device)
-    return ids.masked_fill(place >= lengths[:, None], 0)
+def _sequences(ids: Tensor, lengths: Tensor) -> list[list[int]]:
+    """Each row's real tokens; one of token 0 for an idle row."""
+    return [row[:n] if n else [0] for row, n in zip(ids.tolist(), lengths.tolist(), strict=True)]

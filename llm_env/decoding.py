@@ -12,13 +12,14 @@ its own write position (`RaggedLayer`); stale columns behind it are masked until
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from llm_env.models import CausalLM
+from llm_env.models import CausalLM, attention_span
 
 logger = logging.getLogger(__name__)
 
@@ -106,23 +107,13 @@ def sample_tokens(
         Tokens and their log π in nats, both (n,).
     """
     log_all = torch.log_softmax(logits, -1)
-    tokens = log_all.argmax(-1) if deterministic else torch.multinomial(log_all.exp(), 1, generator=generator)[:, 0]
+    if deterministic:
+        tokens = log_all.argmax(-1)
+    else:  # the inverse of the distribution function: one random number a row; float64, for its sum has V terms
+        cumulative = log_all.exp().cumsum(-1, dtype=torch.float64)
+        drawn = 1 - torch.rand(len(logits), 1, dtype=torch.float64, device=logits.device, generator=generator)
+        tokens = torch.searchsorted(cumulative, drawn * cumulative[:, -1:])[:, 0]
     return tokens, log_all.gather(-1, tokens[:, None])[:, 0]
-
-
-def can_cache(config: Any, longest: int) -> bool:
-    """Whether a model's cache is plain attention over everything, up to `longest` tokens."""
-    try:
-        layers = DynamicCache(config=config).layers
-    except Exception:  # a configuration that transformers has no cache for
-        return False
-
-    def is_full(layer: Any) -> bool:
-        if isinstance(layer, DynamicSlidingWindowLayer):
-            return type(layer) is DynamicSlidingWindowLayer and layer.sliding_window >= longest
-        return type(layer) is DynamicLayer
-
-    return all(is_full(layer) for layer in layers)
 
 
 class CachedDecoder:
@@ -134,12 +125,16 @@ class CachedDecoder:
             stand in the way of the cache.
         use_cache: False reads every prefix from the start; it is also what models without a plain attention cache
             fall back to, with one line in the log.
+        refresh: Called before the model is used for the first time, and for the first time after `clear`.
 
     Not thread-safe. Memory: O(rows × longest prefix) keys and values a layer.
     """
 
-    def __init__(self, lm: CausalLM, max_length: int, use_cache: bool = True) -> None:
+    def __init__(
+        self, lm: CausalLM, max_length: int, use_cache: bool = True, refresh: Callable[[], None] | None = None
+    ) -> None:
         self.lm = lm
+        self._refresh = refresh
         self.max_length = max_length
         self.use_cache = use_cache
         self._checked = not use_cache
@@ -147,6 +142,7 @@ class CachedDecoder:
 
     def clear(self) -> None:
         """Forgets everything; must follow every change of the weights."""
+        self._stale = True
         self._positions = _Positions()
         self._layers: list[RaggedLayer] = []
         self._tokens = torch.empty(0, 0, dtype=torch.long)  # (slots, columns): what each slot's row encodes
@@ -170,6 +166,9 @@ class CachedDecoder:
         longest = int(lengths.max()) if len(lengths) else 0
         if not self._checked:
             self._check()
+        if self._stale and self._refresh is not None:
+            self._refresh()
+        self._stale = False
         if not self.use_cache:
             return self._uncached(ids, lengths)
         if len(lengths) != len(self._lengths):
@@ -301,7 +300,7 @@ class CachedDecoder:
         """Decides once whether this model can be cached: by its configuration, then by trying it on ragged rows."""
         self._checked = True
         reason = None
-        if not can_cache(self.lm.config, self.max_length):
+        if attention_span(self.lm.config) < self.max_length:
             reason = "its cache is not plain attention over the whole prefix"
         elif not self._agrees_with_full_forward():
             reason = "its cached step disagrees with a full forward pass"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import math
 import threading
 import weakref
 from collections.abc import Iterator
@@ -20,7 +21,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.utils import logging as transformers_logging
+
+from llm_env.linear import use_onednn
 
 ASSETS = Path(__file__).parent / "assets"
 DEFAULT_MODEL = str(ASSETS / "actor")
@@ -67,6 +71,21 @@ def resolve_dtype(name: str) -> torch.dtype:
     if name not in _DTYPES:
         raise ValueError(f"dtype={name!r} is not known; use one of {', '.join(_DTYPES)}.")
     return _DTYPES[name]
+
+
+def autocast(device: torch.device, mixed_precision: str) -> contextlib.AbstractContextManager[Any]:
+    """Autocast to bf16 on a device for ``"bf16"``; nothing for ``"no"``."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
+
+
+def check_mixed_precision(value: str) -> None:
+    """Refuses what is not a precision.
+
+    Raises:
+        ValueError: it is neither ``"no"`` nor ``"bf16"``.
+    """
+    if value not in ("no", "bf16"):
+        raise ValueError(f"mixed_precision={value!r} is not known; use 'no' or 'bf16'.")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -196,6 +215,7 @@ def load_weights(
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+    use_onednn(model)
     model.to(resolve_device(settings.device))  # type: ignore[arg-type]
     return model.eval()
 
@@ -221,6 +241,21 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, na
             "could end. Set tokenizer.eos_token and save the folder again."
         )
     return frozenset(ids)
+
+
+def attention_span(config: Any) -> float:
+    """How many tokens back a decoder's plain attention sees: its sliding window, or infinity; 0 for other caches."""
+    try:
+        layers = DynamicCache(config=config.get_text_config()).layers
+    except Exception:  # a configuration that transformers has no cache for
+        return 0
+    span = math.inf
+    for layer in layers:
+        if type(layer) is DynamicSlidingWindowLayer:
+            span = min(span, layer.sliding_window)
+        elif type(layer) is not DynamicLayer:
+            return 0
+    return span
 
 
 class CausalLM:

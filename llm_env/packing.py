@@ -1,53 +1,92 @@
 """One causal pass over whole sequences instead of one pass for every token.
 
-Sequences are right-padded without an attention mask: causality alone keeps what stands behind a row's end away from
-its real tokens, so every row gets the numbers that it would get alone. The LM head runs on the scored positions only,
-in chunks, because a float32 tensor of (tokens, vocabulary) is the memory peak of token-level RL.
+Sequences of different lengths are laid end to end, without padding: every linear layer reads real tokens only, and
+attention, the one place where tokens meet, is taken apart again into sequences (`llm_env.attention`). Models that cannot
+be run so read a right-padded batch, where causality alone keeps what stands behind a row's end away from its tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from llm_env.models import CausalLM
+from llm_env.memory import free_after, is_out_of_memory
 
-HEAD_CHUNK_ELEMENTS = 2**25  # logits computed at once: 128 MB in float32
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class PackedBatch:
     """Sequences of which some tokens are scored.
 
-    Shapes: B sequences, T the longest one's tokens, n scored tokens in all, sequence by sequence.
+    Shapes: B sequences, N tokens in all, n of them predict a scored token.
+
+    Attributes:
+        input_ids: All tokens that are read, the longest sequence's first, shape (N,), long.
+        lengths: Tokens read of each sequence, in that order, B entries.
+        index: The place among the N of the token that predicts each scored one, in the order of the sequences as they
+            were given, shape (n,).
+        targets: The scored tokens, shape (n,).
+        counts: Scored tokens of each sequence, in the order given, B entries.
+        order: Which of the given sequences each of those laid out is, B entries.
     """
 
-    input_ids: Tensor  # (B, T) long, right-padded with 0
-    rows: Tensor  # (n,) long: the sequence of each scored token
-    columns: Tensor  # (n,) long: the position that predicts it, one before its own
-    targets: Tensor  # (n,) long: the scored tokens
-    lengths: Tensor  # (B,) long: tokens of each sequence
+    input_ids: Tensor
+    lengths: tuple[int, ...]
+    index: Tensor
+    targets: Tensor
+    counts: tuple[int, ...]
+    order: tuple[int, ...]
 
     @property
     def device(self) -> torch.device:
         """Where the tensors lie."""
         return self.input_ids.device
 
-    def select(self, hidden: Tensor) -> Tensor:
-        """The hidden states (n, H) that predict the scored tokens, out of (B, T, H)."""
-        return hidden[self.rows, self.columns]
+    def split(self, max_tokens: int) -> list[tuple[PackedBatch, Tensor]]:
+        """Parts of at most `max_tokens` tokens, each of whole sequences, and of at least one.
+
+        Returns:
+            Pairs of a part and the places of its scored tokens among the n of this batch.
+        """
+        if len(self.input_ids) <= max_tokens:
+            return [(self, torch.arange(len(self.index), device=self.device))]
+        ends = list(itertools.accumulate(self.counts))
+        parts = []
+        first = start = 0
+        while first < len(self.lengths):
+            last, stop = first + 1, start + self.lengths[first]
+            while last < len(self.lengths) and stop - start + self.lengths[last] <= max_tokens:
+                stop += self.lengths[last]
+                last += 1
+            members = self.order[first:last]
+            places = torch.cat([torch.arange(ends[i] - self.counts[i], ends[i]) for i in members]).to(self.device)
+            part = PackedBatch(
+                self.input_ids[start:stop],
+                self.lengths[first:last],
+                self.index[places] - start,
+                self.targets[places] if len(self.targets) else self.targets,
+                tuple(self.counts[i] for i in members),
+                tuple(range(len(members))),
+            )
+            parts.append((part, places))
+            first, start = last, stop
+        return parts
 
 
 def pack(sequences: Sequence[Sequence[int]], starts: Sequence[int], device: torch.device | str) -> PackedBatch:
     """Packs sequences whose tokens from `starts` on are scored.
 
+    The last token of a sequence predicts nothing here and is not read.
+
     Args:
         sequences: B token id sequences, prompt and response.
-        starts: For each, the index of the first scored token, at least 1.
+        starts: For each, the index of the first scored token, at least 1 and at most its length.
         device: Where to put the batch.
 
     Raises:
@@ -55,17 +94,35 @@ def pack(sequences: Sequence[Sequence[int]], starts: Sequence[int], device: torc
     """
     if any(start < 1 for start in starts):
         raise ValueError("A scored token needs at least one token before it; got a start of 0.")
-    lengths = [len(s) for s in sequences]
-    ids = torch.zeros(len(sequences), max(lengths), dtype=torch.long)
-    for i, sequence in enumerate(sequences):
-        ids[i, : lengths[i]] = torch.as_tensor(sequence, dtype=torch.long)
-    rows = torch.cat([torch.full((n - s,), i) for i, (n, s) in enumerate(zip(lengths, starts, strict=True))])
-    columns = torch.cat([torch.arange(s - 1, n - 1) for n, s in zip(lengths, starts, strict=True)])
-    # The last token of a sequence predicts nothing here: it need not be read.
-    targets = ids[rows, columns + 1]
-    ids = ids[:, : max(1, max(lengths) - 1)]
-    parts = (ids, rows, columns, targets, torch.tensor(lengths))
-    return PackedBatch(*(part.to(device) for part in parts))
+    read = [max(1, len(s) - 1) for s in sequences]
+    ids, lengths, places, order = _lay_out(sequences, read)
+    index = torch.cat(
+        [torch.arange(p + s - 1, p + len(t) - 1) for p, s, t in zip(places, starts, sequences, strict=True)]
+    )
+    targets = torch.tensor([t for s, start in zip(sequences, starts, strict=True) for t in s[start:]], dtype=torch.long)
+    counts = tuple(len(s) - start for s, start in zip(sequences, starts, strict=True))
+    return PackedBatch(ids.to(device), lengths, index.to(device), targets.to(device), counts, order)
+
+
+def pack_ends(sequences: Sequence[Sequence[int]], device: torch.device | str) -> PackedBatch:
+    """Packs sequences of which the last token's hidden state is wanted; `targets` is empty, `counts` are ones."""
+    ids, lengths, places, order = _lay_out(sequences, [len(s) for s in sequences])
+    index = torch.tensor([p + len(s) - 1 for p, s in zip(places, sequences, strict=True)])
+    nothing = torch.zeros(0, dtype=torch.long, device=device)
+    return PackedBatch(ids.to(device), lengths, index.to(device), nothing, (1,) * len(sequences), order)
+
+
+def _lay_out(
+    sequences: Sequence[Sequence[int]], read: Sequence[int]
+) -> tuple[Tensor, tuple[int, ...], list[int], tuple[int, ...]]:
+    """The first `read` ids of each sequence, longest first; their lengths; where each given one starts; the order."""
+    order = sorted(range(len(sequences)), key=lambda i: -read[i])
+    places, end = [0] * len(sequences), 0
+    for i in order:
+        places[i] = end
+        end += read[i]
+    ids = torch.tensor([t for i in order for t in sequences[i][: read[i]]], dtype=torch.long)
+    return ids, tuple(read[i] for i in order), places, tuple(order)
 
 
 def micro_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
@@ -84,40 +141,26 @@ def micro_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]
         yield group
 
 
-def head_log_probs(
-    lm: CausalLM, hidden: Tensor, targets: Tensor, temperature: float, entropy_grad: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Log π and entropy at single positions, in float32, never with all logits in memory at once.
+def in_groups(lengths: Sequence[int], max_tokens: int, device: torch.device, run: Callable[[list[int]], None]) -> None:
+    """Calls `run` with groups of indices as `micro_batches` makes them; a group that does not fit in memory is halved.
 
     Args:
-        lm: The model whose head is used.
-        hidden: Last hidden states, shape (n, H).
-        targets: Tokens taken, shape (n,).
-        temperature: Divides the logits: it is part of π.
-        entropy_grad: Whether the entropy carries gradients.
+        lengths: Tokens of each sequence.
+        max_tokens: Of a group, padding included.
+        device: Where `run` works.
+        run: May be called again with parts of a group for which it ran out of memory.
 
-    Returns:
-        (log π(target), entropy), both (n,), in nats.
+    Raises:
+        torch.OutOfMemoryError, RuntimeError: a single sequence does not fit, or `run` failed otherwise.
     """
-
-    def one_chunk(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        logits = lm.logits(states).float() / temperature
-        log_normaliser = torch.logsumexp(logits, -1)
-        log_prob = logits.gather(-1, tokens[:, None])[:, 0] - log_normaliser
-        with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
-            probabilities = torch.exp(logits - log_normaliser[:, None])
-            entropy = log_normaliser - (probabilities * logits).sum(-1)
-        return log_prob, entropy if entropy_grad else entropy.detach()
-
-    chunk = max(1, HEAD_CHUNK_ELEMENTS // lm.vocab_size)
-    if len(targets) <= chunk:
-        return one_chunk(hidden, targets)
-    log_probs, entropies = [], []
-    for states, tokens in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-        if torch.is_grad_enabled() and states.requires_grad:  # recompute the logits in the backward pass
-            log_prob, entropy = checkpoint(one_chunk, states, tokens, use_reentrant=False)
-        else:
-            log_prob, entropy = one_chunk(states, tokens)
-        log_probs.append(log_prob)
-        entropies.append(entropy)
-    return torch.cat(log_probs), torch.cat(entropies)
+    waiting = list(micro_batches(lengths, max_tokens))[::-1]
+    while waiting:
+        group = waiting.pop()
+        try:
+            run(group)
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or len(group) == 1:
+                raise
+            free_after(error, device)
+            logger.warning("%d sequences do not fit in memory at once: they are read in halves.", len(group))
+            waiting += [group[len(group) // 2 :], group[: len(group) // 2]]

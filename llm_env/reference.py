@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from llm_env.attention import packed_states
 from llm_env.decoding import CachedDecoder
-from llm_env.models import SharedLM
-from llm_env.packing import head_log_probs, micro_batches, pack
+from llm_env.head import head_log_probs
+from llm_env.models import CausalLM, SharedLM, autocast
+from llm_env.packing import in_groups, pack
 
 SCORE_TOKENS = 16_384  # tokens read at once, padding included
 
@@ -21,11 +24,19 @@ class Reference:
     Args:
         shared: The model.
         temperature: Divides its logits, as it does the policy's: the KL compares distributions at one temperature.
+        mixed_precision: ``no`` or ``bf16``: as the policy's, so that equal weights give equal log-probs.
     """
 
-    def __init__(self, shared: SharedLM, temperature: float) -> None:
+    def __init__(self, shared: SharedLM, temperature: float, mixed_precision: str = "no") -> None:
         self.shared = shared
         self.temperature = temperature
+        self.mixed_precision = mixed_precision
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[CausalLM]:
+        """The model without gradients and adapters, in its precision."""
+        with self.shared.frozen() as lm, autocast(lm.device, self.mixed_precision):
+            yield lm
 
     def log_probs(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[NDArray[np.float32]]:
         """Log π_ref of every token from `starts` on, in nats, one array a sequence; whole sequences in one pass.
@@ -36,15 +47,17 @@ class Reference:
         """
         results: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(sequences)
         asked = [i for i in range(len(sequences)) if len(sequences[i]) > starts[i]]
-        with self.shared.frozen() as lm:
-            for group in micro_batches([len(sequences[i]) for i in asked], SCORE_TOKENS):
-                members = [asked[g] for g in group]
+
+        def run(group: list[int]) -> None:
+            members = [asked[g] for g in group]
+            with self.frozen() as lm:
                 batch = pack([sequences[i] for i in members], [starts[i] for i in members], lm.device)
-                hidden = batch.select(lm.hidden(batch.input_ids, use_cache=False).last_hidden_state)
+                hidden = packed_states(lm.trunk, batch)[batch.index]
                 log_probs, _ = head_log_probs(lm, hidden, batch.targets, self.temperature)
-                counts = [len(sequences[i]) - starts[i] for i in members]
-                for i, part in zip(members, log_probs.cpu().split(counts), strict=True):
-                    results[i] = part.numpy()
+            for i, part in zip(members, log_probs.cpu().split(batch.counts), strict=True):
+                results[i] = part.numpy()
+
+        in_groups([len(sequences[i]) for i in asked], SCORE_TOKENS, self.shared.lm.device, run)
         return results
 
 
@@ -74,7 +87,7 @@ class StepwiseReference:
         busy = np.flatnonzero(lengths)
         if not len(busy):
             return result
-        with self.reference.shared.frozen() as lm:
+        with self.reference.frozen() as lm:
             hidden = self.decoder.hidden(torch.from_numpy(input_ids), torch.from_numpy(lengths))[busy]
             tokens = torch.as_tensor(actions[busy], device=lm.device)
             log_probs, _ = head_log_probs(lm, hidden, tokens, self.reference.temperature)

@@ -26,8 +26,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from llm_env.models import LoadSettings, freeze, load_config, load_tokenizer, load_weights, shared
-from llm_env.packing import micro_batches
+from llm_env.attention import packed_states
+from llm_env.models import LoadSettings, autocast, freeze, load_config, load_tokenizer, load_weights, shared
+from llm_env.packing import in_groups, pack_ends
 from llm_env.transition import Episode
 
 RewardName: TypeAlias = str | Sequence[Any]
@@ -118,13 +119,21 @@ class ClassifierReward:
         name: Model folder or hub id.
         settings: dtype, device, trust_remote_code.
         actor_tokenizer: Decides between ids and text.
+        mixed_precision: ``no`` or ``bf16`` autocast.
 
     Raises:
         FileNotFoundError, ValueError: it cannot be loaded, or has other than one label.
     """
 
-    def __init__(self, name: str, settings: LoadSettings, actor_tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: LoadSettings,
+        actor_tokenizer: PreTrainedTokenizerBase,
+        mixed_precision: str = "no",
+    ) -> None:
         self.name = name
+        self.mixed_precision = mixed_precision
         self.model, self.tokenizer = shared(("reward_model", name, settings), lambda: _load_classifier(name, settings))
         self.shares_tokenizer = same_tokenizer(self.tokenizer, actor_tokenizer)
         self.mean = float(getattr(self.model.config, "score_mean", 0.0))
@@ -162,26 +171,28 @@ class ClassifierReward:
         """
         sequences = [self.token_ids(e) for e in episodes]
         raw = [0.0] * len(sequences)
-        for group in micro_batches([len(s) for s in sequences], SCORE_TOKENS):
-            for i, value in zip(group, self._forward([sequences[i] for i in group]).tolist(), strict=True):
+
+        def run(group: list[int]) -> None:
+            with autocast(self.model.device, self.mixed_precision):
+                values = self._forward([sequences[i] for i in group]).tolist()
+            for i, value in zip(group, values, strict=True):
                 raw[i] = (value - self.mean) / self.std
+
+        in_groups([len(s) for s in sequences], SCORE_TOKENS, self.model.device, run)
         return checked_scores(raw, len(episodes), self.name)
 
     def _forward(self, sequences: list[list[int]]) -> Tensor:
         """The model's score of each sequence, shape (n,), float32."""
-        longest = max(len(s) for s in sequences)
         device = self.model.device
-        ids = torch.zeros(len(sequences), longest, dtype=torch.long)
-        for i, sequence in enumerate(sequences):
-            ids[i, : len(sequence)] = torch.tensor(sequence)
-        lengths = torch.tensor([len(s) for s in sequences])
-        ids, lengths = ids.to(device), lengths.to(device)
         head = scalar_head(self.model)
-        if head is not None:  # a decoder: causality masks what stands behind a row's end
-            hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-            return head(hidden[torch.arange(len(ids), device=device), lengths - 1])[:, 0].float()
-        mask = (torch.arange(longest, device=device) < lengths[:, None]).long()
-        return self.model(input_ids=ids, attention_mask=mask).logits[:, 0].float()
+        if head is not None:  # a decoder: causality is the mask
+            batch = pack_ends(sequences, device)
+            return head(packed_states(self.model.base_model, batch)[batch.index])[:, 0].float()
+        lengths = torch.tensor([len(s) for s in sequences])
+        inside = torch.arange(int(lengths.max())) < lengths[:, None]
+        ids = torch.zeros(inside.shape, dtype=torch.long)
+        ids[inside] = torch.tensor([t for s in sequences for t in s])
+        return self.model(input_ids=ids.to(device), attention_mask=inside.long().to(device)).logits[:, 0].float()
 
 
 def scalar_head(model: PreTrainedModel) -> nn.Module | None:
@@ -228,7 +239,10 @@ class WeightedSum:
 
 
 def load_reward_model(
-    name: RewardName, settings: LoadSettings, actor_tokenizer: PreTrainedTokenizerBase
+    name: RewardName,
+    settings: LoadSettings,
+    actor_tokenizer: PreTrainedTokenizerBase,
+    mixed_precision: str = "no",
 ) -> RewardModel:
     """The reward model of a name, or the weighted sum of several.
 
@@ -239,14 +253,14 @@ def load_reward_model(
         text = str(name)
         if ":" in text and not Path(text).exists():
             return FunctionReward(text)
-        return ClassifierReward(text, settings, actor_tokenizer)
+        return ClassifierReward(text, settings, actor_tokenizer, mixed_precision)
     parts: list[tuple[RewardModel, float]] = []
     for item in name:
         part: Any
         part, weight = (item, 1.0) if isinstance(item, str | Path) else item
         if not isinstance(weight, int | float) or not math.isfinite(weight):
             raise ValueError(f"reward_model: the weight of {part!r} must be a finite number; got {weight!r}.")
-        parts.append((load_reward_model(part, settings, actor_tokenizer), float(weight)))
+        parts.append((load_reward_model(part, settings, actor_tokenizer, mixed_precision), float(weight)))
     if not parts:
         raise ValueError("reward_model is an empty list; name at least one reward model.")
     return WeightedSum(parts)

@@ -16,6 +16,7 @@ from llm_env.models import (
     DEFAULT_PROMPTS,
     DEFAULT_REWARD_MODEL,
     LoadSettings,
+    check_mixed_precision,
     resolve_device,
     resolve_dtype,
     shared,
@@ -42,6 +43,7 @@ class TaskSettings:
         temperature: Divides the logits wherever a log-probability is taken; part of the policy.
         missing_eos_penalty: Taken off the score of a response that reached the cap without an end token.
         dtype: Of the frozen models: float32, bfloat16 or float16. Only in float32 is the KL exactly 0 at the start.
+        mixed_precision: ``no``, or ``bf16``: reference and reward model compute under autocast, as the actor then should.
         device: Of the frozen models: auto, cpu, cuda, …
         trust_remote_code: Whether model code from a hub may run.
     """
@@ -55,6 +57,7 @@ class TaskSettings:
     temperature: float = 1.0
     missing_eos_penalty: float = 0.0
     dtype: str = "float32"
+    mixed_precision: str = "no"
     device: str = "auto"
     trust_remote_code: bool = False
 
@@ -75,6 +78,7 @@ class TaskSettings:
         if not _is_number(self.temperature) or self.temperature <= 0:
             raise ValueError(f"temperature={self.temperature!r} must be a finite number above 0.")
         resolve_dtype(self.dtype)
+        check_mixed_precision(self.mixed_precision)
         if self.model is not None:
             for name in ("reward_model", "prompts"):
                 if getattr(self, name) is None:
@@ -118,8 +122,10 @@ class TextTask:
                 f"max_prompt_length={settings.max_prompt_length} + max_new_tokens={settings.max_new_tokens} = "
                 f"{self.max_length} tokens, but model={name!r} can read {limit}. Lower one of them."
             )
-        self.reference = Reference(self.model, settings.temperature)
-        self.reward_model = load_reward_model(settings.reward_model or DEFAULT_REWARD_MODEL, load, self.tokenizer)
+        self.reference = Reference(self.model, settings.temperature, settings.mixed_precision)
+        self.reward_model = load_reward_model(
+            settings.reward_model or DEFAULT_REWARD_MODEL, load, self.tokenizer, settings.mixed_precision
+        )
         source = settings.prompts if settings.prompts is not None else DEFAULT_PROMPTS
         key = source if isinstance(source, str) else repr(source)
         self.prompts: PromptSet = shared(

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch.distributions import Categorical
 
-import llm_env.packing as packing
+from llm_env.attention import packed_states
+from llm_env.head import head_log_probs
 from llm_env.models import CausalLM, LoadSettings, load_causal_lm
-from llm_env.packing import head_log_probs, micro_batches, pack
+from llm_env.packing import micro_batches, pack
 from tests.conftest import FAMILIES
 
 RNG = np.random.default_rng(0)
@@ -36,31 +37,24 @@ def test_packed_equals_one_at_a_time(model_folder: Callable[..., str], family: s
     lm = load_causal_lm(model_folder(family), LoadSettings("float32", "cpu"))
     batch = pack(SEQUENCES, STARTS, "cpu")
     with torch.no_grad():
-        hidden = batch.select(lm.hidden(batch.input_ids, use_cache=False).last_hidden_state)
+        hidden = packed_states(lm.trunk, batch)[batch.index]
         log_probs, entropies = head_log_probs(lm, hidden, batch.targets, temperature)
         want_log_probs, want_entropies = one_at_a_time(lm, temperature)
     torch.testing.assert_close(log_probs, want_log_probs, rtol=1e-4, atol=2e-5)
     torch.testing.assert_close(entropies, want_entropies, rtol=1e-4, atol=2e-5)
 
 
-def test_chunks_change_neither_values_nor_gradients(
-    model_folder: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lm = load_causal_lm(model_folder("llama"), LoadSettings("float32", "cpu"))
+def test_parts_of_a_batch_hold_everything_once() -> None:
     batch = pack(SEQUENCES, STARTS, "cpu")
-
-    def gradients(chunk_elements: int) -> list[torch.Tensor]:
-        monkeypatch.setattr(packing, "HEAD_CHUNK_ELEMENTS", chunk_elements)
-        lm.model.zero_grad()
-        hidden = batch.select(lm.hidden(batch.input_ids, use_cache=False).last_hidden_state)
-        log_probs, entropies = head_log_probs(lm, hidden, batch.targets, 1.0)
-        (log_probs.sum() + 0.1 * entropies.sum()).backward()
-        return [p.grad.clone() for p in lm.model.parameters() if p.grad is not None]
-
-    whole, chunked = gradients(2**25), gradients(3 * 1024)
-    assert len(whole) == len(chunked) > 5
-    for one, other in zip(whole, chunked, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    for limit in (1, 12, 20, 1000):
+        parts = batch.split(limit)
+        assert sorted(torch.cat([places for _, places in parts]).tolist()) == list(range(len(batch.targets)))
+        for part, places in parts:
+            assert len(part.input_ids) == sum(part.lengths)
+            assert len(part.input_ids) <= limit or len(part.lengths) == 1
+            assert torch.equal(part.targets, batch.targets[places])
+            assert torch.equal(part.input_ids[part.index], batch.input_ids[batch.index[places]])
+            assert sum(part.counts) == len(places)
 
 
 def test_micro_batches_hold_everything_once_within_the_limit() -> None:

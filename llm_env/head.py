@@ -1,0 +1,94 @@
+"""The LM head on single positions: log-probabilities and entropies, never with all logits in memory at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from llm_env.models import CausalLM
+
+HEAD_CHUNK_ELEMENTS = 2**25  # logits computed at once: 128 MB in float32
+
+
+class _LogProbs(torch.autograd.Function):
+    """Log π of one token a row, and the entropy as a figure, in as few passes over the logits as they take.
+
+    ∂ log π(a) / ∂ logit_v = 1[v = a] - π(v): the probabilities are all that the gradient needs, and become it in place.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        scaled = logits.float()
+        if temperature != 1.0:
+            scaled = scaled / temperature
+        highest = scaled.amax(-1, keepdim=True)
+        weights = (scaled - highest).exp_()  # π up to a factor
+        total = weights.sum(-1)
+        log_normaliser = total.log() + highest[:, 0]
+        log_prob = scaled.gather(-1, targets[:, None])[:, 0] - log_normaliser
+        with torch.autocast(logits.device.type, enabled=False):  # it would round both factors to bf16
+            mean_logit = torch.bmm(weights[:, None], scaled[:, :, None])[:, 0, 0] / total
+        ctx.save_for_backward(weights, total, targets)
+        ctx.temperature, ctx.dtype = temperature, logits.dtype
+        entropy = log_normaliser - mean_logit
+        ctx.mark_non_differentiable(entropy)
+        return log_prob, entropy
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        weights, total, targets = ctx.saved_tensors
+        grad = grad / ctx.temperature
+        grad_logits = weights.mul_((-grad / total)[:, None])
+        grad_logits[torch.arange(len(targets), device=grad.device), targets] += grad
+        return grad_logits.to(ctx.dtype), None, None
+
+
+def _plain(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """The same in operations that can be derived any number of times; the entropy too."""
+    scaled = logits.float() / temperature
+    log_normaliser = torch.logsumexp(scaled, -1)
+    log_prob = scaled.gather(-1, targets[:, None])[:, 0] - log_normaliser
+    probabilities = torch.exp(scaled - log_normaliser[:, None])
+    return log_prob, log_normaliser - (probabilities * scaled).sum(-1)
+
+
+def head_log_probs(
+    lm: CausalLM, hidden: Tensor, targets: Tensor, temperature: float, entropy_grad: bool = False, fused: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Log π and entropy at single positions, in float32.
+
+    Args:
+        lm: The model whose head is used.
+        hidden: Last hidden states, shape (n, H).
+        targets: Tokens taken, shape (n,).
+        temperature: Divides the logits: it is part of π.
+        entropy_grad: Whether the entropy carries gradients.
+        fused: False takes operations whose gradient has a gradient.
+
+    Returns:
+        (log π(target), entropy), both (n,), in nats.
+    """
+
+    def one_chunk(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        logits = lm.logits(states)
+        if fused and not entropy_grad:
+            return _LogProbs.apply(logits, tokens, temperature)  # type: ignore[no-untyped-call]
+        log_prob, entropy = _plain(logits, tokens, temperature)
+        return log_prob, entropy if entropy_grad else entropy.detach()
+
+    chunk = max(1, HEAD_CHUNK_ELEMENTS // lm.vocab_size)
+    if len(targets) <= chunk:
+        return one_chunk(hidden, targets)
+    log_probs, entropies = [], []
+    for states, tokens in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+        if torch.is_grad_enabled() and states.requires_grad:  # recompute the logits in the backward pass
+            log_prob, entropy = checkpoint(one_chunk, states, tokens, use_reentrant=False)
+        else:
+            log_prob, entropy = one_chunk(states, tokens)
+        log_probs.append(log_prob)
+        entropies.append(entropy)
+    return torch.cat(log_probs), torch.cat(entropies)

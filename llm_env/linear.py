@@ -22,8 +22,13 @@ def has_onednn() -> bool:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """X Wᵀ + b for x (n, in), W (out, in)."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    """The product x Wᵀ + b for x (n, in), W (out, in)."""
+    try:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    except (
+        RuntimeError
+    ):  # short of memory it says "could not create a primitive"; torch's own product says what is wrong
+        return nn.functional.linear(x, weight, bias)
 
 
 class _Linear(torch.autograd.Function):

@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from llm_env.decoding import CachedDecoder
+from llm_env.decoding import CachedDecoder, sample_tokens
 from llm_env.models import CausalLM, LoadSettings, load_causal_lm
 from tests.conftest import FAMILIES, SIZE, WIDE
 
@@ -142,3 +142,16 @@ def test_others_fall_back_to_no_cache_and_say_so_once(caplog: pytest.LogCaptureF
             got = lm.logits(decoder.hidden(ids, lengths))
             torch.testing.assert_close(got[:2], full_forward(lm, ids, lengths)[:2], rtol=1e-4, atol=1e-4)
     assert sum("without a cache" in r.message for r in caplog.records) == 1
+
+
+def test_sampling_never_draws_what_is_forbidden_and_follows_the_distribution() -> None:
+    logits = torch.tensor([[-torch.inf, 1.0, -torch.inf, 0.0, -torch.inf]]).expand(40_000, -1)
+    tokens, log_probs = sample_tokens(logits, generator=torch.Generator().manual_seed(0))
+    shares = torch.bincount(tokens, minlength=5) / len(tokens)
+    assert shares[[0, 2, 4]].tolist() == [0, 0, 0]
+    assert shares[1].item() == pytest.approx(torch.sigmoid(torch.tensor(1.0)).item(), abs=0.01)
+    torch.testing.assert_close(log_probs, torch.log_softmax(logits, -1).gather(1, tokens[:, None])[:, 0])
+    rare = torch.full((1, 200_000), 0.0)  # the last of many, each of probability 5e-6
+    last = [sample_tokens(rare, generator=torch.Generator().manual_seed(s))[0].item() for s in range(200)]
+    assert max(last) > 190_000
+    assert min(last) < 10_000

@@ -268,3 +268,26 @@ def test_any_family_trains(model_folder: Callable[..., str], family: str) -> Non
     before = [p.clone() for p in model.policy.actor.parameters()]
     model.learn(4 * 6 * 2)
     assert any(not torch.equal(a, b) for a, b in zip(before, model.policy.actor.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("episodes", "asked"), [("synchronous", 0), ("continuous", 1)])
+def test_values_behind_a_rollout_are_computed_only_where_an_episode_goes_on(
+    monkeypatch: pytest.MonkeyPatch, episodes: str, asked: int
+) -> None:
+    model = make_algorithm(
+        "ppo", n_envs=4, seed=0, episodes=episodes, env_kwargs=SMALL, n_steps=12 if asked == 0 else 16
+    )
+    policy: Any = model.policy
+    calls: list[int] = []
+    compute = policy._state_values
+    monkeypatch.setattr(policy, "_state_values", lambda *args: calls.append(1) or compute(*args))
+    model.learn(4 * 12)
+    assert len(calls) == asked
+    obs, _ = policy.obs_to_tensor(model._last_obs)
+    with torch.no_grad():
+        values = policy.predict_values(obs)
+        assert len(calls) == asked
+        assert values.shape == (4, 1)
+        assert torch.isfinite(values).all()
+        torch.testing.assert_close(2 * values, compute(obs["input_ids"], obs["length"].flatten()) * 2)
+    assert len(calls) == asked + 1  # once, however often they are looked at

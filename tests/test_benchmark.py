@@ -1,0 +1,81 @@
+"""The benchmark: contenders that run everywhere work on the same objective; what cannot run says why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import benchmark
+from benchmark import Args, Case, cells, same_objective, suite_of, summary
+from benchmarks.case import EOS
+
+SMALL = {"model": "default", "batch": 4, "prompt": 6, "response": 8, "iterations": 1, "epochs": 2}
+
+
+def test_the_script_is_the_same_for_all_and_has_the_lengths_that_it_says() -> None:
+    case = Case(batch=5, prompt=4, response=9, lengths="spread")
+    prompts, responses = case.script(100)
+    assert case.response_lengths() == [1, 3, 5, 7, 9] == [len(r) for r in responses]
+    assert [r[-1] == EOS for r in responses] == [True] * 4 + [False]
+    assert all(EOS not in r[:-1] for r in responses)
+    assert case.tokens() == 25
+    assert (prompts, responses) == case.script(100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lengths", ["equal", "spread"])
+def test_contenders_have_the_same_objective(tmp_path: Path, lengths: str, capsys: pytest.CaptureFixture[str]) -> None:
+    contenders = ("ours", "naive", "floor") if lengths == "equal" else ("ours", "naive", "floor", "a2c")
+    args = Args(**SMALL, lengths=lengths, contenders=contenders, output_dir=tmp_path)  # type: ignore[arg-type]
+    assert benchmark.main(args) == 0
+    (result,) = json.loads((tmp_path / "results.json").read_text())
+    rows = result["contenders"]
+    for row in rows.values():
+        assert row["seconds"]["total"] > 0
+        assert row["objective"]["kl"] == pytest.approx(rows["floor"]["objective"]["kl"], abs=1e-3)
+        assert row["objective"]["log_prob"] == pytest.approx(rows["floor"]["objective"]["log_prob"], abs=1e-2)
+        assert row["objective"]["score"] == pytest.approx(rows["floor"]["objective"]["score"], abs=1e-3)
+    if lengths == "spread":
+        assert "naive" not in rows
+        assert "naive cannot run here" in capsys.readouterr().out
+    assert (tmp_path / "times.png").stat().st_size > 5000
+    assert "| ours |" in (tmp_path / "table.md").read_text()
+
+
+def test_medians_and_ratios() -> None:
+    runs = [
+        {"iterations": [{"generate": [t, 2 * t], "train": [1.0, 2.0]}], "peak_mb": t, "objective": {}, "threads": 2,
+         "torch": "", "transformers": ""}
+        for t in (1.0, 2.0, 9.0)
+    ]  # fmt: skip
+    row = summary(Case(batch=2, response=15), runs)
+    assert row["seconds"] == {"generate": 2.0, "score": 0.0, "train": 1.0, "total": 3.0}
+    assert row["range"] == [2.0, 10.0]
+    assert row["tokens_per_second"] == 10.0
+    assert row["tokens_per_cpu_second"] == 5.0
+    assert row["peak_mb"] == 9.0
+    assert row["busy"] == 1.0
+    slow = {**row, "seconds": {**row["seconds"], "total": 7.5}}
+    assert cells("other", slow, {"ours": row, "other": slow})[-1] == "2.50"
+
+
+def test_another_objective_is_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {"ours": {"objective": {"kl": 1.0, "score": 0.0}}, "other": {"objective": {"kl": 1.1, "score": 0.0}}}
+    assert not same_objective(Case(), rows)
+    assert "NOT the same objective: kl" in capsys.readouterr().out
+    assert same_objective(Case(precision="bf16"), rows)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"suite": "quik"}, "suite='quik' is not known"),
+        ({"contenders": ("us",)}, "contender 'us' is not known"),
+        ({"model": "/nowhere"}, "is neither default, 135m, 1b nor a folder"),
+    ],
+)
+def test_what_is_not_known_is_an_error(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        suite_of(Args(**settings))  # type: ignore[arg-type]

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 if TYPE_CHECKING:
     from llm_env.task import TextTask
@@ -112,7 +113,7 @@ class LazyValues(Tensor):
         def real(value: Any) -> Any:
             return value.compute() if isinstance(value, LazyValues) else value
 
-        return func(*(real(a) for a in args), **{k: real(v) for k, v in (kwargs or {}).items()})
+        return func(*tree_map(real, args), **tree_map(real, kwargs or {}))
 
 
 class SegmentScorer(Protocol):

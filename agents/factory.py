@@ -99,7 +99,7 @@ def make_algorithm(
         env_kwargs: See `llm_env.task.TaskSettings`.
         settings: The algorithm's own arguments (``learning_rate``, ``n_epochs``, ``batch_size`` in tokens, …), and the
             policy's: ``critic``, ``lora_rank``, ``lora_alpha``, ``mixed_precision``, ``gradient_checkpointing``,
-            ``use_cache``, ``optimizer_class``, ``optimizer_kwargs``.
+            ``micro_batch_tokens``, ``use_cache``, ``optimizer_class``, ``optimizer_kwargs``.
 
     Returns:
         An instance of the library's own class.

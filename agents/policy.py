@@ -241,7 +241,7 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
         busy = lengths > 0
         actions, log_probs = torch.zeros_like(lengths), torch.zeros(len(lengths), device=lengths.device)
         if busy.any():  # idle rows cost no head and no sampling
-            actions[busy], log_probs[busy] = sample_tokens(self._logits(hidden[busy]), deterministic)
+            actions[busy], log_probs[busy] = sample_tokens(self._logits(hidden[busy], self._acting_lm()), deterministic)
         if self._own["defer_values"] and self.has_own_critic:
             values = torch.full((len(lengths), 1), torch.nan, device=self.device)
         else:
@@ -251,9 +251,12 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
 
     def get_distribution(self, obs: PyTorchObs | PackedBatch) -> Distribution:
         """π(·|s) for each observation, or each scored token of a packed batch; uniform for idle rows."""
-        hidden = self._packed_hidden(obs) if isinstance(obs, PackedBatch) else self._last_hidden(*_split(obs))
+        if isinstance(obs, PackedBatch):
+            logits = self._logits(self._packed_hidden(obs), self.lm)
+        else:
+            logits = self._logits(self._last_hidden(*_split(obs)), self._acting_lm())
         assert isinstance(self.action_dist, CategoricalDistribution)
-        return self.action_dist.proba_distribution(action_logits=self._logits(hidden))
+        return self.action_dist.proba_distribution(action_logits=logits)
 
     def predict_values(self, obs: PyTorchObs | PackedBatch) -> Tensor:
         """V(s) for each observation, shape (N, 1); 0 for idle rows. With `defer_values`, computed when looked at."""
@@ -288,12 +291,14 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
     def _fresh_hidden(self, ids: Tensor, lengths: Tensor) -> Tensor:
         return self._packed_hidden(pack_ends(_sequences(ids, lengths), ids.device)) * (lengths > 0)[:, None]
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """Logits over the temperature, float32, of hidden states that carry gradients or came from the decoder."""
+    def _acting_lm(self) -> CausalLM:
+        """The model that `_last_hidden` asks, whose head goes with its states."""
+        return self.lm if torch.is_grad_enabled() else self._current_decoder().lm
+
+    def _logits(self, hidden: Tensor, lm: CausalLM) -> Tensor:
+        """Logits over the temperature, float32."""
         with self._autocast():
-            lm = self.lm if hidden.requires_grad or self._copy is None else self._copy
-            logits = lm.logits(hidden)
-        return logits.float() / self.temperature
+            return lm.logits(hidden).float() / self.temperature
 
     def _values(self, hidden: Tensor | None, ids: Tensor, lengths: Tensor) -> Tensor:
         """V at each row's last token, (N, 1), float32; 0 for idle rows."""

@@ -35,7 +35,7 @@ from stable_baselines3.common.utils import LinearSchedule
 
 from agents.callbacks import GoldFunction, TextMetricsCallback, text_env
 from agents.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
-from agents.factory import make_algorithm
+from agents.factory import DEFAULTS, algorithm_class, make_algorithm
 from agents.policy import LLMActorCriticPolicy
 from agents.report import draw_report, read_progress
 from agents.run_settings import RunSettings
@@ -106,6 +106,25 @@ class RunCallback(TextMetricsCallback):
             raise Interrupted
 
 
+def algorithm_settings(settings: RunSettings) -> dict[str, Any]:
+    """The algorithm's own arguments. The defaults of `RunSettings` are PPO's: others get what was changed, over their own."""
+    names = (
+        *("learning_rate", "n_epochs", "batch_size", "gae_lambda", "clip_range", "vf_coef", "ent_coef"),
+        *("max_grad_norm", "target_kl", "critic"),
+    )
+    plain = RunSettings()
+    chosen: dict[str, Any] = {}
+    for name in names:
+        value, default = getattr(settings, name), getattr(plain, name)
+        if value != default or (settings.algo == "ppo" and value is not None):
+            chosen[name] = value
+    algorithm_class(settings.algo)  # an unknown name is an error before its defaults are looked up
+    rate = chosen.setdefault("learning_rate", DEFAULTS[settings.algo]["learning_rate"])
+    if settings.lr_schedule == "linear":
+        chosen["learning_rate"] = LinearSchedule(rate, 0.0, 1.0)
+    return chosen
+
+
 class TrainingRun:
     """Sets a run up, trains, and leaves a folder that describes itself.
 
@@ -165,28 +184,19 @@ class TrainingRun:
 
     def _make_model(self) -> OnPolicyAlgorithm:
         s = self.settings
-        optional: dict[str, Any] = {"critic": s.critic, "batch_size": s.batch_size}
-        optional = {name: value for name, value in optional.items() if value is not None}
         model = make_algorithm(
             s.algo,
             n_envs=s.n_envs,
             rounds=s.rounds,
             episodes=s.episodes,
             env_kwargs=s.task_arguments(prompts=self._train_prompts()),
-            learning_rate=LinearSchedule(s.learning_rate, 0.0, 1.0) if s.lr_schedule == "linear" else s.learning_rate,
-            n_epochs=s.n_epochs,
-            gae_lambda=s.gae_lambda,
-            clip_range=s.clip_range,
-            vf_coef=s.vf_coef,
-            ent_coef=s.ent_coef,
-            max_grad_norm=s.max_grad_norm,
-            target_kl=s.target_kl,
             lora_rank=s.lora_rank,
             mixed_precision=s.mixed_precision,
             gradient_checkpointing=s.gradient_checkpointing,
+            micro_batch_tokens=s.micro_batch_tokens,
             seed=s.seed,
             device=s.device,
-            **optional,
+            **algorithm_settings(s),
         )
         assert isinstance(model, OnPolicyAlgorithm)
         return model

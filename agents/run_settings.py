@@ -20,7 +20,7 @@ class RunSettings:
     """Settings of one training run. Everything is a name, a path or a number."""
 
     algo: str = "ppo"
-    """Algorithm: ppo."""
+    """Algorithm: ppo, a2c or trpo. Settings below that one of them does not have are refused if they are changed."""
     model: str | None = None
     """Actor, reference and tokenizer: model folder or hub id. Default: the embedded tiny model."""
     reward_model: tuple[str, ...] | None = None
@@ -76,9 +76,11 @@ class RunSettings:
     lora_rank: int = 0
     """Rank of LoRA adapters; 0 trains all weights."""
     mixed_precision: str = "no"
-    """no or bf16 (arithmetic of the actor and the critic)."""
+    """no or bf16 (arithmetic of actor, critic, reference and reward model; decoding with a bf16 copy)."""
     gradient_checkpointing: bool = False
     """Less memory, a third more time."""
+    micro_batch_tokens: int | None = None
+    """Tokens of a mini-batch, prompts included, that are in memory at a time. Default: all, unless they do not fit."""
     dtype: str = "float32"
     """Weights of the frozen models: float32, bfloat16 or float16."""
     device: str = "auto"

@@ -38,6 +38,7 @@ from rich.table import Table
 
 from benchmarks.case import SHAPES, Case, build_models, write_case
 from benchmarks.figures import draw_curve, draw_times
+from llm_env.models import quiet_loading
 
 HERE = Path(__file__).resolve().parent
 TRL = "1.12.0"  # the last release with PPO
@@ -55,6 +56,8 @@ CONTENDERS = (*VARIANTS, "trl-small", "trl-full", "floor")
 MEASURED_AGAINST = ("trl-small", "trl-full", "naive", "floor")
 # How far means over the first iteration's responses may lie apart: nats per response, score.
 TOLERANCE = {"no": 0.01, "bf16": 1.0}
+COLUMNS = ("contender", *PHASES, "total, s", "range", "tokens/s", "tokens/CPU s", "peak MiB", "x ours")
+WIDE = ("range", "tokens/CPU s")
 console = Console(soft_wrap=True)
 
 
@@ -202,7 +205,8 @@ def suite_of(args: Args) -> Suite:
 def run_one(args: Args, case: Case, contender: str) -> dict[str, Any] | None:
     """One contender's process; None, with the reason on the screen, where it cannot run."""
     folder = args.output_dir.resolve()
-    models = build_models(case.model, folder / "models" / Path(case.model).name)
+    with quiet_loading():
+        models = build_models(case.model, folder / "models" / Path(case.model).name)
     written, result, log = folder / "case.json", folder / "result.json", folder / f"{contender}.log"
     if contender.endswith("naive"):  # one iteration of it takes longer than all of the others together
         case = dataclasses.replace(case, iterations=1, warmup=0)
@@ -292,10 +296,11 @@ def same_objective(case: Case, rows: dict[str, dict[str, Any]]) -> bool:
 
 
 def show(case: Case, rows: dict[str, dict[str, Any]]) -> None:
-    """Prints a case's table."""
-    table = Table("contender", *PHASES, "total, s", "range", "tokens/s", "tokens/CPU s", "peak MiB", "x ours")
+    """Prints a case's table; table.md has more columns."""
+    table = Table(*(name for name in COLUMNS if name not in WIDE))
     for contender, row in rows.items():
-        table.add_row(*cells(contender, row, rows))
+        line = dict(zip(COLUMNS, cells(contender, row, rows), strict=True))
+        table.add_row(*(value for name, value in line.items() if name not in WIDE))
         if case.device == "cpu" and row["busy"] < 0.8:
             console.print(
                 f"{contender} had {row['busy']:.0%} of its threads: do not use its wall times", style="yellow"
@@ -320,8 +325,7 @@ def cells(contender: str, row: dict[str, Any], rows: dict[str, dict[str, Any]]) 
 
 def markdown(results: list[dict[str, Any]]) -> str:
     """All tables, as Markdown."""
-    head = "| case | contender | generate | score | train | total, s | range | tokens/s | tokens/CPU s | peak MiB | x ours |"
-    lines = [head, "|" + "---|" * 11]
+    lines = ["| " + " | ".join(("case", *COLUMNS)) + " |", "|" + "---|" * (len(COLUMNS) + 1)]
     for result in results:
         rows = result["contenders"]
         lines += [f"| {result['name']} | " + " | ".join(cells(c, row, rows)) + " |" for c, row in rows.items()]

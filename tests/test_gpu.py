@@ -10,8 +10,11 @@ import torch
 from stable_baselines3.common.logger import configure
 
 from agents import make_algorithm
+from llm_env.attention import packed_states
 from llm_env.decoding import CachedDecoder
 from llm_env.models import LoadSettings, load_causal_lm
+from llm_env.packing import pack
+from tests.test_attention import SEQUENCES, STARTS
 from tests.test_decoding import Slots, full_forward
 
 pytestmark = [
@@ -46,3 +49,36 @@ def test_at_learning_rate_zero_the_ratio_is_one(precision: str, lora_rank: int) 
     model.learn(8 * 8 * 2)
     assert model.logger.name_to_value["train/approx_kl"] == pytest.approx(0, abs=1e-6 if precision == "no" else 2e-4)
     assert model.logger.name_to_value["train/clip_fraction"] == 0
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom"])
+def test_packed_states_are_those_of_single_sequences(model_folder: Callable[..., str], family: str) -> None:
+    trunk = load_causal_lm(model_folder(family), LoadSettings("float32", "cuda")).trunk
+    batch = pack(SEQUENCES, STARTS, "cuda")
+    with torch.no_grad():
+        alone = [trunk(input_ids=torch.tensor([SEQUENCES[i][:-1]]).cuda()).last_hidden_state[0] for i in batch.order]
+        torch.testing.assert_close(packed_states(trunk, batch), torch.cat(alone), rtol=1e-3, atol=1e-3)
+
+
+def test_a_real_shortage_is_worked_through_in_parts(caplog: pytest.LogCaptureFixture) -> None:
+    policy = make_algorithm("ppo", n_envs=4, seed=0).policy
+    batch = pack([[(7 * i + j) % 1000 + 3 for i in range(300)] for j in range(64)], [20] * 64, "cuda")
+
+    def gradients() -> list[torch.Tensor]:
+        policy.optimizer.zero_grad()
+        values, log_probs, _ = policy.evaluate_actions(batch, batch.targets)  # type: ignore[arg-type]
+        (log_probs.mean() + values.mean()).backward()
+        return [p.grad.clone() for p in policy.parameters() if p.grad is not None]
+
+    want = gradients()
+    peak = torch.cuda.max_memory_allocated()
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(0.6 * peak / total)
+    try:
+        got = gradients()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert "does not fit in memory" in caplog.text
+    for one, other in zip(want, got, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)

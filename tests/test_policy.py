@@ -289,5 +289,6 @@ def test_values_behind_a_rollout_are_computed_only_where_an_episode_goes_on(
         assert len(calls) == asked
         assert values.shape == (4, 1)
         assert torch.isfinite(values).all()
+        assert torch.cat([values, values]).shape == (8, 1)
         torch.testing.assert_close(2 * values, compute(obs["input_ids"], obs["length"].flatten()) * 2)
     assert len(calls) == asked + 1  # once, however often they are looked at

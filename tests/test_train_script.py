@@ -170,6 +170,8 @@ BAD: list[tuple[list[str], str]] = [
     (["--resume", "FOLDER"], "no run there"),
     (["--device", "abacus"], "device='abacus'"),
     (["--algo", "pppo"], "Did you mean 'ppo'"),
+    (["--algo", "a2c", "--n-epochs", "3"], "a2c has no setting 'n_epochs'"),
+    (["--micro-batch-tokens", "0"], "micro_batch_tokens=0 must be at least 1"),
 ]
 
 

@@ -188,6 +188,8 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
         self._copy: DecodingCopy | None = None
         parameters = [p for p in self.parameters() if p.requires_grad]
         self.optimizer = self.optimizer_class(parameters, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        # SB3 drops gradients only after the next forward pass; they need not be in memory beside its activations.
+        self.optimizer.register_step_post_hook(_drop_gradients)
 
     def _load_actor(self, name: str) -> tuple[CausalLM, Any]:
         own = self._own
@@ -459,6 +461,10 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
             "optimizer_kwargs": self.optimizer_kwargs,
             **self._own,
         }
+
+
+def _drop_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    optimizer.zero_grad(set_to_none=True)
 
 
 def _split(obs: PyTorchObs) -> tuple[Tensor, Tensor]:

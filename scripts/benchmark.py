@@ -34,7 +34,7 @@ from typing import Any
 
 import tyro
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from benchmarks.case import SHAPES, Case, build_models, write_case
 from benchmarks.figures import draw_curve, draw_times
@@ -297,7 +297,7 @@ def same_objective(case: Case, rows: dict[str, dict[str, Any]]) -> bool:
 
 def show(case: Case, rows: dict[str, dict[str, Any]]) -> None:
     """Prints a case's table; table.md has more columns."""
-    table = Table(*(name for name in COLUMNS if name not in WIDE))
+    table = Table(*(Column(name, no_wrap=True) for name in COLUMNS if name not in WIDE), padding=(0, 1, 0, 0))
     for contender, row in rows.items():
         line = dict(zip(COLUMNS, cells(contender, row, rows), strict=True))
         table.add_row(*(value for name, value in line.items() if name not in WIDE))

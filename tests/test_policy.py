@@ -292,3 +292,11 @@ def test_values_behind_a_rollout_are_computed_only_where_an_episode_goes_on(
         assert torch.cat([values, values]).shape == (8, 1)
         torch.testing.assert_close(2 * values, compute(obs["input_ids"], obs["length"].flatten()) * 2)
     assert len(calls) == asked + 1  # once, however often they are looked at
+
+
+def test_gradients_do_not_outlive_the_step() -> None:
+    model = make_algorithm("ppo", n_envs=4, seed=0, env_kwargs=SMALL)
+    before = [p.clone() for p in model.policy.parameters()]
+    model.learn(4 * 6)
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
+    assert all(p.grad is None for p in model.policy.parameters())

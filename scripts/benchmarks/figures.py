@@ -9,6 +9,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import ScalarFormatter
 
 COLOURS = {"generate": "#4477aa", "score": "#ccbb44", "train": "#ee6677"}
 
@@ -52,7 +53,8 @@ def draw_curve(results: list[dict[str, Any]], field: str, path: Path) -> None:
             over = [row[contender]["seconds"]["total"] / row["ours"]["seconds"]["total"] for row in rows]
             ratios.plot(x, over, "o-", label=f"{contender} / ours")
             for place, value in zip(x, over, strict=True):
-                ratios.annotate(f"{value:.2g}", (place, value), fontsize=8, xytext=(0, 5), textcoords="offset points")
+                text = f"{value:.2g}" if value < 10 else f"{value:.0f}"
+                ratios.annotate(text, (place, value), fontsize=8, xytext=(0, 5), textcoords="offset points")
     for panel in (rates, ratios):
         panel.set_xscale("log", base=2)
         panel.set_xlabel(label)
@@ -60,7 +62,8 @@ def draw_curve(results: list[dict[str, Any]], field: str, path: Path) -> None:
         panel.spines[["top", "right"]].set_visible(False)
         panel.legend(fontsize=8)
     rates.set_ylabel("tokens per second, training included")
-    rates.set_yscale("log")
+    rates.set_yscale("log", base=2)
+    rates.yaxis.set_major_formatter(ScalarFormatter())
     ratios.set_ylabel("time, as a multiple of ours")
     ratios.set_ylim(bottom=0)
     figure.tight_layout()

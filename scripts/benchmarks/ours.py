@@ -17,7 +17,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 import agents.policy
 from agents import make_algorithm
-from agents.factory import algorithm_class
+from agents.factory import DEFAULTS, algorithm_class
 from agents.policy import LLMActorCriticPolicy
 from agents.vec_env import LLMTextVecEnv
 from llm_env.prompts import Prompt
@@ -86,7 +86,7 @@ def build(case: Case, models: dict[str, str], variant: str) -> OnPolicyAlgorithm
     venv.batch.seed(np.random.default_rng(0))
     agents.policy.sample_tokens = scripted(venv, responses, agents.policy.sample_tokens)
     critic = next((o.removeprefix("critic=") for o in options if o.startswith("critic=")), "head")
-    policy = {"model": models["actor"], "critic": critic, "mixed_precision": case.precision}
+    policy: dict[str, Any] = {"model": models["actor"], "critic": critic, "mixed_precision": case.precision}
     if critic == "reward_model":
         policy["reward_model"] = models["reward"]
     settings: dict[str, Any] = {"learning_rate": LEARNING_RATE, "gamma": 1.0, "device": case.device, "seed": 0}
@@ -95,9 +95,9 @@ def build(case: Case, models: dict[str, str], variant: str) -> OnPolicyAlgorithm
         if case.lengths == "spread":  # whole responses do not fill mini-batches exactly
             settings["batch_size"] += case.response // 2
     if naive:
-        own = {"policy_kwargs": {**policy, "use_cache": False, "entropy_grad": False}, "n_steps": case.response}
-        defaults = {"gae_lambda": 0.95, "normalize_advantage": True, "max_grad_norm": 1.0}
-        model: Any = algorithm_class(algorithm)(LLMActorCriticPolicy, venv, **own, **defaults, **settings)
+        policy.update(use_cache=False, entropy_grad=False, second_derivatives=algorithm == "trpo")
+        own = {**DEFAULTS[algorithm], "normalize_advantage": True, "n_steps": case.response, **settings}
+        model: Any = algorithm_class(algorithm)(LLMActorCriticPolicy, venv, policy_kwargs=policy, **own)
     else:
         model = make_algorithm(algorithm, env=venv, policy_kwargs=policy, **settings)
     return model

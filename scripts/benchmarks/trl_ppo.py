@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ.update(TRL_EXPERIMENTAL_SILENCE="1", TRANSFORMERS_VERBOSITY="error", HF_HUB_OFFLINE="1")
+if '"precision": "bf16"' in Path(sys.argv[1]).read_text(encoding="utf-8"):  # PPOTrainer ignores its bf16=True
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
 if '"device": "cpu"' in Path(sys.argv[1]).read_text(encoding="utf-8"):  # before torch looks for a GPU
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 warnings.filterwarnings("ignore")

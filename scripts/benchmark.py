@@ -1,6 +1,6 @@
 r"""How fast, beside what: stock PPO on our path, the same without it, TRL's PPOTrainer, and the bare model calls.
 
-    python scripts/benchmark.py                                  # small, two minutes
+    python scripts/benchmark.py                                  # small, a minute
     python scripts/benchmark.py --suite trl --output-dir runs/bench-trl
     python scripts/benchmark.py --model 135m --batch 8 --prompt 64 --response 64 --contenders ours floor trl-small
 

@@ -42,8 +42,9 @@ class DecodingCopy(CausalLM):
     def update(self) -> None:
         """Takes over the actor's weights, adapters merged, in place."""
         own = dict(self.model.named_parameters())
-        for name, value in _merged(self._source):
-            own[name].copy_(value)
+        with torch.autocast(self.device.type, enabled=False):  # the adapters' product is rounded once, with the sum
+            for name, value in _merged(self._source):
+                own[name].copy_(value)
 
 
 def _merged(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

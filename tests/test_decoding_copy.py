@@ -20,7 +20,8 @@ def test_the_copy_is_the_actor_of_now_in_bfloat16(lora_rank: int) -> None:
     own = DecodingCopy(policy.lm)
     first = [p.clone() for p in own.model.parameters()]
     model.learn(8 * 8)
-    own.update()
+    with torch.autocast("cpu", torch.bfloat16):  # as while collecting
+        own.update()
     merged = dict(policy.merged_actor().named_parameters())
     changed = 0
     for (name, ours), before in zip(own.model.named_parameters(), first, strict=True):

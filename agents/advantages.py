@@ -1,4 +1,8 @@
-"""Advantage estimators: pure functions on one batch of trajectories."""
+"""Advantage estimators: pure functions on one batch of trajectories.
+
+Without a critic, the baseline of a response is what other responses to its prompt got: N responses in groups, each
+scored once. "Score" here is what the whole response earned: Σ r_t, the KL penalty included where it is in the reward.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +42,91 @@ def gae(
         running = np.where(inside[:, t], delta[:, t] + gamma * gae_lambda * running, 0.0)
         advantages[:, t] = running
     return advantages
+
+
+def returns_to_go(rewards: Array, lengths: NDArray[np.int64], gamma: float) -> Array:
+    """Σ_{i≥t} γ^{i-t} r_i, which is `gae` at λ = 1 with all values 0.
+
+    Args:
+        rewards: r_t, shape (N, T), right-padded.
+        lengths: Steps of each trajectory, shape (N,).
+        gamma: Discount γ.
+
+    Returns:
+        Shape (N, T), zero in the padding.
+    """
+    return gae(rewards, np.zeros_like(rewards), lengths, np.zeros(len(rewards)), gamma, 1.0)
+
+
+def group_means(scores: Array, groups: NDArray[np.int64]) -> tuple[Array, Array, Array]:
+    """Mean, standard deviation (of the whole group, not an estimate) and size of the group that each score is in.
+
+    Args:
+        scores: Shape (N,).
+        groups: Which group each is in, shape (N,), any whole numbers.
+
+    Returns:
+        Three arrays, shape (N,).
+    """
+    _, member = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(member).astype(np.float64)
+    means = np.bincount(member, scores) / sizes
+    spread = np.sqrt(np.bincount(member, (scores - means[member]) ** 2) / sizes)
+    return means[member], spread[member], sizes[member]
+
+
+def grpo(scores: Array, groups: NDArray[np.int64]) -> Array:
+    """(R_i - mean of the group) / standard deviation of the group; 0 where all scores are equal.
+
+    Outcome supervision in section 4.1.2 of Shao et al. 2024, "DeepSeekMath" (https://arxiv.org/abs/2402.03300).
+
+    Args:
+        scores: Shape (N,).
+        groups: Which prompt's group each is in, shape (N,).
+
+    Returns:
+        The advantage of every token of each response, shape (N,).
+    """
+    mean, spread, _ = group_means(scores, groups)
+    flat = spread <= 1e-8 * np.maximum(1.0, np.abs(mean))
+    return np.where(flat, 0.0, (scores - mean) / np.where(flat, 1.0, spread))
+
+
+def dr_grpo(scores: Array, groups: NDArray[np.int64]) -> Array:
+    """R_i - mean of the group: without the division that lets easy and hard prompts weigh more.
+
+    Section 3.2 of Liu et al. 2025, "Understanding R1-Zero-Like Training" (https://arxiv.org/abs/2503.20783). Shapes as
+    `grpo`.
+    """
+    return scores - group_means(scores, groups)[0]
+
+
+def rloo(scores: Array, groups: NDArray[np.int64]) -> Array:
+    """R_i - mean of the others in the group: REINFORCE with a leave-one-out baseline, which leaves it unbiased.
+
+    Eq. 8 of Ahmadian et al. 2024, "Back to Basics" (https://arxiv.org/abs/2402.14740); Kool et al. 2019. Shapes as
+    `grpo`; groups must have at least two members.
+    """
+    mean, _, size = group_means(scores, groups)
+    return (scores - mean) * size / (size - 1)
+
+
+def remax(rewards: Array, lengths: NDArray[np.int64], baselines: Array, gamma: float) -> Array:
+    """Return to go less the score of the greedy response to the same prompt.
+
+    Algorithm 1 of Li et al. 2023, "ReMax" (https://arxiv.org/abs/2310.10505).
+
+    Args:
+        rewards: r_t, shape (N, T), right-padded.
+        lengths: Steps of each trajectory, shape (N,).
+        baselines: What the greedy response earned, shape (N,).
+        gamma: Discount γ.
+
+    Returns:
+        Shape (N, T), zero in the padding.
+    """
+    inside = np.arange(rewards.shape[1]) < lengths[:, None]
+    return np.where(inside, returns_to_go(rewards, lengths, gamma) - baselines[:, None], 0.0)
 
 
 def whiten(advantages: Array) -> Array:

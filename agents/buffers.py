@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,15 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from torch import Tensor
 
-from agents.advantages import gae, whiten
+from agents.advantages import Array, dr_grpo, gae, grpo, remax, returns_to_go, rloo, whiten
 from agents.carriers import DeferredRewards, SegmentScorer, scorer_of
 from agents.vec_env import complete_info
-from llm_env.packing import pack
+from llm_env.packing import PackedBatch, pack
 from llm_env.task import TextTask
 from llm_env.transition import Episode
+
+GROUP_ADVANTAGES = {"grpo": grpo, "dr_grpo": dr_grpo, "rloo": rloo}
+ADVANTAGES = ("gae", *GROUP_ADVANTAGES, "remax", "reinforce_pp")
 
 
 @dataclass(eq=False)
@@ -28,18 +31,22 @@ class Segment:
     Attributes:
         context: Ids before its first action: the prompt, and what was generated in an earlier rollout.
         actions, rewards, values, log_probs: One entry a step.
+        masks: The same where actions are masked: which might be chosen, as bits.
         episode: With deferred scoring, the episode that it is part of.
         finished: Whether the episode ended with its last step.
         slot: The environment's slot.
+        group: Which prompt's group it is in; segments of one group have the same number.
     """
 
     context: list[int]
     slot: int
+    group: int = 0
     episode: Episode | None = None
     actions: list[int] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
+    masks: list[np.ndarray] = field(default_factory=list)
     finished: bool = False
 
 
@@ -63,11 +70,18 @@ class TokenRolloutBuffer(RolloutBuffer):
         gae_lambda: λ of `agents.advantages.gae`.
         gamma: γ.
         n_envs: Number of slots.
+        advantages: ``gae``, which needs a critic; or ``grpo``, ``dr_grpo``, ``rloo`` (baseline: the group), ``remax``
+            (baseline: the greedy response), ``reinforce_pp`` (no baseline: Hu et al. 2025, https://arxiv.org/abs/2501.03262;
+            return to go, to be whitened over the rollout). These need whole episodes; see `agents.advantages`.
+        group_size: Slots that share a prompt, as the environment's `group_size`.
+        kl_in_reward: False leaves the KL penalty out of the rewards, for an algorithm whose loss has it. Mini-batches then
+            carry `ref_log_probs`.
         whiten_advantages: Shift and scale the whole rollout's advantages to mean 0, standard deviation 1. PPO's own
             `normalize_advantage` does so for each mini-batch; use one of them.
 
     Raises:
         TypeError: the observation space is not `LLMText-v0`'s.
+        ValueError: unknown advantages, or groups too small for them.
     """
 
     def __init__(
@@ -80,10 +94,28 @@ class TokenRolloutBuffer(RolloutBuffer):
         gamma: float = 0.99,
         n_envs: int = 1,
         whiten_advantages: bool = False,
+        advantages: str = "gae",
+        group_size: int = 1,
+        kl_in_reward: bool = True,
     ) -> None:
         if not isinstance(observation_space, spaces.Dict) or set(observation_space) != {"input_ids", "length"}:
             raise TypeError(f"TokenRolloutBuffer is for LLMText-v0's observations, not for {observation_space}.")
+        if advantages not in ADVANTAGES:
+            raise ValueError(f"advantages={advantages!r} is not known; use one of {', '.join(ADVANTAGES)}.")
+        if advantages in GROUP_ADVANTAGES and group_size < 2:
+            raise ValueError(
+                f"advantages={advantages!r} compares the responses of a group: group_size must be at least 2."
+            )
+        if n_envs % group_size:
+            raise ValueError(f"n_envs={n_envs} must be a multiple of group_size={group_size}.")
         self.whiten_advantages = whiten_advantages
+        self.estimator = advantages
+        self.group_size = group_size
+        self.kl_in_reward = kl_in_reward
+        self.extra_tokens = 0
+        """Tokens generated so far outside the environment: ReMax's greedy responses."""
+        self._parts = 0
+        self._kept: list[Segment] = []
         super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
 
     def reset(self) -> None:
@@ -92,6 +124,7 @@ class TokenRolloutBuffer(RolloutBuffer):
         self._open: list[Segment | None] = [None] * self.n_envs
         self._task: TextTask | None = None
         self._scorer: SegmentScorer | None = None
+        self._parts += 1
         self.pos = 0
         self.full = False
         self.generator_ready = False
@@ -124,7 +157,8 @@ class TokenRolloutBuffer(RolloutBuffer):
             if length == 0:
                 continue
             if segment is None:
-                segment = Segment(obs["input_ids"][slot, :length].tolist(), slot, episodes[slot])
+                group = (self._parts * self.buffer_size + self.pos) * self.n_envs + slot // self.group_size
+                segment = Segment(obs["input_ids"][slot, :length].tolist(), slot, group, episodes[slot])
                 self._open[slot] = segment
                 self.segments.append(segment)
             segment.actions.append(int(tokens[slot]))
@@ -152,22 +186,29 @@ class TokenRolloutBuffer(RolloutBuffer):
             raise RuntimeError("The rollout holds no tokens: every slot was idle. n_steps must cover a whole round.")
         self._rescore()
         self._redeem()
+        ends = np.zeros(len(self.segments))
+        if not all(s.finished for s in self.segments):  # else nobody looks at the values, and they are not computed
+            after = last_values.detach().float().cpu().numpy().reshape(-1)
+            ends = np.array([0.0 if s.finished else after[s.slot] for s in self.segments])
+        self._flatten(ends)
 
+    def _flatten(self, ends: Array) -> None:
+        """Advantages and returns of the segments, and everything as flat arrays.
+
+        Args:
+            ends: V of the state after each segment's last step, 0 where it has ended.
+        """
         segments = self.segments
         lengths = np.array([len(s.actions) for s in segments])
         inside = np.arange(lengths.max()) < lengths[:, None]
 
-        def padded(rows: list[list[float]]) -> np.ndarray:
+        def padded(rows: list[list[float]]) -> Array:
             table = np.zeros(inside.shape)
             table[inside] = np.concatenate([np.asarray(r, dtype=np.float64) for r in rows])
             return table
 
         rewards, values = padded([s.rewards for s in segments]), padded([s.values for s in segments])
-        ends = np.zeros(len(segments))
-        if not all(s.finished for s in segments):  # else nobody looks at the values, and they are not computed
-            after = last_values.detach().float().cpu().numpy().reshape(-1)
-            ends = np.array([0.0 if s.finished else after[s.slot] for s in segments])
-        advantages = gae(rewards, values, lengths, ends, self.gamma, self.gae_lambda)
+        advantages = self._advantages(rewards, values, lengths, ends)
         self.values = values[inside].astype(np.float32)
         self.returns = (advantages + values)[inside].astype(np.float32)
         flat = advantages[inside]
@@ -177,13 +218,75 @@ class TokenRolloutBuffer(RolloutBuffer):
         self.actions = np.concatenate([s.actions for s in segments]).astype(np.int64)
         self._offsets = np.concatenate([[0], np.cumsum(lengths)])
 
+    def _advantages(self, rewards: Array, values: Array, lengths: np.ndarray, ends: Array) -> Array:
+        """By the estimator chosen, shape (segments, steps)."""
+        if self.estimator == "gae":
+            return gae(rewards, values, lengths, ends, self.gamma, self.gae_lambda)
+        if not all(
+            s.finished and (s.episode is None or len(s.context) == len(s.episode.prompt.ids)) for s in self.segments
+        ):
+            raise ValueError(
+                f"advantages={self.estimator!r} needs whole episodes in each rollout: make the environment with "
+                "episodes='synchronous', and n_steps a multiple of max_new_tokens."
+            )
+        if self.estimator == "reinforce_pp":
+            return returns_to_go(rewards, lengths, self.gamma)
+        if self.estimator == "remax":
+            return remax(rewards, lengths, self._greedy_scores(), self.gamma)
+        scores = returns_to_go(rewards, lengths, self.gamma)[:, 0]
+        of_response = GROUP_ADVANTAGES[self.estimator](scores, np.array([s.group for s in self.segments]))
+        return np.where(np.arange(rewards.shape[1]) < lengths[:, None], of_response[:, None], 0.0)
+
+    def _greedy_scores(self) -> Array:
+        """What the policy's greedy response to each segment's prompt scores; one response for each prompt."""
+        episodes = [s.episode for s in self.segments]
+        if self._scorer is None or self._task is None or any(e is None for e in episodes):
+            raise ValueError(
+                "advantages='remax' needs LLMActorCriticPolicy and an environment with scoring='deferred'."
+            )
+        prompts = {tuple(e.prompt.ids): e.prompt for e in episodes if e is not None}
+        greedy = self._scorer.greedy_episodes(self._task, list(prompts.values()))
+        self.extra_tokens += sum(len(e.response_ids) for e in greedy)
+        scores = dict(zip(prompts, (e.final_score for e in greedy), strict=True))
+        return np.array([scores[tuple(e.prompt.ids)] for e in episodes if e is not None], dtype=np.float64)
+
+    # ------------------------------------------------------------------------------------------- dynamic sampling
+    @property
+    def n_groups(self) -> int:
+        """Groups in the buffer."""
+        return len({s.group for s in self.segments})
+
+    def keep_groups_with_spread(self) -> bool:
+        """Puts groups whose responses earned different scores aside (section 3.2 of Yu et al. 2025).
+
+        Returns:
+            Whether there are now as many as one rollout has groups.
+        """
+        scores: dict[int, list[float]] = {}
+        for segment in self.segments:
+            score = segment.episode.final_score if segment.episode is not None else None
+            scores.setdefault(segment.group, []).append(sum(segment.rewards) if score is None else score)
+        with_spread = {group for group, values in scores.items() if max(values) - min(values) > 1e-8}
+        self._kept += [s for s in self.segments if s.group in with_spread]
+        return len({s.group for s in self._kept}) >= len(scores)
+
+    def take_kept_groups(self) -> None:
+        """Fills the buffer with the groups put aside, at most as many as a rollout has; with none, it stays as it is."""
+        wanted = list(dict.fromkeys(s.group for s in self._kept))[: self.n_groups]
+        kept, self._kept = [s for s in self._kept if s.group in set(wanted)], []
+        if kept:
+            self.segments = kept
+            self._flatten(np.zeros(len(kept)))
+
     def _rescore(self) -> None:
         """Has the policy score the segments again, where it says that what it gave while collecting is not exact."""
         scorer = self._scorer
         if scorer is None or not scorer.rescores_values:
             return
         log_probs, values = scorer.score_segments(
-            [s.context + s.actions for s in self.segments], [len(s.context) for s in self.segments]
+            [s.context + s.actions for s in self.segments],
+            [len(s.context) for s in self.segments],
+            [np.stack(s.masks) for s in self.segments] if self.segments[0].masks else None,
         )
         edges = np.cumsum([len(s.actions) for s in self.segments])[:-1]
         for segment, own, value in zip(self.segments, np.split(log_probs, edges), np.split(values, edges), strict=True):
@@ -204,7 +307,8 @@ class TokenRolloutBuffer(RolloutBuffer):
             start = len(segment.context) - len(episode.prompt.ids)
             end = start + len(segment.actions)
             episode.log_probs[start:end] = segment.log_probs
-            segment.rewards = task.rewards(episode, start, segment.log_probs).tolist()
+            kl_coef = None if self.kl_in_reward else 0.0
+            segment.rewards = task.rewards(episode, start, segment.log_probs, kl_coef).tolist()
             if episode.done:
                 complete_info(task, episode)
 
@@ -226,6 +330,7 @@ class TokenRolloutBuffer(RolloutBuffer):
     def _packed_samples(self, members: list[int]) -> RolloutBufferSamples:
         chosen = [self.segments[i] for i in members]
         packed = pack([s.context + s.actions for s in chosen], [len(s.context) for s in chosen], self.device)
+        packed = self._annotated(packed, chosen)
         flat = np.concatenate([np.arange(self._offsets[i], self._offsets[i + 1]) for i in members])
         return RolloutBufferSamples(
             observations=packed,  # type: ignore[arg-type]  # read by LLMActorCriticPolicy alone
@@ -235,6 +340,17 @@ class TokenRolloutBuffer(RolloutBuffer):
             advantages=self._at(self.advantages, flat),
             returns=self._at(self.returns, flat),
         )
+
+    def _annotated(self, packed: PackedBatch, chosen: list[Segment]) -> PackedBatch:
+        """The batch with what else the loss or the policy needs to know of its tokens."""
+        if self.kl_in_reward:
+            return packed
+        known: list[float] = []
+        for segment in chosen:
+            if segment.episode is None:
+                raise ValueError("kl_in_reward=False needs an environment with scoring='deferred'.")
+            known += segment.episode.ref_log_probs[: len(segment.actions)]
+        return replace(packed, ref_log_probs=torch.tensor(known, dtype=torch.float32, device=self.device))
 
     def _at(self, array: np.ndarray, index: np.ndarray) -> Tensor:
         return torch.as_tensor(array[index], device=self.device)

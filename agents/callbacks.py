@@ -51,12 +51,13 @@ class TextMetricsCallback(BaseCallback):
     SB3 writes its log between collecting and training: the row has the previous update's ``train/*``, and the last
     update's is never written. Pass ``log_interval=None`` to `learn` and this callback writes after the update.
 
+    An iteration is a rollout and its update; of algorithms that collect a few steps at a time, as many as it takes for
+    `n_envs` responses' worth of tokens.
+
     Args:
         gold: A function of (prompts, responses) logged as ``rollout/gold_score``, which nobody trains on.
         verbose: SB3's.
     """
-
-    model: OnPolicyAlgorithm
 
     def __init__(self, gold: GoldFunction | None = None, verbose: int = 0) -> None:
         super().__init__(verbose)
@@ -67,38 +68,58 @@ class TextMetricsCallback(BaseCallback):
         self.last: dict[str, float] = {}
         """The latest iteration's `rollout/*` numbers."""
         self.episodes: list[dict[str, Any]] = []
-        """The latest rollout's ended episodes, as info dictionaries."""
+        """The latest iteration's ended episodes, as info dictionaries."""
         self._pending = False
-        self._rollout_tokens = 0
+        self._counted = 0  # what `_generated` said at the start of this iteration
         self._started = 0.0
 
+    def _on_training_start(self) -> None:
+        self._begin()
+
     def _on_rollout_start(self) -> None:
-        self._write()
-        self.episodes = []
-        self._started = time.perf_counter()
+        if self._pending and self._is_whole():
+            self._write()
+            self._begin()
 
     def _on_step(self) -> bool:
-        self.episodes.extend(
-            info for info, done in zip(self.locals["infos"], self.locals["dones"], strict=True) if done
-        )
         return True
 
     def _on_rollout_end(self) -> None:
         env = text_env(self.training_env)
+        self.episodes += env.ended
+        env.ended.clear()
         self.last = episode_statistics(self.episodes)
         if self.gold is not None and self.episodes:
             scores = self.gold([i["prompt"] for i in self.episodes], [i["response"] for i in self.episodes])
             self.last["rollout/gold_score"] = float(np.mean(scores))
-        self._rollout_tokens = self.model.rollout_buffer.values.size
-        self.tokens += self._rollout_tokens
         for name, value in self.last.items():
             self.logger.record(name, value)
-        self.logger.record("rollout/tokens", self.tokens)
+        self.logger.record("rollout/tokens", self.tokens + self._generated() - self._counted)
         self.logger.record("train/kl_coef", env.task.kl_coef)
         self._pending = True
 
     def _on_training_end(self) -> None:
         self._write()
+
+    def _begin(self) -> None:
+        env = text_env(self.training_env)
+        env.ended.clear()
+        self.episodes = []
+        self._counted = self._generated()
+        self._started = time.perf_counter()
+
+    def _generated(self) -> int:
+        """Tokens that this process generated for training."""
+        return text_env(self.training_env).tokens + getattr(
+            getattr(self.model, "rollout_buffer", None), "extra_tokens", 0
+        )
+
+    def _is_whole(self) -> bool:
+        """Whether what was collected makes an iteration."""
+        if isinstance(self.model, OnPolicyAlgorithm):
+            return True
+        env = text_env(self.training_env)
+        return self._generated() - self._counted >= env.num_envs * env.task.settings.max_new_tokens
 
     def _write(self) -> None:
         """Writes the row of the iteration that has just been trained on."""
@@ -106,10 +127,46 @@ class TextMetricsCallback(BaseCallback):
             return
         self._pending = False
         self.iteration += 1
-        self.tokens_per_second = self._rollout_tokens / (time.perf_counter() - self._started)
+        generated = self._generated() - self._counted
+        self.tokens += generated
+        self.tokens_per_second = generated / (time.perf_counter() - self._started)
         self.logger.record("time/tokens_per_second", self.tokens_per_second)
-        self.model.dump_logs(self.iteration)
+        if isinstance(self.model, OnPolicyAlgorithm):
+            self.model.dump_logs(self.iteration)
+        else:
+            self.logger.record("time/iterations", self.iteration, exclude="tensorboard")
+            self.model.dump_logs()  # type: ignore[attr-defined]
         self.after_iteration()
 
     def after_iteration(self) -> None:
         """Called once the iteration's row is written; for subclasses."""
+
+
+class TokenBudget(BaseCallback):
+    """Ends training when a number of tokens has been generated, and lets schedules run over that number.
+
+    Environment steps count idle slots too, and say little about the work done where responses differ in length.
+
+    Args:
+        metrics: Counts the tokens; must stand before this callback.
+        tokens: The budget.
+    """
+
+    def __init__(self, metrics: TextMetricsCallback, tokens: int) -> None:
+        super().__init__()
+        self.metrics = metrics
+        self.budget = tokens
+
+    @property
+    def spent(self) -> int:
+        """Tokens generated so far."""
+        return self.metrics.tokens + self.metrics._generated() - self.metrics._counted
+
+    def _on_rollout_end(self) -> None:
+        share = min(1.0, self.spent / self.budget)
+        if share > 0:  # SB3's schedules know progress as steps of a total
+            self.model._total_timesteps = max(1, round(self.model.num_timesteps / share))
+
+    def _on_step(self) -> bool:
+        at_start = getattr(self.model, "rollout_buffer", None) is None or self.locals.get("n_steps", 0) == 0
+        return not (at_start and self.spent >= self.budget)

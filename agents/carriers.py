@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 if TYPE_CHECKING:
+    from llm_env.prompts import Prompt
     from llm_env.task import TextTask
     from llm_env.transition import Episode
 
@@ -128,9 +129,12 @@ class SegmentScorer(Protocol):
         """Whether log-probs given while collecting are not exact."""
 
     def score_segments(
-        self, sequences: list[list[int]], starts: list[int]
+        self, sequences: list[list[int]], starts: list[int], masks: list[NDArray[np.uint8]] | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(log π, value) of every token from `starts` on, flat, sequence by sequence."""
+        """(log π, value) of every token from `starts` on, flat, sequence by sequence; under the masks, if any."""
+
+    def greedy_episodes(self, task: TextTask, prompts: list[Prompt]) -> list[Episode]:
+        """The likeliest token at every step, from each prompt to the end, scored."""
 
 
 def attach_scorer(log_probs: Tensor, scorer: SegmentScorer) -> Tensor:
@@ -160,3 +164,9 @@ def carried_log_probs(actions: Any, temperature: float) -> NDArray[np.float32] |
             "Give both the same: policy_kwargs={'temperature': …} and the environment's temperature=…."
         )
     return np.asarray(log_probs)
+
+
+def behaviour_log_probs(actions: Any) -> NDArray[np.float32] | None:
+    """The log-probs that actions carry, whatever their temperature, or None."""
+    log_probs = getattr(actions, "log_probs", None)
+    return None if log_probs is None else np.asarray(log_probs)

@@ -18,16 +18,21 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from sb3_contrib import RecurrentPPO
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents.callbacks import text_env
+from agents.replay import TokenReplayBuffer
 
 FORMAT = 1
 COUNTERS = ("num_timesteps", "_total_timesteps", "_episode_num", "_n_updates", "_current_progress_remaining")
+_MORE_COUNTERS = ("_n_calls", "exploration_rate")  # of DQN and QR-DQN
 _PARTIAL = ".partial-"
 
 
-def save_checkpoint(model: OnPolicyAlgorithm, folder: Path, extra: dict[str, Any] | None = None, keep: int = 2) -> Path:
+def save_checkpoint(model: BaseAlgorithm, folder: Path, extra: dict[str, Any] | None = None, keep: int = 2) -> Path:
     """Writes a checkpoint and removes all but the newest `keep`.
 
     Args:
@@ -51,14 +56,16 @@ def save_checkpoint(model: OnPolicyAlgorithm, folder: Path, extra: dict[str, Any
         optimizer_tensors, optimizer_values = _optimizer_state(model.policy.optimizer)
         save_file(_contiguous(model.policy.state_dict()), partial / "policy.safetensors")
         save_file(optimizer_tensors, partial / "optimizer.safetensors")
+        if own := _algorithm_tensors(model):
+            save_file(own, partial / "algorithm.safetensors")
         save_file(_torch_random_state(), partial / "random.safetensors")
         state = {
             "format": FORMAT,
-            "counters": {name: getattr(model, name) for name in COUNTERS},
+            "counters": {name: getattr(model, name) for name in (*COUNTERS, *_MORE_COUNTERS) if hasattr(model, name)},
             "optimizer": optimizer_values,
             "random": _random_state(model),
             "env": text_env(model.env).state_dict(),
-            "episode_starts": np.asarray(model._last_episode_starts).astype(bool).tolist(),
+            "episode_starts": _episode_starts(model).tolist(),
             "ep_info_buffer": [_plain(info) for info in model.ep_info_buffer or []],
             "extra": extra or {},
         }
@@ -81,7 +88,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step_*") if (p / "state.json").is_file())
 
 
-def load_checkpoint(model: OnPolicyAlgorithm, checkpoint: Path) -> dict[str, Any]:
+def load_checkpoint(model: BaseAlgorithm, checkpoint: Path) -> dict[str, Any]:
     """Puts an algorithm, made with the same settings, where `save_checkpoint` left off.
 
     Go on with ``model.learn(total - model.num_timesteps, reset_num_timesteps=False)``.
@@ -103,14 +110,44 @@ def load_checkpoint(model: OnPolicyAlgorithm, checkpoint: Path) -> dict[str, Any
         raise ValueError(f"{checkpoint} has {len(state['episode_starts'])} slots, the environment {model.n_envs}.")
     model.policy.load_state_dict(load_file(checkpoint / "policy.safetensors", device="cpu"))
     _load_optimizer(model.policy.optimizer, load_file(checkpoint / "optimizer.safetensors"), state["optimizer"])
-    for name in COUNTERS:
-        setattr(model, name, state["counters"][name])
+    for name, value in state["counters"].items():
+        setattr(model, name, value)
+    if (checkpoint / "algorithm.safetensors").is_file():
+        _load_algorithm_tensors(model, load_file(checkpoint / "algorithm.safetensors"))
     model.ep_info_buffer = deque(state["ep_info_buffer"], maxlen=model._stats_window_size)
     model.ep_success_buffer = deque(maxlen=model._stats_window_size)
     model._last_obs = text_env(model.env).load_state_dict(state["env"])  # type: ignore[assignment]
     model._last_episode_starts = np.array(state["episode_starts"], dtype=bool)
     _load_random_state(model, state["random"], load_file(checkpoint / "random.safetensors"))
     return dict(state["extra"])
+
+
+def _algorithm_tensors(model: BaseAlgorithm) -> dict[str, torch.Tensor]:
+    """What an algorithm keeps besides policy and optimizer: a replay buffer, the states of LSTMs."""
+    if isinstance(model, OffPolicyAlgorithm):
+        assert isinstance(model.replay_buffer, TokenReplayBuffer)
+        return model.replay_buffer.state_tensors()
+    if isinstance(model, RecurrentPPO):
+        states = model._last_lstm_states
+        assert states is not None
+        return _contiguous({f"{k}{i}": t for k in ("pi", "vf") for i, t in enumerate(getattr(states, k))})
+    return {}
+
+
+def _load_algorithm_tensors(model: BaseAlgorithm, tensors: dict[str, torch.Tensor]) -> None:
+    if isinstance(model, OffPolicyAlgorithm):
+        assert isinstance(model.replay_buffer, TokenReplayBuffer)
+        model.replay_buffer.load_state_tensors(tensors)
+    elif isinstance(model, RecurrentPPO):
+        on = {name: tensor.to(model.device) for name, tensor in tensors.items()}
+        model._last_lstm_states = RNNStates(  # type: ignore[assignment]
+            (on["pi0"], on["pi1"]), (on["vf0"], on["vf1"])
+        )
+
+
+def _episode_starts(model: BaseAlgorithm) -> np.ndarray:
+    starts = model._last_episode_starts
+    return np.zeros(model.n_envs, dtype=bool) if starts is None else np.asarray(starts).astype(bool)
 
 
 def _plain(value: Any) -> Any:
@@ -151,7 +188,7 @@ def _torch_random_state() -> dict[str, torch.Tensor]:
     return states
 
 
-def _random_state(model: OnPolicyAlgorithm) -> dict[str, Any]:
+def _random_state(model: BaseAlgorithm) -> dict[str, Any]:
     version, internal, gauss = random.getstate()
     name, keys, pos, has_gauss, cached = np.random.get_state(legacy=True)
     return {
@@ -161,7 +198,7 @@ def _random_state(model: OnPolicyAlgorithm) -> dict[str, Any]:
     }
 
 
-def _load_random_state(model: OnPolicyAlgorithm, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+def _load_random_state(model: BaseAlgorithm, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     version, internal, gauss = values["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, pos, has_gauss, cached = values["numpy"]

@@ -6,6 +6,7 @@
 | ``detached_head`` | the same | stop at the head |
 | ``reward_model`` | own network, starts as the reward model | its own |
 | ``actor`` | own network, starts as the actor's trunk, with a head of zeros | its own |
+| ``none`` | there is none, all values are 0: for advantages that need no critic | |
 
 Heads that start at zero follow "The N Implementation Details of RLHF with PPO" (Huang et al. 2023); a critic that
 starts from the reward model follows Stiennon et al. 2020 (https://arxiv.org/abs/2009.01325), appendix G.1.
@@ -21,7 +22,7 @@ from llm_env.models import CausalLM, LoadSettings, load_causal_lm, load_weights
 from llm_env.packing import PackedBatch
 from llm_env.rewards import scalar_head
 
-CRITICS = ("reward_model", "actor", "head", "detached_head")
+CRITICS = ("reward_model", "actor", "head", "detached_head", "none")
 
 
 def zero_head(hidden_size: int) -> nn.Linear:

@@ -1,4 +1,4 @@
-"""A copy of the actor in bfloat16 to decode with, brought up to date once a rollout.
+"""A copy of the actor that is brought up to date when asked: in bfloat16 to decode with, or as an older self to look at.
 
 Under autocast every decoding step would cast all weights anew, which costs more than the step itself. Adapters are merged
 in the copy. Its log-probs are rounded differently from those of training; that is why, in mixed precision, the buffer
@@ -19,13 +19,14 @@ from llm_env.models import CausalLM
 
 
 class DecodingCopy(CausalLM):
-    """`CausalLM` on a bfloat16 copy of another one.
+    """`CausalLM` on a copy of another one.
 
     Args:
         source: The actor; LoRA layers may have been put into it.
+        dtype: Of the copy's weights.
     """
 
-    def __init__(self, source: CausalLM) -> None:
+    def __init__(self, source: CausalLM, dtype: torch.dtype = torch.bfloat16) -> None:
         self._source = source.model
         model = copy.deepcopy(source.model)
         for name, module in list(model.named_modules()):
@@ -34,7 +35,7 @@ class DecodingCopy(CausalLM):
                 setattr(model.get_submodule(parent), leaf, module.get_base_layer())
         model.requires_grad_(False)
         for parameter in model.parameters():  # not the buffers: rotary frequencies stay float32
-            parameter.data = parameter.data.to(torch.bfloat16)
+            parameter.data = parameter.data.to(dtype)
         super().__init__(model.eval(), source.name)
         self.update()
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from agents.actor import Actor, actor_respond
+from agents.best_of_n import best_of_n, best_of_n_kl
 from agents.callbacks import GoldFunction
 from llm_env.generation import respond
 from llm_env.models import CausalLM
@@ -72,13 +74,15 @@ def wilson_interval(wins: float, n: int) -> tuple[float, float]:
 
 
 def compare(
-    actor: CausalLM,
+    actor: Actor,
     task: TextTask,
     prompts: Sequence[Prompt],
     seed: int,
     gold: GoldFunction | None = None,
     deterministic: bool = False,
     n_samples: int = 8,
+    mask: str = "none",
+    n: int = 1,
 ) -> Report:
     """Lets the actor and the task's reference respond to the same prompts, and compares them.
 
@@ -90,11 +94,23 @@ def compare(
         gold: A second score that nobody trained on.
         deterministic: Take the likeliest tokens.
         n_samples: The first prompts, whose two responses are kept.
+        mask: The masks that the actor was trained under; see `llm_env.generation.respond`.
+        n: Keep the best of that many responses of the actor; its KL is then at most what is reported.
+
+    Raises:
+        ValueError: best of n of an actor that is no language model, or n below 1.
     """
-    ours = respond(actor, task, prompts, seed, deterministic=deterministic)
+    bound = best_of_n_kl(n)
+    if n == 1:
+        ours = actor_respond(actor, task, prompts, seed, deterministic, mask)
+    elif isinstance(actor, CausalLM):
+        ours = best_of_n(actor, task, prompts, n, seed)
+    else:
+        raise ValueError(f"best_of_n={n} samples from a language model; this actor is none.")
     with task.model.frozen() as reference:
         theirs = respond(reference, task, prompts, seed, deterministic=deterministic)
     scores, reference_scores = _scores(ours), _scores(theirs)
+    sampled = ours if n == 1 else actor_respond(actor, task, prompts, seed)  # unselected: their KL is that of the actor
     won = sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(scores, reference_scores, strict=True))
     mean, reference_mean = Estimate.of(scores), Estimate.of(reference_scores)
     golden = (
@@ -107,7 +123,7 @@ def compare(
         gain_in_reference_stds=(mean.mean - reference_mean.mean) / max(reference_mean.std, 1e-8),
         win_rate=won / len(prompts),
         win_rate_interval=wilson_interval(won, len(prompts)),
-        kl=Estimate.of([sum(e.log_probs) - sum(e.ref_log_probs) for e in ours]),
+        kl=Estimate.of([bound + sum(e.log_probs) - sum(e.ref_log_probs) for e in sampled]),
         response_length=Estimate.of([len(e.response_ids) for e in ours]),
         reference_response_length=Estimate.of([len(e.response_ids) for e in theirs]),
         eos_rate=float(np.mean([e.has_end for e in ours])),

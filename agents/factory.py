@@ -1,8 +1,7 @@
-"""`make_algorithm`: a stock algorithm of stable-baselines3, wired for language."""
+"""`make_algorithm`: a stock algorithm of stable-baselines3 or sb3-contrib, wired for language."""
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import warnings
 from collections.abc import Mapping
@@ -10,69 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
-from sb3_contrib import TRPO
-from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
+from agents.algorithms import Algorithm, algorithm, check_masks, check_settings, settings_of
 from agents.buffers import TokenRolloutBuffer
 from agents.critic import CRITICS
+from agents.evolution import LLMSearchPolicy
+from agents.masked import MaskableLLMPolicy, MaskableTokenRolloutBuffer
 from agents.policy import LLMActorCriticPolicy
+from agents.q_policy import LLMQPolicy
+from agents.recurrent import RecurrentTextPolicy
+from agents.replay import TokenReplayBuffer
 from agents.vec_env import LLMTextVecEnv
 from llm_env import ENV_ID
+from llm_env.env import task_settings
 from llm_env.memory import reuse_freed_memory
 from llm_env.models import DEFAULT_MODEL, DEFAULT_REWARD_MODEL
 from llm_env.rewards import ClassifierReward, scalar_head
 from llm_env.task import TextTask
 
-ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "a2c": A2C, "trpo": TRPO}
-
-# Where they differ from SB3's defaults, and why. γ and λ: the score comes once, at the end, and a discount would hide it
-# from the first tokens. Adam at SB3's learning rate; ent_coef 0, because the KL term already keeps entropy.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "ppo": {
-        "gamma": 1.0,
-        "gae_lambda": 0.95,
-        "learning_rate": 3e-4,
-        "n_epochs": 4,
-        "clip_range": 0.2,
-        "vf_coef": 0.5,
-        "ent_coef": 0.0,
-        "max_grad_norm": 1.0,
-        "normalize_advantage": False,
-    },
-    # One update a rollout: a higher rate, and the policy's AdamW instead of A2C's RMSprop.
-    "a2c": {
-        "gamma": 1.0,
-        "gae_lambda": 0.95,
-        "learning_rate": 1e-3,
-        "vf_coef": 0.5,
-        "ent_coef": 0.0,
-        "max_grad_norm": 1.0,
-        "normalize_advantage": False,
-        "use_rms_prop": False,
-    },
-    # The actor moves by the trust region, the critic by the learning rate.
-    "trpo": {
-        "gamma": 1.0,
-        "gae_lambda": 0.95,
-        "learning_rate": 3e-4,
-        "target_kl": 0.01,
-        "normalize_advantage": False,
-    },
-}
 MINI_BATCHES = 4  # mini-batches of a rollout, unless batch_size says otherwise
-POLICY_SETTINGS = (
-    "critic",
-    "lora_rank",
-    "lora_alpha",
-    "mixed_precision",
-    "gradient_checkpointing",
-    "micro_batch_tokens",
-    "use_cache",
-    "optimizer_class",
-    "optimizer_kwargs",
-)
+Settings = dict[str, Any]
 
 
 def make_algorithm(
@@ -81,48 +39,130 @@ def make_algorithm(
     *,
     n_envs: int = 64,
     rounds: int = 1,
-    episodes: str = "synchronous",
+    episodes: str | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> BaseAlgorithm:
-    """A stock algorithm with `LLMActorCriticPolicy`, `TokenRolloutBuffer` and `LLMTextVecEnv`.
+    """A stock algorithm with the policy, the buffer and the `LLMTextVecEnv` that it needs for language.
 
     On a CPU, the process is told to keep freed memory for its next step; see `llm_env.memory.reuse_freed_memory`.
 
     Args:
-        name: ``"ppo"``, ``"a2c"`` or ``"trpo"``.
+        name: A row of `agents.algorithms.ALGORITHMS`: ``"ppo"``, ``"a2c"``, ``"trpo"``, ``"maskable_ppo"``,
+            ``"recurrent_ppo"``, ``"dqn"``, ``"qr_dqn"``, ``"ars"``, ``"grpo"``, ``"dr_grpo"``, ``"rloo"``, ``"remax"``,
+            ``"reinforce_pp"``.
         env: ``"LLMText-v0"``, made with `n_envs`, `episodes` and `env_kwargs`; or an environment that exists already: an
             `LLMTextVecEnv`, or what `gymnasium.make("LLMText-v0")` returned, whose settings are then taken over.
         n_envs: Slots, which is episodes per rollout and round where they are synchronous.
         rounds: Rounds of `max_new_tokens` steps in a rollout, unless `n_steps` is given.
-        episodes: ``"synchronous"`` or ``"continuous"``; see `LLMTextVecEnv`.
+        episodes: ``"synchronous"`` or ``"continuous"``; see `LLMTextVecEnv`. None: synchronous, and continuous for
+            algorithms that do not learn from `TokenRolloutBuffer`.
         env_kwargs: See `llm_env.task.TaskSettings`.
         settings: The algorithm's own arguments (``learning_rate``, ``n_epochs``, ``batch_size`` in tokens, …), and the
-            policy's: ``critic``, ``lora_rank``, ``lora_alpha``, ``mixed_precision``, ``gradient_checkpointing``,
-            ``micro_batch_tokens``, ``use_cache``, ``optimizer_class``, ``optimizer_kwargs``.
+            policy's; `agents.algorithms.settings_of(name)` lists them all.
 
     Returns:
-        An instance of the library's own class.
+        An instance of the library's own class (`agents.grpo.GRPO` for grpo and dr_grpo).
 
     Raises:
-        ValueError: an unknown algorithm, or settings that do not go together.
+        ValueError: an unknown algorithm, settings that do not go together, or a combination that the README's table of
+            algorithms excludes. The last is found before anything is loaded.
         TypeError: an unknown setting; a near one is suggested.
     """
-    algorithm = algorithm_class(name)
+    row = algorithm(name)
     check_settings(name, settings)
-    environment = dict(env_kwargs or {})
-    if isinstance(env, str) and "mixed_precision" in settings:  # the frozen models compute as the actor does
-        environment.setdefault("mixed_precision", settings["mixed_precision"])
-    venv = _make_venv(env, n_envs, episodes, environment)
+    merged = {**row.defaults, **settings}
+    venv = _environment(name, row, env, n_envs, episodes, dict(env_kwargs or {}), merged)
     base = venv.unwrapped if isinstance(venv, VecEnvWrapper) else venv
     if not isinstance(base, LLMTextVecEnv):
         raise TypeError(f"env must be {ENV_ID!r}, an LLMTextVecEnv or an LLMTextEnv; got {type(base).__name__}.")
-    task = base.task
-
-    merged = {**DEFAULTS[name], **settings}
+    check_masks(name, base.task.masks.active)
     policy_kwargs = dict(merged.pop("policy_kwargs", {}) or {})
-    policy_kwargs.update({key: merged.pop(key) for key in POLICY_SETTINGS if key in merged})
-    rollout_buffer_kwargs = {"whiten_advantages": not merged.get("normalize_advantage", True)}
+    policy_kwargs.update({key: merged.pop(key) for key in row.policy_settings if key in merged})
+    if _device_type(merged.get("device", "auto")) == "cpu":
+        reuse_freed_memory()
+    wire = {"recurrent": _recurrent, "value-based": _value_based, "black box": _black_box}.get(row.family, _on_policy)
+    policy, arguments = wire(name, row, base, policy_kwargs, merged, rounds)
+    with warnings.catch_warnings():
+        # Of a rest of a few transitions; TokenRolloutBuffer deals out mini-batches of nearly equal size.
+        warnings.filterwarnings("ignore", "You have specified a mini-batch size")
+        model = row.cls(policy, venv, **arguments)
+    if isinstance(model.policy, MaskableLLMPolicy) and model.policy.mask_refresh:
+        model.policy.take_masks_from_actor(base)
+    return model
+
+
+def _environment(
+    name: str, row: Algorithm, env: Any, n_envs: int, episodes: str | None, env_kwargs: Settings, merged: Settings
+) -> VecEnv:
+    """The `LLMTextVecEnv` that an algorithm needs, or the one given, checked."""
+    group_size = int(merged.pop("group_size", 1))
+    rollouts = row.family in ("on-policy", "masked", "critic-free")
+    for neutral in ("lora_rank", "mixed_precision") if "lora_rank" not in row.policy_settings else ():
+        merged.pop(neutral, None)
+    if isinstance(env, VecEnv):
+        if env_kwargs:
+            raise ValueError("env_kwargs go with env='LLMText-v0'; this environment exists already.")
+        base = env.unwrapped if isinstance(env, VecEnvWrapper) else env
+        if isinstance(base, LLMTextVecEnv):
+            _check_environment(name, row, base, group_size, rollouts)
+        return env
+    if isinstance(env, str | Path):
+        if str(env).rpartition(":")[2] != ENV_ID:
+            raise ValueError(f"env={env!r} is not known; it is {ENV_ID!r} or an environment.")
+    else:
+        spec = getattr(env, "spec", None)
+        if spec is None or spec.id != ENV_ID:
+            raise TypeError(f"env must be {ENV_ID!r}, an LLMTextVecEnv or an LLMTextEnv; got {type(env).__name__}.")
+        env_kwargs = {**{k: v for k, v in spec.kwargs.items() if k != "render_mode"}, **env_kwargs}
+    if "mixed_precision" in merged:  # the frozen models compute as the actor does
+        env_kwargs.setdefault("mixed_precision", merged["mixed_precision"])
+    rules = task_settings(env_kwargs)
+    check_masks(name, rules.has_masks)
+    if episodes is None:
+        episodes = "synchronous" if rollouts else "continuous"
+    if episodes == "synchronous" and not rollouts:
+        raise ValueError(f"{name} takes episodes='continuous': its own buffer would learn from idle slots.")
+    if episodes == "continuous" and row.whole_episodes:
+        raise ValueError(f"{name} needs episodes='synchronous': its baseline is for whole responses.")
+    if n_envs % group_size:
+        raise ValueError(f"n_envs={n_envs} must be a multiple of group_size={group_size}.")
+    return LLMTextVecEnv(
+        n_envs,
+        episodes=episodes,
+        scoring="deferred" if rollouts else "step",
+        group_size=group_size,
+        pay_policy_kl=row.family != "value-based",
+        **env_kwargs,
+    )
+
+
+def _check_environment(name: str, row: Algorithm, venv: LLMTextVecEnv, group_size: int, rollouts: bool) -> None:
+    """Refuses an environment that exists already and does not fit."""
+    if row.whole_episodes and (venv.episodes, venv.scoring) != ("synchronous", "deferred"):
+        raise ValueError(f"{name} needs LLMTextVecEnv(episodes='synchronous', scoring='deferred', …).")
+    if group_size != venv.group_size:
+        raise ValueError(f"group_size={group_size}, but the environment's is {venv.group_size}; make them equal.")
+    if not rollouts and (venv.episodes, venv.scoring) != ("continuous", "step"):
+        raise ValueError(f"{name} needs LLMTextVecEnv(episodes='continuous', scoring='step', …).")
+    if row.family == "value-based" and venv.pay_policy_kl:
+        raise ValueError(
+            f"{name} needs LLMTextVecEnv(pay_policy_kl=False, …): its backup has the policy's part of the KL."
+        )
+
+
+Wiring = tuple[Any, Settings]
+
+
+def _on_policy(
+    name: str, row: Algorithm, base: LLMTextVecEnv, policy_kwargs: Settings, merged: Settings, rounds: int
+) -> Wiring:
+    task = base.task
+    rollout_buffer_kwargs = {"whiten_advantages": not merged.get("normalize_advantage", True), **row.buffer}
+    if "group_size" in row.defaults:
+        rollout_buffer_kwargs["group_size"] = base.group_size
+    if merged.get("kl_in_loss"):
+        rollout_buffer_kwargs["kl_in_reward"] = False
     rollout_buffer_kwargs.update(merged.pop("rollout_buffer_kwargs", {}) or {})
     cap = task.settings.max_new_tokens
     n_steps = merged.setdefault("n_steps", cap * rounds)
@@ -132,64 +172,79 @@ def make_algorithm(
             "or take episodes='continuous'."
         )
     tokens = n_steps * base.num_envs
-    if "batch_size" in inspect.signature(algorithm).parameters:
+    if "batch_size" in settings_of(name):
         merged.setdefault("batch_size", max(cap, -(-tokens // MINI_BATCHES)))
     batch_size = merged.get("batch_size", tokens)
     if batch_size < cap:
         raise ValueError(
             f"batch_size={batch_size} tokens must be at least max_new_tokens={cap}: responses are not torn apart."
         )
-    if algorithm is TRPO:
+    if name == "trpo":
         policy_kwargs.setdefault("second_derivatives", True)
-    policy_kwargs = policy_settings(task, policy_kwargs, merged)
-    if _device_type(merged.get("device", "auto")) == "cpu":
-        reuse_freed_memory()
-    with warnings.catch_warnings():
-        # Of a rest of a few transitions; TokenRolloutBuffer deals out mini-batches of nearly equal size.
-        warnings.filterwarnings("ignore", "You have specified a mini-batch size")
-        return algorithm(  # type: ignore[call-arg]
-            LLMActorCriticPolicy,
-            venv,
-            policy_kwargs=policy_kwargs,
-            rollout_buffer_class=TokenRolloutBuffer,
-            rollout_buffer_kwargs=rollout_buffer_kwargs,
-            **merged,
+    masked = row.family == "masked"
+    return MaskableLLMPolicy if masked else LLMActorCriticPolicy, {
+        "policy_kwargs": policy_settings(task, policy_kwargs, merged),
+        "rollout_buffer_class": MaskableTokenRolloutBuffer if masked else TokenRolloutBuffer,
+        "rollout_buffer_kwargs": rollout_buffer_kwargs,
+        **merged,
+    }
+
+
+def _recurrent(
+    name: str, row: Algorithm, base: LLMTextVecEnv, policy_kwargs: Settings, merged: Settings, rounds: int
+) -> Wiring:
+    merged.setdefault("n_steps", base.task.settings.max_new_tokens * rounds)
+    merged.setdefault("batch_size", max(2, merged["n_steps"] * base.num_envs // MINI_BATCHES))
+    policy_kwargs.setdefault("temperature", base.task.settings.temperature)
+    return RecurrentTextPolicy, {"policy_kwargs": policy_kwargs, **merged}
+
+
+def _value_based(
+    name: str, row: Algorithm, base: LLMTextVecEnv, policy_kwargs: Settings, merged: Settings, rounds: int
+) -> Wiring:
+    task = base.task
+    cap = task.settings.max_new_tokens
+    train_freq = merged.setdefault("train_freq", cap * rounds)
+    if not isinstance(train_freq, int) or train_freq < cap:
+        raise ValueError(
+            f"train_freq={train_freq!r} must be a number of steps, at least max_new_tokens={cap}: responses are learnt from "
+            "when they are finished."
         )
+    # uniformly random tokens are no exploration of language; softmax(Q/τ) is what explores
+    for setting, value in {"learning_starts": 0, "exploration_initial_eps": 0.0, "exploration_final_eps": 0.0}.items():
+        merged.setdefault(setting, value)
+    critic = policy_settings(task, policy_kwargs, merged)
+    own = {k: v for k, v in critic.items() if k in inspect.signature(LLMQPolicy).parameters}
+    own.setdefault("q_scale", task.kl_coef or task.settings.__class__.kl_coef)
+    soft = own.get("backup", "soft") == "soft"
+    replay_buffer_kwargs = {
+        "n_steps": merged.pop("n_steps", 1),
+        "gamma": merged["gamma"],
+        "entropy_coef": own["q_scale"] if soft else 0.0,
+        **(merged.pop("replay_buffer_kwargs", {}) or {}),
+    }
+    return LLMQPolicy, {
+        "policy_kwargs": own,
+        "replay_buffer_class": TokenReplayBuffer,
+        "replay_buffer_kwargs": replay_buffer_kwargs,
+        **merged,
+    }
 
 
-def algorithm_class(name: str) -> type[BaseAlgorithm]:
-    """The library's class of an algorithm.
-
-    Raises:
-        ValueError: an unknown name; the near one is suggested.
-    """
-    if name not in ALGORITHMS:
-        near = difflib.get_close_matches(str(name).lower(), ALGORITHMS, 1, 0.4)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"Algorithm {name!r} is not known; there is {', '.join(ALGORITHMS)}.{hint}")
-    return ALGORITHMS[name]
+def _black_box(
+    name: str, row: Algorithm, base: LLMTextVecEnv, policy_kwargs: Settings, merged: Settings, rounds: int
+) -> Wiring:
+    settings = base.task.settings
+    for setting in ("model", "temperature", "trust_remote_code"):
+        policy_kwargs.setdefault(setting, getattr(settings, setting))
+    merged.setdefault("n_eval_episodes", base.num_envs)
+    return LLMSearchPolicy, {"policy_kwargs": policy_kwargs, **merged}
 
 
-def check_settings(name: str, settings: Mapping[str, Any]) -> None:
-    """Refuses settings that neither the algorithm nor the policy has, before anything is loaded.
-
-    Raises:
-        TypeError: naming the near one, or all there are.
-    """
-    own = set(inspect.signature(algorithm_class(name)).parameters)
-    own -= {"policy", "env", "rollout_buffer_class", "_init_setup_model", "use_sde", "sde_sample_freq"}
-    known = sorted(own.union(POLICY_SETTINGS))
-    for setting in settings:
-        if setting not in known:
-            near = difflib.get_close_matches(setting, known, 1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(known)}."
-            raise TypeError(f"{name} has no setting {setting!r}. {hint}")
-
-
-def policy_settings(task: TextTask, given: dict[str, Any], algorithm: Mapping[str, Any]) -> dict[str, Any]:
+def policy_settings(task: TextTask, given: Settings, algorithm: Mapping[str, Any]) -> Settings:
     """The policy's arguments for a task: its model and temperature, a critic that it can have, a reference to share."""
     settings = task.settings
-    kwargs: dict[str, Any] = {
+    kwargs: Settings = {
         "model": settings.model,
         "temperature": settings.temperature,
         "mixed_precision": settings.mixed_precision,
@@ -233,19 +288,3 @@ def _device_type(device: Any) -> str:
     from stable_baselines3.common.utils import get_device
 
     return str(get_device(device).type)
-
-
-def _make_venv(env: Any, n_envs: int, episodes: str, env_kwargs: dict[str, Any]) -> VecEnv:
-    if isinstance(env, VecEnv):
-        if env_kwargs:
-            raise ValueError("env_kwargs go with env='LLMText-v0'; this environment exists already.")
-        return env
-    if isinstance(env, str | Path):
-        if str(env).rpartition(":")[2] != ENV_ID:
-            raise ValueError(f"env={env!r} is not known; it is {ENV_ID!r} or an environment.")
-        return LLMTextVecEnv(n_envs, episodes=episodes, scoring="deferred", **env_kwargs)
-    spec = getattr(env, "spec", None)
-    if spec is None or spec.id != ENV_ID:
-        raise TypeError(f"env must be {ENV_ID!r}, an LLMTextVecEnv or an LLMTextEnv; got {type(env).__name__}.")
-    kwargs = {key: value for key, value in spec.kwargs.items() if key != "render_mode"}
-    return LLMTextVecEnv(n_envs, episodes=episodes, scoring="deferred", **{**kwargs, **env_kwargs})

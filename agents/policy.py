@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from peft import LoraConfig, get_peft_model
 from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -21,10 +24,14 @@ from transformers.pytorch_utils import Conv1D
 from agents.carriers import ActionTensor, LazyValues, attach_scorer
 from agents.critic import CRITICS, CriticNetwork, enable_checkpointing, load_critic, zero_head
 from agents.decoding_copy import DecodingCopy
+from agents.flat_parameters import FlatParameters
 from agents.micro_batching import MicroBatches
+from agents.observations import sequences_of, split_observation
 from llm_env.attention import packed_states
 from llm_env.decoding import CachedDecoder, sample_tokens
+from llm_env.generation import respond
 from llm_env.head import head_log_probs
+from llm_env.masks import restrict, unpack_bits
 from llm_env.models import (
     DEFAULT_MODEL,
     DEFAULT_REWARD_MODEL,
@@ -36,6 +43,9 @@ from llm_env.models import (
     shared_causal_lm,
 )
 from llm_env.packing import PackedBatch, in_groups, pack, pack_ends
+from llm_env.prompts import Prompt
+from llm_env.task import TextTask
+from llm_env.transition import Episode
 
 SCORE_TOKENS = 16_384  # tokens scored at once after collection, padding included
 
@@ -55,7 +65,7 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
         lr_schedule: Learning rate as a function of the progress remaining.
         model: Folder or hub id of the actor. None: the embedded default.
         temperature: Divides the logits; must be the environment's.
-        critic: ``reward_model``, ``actor``, ``head`` or ``detached_head``; see `agents.critic`.
+        critic: ``reward_model``, ``actor``, ``head``, ``detached_head`` or ``none``; see `agents.critic`.
         reward_model: Folder or hub id that a ``reward_model`` critic starts from. None: the embedded default, if
             `model` is it too.
         lora_rank: Rank r of LoRA adapters on all linear layers (Hu et al. 2021, https://arxiv.org/abs/2106.09685);
@@ -72,7 +82,8 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
             `score_segments` do it in large batches. Needs `TokenRolloutBuffer`.
         entropy_grad: Whether `evaluate_actions` gives an entropy with gradients; False saves time where ``ent_coef`` is 0.
         second_derivatives: For TRPO: gradients have gradients (attention without a fused kernel, no micro-batches), and
-            `named_parameters` gives the trainable ones, under names that TRPO does not take for a critic's.
+            `named_parameters` gives the actor's as one vector (`agents.flat_parameters`) and the critic's under names that
+            TRPO leaves out.
         trust_remote_code: Whether model code from a hub may run.
         optimizer_class: Default: `torch.optim.AdamW`, without weight decay, eps 1e-5.
         optimizer_kwargs: For the optimizer, besides the learning rate.
@@ -173,10 +184,10 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
                 f"{vocab_size} tokens. Give the policy the environment's model: policy_kwargs={{'model': …}}."
             )
         hidden_size = int(self.actor.get_output_embeddings().weight.shape[1])
-        self.critic: nn.Module
+        self.critic: nn.Module | None = None
         if own["critic"] in ("head", "detached_head"):
             self.critic = zero_head(hidden_size)
-        else:
+        elif own["critic"] != "none":
             self.critic = load_critic(own["critic"], name, own["reward_model"], own["trust_remote_code"])
         if own["gradient_checkpointing"]:
             enable_checkpointing(self.actor)
@@ -186,6 +197,7 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
         self._micro_batches = MicroBatches(self._evaluate_packed, self, own["micro_batch_tokens"])
         self._decoder = CachedDecoder(self.lm, max_length, use_cache=own["use_cache"])
         self._copy: DecodingCopy | None = None
+        self._flat: FlatParameters | None = None
         parameters = [p for p in self.parameters() if p.requires_grad]
         self.optimizer = self.optimizer_class(parameters, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
         # SB3 drops gradients only after the next forward pass; they need not be in memory beside its activations.
@@ -228,22 +240,28 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
         return self.mixed_precision != "no"
 
     # ------------------------------------------------------------------------------------------------ acting
-    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, obs: PyTorchObs, deterministic: bool = False, allowed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Samples the next tokens.
 
         Args:
             obs: Dictionary of ``input_ids`` (N, L) and ``length`` (N, 1).
             deterministic: Take the likeliest token.
+            allowed: Which tokens may be chosen, boolean, shape (N, V); None: all.
 
         Returns:
             Actions (N,), which carry their log-probs to the environment; values (N, 1); log-probs (N,). Idle rows get 0.
         """
-        ids, lengths = _split(obs)
+        ids, lengths = split_observation(obs)
         hidden = self._last_hidden(ids, lengths)
         busy = lengths > 0
         actions, log_probs = torch.zeros_like(lengths), torch.zeros(len(lengths), device=lengths.device)
         if busy.any():  # idle rows cost no head and no sampling
-            actions[busy], log_probs[busy] = sample_tokens(self._logits(hidden[busy], self._acting_lm()), deterministic)
+            logits = self._logits(hidden[busy], self._acting_lm())
+            if allowed is not None:
+                logits = restrict(logits, allowed[busy])
+            actions[busy], log_probs[busy] = sample_tokens(logits, deterministic)
         if self._own["defer_values"] and self.has_own_critic:
             values = torch.full((len(lengths), 1), torch.nan, device=self.device)
         else:
@@ -254,19 +272,26 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
     def get_distribution(self, obs: PyTorchObs | PackedBatch) -> Distribution:
         """π(·|s) for each observation, or each scored token of a packed batch; uniform for idle rows."""
         if isinstance(obs, PackedBatch):
-            logits = self._logits(self._packed_hidden(obs), self.lm)
+            logits = self._derivable(lambda: self._logits(self._packed_hidden(obs), self.lm))
+            if obs.masks is not None:
+                logits = restrict(logits, unpack_bits(obs.masks, self.lm.vocab_size))
+        elif self._flat is not None and self.training:  # TRPO's line search: other weights at every call
+            ids, lengths = split_observation(obs)
+            logits = self._derivable(lambda: self._logits(self._fresh_hidden(ids, lengths), self.lm))
         else:
-            logits = self._logits(self._last_hidden(*_split(obs)), self._acting_lm())
+            logits = self._logits(self._last_hidden(*split_observation(obs)), self._acting_lm())
         assert isinstance(self.action_dist, CategoricalDistribution)
         return self.action_dist.proba_distribution(action_logits=logits)
 
     def predict_values(self, obs: PyTorchObs | PackedBatch) -> Tensor:
         """V(s) for each observation, shape (N, 1); 0 for idle rows. With `defer_values`, computed when looked at."""
+        if self._flat is not None:
+            self._flat.push()
         if isinstance(obs, PackedBatch):
             with self._autocast():
                 hidden = None if self.has_own_critic else self._packed_hidden(obs)
                 return self._packed_values(obs, hidden)[:, None]
-        ids, lengths = _split(obs)
+        ids, lengths = split_observation(obs)
         if self._own["defer_values"] and not torch.is_grad_enabled():
             return LazyValues.of(torch.no_grad()(lambda: self._state_values(ids, lengths)), len(ids))
         return self._state_values(ids, lengths)
@@ -291,7 +316,7 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
         return self._decoder
 
     def _fresh_hidden(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        return self._packed_hidden(pack_ends(_sequences(ids, lengths), ids.device)) * (lengths > 0)[:, None]
+        return self._packed_hidden(pack_ends(sequences_of(ids, lengths), ids.device)) * (lengths > 0)[:, None]
 
     def _acting_lm(self) -> CausalLM:
         """The model that `_last_hidden` asks, whose head goes with its states."""
@@ -306,14 +331,18 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
         """V at each row's last token, (N, 1), float32; 0 for idle rows."""
         with self._autocast():
             if isinstance(self.critic, CriticNetwork):
-                values = self.critic(pack_ends(_sequences(ids, lengths), ids.device))
+                values = self.critic(pack_ends(sequences_of(ids, lengths), ids.device))
             else:
                 assert hidden is not None
                 values = self._head_values(hidden)
         return (values * (lengths > 0))[:, None]
 
     def _head_values(self, hidden: Tensor) -> Tensor:
-        states = hidden.detach() if self._own["critic"] == "detached_head" else hidden
+        if self.critic is None:
+            return hidden.new_zeros(len(hidden), dtype=torch.float32)
+        # TRPO moves what it knows as the actor's; a trunk that the value loss moves as well would leave its trust region
+        detached = self._own["critic"] == "detached_head" or self._own["second_derivatives"]
+        states = hidden.detach() if detached else hidden
         return self.critic(states)[:, 0].float()
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -334,7 +363,7 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
             evaluate = self._evaluate_packed if self._own["second_derivatives"] else self._micro_batches
             values, log_probs, entropy = evaluate(obs)
             return values, log_probs, entropy if self.entropy_grad else entropy.detach()
-        ids, lengths = _split(obs)
+        ids, lengths = split_observation(obs)
         hidden = self._last_hidden(ids, lengths)
         busy = lengths > 0
         with self._autocast():
@@ -345,7 +374,7 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
     def _evaluate_packed(self, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
         with self._autocast():
             hidden = self._packed_hidden(batch)
-            log_probs, entropy = self._log_probs(hidden, batch.targets)
+            log_probs, entropy = self._log_probs(hidden, batch.targets, batch.masks)
             values = self._packed_values(batch, hidden)
         return values, log_probs, entropy
 
@@ -356,17 +385,16 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
 
     def _packed_values(self, batch: PackedBatch, hidden: Tensor | None) -> Tensor:
         """V before each scored token, (n,)."""
-        if self.has_own_critic:
+        if isinstance(self.critic, CriticNetwork):
             values: Tensor = self.critic(batch)
             return values
         assert hidden is not None
         return self._head_values(hidden)
 
-    def _log_probs(self, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def _log_probs(self, hidden: Tensor, tokens: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Log π of tokens and the entropies, (n,)."""
-        return head_log_probs(
-            self.lm, hidden, tokens, self.temperature, self.entropy_grad, fused=not self._own["second_derivatives"]
-        )
+        fused = not self._own["second_derivatives"]
+        return head_log_probs(self.lm, hidden, tokens, self.temperature, self.entropy_grad, fused, masks)
 
     def _attention(self) -> contextlib.AbstractContextManager[Any]:
         """Attention whose gradient has a gradient, where one is needed."""
@@ -374,12 +402,15 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
         return sdpa_kernel(SDPBackend.MATH) if twice else contextlib.nullcontext()
 
     @torch.no_grad()
-    def score_segments(self, sequences: list[list[int]], starts: list[int]) -> tuple[Any, Any]:
+    def score_segments(
+        self, sequences: list[list[int]], starts: list[int], masks: list[NDArray[np.uint8]] | None = None
+    ) -> tuple[Any, Any]:
         """Log π and V of every token from `starts` on, as training computes them.
 
         Args:
             sequences: Prompt and response ids.
             starts: For each, the index of the first token asked about.
+            masks: For each, which tokens might be chosen at each of its steps, as bits; None: all.
 
         Returns:
             (log π, V), flat float32 arrays, sequence by sequence.
@@ -388,7 +419,10 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
 
         def run(group: list[int]) -> None:
             batch = pack([sequences[i] for i in group], [starts[i] for i in group], self.device)
-            if self.rescores_log_probs or not self.has_own_critic:
+            if masks is not None:
+                bits = np.concatenate([masks[i] for i in group])
+                batch = dataclasses.replace(batch, masks=torch.from_numpy(bits).to(self.device))
+            if self.rescores_log_probs or not isinstance(self.critic, CriticNetwork):
                 values, log_probs, _ = self._evaluate_packed(batch)
             else:  # the collected log-probs are good: only the critic is asked
                 with self._autocast():
@@ -401,22 +435,39 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
         in_groups([len(s) for s in sequences], SCORE_TOKENS, self.device, run)
         return torch.cat([p[0] for p in parts]).numpy(), torch.cat([p[1] for p in parts]).numpy()
 
+    def greedy_episodes(self, task: TextTask, prompts: list[Prompt]) -> list[Episode]:
+        """The likeliest token at every step, from each prompt to the end, scored; the sampler's state is untouched."""
+        half = self.mixed_precision == "bf16"
+        return respond(self.lm, task, prompts, seed=0, deterministic=True, mixed_precision=half)
+
     def set_training_mode(self, mode: bool) -> None:
         """Train or eval mode; there is no dropout, but the cache is dropped, for the weights are about to change."""
         if mode:
             self._decoder.clear()
+        elif self._flat is not None:
+            self._flat.release()
         super().set_training_mode(mode)
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
         """`torch.nn.Module.named_parameters`; for TRPO as `second_derivatives` says."""
-        pairs = super().named_parameters(*args, **kwargs)
-        if not self._own["second_derivatives"]:
-            return pairs
-        return ((name.replace("value", "v"), p) for name, p in pairs if p.requires_grad)
+        if not self._own["second_derivatives"] or not hasattr(self, "optimizer"):
+            yield from super().named_parameters(*args, **kwargs)
+            return
+        if self._flat is None:
+            self._flat = FlatParameters(self.actor)
+        yield "actor", self._flat.vector
+        if self.critic is not None:
+            yield from ((f"value.{name}", p) for name, p in self.critic.named_parameters() if p.requires_grad)
+
+    def _derivable(self, function: Callable[[], Tensor]) -> Tensor:
+        """`function()`, whose gradient reaches what `named_parameters` gave."""
+        return function() if self._flat is None else self._flat.call(function)
 
     # ------------------------------------------------------------------------------------------------ saving
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """All weights, or with LoRA the trainable ones: the base model is named by `model` and never changes."""
+        if self._flat is not None:
+            self._flat.push()
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
         if not self._own["lora_rank"]:
             return state
@@ -430,6 +481,8 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
             RuntimeError: with `strict`, names are missing or unknown.
         """
         self._decoder.clear()
+        if self._flat is not None:
+            self._flat.forget()
         result = super().load_state_dict(state_dict, strict=False, assign=assign)
         missing = set(result.missing_keys) - (self._frozen_names() if self._own["lora_rank"] else set())
         if strict and (missing or result.unexpected_keys):
@@ -440,12 +493,14 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
         return result
 
     def _frozen_names(self) -> set[str]:
-        frozen = {id(p) for _, p in super().named_parameters() if not p.requires_grad}
+        frozen = {id(p) for _, p in nn.Module.named_parameters(self) if not p.requires_grad}
         state = super().state_dict(keep_vars=True)
         return {name for name, value in state.items() if id(value) in frozen}
 
     def merged_actor(self) -> PreTrainedModel:
         """The actor as an ordinary causal LM: itself, or with LoRA a copy with the adapters merged in."""
+        if self._flat is not None:
+            self._flat.push()
         if self._peft is None:
             return self.actor
         merged = copy.deepcopy(self._peft[0]).merge_and_unload()
@@ -465,15 +520,3 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
 
 def _drop_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     optimizer.zero_grad(set_to_none=True)
-
-
-def _split(obs: PyTorchObs) -> tuple[Tensor, Tensor]:
-    """``input_ids`` (N, L) and ``length`` (N,)."""
-    assert isinstance(obs, dict)
-    ids = obs["input_ids"].long()
-    return ids, obs["length"].long().reshape(len(ids))
-
-
-def _sequences(ids: Tensor, lengths: Tensor) -> list[list[int]]:
-    """Each row's real tokens; one of token 0 for an idle row."""
-    return [row[:n] if n else [0] for row, n in zip(ids.tolist(), lengths.tolist(), strict=True)]

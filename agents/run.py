@@ -29,18 +29,18 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 
+from agents.actor import respond_with, save_actor
+from agents.algorithms import algorithm, check_settings
 from agents.callbacks import GoldFunction, TextMetricsCallback, text_env
 from agents.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
-from agents.factory import DEFAULTS, algorithm_class, make_algorithm
-from agents.policy import LLMActorCriticPolicy
+from agents.factory import make_algorithm
 from agents.report import draw_report, read_progress
 from agents.run_settings import RunSettings
-from llm_env.generation import respond
-from llm_env.models import DEFAULT_HELDOUT_PROMPTS, quiet_loading
+from llm_env.models import DEFAULT_HELDOUT_PROMPTS
 from llm_env.prompts import PromptSet, RawPrompt, read_prompts
 from llm_env.rewards import FunctionReward
 
@@ -90,6 +90,7 @@ class RunCallback(TextMetricsCallback):
         self.run = run
 
     def _on_training_start(self) -> None:
+        super()._on_training_start()
         if self.iteration == 0:
             self.run.sample(0)
 
@@ -100,26 +101,22 @@ class RunCallback(TextMetricsCallback):
         last = self.model.num_timesteps >= self.model._total_timesteps
         if last or self.iteration % settings.sample_every == 0:
             self.run.sample(self.model.num_timesteps)
-        if last or self.run.stop_asked or self.iteration % settings.checkpoint_every == 0:
+        saves = algorithm(settings.algo).reason("resume") is None
+        if saves and (last or self.run.stop_asked or self.iteration % settings.checkpoint_every == 0):
             self.run.save(self)
         if self.run.stop_asked and not last:
             raise Interrupted
 
 
 def algorithm_settings(settings: RunSettings) -> dict[str, Any]:
-    """The algorithm's own arguments. The defaults of `RunSettings` are PPO's: others get what was changed, over their own."""
-    names = (
-        *("learning_rate", "n_epochs", "batch_size", "gae_lambda", "clip_range", "vf_coef", "ent_coef"),
-        *("max_grad_norm", "target_kl", "critic"),
-    )
-    plain = RunSettings()
-    chosen: dict[str, Any] = {}
-    for name in names:
-        value, default = getattr(settings, name), getattr(plain, name)
-        if value != default or (settings.algo == "ppo" and value is not None):
-            chosen[name] = value
-    algorithm_class(settings.algo)  # an unknown name is an error before its defaults are looked up
-    rate = chosen.setdefault("learning_rate", DEFAULTS[settings.algo]["learning_rate"])
+    """The algorithm's own arguments, its learning rate as a schedule.
+
+    Raises:
+        ValueError, TypeError: an unknown algorithm, a setting that it does not have, or a combination that it excludes.
+    """
+    chosen = settings.algorithm_arguments()
+    check_settings(settings.algo, chosen)
+    rate = chosen.setdefault("learning_rate", algorithm(settings.algo).defaults["learning_rate"])
     if settings.lr_schedule == "linear":
         chosen["learning_rate"] = LinearSchedule(rate, 0.0, 1.0)
     return chosen
@@ -152,6 +149,8 @@ class TrainingRun:
                 f"output_dir={str(folder)!r} is not empty. Choose another folder, or go on with the run in it: "
                 f"--resume {folder}"
             )
+        if resume and (reason := algorithm(settings.algo).reason("resume")) is not None:
+            raise ValueError(f"{settings.algo} cannot be resumed: {reason}. Start it again in another folder.")
         gold_name = settings.gold
         if gold_name is None and settings.model is None and settings.reward_model is None:
             gold_name = "llm_env.gold:gold_score"
@@ -182,24 +181,18 @@ class TrainingRun:
         path = self.folder / "train_prompts.jsonl"
         return str(path) if self.resumed and path.is_file() else self.settings.prompts
 
-    def _make_model(self) -> OnPolicyAlgorithm:
+    def _make_model(self) -> BaseAlgorithm:
         s = self.settings
-        model = make_algorithm(
+        return make_algorithm(
             s.algo,
             n_envs=s.n_envs,
             rounds=s.rounds,
             episodes=s.episodes,
             env_kwargs=s.task_arguments(prompts=self._train_prompts()),
-            lora_rank=s.lora_rank,
-            mixed_precision=s.mixed_precision,
-            gradient_checkpointing=s.gradient_checkpointing,
-            micro_batch_tokens=s.micro_batch_tokens,
             seed=s.seed,
             device=s.device,
             **algorithm_settings(s),
         )
-        assert isinstance(model, OnPolicyAlgorithm)
-        return model
 
     def _load_eval_prompts(self) -> PromptSet:
         held_out = self.folder / "heldout_prompts.jsonl"
@@ -315,13 +308,10 @@ class TrainingRun:
 
     def sample(self, timestep: int) -> None:
         """Appends responses to the first held-out prompts to ``samples.jsonl``."""
-        policy = self.model.policy
-        assert isinstance(policy, LLMActorCriticPolicy)
         prompts = self.eval_prompts.spread(self.settings.n_samples)
         if not prompts:
             return
-        half = policy.mixed_precision == "bf16"
-        episodes = respond(policy.lm, self.task, prompts, SAMPLE_SEED, mixed_precision=half)
+        episodes = respond_with(self.model.policy, self.task, prompts, SAMPLE_SEED)
         with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
             for episode in episodes:
                 record = {
@@ -346,13 +336,8 @@ class TrainingRun:
 
     def finish(self) -> None:
         """Writes ``actor/`` and ``report.png``."""
-        policy = self.model.policy
-        assert isinstance(policy, LLMActorCriticPolicy)
         partial = self.folder / ".partial-actor"
-        actor = policy.merged_actor()
-        with quiet_loading():
-            actor.save_pretrained(partial)
-        self.task.tokenizer.save_pretrained(partial)
+        save_actor(self.model.policy, self.task, partial)
         target = self.folder / "actor"
         if target.exists():
             for path in partial.iterdir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -14,13 +15,20 @@ import yaml
 
 from llm_env.task import TaskSettings
 
+ALGORITHM_FIELDS = (
+    *("learning_rate", "n_epochs", "batch_size", "gae_lambda", "clip_range", "vf_coef", "ent_coef", "max_grad_norm"),
+    *("target_kl", "critic", "group_size", "mask_refresh", "lora_rank", "mixed_precision", "gradient_checkpointing"),
+    "micro_batch_tokens",
+)
+
 
 @dataclass(frozen=True)
 class RunSettings:
     """Settings of one training run. Everything is a name, a path or a number."""
 
     algo: str = "ppo"
-    """Algorithm: ppo, a2c or trpo. Settings below that one of them does not have are refused if they are changed."""
+    """Algorithm: ppo, a2c, trpo, maskable_ppo, recurrent_ppo, dqn, qr_dqn, ars, grpo, dr_grpo, rloo, remax or
+    reinforce_pp. Settings below that it does not have are refused; those that are left out are the algorithm's own."""
     model: str | None = None
     """Actor, reference and tokenizer: model folder or hub id. Default: the embedded tiny model."""
     reward_model: tuple[str, ...] | None = None
@@ -39,8 +47,11 @@ class RunSettings:
     """Slots: episodes that are generated side by side."""
     rounds: int = 1
     """Synchronous rounds in a rollout: a rollout is rounds x n_envs episodes."""
-    episodes: str = "synchronous"
-    """synchronous (whole episodes in each rollout) or continuous (a slot that ends takes the next prompt at once)."""
+    episodes: str | None = None
+    """synchronous (whole episodes in each rollout) or continuous (a slot that ends takes the next prompt at once).
+    Default: synchronous where the algorithm learns from rollouts of text."""
+    group_size: int | None = None
+    """Responses to each prompt, for grpo, dr_grpo and rloo."""
     max_prompt_length: int = 64
     """Tokens; longer prompts are cut on the left."""
     max_new_tokens: int = 32
@@ -51,23 +62,43 @@ class RunSettings:
     """Beta: price of one nat of KL to the reference, in score."""
     missing_eos_penalty: float = 0.0
     """Taken off the score of a response without an end token."""
-    learning_rate: float = 3e-4
+    overlong_buffer: int = 0
+    """Tokens before the cap within which a response pays for its length (DAPO)."""
+    overlong_penalty: float = 0.0
+    """Price of a response at the cap, in score."""
+    top_k: int = 0
+    """For maskable_ppo: choose from the k likeliest tokens of the reference; 0: any."""
+    top_p: float = 1.0
+    """For maskable_ppo: choose from the fewest likeliest tokens that hold this probability."""
+    min_new_tokens: int = 0
+    """For maskable_ppo: no end token before that many others."""
+    forbidden_tokens: tuple[str, ...] | None = None
+    """For maskable_ppo: texts of one token that are never chosen."""
+    allowed_tokens: tuple[str, ...] | None = None
+    """For maskable_ppo: only these, and the end tokens."""
+    allowed_pattern: str | None = None
+    """For maskable_ppo: only tokens whose text matches this regular expression, and the end tokens."""
+    mask_refresh: int | None = None
+    """For maskable_ppo: take top-k and top-p from a copy of the actor, brought up to date every that many rollouts."""
+    algo_kwargs: tuple[str, ...] = ()
+    """Any other setting of the algorithm, as name=value: gradient_steps=32, clip_range_high=0.28, …"""
+    learning_rate: float | None = None
     """Step size of AdamW at the start."""
     lr_schedule: str = "linear"
     """linear (to zero) or constant."""
-    n_epochs: int = 4
+    n_epochs: int | None = None
     """Passes over each rollout."""
     batch_size: int | None = None
     """Tokens in a mini-batch. Default: a quarter of a rollout."""
-    gae_lambda: float = 0.95
+    gae_lambda: float | None = None
     """Lambda of generalised advantage estimation."""
-    clip_range: float = 0.2
+    clip_range: float | None = None
     """PPO's epsilon."""
-    vf_coef: float = 0.5
+    vf_coef: float | None = None
     """Weight of the value loss."""
-    ent_coef: float = 0.0
+    ent_coef: float | None = None
     """Weight of the entropy bonus."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float | None = None
     """Gradients are scaled down to this norm."""
     target_kl: float | None = None
     """Stop a rollout's updates when new and old policy are further apart than 1.5 times this (nats per token)."""
@@ -102,12 +133,21 @@ class RunSettings:
         Raises:
             ValueError: a setting breaks its rule.
         """
-        for name in ("total_timesteps", "n_envs", "rounds", "n_epochs", "checkpoint_every", "sample_every"):
-            if getattr(self, name) < 1:
+        for name in (
+            "total_timesteps",
+            "n_envs",
+            "rounds",
+            "n_epochs",
+            "checkpoint_every",
+            "sample_every",
+            "group_size",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         if self.n_samples < 0:
             raise ValueError(f"n_samples={self.n_samples} must be at least 0.")
-        if not math.isfinite(self.learning_rate) or self.learning_rate < 0:
+        if self.learning_rate is not None and (not math.isfinite(self.learning_rate) or self.learning_rate < 0):
             raise ValueError(f"learning_rate={self.learning_rate} must be a finite number, at least 0.")
         if self.lr_schedule not in ("linear", "constant"):
             raise ValueError(f"lr_schedule={self.lr_schedule!r} is not known; use 'linear' or 'constant'.")
@@ -115,13 +155,35 @@ class RunSettings:
             raise ValueError(
                 f"reward_weights has {len(self.reward_weights)} entries for {len(self.reward_model or ())} reward models."
             )
-        if self.episodes == "synchronous" and self.total_timesteps < self.n_envs * self.rounds * self.max_new_tokens:
+        if self.episodes != "continuous" and self.total_timesteps < self.n_envs * self.rounds * self.max_new_tokens:
             least = self.n_envs * self.rounds * self.max_new_tokens
             raise ValueError(
                 f"total_timesteps={self.total_timesteps} is less than one rollout: n_envs x rounds x max_new_tokens = {least}."
             )
         TaskSettings(**self.task_arguments(prompts=self.prompts))
         return self
+
+    def algorithm_arguments(self) -> dict[str, Any]:
+        """What was set of the algorithm's own settings.
+
+        Raises:
+            ValueError: an entry of `algo_kwargs` is not name=value, or says again what another setting says.
+        """
+        left_out = {"lora_rank": 0, "mixed_precision": "no", "gradient_checkpointing": False}
+        given = {name: getattr(self, name) for name in ALGORITHM_FIELDS}
+        arguments = {n: v for n, v in given.items() if v is not None and (n not in left_out or v != left_out[n])}
+        for entry in self.algo_kwargs:
+            name, equals, value = entry.partition("=")
+            name = name.strip()
+            if not equals or not name:
+                raise ValueError(f"algo_kwargs: {entry!r} must be name=value.")
+            if name in arguments or name in ALGORITHM_FIELDS:
+                raise ValueError(f"algo_kwargs: {name} has a setting of its own; use --{name.replace('_', '-')}.")
+            arguments[name] = yaml.safe_load(value)
+            if isinstance(arguments[name], str):
+                with contextlib.suppress(ValueError):  # YAML reads 3e-4 as a text
+                    arguments[name] = float(arguments[name])
+        return arguments
 
     def task_arguments(self, prompts: Any) -> dict[str, Any]:
         """The environment's keyword arguments, with the prompts given."""

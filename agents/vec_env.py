@@ -14,12 +14,14 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 from agents.carriers import DeferredRewards, carried_log_probs
 from llm_env.batch import EpisodeBatch, prompt_from_options
 from llm_env.env import LLMTextEnv, check_render_mode, task_settings
+from llm_env.prompts import Prompt
 from llm_env.rendering import render_episode
 from llm_env.task import TextTask
 from llm_env.transition import Episode
 
 EPISODE_MODES = ("continuous", "synchronous")
 SCORING_MODES = ("step", "deferred")
+_MOST_ENDED = 100_000  # where nobody reads them
 
 
 class LLMTextVecEnv(VecEnv):
@@ -30,6 +32,9 @@ class LLMTextVecEnv(VecEnv):
         episodes: ``"continuous"``: a slot that ends takes the next prompt at once, as SB3's own VecEnvs do.
             ``"synchronous"``: all slots start together every `max_new_tokens` steps, and one that ends early is idle
             until then (``length`` 0); for `TokenRolloutBuffer`, which drops the idle steps.
+        group_size: Slots that share a prompt, next to each other: for advantages within a group. Needs synchronous episodes.
+        pay_policy_kl: Whether rewards hold -β·log π where the policy tells it. False: they are the environment's part alone,
+            for soft Q-learning, whose backup has the rest.
         scoring: ``"step"``: every step pays its reward. ``"deferred"``: rewards are promises (NaN) that
             `TokenRolloutBuffer` redeems in a few large batches after collection. The numbers are the same.
         render_mode: ``"ansi"``, ``"rgb_array"`` or None.
@@ -49,6 +54,8 @@ class LLMTextVecEnv(VecEnv):
         n_envs: int = 8,
         episodes: str = "continuous",
         scoring: str = "step",
+        group_size: int = 1,
+        pay_policy_kl: bool = True,
         render_mode: str | None = None,
         **settings: Any,
     ) -> None:
@@ -58,11 +65,21 @@ class LLMTextVecEnv(VecEnv):
             raise ValueError(f"episodes={episodes!r} is not known; use one of {', '.join(EPISODE_MODES)}.")
         if scoring not in SCORING_MODES:
             raise ValueError(f"scoring={scoring!r} is not known; use one of {', '.join(SCORING_MODES)}.")
+        if group_size < 1 or n_envs % group_size:
+            raise ValueError(f"group_size={group_size} must be at least 1 and divide n_envs={n_envs}.")
+        if group_size > 1 and episodes != "synchronous":
+            raise ValueError(f"group_size={group_size} needs episodes='synchronous': a group starts together.")
         check_render_mode(render_mode)
         self.render_mode = render_mode
         self.task = TextTask(task_settings(settings))
         self.episodes = episodes
         self.scoring = scoring
+        self.group_size = group_size
+        self.ended: list[dict[str, Any]] = []
+        """Info dictionaries of episodes that ended; whoever reads them empties the list."""
+        self.tokens = 0
+        """Tokens generated so far; idle slots generate none."""
+        self.pay_policy_kl = pay_policy_kl
         self.batch = EpisodeBatch(self.task, n_envs, score_steps=scoring == "step")
         self.batch.seed(np.random.default_rng())
         self.metadata = LLMTextEnv.metadata
@@ -77,7 +94,7 @@ class LLMTextVecEnv(VecEnv):
         if seed is not None:
             self.batch.seed(np.random.default_rng(seed))
         for slot, options in enumerate(self._options):
-            episode = self.batch.begin(slot, prompt_from_options(self.task, options))
+            episode = self._begin(slot, prompt_from_options(self.task, options))
             self.reset_infos[slot] = {"prompt": episode.prompt.text}
         self._clock = 0
         self._reset_seeds()
@@ -97,7 +114,8 @@ class LLMTextVecEnv(VecEnv):
         log_probs = carried_log_probs(self._actions, self.task.settings.temperature)
         actions = np.asarray(self._actions, dtype=np.int64).reshape(self.num_envs)
         acted = list(self.batch.episodes)
-        paid = self.batch.step(actions, log_probs)
+        paid = self.batch.step(actions, log_probs, self.pay_policy_kl)
+        self.tokens += sum(episode is not None for episode in acted)
         self._clock += 1
         rewards = DeferredRewards.of(acted, self.task) if self.scoring == "deferred" else paid.astype(np.float32)
         dones = np.array([episode is not None and episode.done for episode in acted])
@@ -112,6 +130,8 @@ class LLMTextVecEnv(VecEnv):
                     "terminal_observation": {name: values[slot] for name, values in last.items()},
                     "TimeLimit.truncated": False,
                 }
+                self.ended.append(infos[slot])
+            del self.ended[:-_MOST_ENDED]
         self._restart(dones)
         return self.batch.observation(), rewards, dones, infos  # type: ignore[return-value]
 
@@ -122,10 +142,21 @@ class LLMTextVecEnv(VecEnv):
         elif self._clock == self.task.settings.max_new_tokens:
             self._clock = 0
             for slot in range(self.num_envs):
-                self.batch.begin(slot)
+                self._begin(slot)
         else:
             for slot in np.flatnonzero(dones).tolist():
                 self.batch.idle(slot)
+
+    def _begin(self, slot: int, prompt: Prompt | None = None) -> Episode:
+        """Starts an episode; all but a group's first slot take the first one's prompt."""
+        first = self.batch.episodes[slot - slot % self.group_size]
+        if prompt is None and slot % self.group_size and first is not None:
+            prompt = first.prompt
+        return self.batch.begin(slot, prompt)
+
+    def action_masks(self) -> np.ndarray:
+        """Which tokens may come next in each slot, shape (n_envs, V); see `llm_env.masks`."""
+        return self.batch.action_masks()
 
     def state_dict(self) -> dict[str, Any]:
         """Slots, prompt order and clock in plain values: what a checkpoint needs to go on."""
@@ -164,6 +195,9 @@ class LLMTextVecEnv(VecEnv):
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
         """Calls a method of this object, once for each slot asked about."""
+        if method_name == "action_masks":  # the one method that has something to say of each slot
+            masks = self.action_masks()
+            return [masks[i] for i in self._get_indices(indices)]
         return [getattr(self, method_name)(*args, **kwargs) for _ in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[Any], indices: VecEnvIndices = None) -> list[bool]:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from llm_env.prompts import Prompt, PromptOrder
 from llm_env.reference import StepwiseReference
@@ -33,6 +35,8 @@ class EpisodeBatch:
         self._ids = np.full((n_slots, task.max_length), task.pad_value, dtype=np.int64)
         self._lengths = np.zeros(n_slots, dtype=np.int64)
         self._reference = StepwiseReference(task.reference, task.max_length)
+        self.mask_source = self._reference
+        """Whose distribution top-k and top-p look at."""
 
     def __len__(self) -> int:
         return len(self.episodes)
@@ -56,12 +60,37 @@ class EpisodeBatch:
         """Empties a slot."""
         self._place(slot, None)
 
-    def step(self, actions: NDArray[np.int64], log_probs: NDArray[Any] | None = None) -> NDArray[np.float64]:
+    def action_masks(self, logits: Tensor | None = None) -> NDArray[np.bool_]:
+        """Which tokens may come next in each slot, by `llm_env.masks`.
+
+        Args:
+            logits: What top-k and top-p look at, shape (N, V); None: those of `mask_source`.
+
+        Returns:
+            Shape (N, V); all tokens in idle slots.
+        """
+        rules = self.task.masks
+        masks = np.ones((len(self), self.task.vocab_size), dtype=bool)
+        busy = np.flatnonzero(self._lengths)
+        if not rules.active or not len(busy):
+            return masks
+        if logits is not None:
+            logits = logits[torch.from_numpy(busy)]
+        elif rules.looks_at_a_model:
+            logits = self.mask_source.logits(self._ids, self._lengths)
+        written = [len(e.response_ids) for e in self.episodes if e is not None]
+        masks[busy] = rules.of(np.array(written), logits)
+        return masks
+
+    def step(
+        self, actions: NDArray[np.int64], log_probs: NDArray[Any] | None = None, pay_policy_kl: bool = True
+    ) -> NDArray[np.float64]:
         """Appends one token in every busy slot; ended episodes stay in place until `begin` or `idle`.
 
         Args:
             actions: Next tokens, shape (N,); those of idle slots are not looked at.
             log_probs: log π of the actions, in nats, shape (N,), where they are known.
+            pay_policy_kl: Whether rewards hold -β·log π then.
 
         Returns:
             Rewards, shape (N,): the full formula where log π is known, else the environment's part of it; zeros under
@@ -99,7 +128,7 @@ class EpisodeBatch:
             for i in busy:
                 episode = self.episodes[i]
                 assert episode is not None
-                own = None if log_probs is None else [float(log_probs[i])]
+                own = None if log_probs is None or not pay_policy_kl else [float(log_probs[i])]
                 rewards[i] = task.rewards(episode, len(episode.response_ids) - 1, own)[0]
         return rewards
 

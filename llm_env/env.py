@@ -116,6 +116,10 @@ class LLMTextEnv(gymnasium.Env[Observation, np.int64]):
         info: dict[str, Any] = self.task.final_info(episode) if episode.done else {}
         return self._observation(), float(reward), episode.done, False, info
 
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Which tokens may come next, shape (V,), as sb3-contrib's MaskablePPO asks for; see `llm_env.masks`."""
+        return self.batch.action_masks()[0]
+
     def render(self) -> Any:
         """The text so far, each response token coloured by its KL; a string or an (H, W, 3) uint8 array."""
         if self.render_mode is None:

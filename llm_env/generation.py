@@ -9,6 +9,7 @@ import torch
 
 from llm_env.batch import EpisodeBatch
 from llm_env.decoding import CachedDecoder, sample_tokens
+from llm_env.masks import restrict
 from llm_env.models import CausalLM
 from llm_env.prompts import Prompt
 from llm_env.task import TextTask
@@ -24,6 +25,7 @@ def respond(
     batch_size: int = 128,
     deterministic: bool = False,
     mixed_precision: bool = False,
+    mask: str = "none",
 ) -> list[Episode]:
     """One response to each prompt, with log π, log π_ref and score; no random state outside is touched.
 
@@ -35,11 +37,13 @@ def respond(
         batch_size: Prompts at once.
         deterministic: Take the likeliest token instead of sampling.
         mixed_precision: Run the actor under bf16 autocast.
+        mask: ``none``; or apply the task's masks, top-k and top-p from the ``reference`` or from the ``actor`` itself.
 
     Returns:
         Ended episodes, in the prompts' order.
     """
     generator = torch.Generator(device=lm.device).manual_seed(seed)
+    masked = mask != "none" and task.masks.active
     was_training = lm.model.training
     lm.model.eval()
     finished: list[Episode] = []
@@ -55,6 +59,9 @@ def respond(
                     torch.from_numpy(observation["input_ids"]), torch.from_numpy(observation["length"])
                 )
                 logits = lm.logits(hidden).float() / task.settings.temperature
+                if masked:
+                    allowed = torch.from_numpy(batch.action_masks(logits if mask == "actor" else None))
+                    logits = restrict(logits, allowed.to(logits.device))
                 actions, log_probs = sample_tokens(logits, deterministic, generator)
                 batch.step(actions.cpu().numpy(), log_probs.cpu().numpy().astype(np.float64))
                 for slot, episode in enumerate(batch.episodes):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from llm_env.masks import restrict, unpack_bits
 from llm_env.models import CausalLM
 
 HEAD_CHUNK_ELEMENTS = 2**25  # logits computed at once: 128 MB in float32
@@ -57,7 +58,13 @@ def _plain(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor,
 
 
 def head_log_probs(
-    lm: CausalLM, hidden: Tensor, targets: Tensor, temperature: float, entropy_grad: bool = False, fused: bool = True
+    lm: CausalLM,
+    hidden: Tensor,
+    targets: Tensor,
+    temperature: float,
+    entropy_grad: bool = False,
+    fused: bool = True,
+    masks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log π and entropy at single positions, in float32.
 
@@ -68,13 +75,16 @@ def head_log_probs(
         temperature: Divides the logits: it is part of π.
         entropy_grad: Whether the entropy carries gradients.
         fused: False takes operations whose gradient has a gradient.
+        masks: Which tokens may be chosen at each position, as bits (`llm_env.masks.pack_bits`), shape (n, ⌈V/8⌉); None: all.
 
     Returns:
         (log π(target), entropy), both (n,), in nats.
     """
 
-    def one_chunk(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def one_chunk(states: Tensor, tokens: Tensor, bits: Tensor | None = None) -> tuple[Tensor, Tensor]:
         logits = lm.logits(states)
+        if bits is not None:
+            logits = restrict(logits.float(), unpack_bits(bits, lm.vocab_size))
         if fused and not entropy_grad:
             return _LogProbs.apply(logits, tokens, temperature)  # type: ignore[no-untyped-call]
         log_prob, entropy = _plain(logits, tokens, temperature)
@@ -82,13 +92,14 @@ def head_log_probs(
 
     chunk = max(1, HEAD_CHUNK_ELEMENTS // lm.vocab_size)
     if len(targets) <= chunk:
-        return one_chunk(hidden, targets)
+        return one_chunk(hidden, targets, masks)
     log_probs, entropies = [], []
-    for states, tokens in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+    bits_of = [None] * -(-len(targets) // chunk) if masks is None else masks.split(chunk)
+    for states, tokens, bits in zip(hidden.split(chunk), targets.split(chunk), bits_of, strict=True):
         if torch.is_grad_enabled() and states.requires_grad:  # recompute the logits in the backward pass
-            log_prob, entropy = checkpoint(one_chunk, states, tokens, use_reentrant=False)
+            log_prob, entropy = checkpoint(one_chunk, states, tokens, bits, use_reentrant=False)
         else:
-            log_prob, entropy = one_chunk(states, tokens)
+            log_prob, entropy = one_chunk(states, tokens, bits)
         log_probs.append(log_prob)
         entropies.append(entropy)
     return torch.cat(log_probs), torch.cat(entropies)

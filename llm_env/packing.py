@@ -34,6 +34,9 @@ class PackedBatch:
         targets: The scored tokens, shape (n,).
         counts: Scored tokens of each sequence, in the order given, B entries.
         order: Which of the given sequences each of those laid out is, B entries.
+        masks: Which tokens the policy may choose from where each scored token was chosen, as bits
+            (`llm_env.masks.pack_bits`), shape (n, ⌈V/8⌉), uint8; None: any.
+        ref_log_probs: log π_ref of the scored tokens, in nats, shape (n,), where a loss needs them.
     """
 
     input_ids: Tensor
@@ -42,6 +45,8 @@ class PackedBatch:
     targets: Tensor
     counts: tuple[int, ...]
     order: tuple[int, ...]
+    masks: Tensor | None = None
+    ref_log_probs: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -73,6 +78,8 @@ class PackedBatch:
                 self.targets[places] if len(self.targets) else self.targets,
                 tuple(self.counts[i] for i in members),
                 tuple(range(len(members))),
+                None if self.masks is None else self.masks[places],
+                None if self.ref_log_probs is None else self.ref_log_probs[places],
             )
             parts.append((part, places))
             first, start = last, stop

@@ -73,6 +73,13 @@ class StepwiseReference:
         self.reference = reference
         self.decoder = CachedDecoder(reference.shared.lm, max_length)
 
+    def logits(self, input_ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> torch.Tensor:
+        """The model's logits over the temperature after each prefix that is not idle, float32, shape (busy rows, V)."""
+        with self.reference.frozen() as lm:
+            busy = np.flatnonzero(lengths)
+            hidden = self.decoder.hidden(torch.from_numpy(input_ids), torch.from_numpy(lengths))[busy]
+            return lm.logits(hidden).float() / self.reference.temperature
+
     def log_probs(
         self, input_ids: NDArray[np.int64], lengths: NDArray[np.int64], actions: NDArray[np.int64]
     ) -> NDArray[np.float64]:

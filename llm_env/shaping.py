@@ -39,6 +39,22 @@ def token_rewards(
     return rewards
 
 
+def overlong_share(length: int, max_new_tokens: int, buffer: int) -> float:
+    """How far into the last `buffer` tokens before the cap a response went, 0 to 1.
+
+    "Soft overlong punishment", eq. 13 of Yu et al. 2025, "DAPO" (https://arxiv.org/abs/2503.14476), with the sign turned:
+    0 up to max_new_tokens - buffer tokens, then rising linearly to 1 at the cap.
+
+    Args:
+        length: Response tokens, end token included.
+        max_new_tokens: The cap.
+        buffer: Tokens before it that are punished; 0: only the cap itself is.
+    """
+    if buffer == 0:
+        return float(length >= max_new_tokens)
+    return min(1.0, max(0.0, (length - (max_new_tokens - buffer)) / buffer))
+
+
 def kl_k1(log_probs: ArrayLike, ref_log_probs: ArrayLike) -> NDArray[np.float64]:
     """k1 = log π - log π_ref on samples of π: unbiased for KL(π‖π_ref), of either sign.
 

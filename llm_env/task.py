@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from llm_env.masks import TokenMasks
 from llm_env.models import (
     DEFAULT_MODEL,
     DEFAULT_PROMPTS,
@@ -25,7 +26,7 @@ from llm_env.models import (
 from llm_env.prompts import PromptSet, RawPrompt
 from llm_env.reference import Reference
 from llm_env.rewards import RewardName, load_reward_model
-from llm_env.shaping import token_rewards
+from llm_env.shaping import overlong_share, token_rewards
 from llm_env.transition import Episode
 
 
@@ -42,6 +43,15 @@ class TaskSettings:
         max_new_tokens: Length cap of a response, in tokens.
         temperature: Divides the logits wherever a log-probability is taken; part of the policy.
         missing_eos_penalty: Taken off the score of a response that reached the cap without an end token.
+        overlong_buffer: Tokens before the cap within which a response pays for its length (see `overlong_penalty`).
+        overlong_penalty: Price of a response at the cap, in score; 0 for none. Section 3.4 of Yu et al. 2025, "DAPO".
+        top_k: The policy may choose from the k likeliest tokens of the reference; 0: any. This and the following rules make
+            `action_masks`, which only algorithms with masks heed; see `llm_env.masks`.
+        top_p: … from the fewest likeliest tokens that hold this probability; 1: any.
+        min_new_tokens: No end token before that many others.
+        forbidden_tokens: Never chosen: ids, or texts of exactly one token.
+        allowed_tokens: Only these, and the end tokens.
+        allowed_pattern: Only tokens whose whole text matches this regular expression, `allowed_tokens` and the end tokens.
         dtype: Of the frozen models: float32, bfloat16 or float16. Only in float32 is the KL exactly 0 at the start.
         mixed_precision: ``no``, or ``bf16``: reference and reward model compute under autocast, as the actor then should.
         device: Of the frozen models: auto, cpu, cuda, …
@@ -56,6 +66,14 @@ class TaskSettings:
     max_new_tokens: int = 32
     temperature: float = 1.0
     missing_eos_penalty: float = 0.0
+    overlong_buffer: int = 0
+    overlong_penalty: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_new_tokens: int = 0
+    forbidden_tokens: Sequence[str | int] | None = None
+    allowed_tokens: Sequence[str | int] | None = None
+    allowed_pattern: str | None = None
     dtype: str = "float32"
     mixed_precision: str = "no"
     device: str = "auto"
@@ -71,7 +89,19 @@ class TaskSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number of tokens, at least 1.")
-        for name in ("kl_coef", "missing_eos_penalty"):
+        for name in ("top_k", "min_new_tokens", "overlong_buffer"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+                raise ValueError(f"{name}={value!r} must be a whole number of tokens, at least 0.")
+        for name in ("min_new_tokens", "overlong_buffer"):
+            if getattr(self, name) > self.max_new_tokens:
+                raise ValueError(f"{name}={getattr(self, name)} must be at most max_new_tokens={self.max_new_tokens}.")
+        if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p!r} must be a probability above 0, at most 1.")
+        for name in ("forbidden_tokens", "allowed_tokens"):
+            if isinstance(getattr(self, name), str):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be a list of tokens, not one text.")
+        for name in ("kl_coef", "missing_eos_penalty", "overlong_penalty"):
             value = getattr(self, name)
             if not _is_number(value) or value < 0:
                 raise ValueError(f"{name}={value!r} must be a finite number, at least 0.")
@@ -85,6 +115,15 @@ class TaskSettings:
                     raise ValueError(
                         f"model={self.model!r} needs {name} too: the embedded default's {name} fits its own model only."
                     )
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether any of the mask rules is set."""
+        plain = (0, 1.0, 0, None, None, None)
+        return plain != (
+            *(self.top_k, self.top_p, self.min_new_tokens),
+            *(self.forbidden_tokens, self.allowed_tokens, self.allowed_pattern),
+        )
 
     @property
     def load(self) -> LoadSettings:
@@ -122,6 +161,7 @@ class TextTask:
                 f"max_prompt_length={settings.max_prompt_length} + max_new_tokens={settings.max_new_tokens} = "
                 f"{self.max_length} tokens, but model={name!r} can read {limit}. Lower one of them."
             )
+        self.masks = TokenMasks(settings, self.tokenizer, self.eos_ids, self.vocab_size)
         self.reference = Reference(self.model, settings.temperature, settings.mixed_precision)
         self.reward_model = load_reward_model(
             settings.reward_model or DEFAULT_REWARD_MODEL, load, self.tokenizer, settings.mixed_precision
@@ -181,10 +221,17 @@ class TextTask:
             return
         for episode, value in zip(unscored, self.reward_model.score(unscored), strict=True):
             episode.rm_score = value
-            episode.final_score = value - (0.0 if episode.has_end else self.settings.missing_eos_penalty)
+            missing = 0.0 if episode.has_end else self.settings.missing_eos_penalty
+            length, cap = len(episode.response_ids), self.settings.max_new_tokens
+            overlong = self.settings.overlong_penalty * overlong_share(length, cap, self.settings.overlong_buffer)
+            episode.final_score = value - missing - overlong
 
     def rewards(
-        self, episode: Episode, start: int = 0, log_probs: Sequence[float] | None = None
+        self,
+        episode: Episode,
+        start: int = 0,
+        log_probs: Sequence[float] | None = None,
+        kl_coef: float | None = None,
     ) -> NDArray[np.float64]:
         """The rewards of an episode's tokens from `start` on, by `llm_env.shaping.token_rewards`.
 
@@ -192,9 +239,11 @@ class TextTask:
             episode: Its reference log-probs, and its score if it has ended, must be known.
             start: First response token.
             log_probs: log π of those tokens, in nats; None: a policy without randomness.
+            kl_coef: β; None: the task's.
         """
         score = episode.final_score if episode.done else None
-        return token_rewards(episode.ref_log_probs[start:], score, self.kl_coef, log_probs)
+        beta = self.kl_coef if kl_coef is None else kl_coef
+        return token_rewards(episode.ref_log_probs[start:], score, beta, log_probs)
 
     def final_info(self, episode: Episode) -> dict[str, Any]:
         """What the last step's `info` tells of an episode; NaN for what is not known yet."""

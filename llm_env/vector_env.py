@@ -113,6 +113,10 @@ class LLMTextVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
                 self.batch.begin(int(slot))
         return self.batch.observation(), rewards, terminated, np.zeros(self.num_envs, dtype=bool), infos
 
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Which tokens may come next in each slot, shape (N, V); see `llm_env.masks`."""
+        return self.batch.action_masks()
+
     def render(self) -> tuple[Any, ...] | None:
         """A rendering of every slot; see `llm_env.env.LLMTextEnv.render`."""
         if self.render_mode is None:

@@ -43,6 +43,8 @@ class Args:
     """Default: the run's."""
     temperature: float | None = None
     """Default: the run's."""
+    best_of_n: int = 1
+    """Sample that many responses to each prompt and keep the one that the reward model likes best."""
     greedy: bool = False
     """Take the likeliest token instead of sampling."""
     n_samples: int = 6
@@ -74,8 +76,8 @@ def evaluate(args: Args) -> None:
     """
     import dataclasses
 
+    from agents.actor import load_actor
     from agents.evaluation import compare
-    from llm_env.models import load_causal_lm
     from llm_env.rewards import FunctionReward
     from llm_env.task import TaskSettings, TextTask
 
@@ -90,17 +92,19 @@ def evaluate(args: Args) -> None:
     prompts = args.prompts or held_out_prompts(run, settings)
     settings = dataclasses.replace(settings, **changes, prompts=prompts, device=args.device)
     task = TextTask(TaskSettings(**settings.task_arguments(prompts=prompts)))
-    actor = load_causal_lm(str(args.actor), task.settings.load, option="actor")
-    if actor.vocab_size != task.vocab_size:
+    if args.best_of_n < 1 or (args.best_of_n > 1 and args.greedy):
         raise ValueError(
-            f"actor={str(args.actor)!r} has {actor.vocab_size} tokens, its reference {settings.model!r} has {task.vocab_size}. "
-            "Give the model that it was trained from: --model."
+            f"best_of_n={args.best_of_n} must be at least 1, and without --greedy, which has one response."
         )
+    actor = load_actor(args.actor, task)
     default_rewards = settings.reward_model is None and settings.model is None
     gold_name = args.gold or settings.gold or ("llm_env.gold:gold_score" if default_rewards else None)
     gold = FunctionReward(gold_name).function if gold_name else None
     chosen = task.prompts.spread(args.n_prompts)
-    report = compare(actor, task, chosen, args.seed, gold, args.greedy, args.n_samples)  # type: ignore[arg-type]
+    mask = "none"
+    if settings.algo == "maskable_ppo":
+        mask = "actor" if settings.mask_refresh else "reference"
+    report = compare(actor, task, chosen, args.seed, gold, args.greedy, args.n_samples, mask, args.best_of_n)  # type: ignore[arg-type]
 
     table = Table(title=f"{args.actor} on {report.n_prompts} prompts (mean, 95 % interval)")
     for column in ("", "reference", "actor"):

@@ -1,0 +1,169 @@
+"""Action masks: which tokens the policy may choose from. A mask is part of the policy: what is sampled is what is scored.
+
+Some rules depend on the text so far (top-k, top-p, minimum length), some on the vocabulary alone. Top-k and top-p look at
+a model's distribution: the reference's, or that of an older copy of the actor, the learned masking of NLPO (Ramamurthy
+et al. 2022, https://arxiv.org/abs/2210.01241). `LLMTextEnv.action_masks` and the other faces give them out in the form
+that sb3-contrib's MaskablePPO asks for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from llm_env.task import TaskSettings
+
+NEVER = -1e30  # a logit of no probability; finite, so that 0 x it is 0
+
+
+def pack_bits(masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Masks (N, V) as bits (N, ⌈V/8⌉), the first token in the lowest bit."""
+    return np.packbits(masks, axis=-1, bitorder="little")
+
+
+def unpack_bits(bits: Tensor, vocab_size: int) -> Tensor:
+    """Bits (N, ⌈V/8⌉), uint8, as a boolean tensor (N, V)."""
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return ((bits[:, :, None] >> places) & 1).flatten(1)[:, :vocab_size].bool()
+
+
+def restrict(logits: Tensor, allowed: Tensor) -> Tensor:
+    """Logits (..., V) with `NEVER` where not allowed."""
+    return logits.masked_fill(~allowed, NEVER)
+
+
+def top_k_mask(logits: Tensor, k: int) -> Tensor:
+    """The k likeliest tokens of each row (and what ties with the last), Fan et al. 2018; logits (N, V) to bool (N, V)."""
+    if not 0 < k < logits.shape[-1]:
+        return torch.ones_like(logits, dtype=torch.bool)
+    return logits >= logits.topk(k, -1).values[:, -1:]
+
+
+def top_p_mask(logits: Tensor, p: float) -> Tensor:
+    """The fewest likeliest tokens of each row that hold probability p or more.
+
+    Nucleus sampling, Holtzman et al. 2020 (https://arxiv.org/abs/1904.09751); logits (N, V) to bool (N, V).
+    """
+    ordered, order = torch.sort(logits, -1, descending=True)
+    before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # probability of what stands before each
+    keep = before < p
+    keep[:, 0] = True
+    return torch.zeros_like(keep).scatter(-1, order, keep)
+
+
+class TokenMasks:
+    """The mask rules of a task.
+
+    Args:
+        settings: Their numbers and tokens.
+        tokenizer: Says which text a token has.
+        eos_ids: End tokens: allowed unless they are forbidden by name.
+        vocab_size: V.
+
+    Raises:
+        ValueError: a text is not one token, a pattern is not a regular expression, or nothing is left to choose.
+    """
+
+    def __init__(self, settings: TaskSettings, tokenizer: Any, eos_ids: frozenset[int], vocab_size: int) -> None:
+        self.top_k = settings.top_k
+        self.top_p = settings.top_p
+        self.min_new_tokens = settings.min_new_tokens
+        self.vocab_size = vocab_size
+        self.eos = np.zeros(vocab_size, dtype=bool)
+        self.eos[sorted(i for i in eos_ids if i < vocab_size)] = True
+        self.allowed = self._vocabulary(settings, tokenizer)
+        if not (self.allowed & ~self.eos if self.min_new_tokens else self.allowed).any():
+            raise ValueError(
+                f"forbidden_tokens={settings.forbidden_tokens!r}, allowed_tokens={settings.allowed_tokens!r} and "
+                f"allowed_pattern={settings.allowed_pattern!r} leave no token to choose."
+            )
+
+    @property
+    def active(self) -> bool:
+        """Whether there is any rule."""
+        return self.looks_at_a_model or self.min_new_tokens > 0 or not bool(self.allowed.all())
+
+    @property
+    def looks_at_a_model(self) -> bool:
+        """Whether a rule needs a model's logits."""
+        return 0 < self.top_k < self.vocab_size or self.top_p < 1.0
+
+    def of(self, response_lengths: NDArray[np.int64], logits: Tensor | None) -> NDArray[np.bool_]:
+        """Which tokens may come next.
+
+        Args:
+            response_lengths: Response tokens so far, shape (N,).
+            logits: The model's, temperature included, shape (N, V); needed if `looks_at_a_model`.
+
+        Returns:
+            Shape (N, V); at least one token in each row.
+        """
+        masks = np.repeat(self.allowed[None], len(response_lengths), axis=0)
+        masks[np.asarray(response_lengths) < self.min_new_tokens] &= ~self.eos
+        if not self.looks_at_a_model:
+            return masks
+        assert logits is not None
+        allowed = torch.from_numpy(masks).to(logits.device)
+        logits = restrict(logits.float(), allowed)
+        if self.top_k:
+            allowed &= top_k_mask(logits, self.top_k)
+            logits = restrict(logits, allowed)
+        if self.top_p < 1.0:
+            allowed &= top_p_mask(logits, self.top_p)
+        return allowed.cpu().numpy()
+
+    def _vocabulary(self, settings: TaskSettings, tokenizer: Any) -> NDArray[np.bool_]:
+        allowed = np.ones(self.vocab_size, dtype=bool)
+        if settings.allowed_tokens is not None or settings.allowed_pattern is not None:
+            allowed[:] = False
+            allowed[token_ids(settings.allowed_tokens or (), tokenizer, self.vocab_size, "allowed_tokens")] = True
+            if settings.allowed_pattern is not None:
+                allowed |= _matching(settings.allowed_pattern, tokenizer, self.vocab_size)
+            allowed |= self.eos
+        allowed[token_ids(settings.forbidden_tokens or (), tokenizer, self.vocab_size, "forbidden_tokens")] = False
+        return allowed
+
+
+def token_ids(tokens: Sequence[str | int], tokenizer: Any, vocab_size: int, setting: str) -> list[int]:
+    """Ids of tokens given as numbers or as texts of exactly one token.
+
+    Raises:
+        ValueError: a number is not a token's, or a text is not one token.
+    """
+    ids: list[int] = []
+    for token in tokens:
+        if isinstance(token, str):
+            found = tokenizer.encode(token, add_special_tokens=False)
+            if len(found) != 1:
+                pieces = tokenizer.convert_ids_to_tokens(found)
+                raise ValueError(
+                    f"{setting}: {token!r} is {len(found)} tokens here ({', '.join(map(repr, pieces))}); name single ones. "
+                    "A word inside a text often begins with its space: ' word'."
+                )
+            ids.append(int(found[0]))
+        elif isinstance(token, bool) or not 0 <= int(token) < vocab_size:
+            raise ValueError(f"{setting}: {token!r} is not a token; tokens are 0 … {vocab_size - 1}.")
+        else:
+            ids.append(int(token))
+    return ids
+
+
+def _matching(pattern: str, tokenizer: Any, vocab_size: int) -> NDArray[np.bool_]:
+    """Tokens whose whole text matches a regular expression; special tokens have no text."""
+    try:
+        rule = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"allowed_pattern={pattern!r} is not a regular expression: {error}.") from error
+    special = set(tokenizer.all_special_ids)
+    ids = [i for i in range(min(vocab_size, len(tokenizer))) if i not in special]
+    texts = tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
+    matches = np.zeros(vocab_size, dtype=bool)
+    matches[[i for i, text in zip(ids, texts, strict=True) if rule.fullmatch(text)]] = True
+    return matches

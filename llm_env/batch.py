@@ -140,7 +140,12 @@ class EpisodeBatch:
         self._lengths[slot] = len(ids)
 
     def state_dict(self) -> dict[str, Any]:
-        """The slots and the prompt order, in plain values."""
+        """The slots and the prompt order, in plain values.
+
+        Caches are dropped: whoever goes on from here, and whoever comes back to it, then computes the same, bit for bit.
+        """
+        for source in (self._reference, self.mask_source):
+            source.decoder.clear()
         return {"order": self.order.state_dict(), "episodes": [_episode_state(e) for e in self.episodes]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

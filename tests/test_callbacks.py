@@ -64,8 +64,8 @@ def test_what_is_reported_is_what_is_learned_from_when_log_probs_are_scored_agai
 ) -> None:
     real = LLMActorCriticPolicy.score_segments
 
-    def shifted(self: Any, sequences: Any, starts: Any) -> Any:
-        log_probs, values = real(self, sequences, starts)
+    def shifted(self: Any, sequences: Any, starts: Any, masks: Any) -> Any:
+        log_probs, values = real(self, sequences, starts, masks)
         return log_probs - 0.25, values
 
     monkeypatch.setattr(LLMActorCriticPolicy, "score_segments", shifted)

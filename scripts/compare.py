@@ -1,0 +1,209 @@
+r"""Compares all algorithms on the embedded default, with the same budget of generated tokens.
+
+    python scripts/compare.py --search --output-dir runs/compare        find each one's settings (Optuna's TPE), recorded
+    python scripts/compare.py --output-dir runs/compare --peers         train all with what was found, TRL's beside ours
+    python scripts/compare.py --output-dir runs/compare --algos ppo grpo --seeds 0 1
+
+The search sees only prompts that are trained on, and maximises score - beta x KL, the objective itself. Every trial and every
+run is a line or a file of JSON; what is there already is not run again, so both can be interrupted. Writes table.md,
+results.json and compare.png.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from comparison.figures import draw, markdown_table
+from comparison.jobs import BASELINES, PEERS, Job, make_peer_environment, run_job
+from comparison.spaces import SPACES, first_trial, job_params, suggest
+
+console = Console(soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Args:
+    """Search settings, or train and compare."""
+
+    output_dir: Path = Path("runs/compare")
+    """Folder of the search's record, the runs, the table and the picture."""
+    search: bool = False
+    """Search settings instead of comparing."""
+    algos: tuple[str, ...] = ()
+    """Default: all algorithms of agents.algorithms, and with --peers TRL's."""
+    peers: bool = False
+    """Run TRL's PPO (1.12.0), RLOO and GRPO (1.16.0) too, each in an environment of its own, which is made if need be."""
+    peer_envs: Path = Path(".venv-peers")
+    """Folder of those environments."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of each algorithm."""
+    ppo_seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Seeds of PPO, ours and TRL's."""
+    tokens: int = 32_000
+    """Response tokens that each run generates for training."""
+    kl_coefs: tuple[float, ...] = (0.05,)
+    """Beta; several draw several points on the frontier of score against KL."""
+    n_prompts: int = 180
+    """Held-out prompts of each evaluation."""
+    trials: int = 10
+    """Trials of each algorithm's search."""
+    search_tokens: int = 12_000
+    """Tokens of a trial."""
+    jobs: int = 2
+    """Runs at a time, each on one CPU thread."""
+
+
+def main(args: Args) -> int:
+    """Searches or compares; returns the exit status."""
+    from agents.algorithms import ALGORITHMS
+
+    known = [*ALGORITHMS, *PEERS]
+    algos = args.algos or [*ALGORITHMS, *(PEERS if args.peers else ())]
+    for name in algos:
+        if name not in known:
+            console.print(f"error: algos: {name!r} is not known; there is {', '.join(known)}.", style="red")
+            return 1
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    for name in algos:
+        if name in PEERS:
+            console.print(f"environment of {name}: {args.peer_envs / f'trl-{PEERS[name]}'}", highlight=False)
+            make_peer_environment(args.peer_envs, PEERS[name])
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.jobs, mp_context=context) as pool:
+        if args.search:
+            for name in algos:
+                search(args, name, pool)
+            return 0
+        failed = compare(args, list(algos), pool)
+    results = read_results(args.output_dir)
+    table = markdown_table(results)
+    (args.output_dir / "table.md").write_text(table, encoding="utf-8")
+    (args.output_dir / "results.json").write_text(json.dumps(results, indent=0) + "\n", encoding="utf-8")
+    draw(results, args.output_dir / "compare.png")
+    console.print(table, highlight=False)
+    console.print(f"Picture: {args.output_dir / 'compare.png'}", highlight=False)
+    return 1 if failed else 0
+
+
+def search(args: Args, algo: str, pool: ProcessPoolExecutor) -> None:
+    """Optuna's TPE on score - beta x KL, `jobs` trials at a time; goes on where the record ends."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    record = args.output_dir / "search.jsonl"
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=4))
+    done = [t for t in read_lines(record) if t["algo"] == algo]
+    distributions = {
+        name: optuna.distributions.FloatDistribution(*values, log=True)
+        if kind == "log"
+        else optuna.distributions.CategoricalDistribution(values)
+        for name, (kind, values) in SPACES[algo].items()
+    }
+    for trial in done:
+        study.add_trial(
+            optuna.trial.create_trial(params=trial["chosen"], distributions=distributions, value=trial["objective"])
+        )
+    if not done:
+        study.enqueue_trial(first_trial(algo))
+    running: dict[Future[dict[str, Any]], tuple[Any, dict[str, Any]]] = {}
+    started = len(done)
+    while started < args.trials or running:
+        while started < args.trials and len(running) < args.jobs:
+            trial = study.ask()
+            chosen = suggest(trial, algo)
+            job = Job(
+                algo,
+                job_params(algo, chosen),
+                seed=1000,
+                tokens=args.search_tokens,
+                kl_coef=args.kl_coefs[0],
+                split="validation",
+                peer_envs=str(args.peer_envs.resolve()),
+            )
+            running[pool.submit(run_job, job)] = (trial, chosen)
+            started += 1
+        finished, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in finished:
+            trial, chosen = running.pop(future)
+            try:
+                result = future.result()
+            except Exception as error:  # a trial that fails is one that found nothing
+                console.print(f"{algo} {chosen}: {error}", style="red", highlight=False, markup=False)
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                continue
+            objective = result["rm_score"] - result["kl_coef"] * result["kl"]
+            study.tell(trial, objective)
+            kept = {key: result[key] for key in ("rm_score", "gold_score", "kl", "trained_tokens", "seconds")}
+            line = {"algo": algo, "chosen": chosen, "objective": objective, **kept}
+            with record.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            console.print(f"{algo:14s} {objective:6.3f}  {chosen}", highlight=False)
+
+
+def compare(args: Args, algos: list[str], pool: ProcessPoolExecutor) -> list[str]:
+    """Trains and evaluates what is not there yet; returns what failed."""
+    folder = args.output_dir / "runs"
+    folder.mkdir(exist_ok=True)
+    jobs: list[Job] = []
+    for algo in [*BASELINES, *algos]:
+        params = {} if algo in BASELINES else best_settings(args.output_dir, algo)
+        seeds = args.ppo_seeds if algo in ("ppo", "trl_ppo") else args.seeds
+        betas = args.kl_coefs if algo not in BASELINES else args.kl_coefs[:1]
+        for kl_coef in betas:
+            for seed in seeds:
+                envs = str(args.peer_envs.resolve())
+                jobs.append(Job(algo, params, seed, args.tokens, kl_coef, "heldout", args.n_prompts, envs))
+    missing = [job for job in jobs if not (folder / f"{job.name}.json").is_file()]
+    running = {pool.submit(run_job, job): job for job in missing}
+    failed: list[str] = []
+    while running:
+        finished, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in finished:
+            job = running.pop(future)
+            try:
+                result = future.result()
+            except Exception as error:
+                failed.append(job.name)
+                console.print(f"failed: {job.name}: {error}", style="red", highlight=False, markup=False)
+                continue
+            result.pop("peer_envs")
+            partial = folder / f".{job.name}.partial"
+            partial.write_text(json.dumps(result) + "\n", encoding="utf-8")
+            partial.replace(folder / f"{job.name}.json")
+            console.print(
+                f"{job.name:32s} score {result['rm_score']:5.2f}  gold {result['gold_score']:5.2f}  KL {result['kl']:5.2f}"
+                f"  ({len(running)} to go)",
+                highlight=False,
+            )
+    return failed
+
+
+def best_settings(folder: Path, algo: str) -> dict[str, Any]:
+    """What the search found, or the defaults where there was none."""
+    trials = [t for t in read_lines(folder / "search.jsonl") if t["algo"] == algo]
+    chosen = max(trials, key=lambda t: t["objective"])["chosen"] if trials else first_trial(algo)
+    return job_params(algo, chosen)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """A JSONL file's records; none where there is no file."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """All runs' results, in the order of their names."""
+    return [json.loads(p.read_text(encoding="utf-8")) for p in sorted((folder / "runs").glob("*.json"))]
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Args, description=__doc__)))

@@ -1,0 +1,111 @@
+"""Table and picture of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Results = list[dict[str, Any]]
+ORDER = ("reference", "best_of_4", "best_of_16")
+
+
+def grouped(results: Results) -> dict[tuple[str, float], Results]:
+    """Runs by algorithm and β, baselines first, then by mean objective."""
+    groups: dict[tuple[str, float], Results] = {}
+    for result in results:
+        groups.setdefault((result["algo"], result["kl_coef"]), []).append(result)
+
+    def rank(key: tuple[str, float]) -> tuple[Any, ...]:
+        objective = np.mean([r["rm_score"] - r["kl_coef"] * r["kl"] for r in groups[key]])
+        return (ORDER.index(key[0]) if key[0] in ORDER else len(ORDER), key[1], -objective)
+
+    return {key: groups[key] for key in sorted(groups, key=rank)}
+
+
+def spread(values: Sequence[float]) -> str:
+    """``mean (lowest to highest)``."""
+    return f"{np.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def beats(runs: Results, reference: Results) -> str:
+    """Whether the worst seed stands above the reference by more than the seeds are apart."""
+    scores = [r["rm_score"] for r in runs]
+    base = max(r["rm_score"] for r in reference)
+    return "yes" if min(scores) - base > max(scores) - min(scores) else "**no**"
+
+
+def markdown_table(results: Results) -> str:
+    """One row an algorithm and β, over its seeds."""
+    groups = grouped(results)
+    reference = next((runs for (algo, _), runs in groups.items() if algo == "reference"), [])
+    lines = [
+        "| algorithm | β | seeds | score | gold | KL (nats) | score - β·KL | tokens | tokens/s | above the reference |\n",
+        "|---|---|---|---|---|---|---|---|---|---|\n",
+    ]
+    for (algo, kl_coef), runs in groups.items():
+        speed = [r["tokens_per_second"] for r in runs if r["tokens_per_second"]]
+        baseline = algo in ORDER
+        lines.append(
+            f"| {algo} | {'' if baseline else f'{kl_coef:g}'} | {len(runs)} | {spread([r['rm_score'] for r in runs])} | "
+            f"{spread([r['gold_score'] for r in runs])} | {spread([r['kl'] for r in runs])} | "
+            f"{spread([r['rm_score'] - kl_coef * r['kl'] for r in runs])} | "
+            f"{'' if baseline else format(np.mean([r['trained_tokens'] for r in runs]), ',.0f')} | "
+            f"{format(np.median(speed), '.0f') if speed else ''} | "
+            f"{'' if algo == 'reference' or not reference else beats(runs, reference)} |\n"
+        )
+    return "".join(lines)
+
+
+def draw(results: Results, path: Path) -> None:
+    """Score and gold score against KL, a point a seed; and the way there."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    groups = grouped(results)
+    figure = Figure(figsize=(13, 5.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 3)
+    markers = "os^Dv<>ph*XP"
+    names = list(dict.fromkeys(algo for algo, _ in groups))
+    for (algo, _), runs in groups.items():
+        number = names.index(algo)
+        peer, baseline = algo.startswith("trl_"), algo in ORDER
+        style: dict[str, Any] = {
+            "color": "black" if baseline else f"C{number % 10}",
+            "marker": ("P*X"[ORDER.index(algo)] if baseline else markers[number % len(markers)]),
+            "markerfacecolor": "none" if peer else None,
+            "linestyle": "none",
+            "markersize": 8 if baseline else 6,
+        }
+        seen = panels[0].get_legend_handles_labels()[1]
+        kl = [r["kl"] for r in runs]
+        panels[0].plot(kl, [r["rm_score"] for r in runs], label=None if algo in seen else algo, **style)
+        panels[1].plot(kl, [r["gold_score"] for r in runs], **style)
+        for run in runs[:1]:
+            curve = np.array([row[:2] for row in run["curve"]], dtype=float)
+            if len(curve):
+                panels[2].plot(
+                    curve[:, 0],
+                    curve[:, 1],
+                    color=style["color"],
+                    linestyle="--" if peer else "-",
+                    linewidth=1,
+                    alpha=0.8,
+                )
+    far = [r["kl"] for r in results if r["algo"] != "recurrent_ppo"]
+    for panel, title, label in zip(
+        panels,
+        ("reward-model score", "gold score (not trained on)", "score while training, first seed"),
+        ("KL to the reference (nats per response)",) * 2 + ("tokens generated",),
+        strict=True,
+    ):
+        panel.set_title(title, fontsize=10)
+        panel.set_xlabel(label)
+        panel.grid(alpha=0.3)
+    for panel in panels[:2]:
+        panel.set_xlim(-0.5, 1.1 * max(far, default=10) + 0.5)
+    figure.legend(loc="outside lower center", ncols=7, fontsize=8)
+    figure.savefig(path, dpi=110)

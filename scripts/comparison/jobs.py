@@ -1,0 +1,202 @@
+"""One training run of a comparison: train on a token budget, answer the held-out prompts, and say how that went."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PEERS = {"trl_ppo": "1.12.0", "trl_rloo": "1.16.0", "trl_grpo": "1.16.0"}
+"""Peers, and the release of TRL that each is run from: the last with PPO, and a current one."""
+BASELINES = {"reference": 1, "best_of_4": 4, "best_of_16": 16}
+PEER_SCRIPT = Path(__file__).parent / "trl_peer.py"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to run.
+
+    Attributes:
+        algo: A row of `agents.algorithms.ALGORITHMS`, a peer or a baseline.
+        params: Its settings; `n_envs` among them.
+        seed: Of training.
+        tokens: Budget: response tokens generated for training, greedy baselines included.
+        kl_coef: β.
+        split: ``validation`` answers prompts that are trained on too, for a search; ``heldout`` those that are not.
+        n_prompts: How many.
+        peer_envs: Folder of the peers' environments.
+    """
+
+    algo: str
+    params: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    tokens: int = 32_000
+    kl_coef: float = 0.05
+    split: str = "heldout"
+    n_prompts: int = 180
+    peer_envs: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of the file that holds its result."""
+        return f"{self.algo}-beta{self.kl_coef:g}-seed{self.seed}"
+
+
+def run_job(job: Job) -> dict[str, Any]:
+    """Trains and evaluates; for a pool's worker.
+
+    Returns:
+        The job, and score, gold score, KL (nats), length (tokens), tokens per second of training, a curve, samples.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    if job.algo in BASELINES:
+        outcome = _baseline(job)
+    elif job.algo in PEERS:
+        outcome = _peer(job)
+    else:
+        outcome = _ours(job)
+    return {**dataclasses.asdict(job), **outcome, "seconds": round(time.perf_counter() - started, 1)}
+
+
+def make_task(kl_coef: float) -> Any:
+    """The embedded default."""
+    from llm_env.task import TaskSettings, TextTask
+
+    return TextTask(TaskSettings(kl_coef=kl_coef, device="cpu"))
+
+
+def prompts_for(job: Job, task: Any) -> list[Any]:
+    """What is answered."""
+    from llm_env.models import DEFAULT_HELDOUT_PROMPTS, DEFAULT_PROMPTS
+    from llm_env.prompts import PromptSet
+
+    source = DEFAULT_HELDOUT_PROMPTS if job.split == "heldout" else DEFAULT_PROMPTS
+    return list(PromptSet(source, task.tokenizer, task.settings.max_prompt_length).spread(job.n_prompts))
+
+
+def measured(episodes: list[Any], kl_bound: float = 0.0, certain: bool = False) -> dict[str, Any]:
+    """Means over episodes, and the first eight as samples.
+
+    Args:
+        episodes: Scored.
+        kl_bound: Added to the KL, for best-of-n.
+        certain: The policy takes each token with certainty: log π is 0.
+    """
+    from llm_env.gold import gold_score
+
+    gold = gold_score([e.prompt.text for e in episodes], [e.response_text for e in episodes])
+    kl = [(0.0 if certain else sum(e.log_probs)) - sum(e.ref_log_probs) + kl_bound for e in episodes]
+    return {
+        "rm_score": float(np.mean([e.rm_score for e in episodes])),
+        "gold_score": float(np.mean(gold)),
+        "kl": float(np.mean(kl)),
+        "response_length": float(np.mean([len(e.response_ids) for e in episodes])),
+        "samples": [[e.prompt.text, e.response_text, round(e.rm_score, 2)] for e in episodes[:8]],
+    }
+
+
+def _baseline(job: Job) -> dict[str, Any]:
+    from agents.best_of_n import best_of_n, best_of_n_kl
+
+    task = make_task(job.kl_coef)
+    n = BASELINES[job.algo]
+    with task.model.frozen() as lm:
+        episodes = best_of_n(lm, task, prompts_for(job, task), n, 1 + job.seed)
+    return {**measured(episodes, best_of_n_kl(n)), "curve": [], "trained_tokens": 0, "tokens_per_second": None}
+
+
+def _ours(job: Job) -> dict[str, Any]:
+    from stable_baselines3.common.utils import LinearSchedule
+
+    from agents import TextMetricsCallback, make_algorithm
+    from agents.actor import respond_with
+    from agents.algorithms import algorithm
+    from agents.callbacks import TokenBudget
+    from llm_env.gold import gold_score
+
+    row = algorithm(job.algo)
+    params = dict(job.params)
+    rate = params.pop("learning_rate", row.defaults["learning_rate"])
+    model = make_algorithm(
+        job.algo,
+        env_kwargs={"kl_coef": job.kl_coef, "device": "cpu", **params.pop("env_kwargs", {})},
+        seed=job.seed,
+        device="cpu",
+        learning_rate=LinearSchedule(rate, 0.0, 1.0),
+        **params,
+    )
+    curve: list[list[float]] = []
+    metrics = TextMetricsCallback(gold=gold_score)
+    metrics.after_iteration = lambda: curve.append(  # type: ignore[method-assign]
+        [
+            metrics.tokens,
+            *(round(metrics.last.get(f"rollout/{k}", np.nan), 4) for k in ("rm_score", "gold_score", "kl")),
+        ]
+    )
+    idle = row.family in ("on-policy", "masked", "critic-free")  # else a step is a token
+    started = time.perf_counter()
+    model.learn(10**9 if idle else job.tokens, callback=[metrics, TokenBudget(metrics, job.tokens)], log_interval=None)  # type: ignore[arg-type]
+    seconds = time.perf_counter() - started
+    task = model.env.task  # type: ignore[union-attr]
+    greedy = row.family == "black box"
+    episodes = respond_with(model.policy, task, prompts_for(job, task), 1 + job.seed, deterministic=greedy)
+    return {
+        **measured(episodes, certain=greedy),
+        "curve": curve,
+        "trained_tokens": metrics.tokens,
+        "tokens_per_second": metrics.tokens / seconds,
+    }
+
+
+def _peer(job: Job) -> dict[str, Any]:
+    """TRL, in an environment of its own; its actor is answered with here, as ours are."""
+    from agents.actor import actor_respond, load_actor
+    from llm_env.models import DEFAULT_MODEL, DEFAULT_PROMPTS, DEFAULT_REWARD_MODEL
+
+    task = make_task(job.kl_coef)
+    python = Path(job.peer_envs) / f"trl-{PEERS[job.algo]}" / "bin" / "python"
+    if not python.is_file():
+        raise FileNotFoundError(f"{job.algo}: there is no {python}; compare.py makes it with --peers.")
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        given = {
+            "algo": job.algo, "params": job.params, "seed": job.seed, "tokens": job.tokens, "kl_coef": job.kl_coef,
+            "max_new_tokens": task.settings.max_new_tokens, "actor": DEFAULT_MODEL, "reward_model": DEFAULT_REWARD_MODEL,
+            "prompts": DEFAULT_PROMPTS,
+        }  # fmt: skip
+        (work / "job.json").write_text(json.dumps(given), encoding="utf-8")
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        environment["OMP_NUM_THREADS"] = "1"
+        command = [str(python), str(PEER_SCRIPT), str(work / "job.json"), str(work / "out")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{job.algo} failed:\n{done.stderr[-3000:]}")
+        told = json.loads((work / "out" / "result.json").read_text(encoding="utf-8"))
+        actor = load_actor(work / "out" / "actor", task)
+        episodes = actor_respond(actor, task, prompts_for(job, task), 1 + job.seed)
+    seconds = told.pop("seconds")
+    return {**measured(episodes), **told, "tokens_per_second": told["trained_tokens"] / seconds}
+
+
+def make_peer_environment(folder: Path, version: str) -> None:
+    """A virtual environment with one release of TRL, if it is not there yet."""
+    target = folder / f"trl-{version}"
+    if (target / "bin" / "python").is_file():
+        return
+    subprocess.run([sys.executable, "-m", "venv", str(target)], check=True)
+    constraints = Path(__file__).parents[2] / "constraints.txt"
+    pip = [str(target / "bin" / "python"), "-m", "pip", "install", "--quiet", "--constraint", str(constraints)]
+    subprocess.run([*pip, "torch"], check=True)
+    subprocess.run([*pip, f"trl=={version}", "transformers", "accelerate", "datasets"], check=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from sb3_contrib import ARS
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
@@ -74,6 +75,7 @@ class TextMetricsCallback(BaseCallback):
         self._started = 0.0
 
     def _on_training_start(self) -> None:
+        self._steps_before, self._tokens_before = self.model.num_timesteps, text_env(self.training_env).tokens
         self._begin()
 
     def _on_rollout_start(self) -> None:
@@ -82,6 +84,9 @@ class TextMetricsCallback(BaseCallback):
             self._begin()
 
     def _on_step(self) -> bool:
+        if isinstance(self.model, ARS):  # it counts a step of all slots once for each slot
+            env = text_env(self.training_env)
+            self.model.num_timesteps = self._steps_before + env.tokens - self._tokens_before
         return True
 
     def _on_rollout_end(self) -> None:
@@ -168,5 +173,6 @@ class TokenBudget(BaseCallback):
             self.model._total_timesteps = max(1, round(self.model.num_timesteps / share))
 
     def _on_step(self) -> bool:
-        at_start = getattr(self.model, "rollout_buffer", None) is None or self.locals.get("n_steps", 0) == 0
-        return not (at_start and self.spent >= self.budget)
+        # what was begun is finished: only a rollout's first step, as SB3 counts them, may be the end
+        first = self.locals.get("n_steps") == 0 or self.locals.get("num_collected_steps") == 1
+        return not (first and self.spent >= self.budget)

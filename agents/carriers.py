@@ -25,14 +25,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from llm_env.env import check_temperature
+
 if TYPE_CHECKING:
     from llm_env.prompts import Prompt
     from llm_env.task import TextTask
     from llm_env.transition import Episode
 
 
+class SampledAction(np.int64):
+    """One action that knows its `log_prob`, in nats, and the `temperature` it was drawn at."""
+
+    log_prob: float
+    temperature: float | None
+
+    @classmethod
+    def carry(cls, action: int, log_prob: float, temperature: float | None) -> SampledAction:
+        """Wraps an action."""
+        wrapped = cls(action)
+        wrapped.log_prob, wrapped.temperature = log_prob, temperature
+        return wrapped
+
+
 class SampledActions(np.ndarray):
-    """Actions of shape (N,) that know their `log_probs` (N,), in nats, and the `temperature` they were drawn at."""
+    """Actions of shape (N,) that know their `log_probs` (N,), in nats, and the `temperature` they were drawn at.
+
+    ``actions[i]`` is a `SampledAction`: that is how SB3's `DummyVecEnv` hands it to a single environment.
+    """
 
     log_probs: NDArray[np.float32] | None
     temperature: float | None
@@ -41,6 +60,13 @@ class SampledActions(np.ndarray):
         """Views and copies are ordinary actions: a slice's log-probs would be other actions'."""
         self.log_probs = None
         self.temperature = None
+
+    def __getitem__(self, key: Any) -> Any:
+        """A single action keeps its log-prob."""
+        item = super().__getitem__(key)
+        if self.log_probs is not None and isinstance(key, int | np.integer) and np.ndim(item) == 0:
+            return SampledAction.carry(int(item), float(self.log_probs[key]), self.temperature)
+        return item
 
 
 class ActionTensor(Tensor):
@@ -158,11 +184,7 @@ def carried_log_probs(actions: Any, temperature: float) -> NDArray[np.float32] |
     log_probs = getattr(actions, "log_probs", None)
     if log_probs is None:
         return None
-    if actions.temperature != temperature:
-        raise ValueError(
-            f"The policy samples at temperature {actions.temperature}, the environment's reference is at {temperature}. "
-            "Give both the same: policy_kwargs={'temperature': …} and the environment's temperature=…."
-        )
+    check_temperature(actions.temperature, temperature)
     return np.asarray(log_probs)
 
 

@@ -105,14 +105,22 @@ class LLMTextEnv(gymnasium.Env[Observation, np.int64]):
     def step(self, action: np.int64 | int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Appends a token.
 
+        Args:
+            action: The token. One that has an attribute `log_prob`, as those of `agents.LLMActorCriticPolicy` do, is paid
+                the full reward, -β·log π included.
+
         Raises:
-            ValueError: the action is not a token.
+            ValueError: the action is not a token, or was drawn at another temperature than the reference's.
             RuntimeError: no response is under way; call `reset`.
         """
         episode = self.batch.episodes[0]
         if episode is None or episode.done:
             raise RuntimeError("The response has ended (or never began); call reset() before step().")
-        reward = self.batch.step(np.asarray(action, dtype=np.int64).reshape(1))[0]
+        own = getattr(action, "log_prob", None)
+        if own is not None:
+            check_temperature(getattr(action, "temperature", None), self.task.settings.temperature)
+        log_probs = None if own is None else np.array([own], dtype=np.float64)
+        reward = self.batch.step(np.asarray(action, dtype=np.int64).reshape(1), log_probs)[0]
         info: dict[str, Any] = self.task.final_info(episode) if episode.done else {}
         return self._observation(), float(reward), episode.done, False, info
 
@@ -131,6 +139,19 @@ class LLMTextEnv(gymnasium.Env[Observation, np.int64]):
         return {name: values[0] for name, values in self.batch.observation().items()}
 
 
+def check_temperature(of_policy: float | None, of_reference: float) -> None:
+    """Refuses log-probs that were taken at another temperature than the reference's.
+
+    Raises:
+        ValueError: the KL would compare two different families of distributions.
+    """
+    if of_policy != of_reference:
+        raise ValueError(
+            f"The policy samples at temperature {of_policy}, the environment's reference is at {of_reference}. "
+            "Give both the same: policy_kwargs={'temperature': …} and the environment's temperature=…."
+        )
+
+
 def task_settings(settings: dict[str, Any]) -> TaskSettings:
     """Keyword arguments as `TaskSettings`.
 
@@ -146,5 +167,5 @@ def task_settings(settings: dict[str, Any]) -> TaskSettings:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f" Did you mean {near[0]!r}?" if near else f" It has {', '.join(known)}."
-            raise TypeError(f"LLMText-v0 has no argument {name!r}.{hint}")
+            raise TypeError(f"LLMText-v0 got an unexpected keyword argument {name!r}.{hint}")
     return TaskSettings(**settings)

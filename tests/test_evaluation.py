@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,17 @@ def test_the_reference_against_itself_is_a_tie() -> None:
     assert report.kl.mean == pytest.approx(0, abs=1e-4)
     assert report.rm_score == report.reference_rm_score
     assert len(report.samples) == 8
+
+
+def test_best_of_n_against_the_reference() -> None:
+    task = TextTask(TaskSettings(max_new_tokens=12))
+    lm = load_causal_lm(DEFAULT_MODEL, LoadSettings("float32", "cpu"))
+    report = compare(lm, task, task.prompts.prompts[:48], seed=0, n=4)
+    assert report.kl.mean == pytest.approx(math.log(4) - 3 / 4, abs=1e-4)  # the bound; the actor is the reference
+    assert report.rm_score.mean > report.reference_rm_score.mean + 0.5
+    assert report.win_rate >= 0.5
+    with pytest.raises(ValueError, match="n=0 must be at least 1"):
+        compare(lm, task, task.prompts.prompts[:2], seed=0, n=0)
 
 
 def test_respond_is_seeded_and_keeps_the_prompts_order() -> None:

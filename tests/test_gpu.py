@@ -10,6 +10,7 @@ import torch
 from stable_baselines3.common.logger import configure
 
 from agents import make_algorithm
+from agents.algorithms import ALGORITHMS
 from llm_env.attention import packed_states
 from llm_env.decoding import CachedDecoder
 from llm_env.models import LoadSettings, load_causal_lm
@@ -58,6 +59,18 @@ def test_packed_states_are_those_of_single_sequences(model_folder: Callable[...,
     with torch.no_grad():
         alone = [trunk(input_ids=torch.tensor([SEQUENCES[i][:-1]]).cuda()).last_hidden_state[0] for i in batch.order]
         torch.testing.assert_close(packed_states(trunk, batch), torch.cat(alone), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_each_algorithm_trains(name: str) -> None:
+    quick = {"dqn": {"gradient_steps": 2}, "qr_dqn": {"gradient_steps": 2}, "ars": {"n_delta": 1}}.get(name, {})
+    env_kwargs = {**SMALL, **({"top_p": 0.9} if name == "maskable_ppo" else {})}
+    model = make_algorithm(name, n_envs=8, seed=0, device="cuda", env_kwargs=env_kwargs, **quick)
+    before = [p.clone() for p in model.policy.state_dict().values()]
+    model.learn(8 * 8 * 2, log_interval=None)
+    after = list(model.policy.state_dict().values())
+    assert all(p.device.type == "cuda" for p in after)
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 def test_a_real_shortage_is_worked_through_in_parts(caplog: pytest.LogCaptureFixture) -> None:

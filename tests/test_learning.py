@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from agents import TextMetricsCallback, make_algorithm
+from agents.callbacks import TokenBudget
 from llm_env.gold import gold_score
 
 WORD = " lovely"
@@ -28,6 +31,65 @@ def test_ppo_learns_the_default_task(critic: str) -> None:
     assert starts[-1]["rollout/rm_score"] > starts[0]["rollout/rm_score"] + 1.0
     assert starts[-1]["rollout/gold_score"] > starts[0]["rollout/gold_score"] + 1.5
     assert 0.5 < starts[-1]["rollout/kl"] < 10
+
+
+LEARNERS: dict[str, dict[str, Any]] = {
+    "a2c": {"n_envs": 32},
+    "trpo": {"n_envs": 64, "target_kl": 0.02},
+    "maskable_ppo": {"env_kwargs": {"top_p": 0.95}},
+    "dqn": {"n_envs": 32, "n_steps": 8, "learning_rate": 6e-4},
+    "qr_dqn": {"n_envs": 32, "n_steps": 8, "learning_rate": 6e-4},
+    "grpo": {},
+    "dr_grpo": {},
+    "rloo": {},
+    "remax": {},
+    "reinforce_pp": {},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LEARNERS)
+def test_each_algorithm_learns_the_default_task(name: str) -> None:
+    settings = dict(LEARNERS[name])
+    env_kwargs = {"kl_coef": 0.05, **settings.pop("env_kwargs", {})}
+    model = make_algorithm(name, seed=0, env_kwargs=env_kwargs, **{"n_envs": 64, **settings})
+    callback = TextMetricsCallback(gold=gold_score)
+    rows: list[dict[str, float]] = []
+    callback.after_iteration = lambda: rows.append(dict(callback.last))  # type: ignore[method-assign]
+    model.learn(10**9, callback=[callback, TokenBudget(callback, 9_000)], log_interval=None)
+    assert 8_000 < callback.tokens < 12_000
+    for metric in ("rm_score", "gold_score"):
+        assert rows[-1][f"rollout/{metric}"] > rows[0][f"rollout/{metric}"] + 0.6
+    assert rows[-1]["rollout/kl"] < 10
+
+
+@pytest.mark.slow
+def test_an_lstm_from_scratch_learns_the_reference_then_ends_early() -> None:
+    """It starts some 200 nats away, and finds the cheapest text there is: none. What a language model is for."""
+    model = make_algorithm("recurrent_ppo", n_envs=16, seed=0, n_epochs=2, learning_rate=4e-3, gae_lambda=0.9)
+    callback = TextMetricsCallback()
+    rows: list[dict[str, float]] = []
+    callback.after_iteration = lambda: rows.append(dict(callback.last))  # type: ignore[method-assign]
+    model.learn(12_000, callback=callback, log_interval=None)
+    reward = [row["rollout/rm_score"] - 0.05 * row["rollout/kl"] for row in rows]
+    assert reward[0] < -8
+    assert reward[-1] > -2
+
+
+@pytest.mark.slow
+def test_random_search_finds_gains_that_write_a_word_more_often() -> None:
+    model = make_algorithm(
+        "ars", n_envs=8, seed=0, n_delta=4, delta_std=0.2, learning_rate=0.5,
+        env_kwargs={"kl_coef": 0.0, "max_new_tokens": CAP, "reward_model": "tests.conftest:count_dots"},
+    )  # fmt: skip
+    callback = TextMetricsCallback()
+    rows: list[dict[str, float]] = []
+    callback.after_iteration = lambda: rows.append(dict(callback.last))  # type: ignore[method-assign]
+    model.learn(16_000, callback=callback, log_interval=None)
+    assert 14_000 < callback.tokens < 20_000  # what sb3-contrib counts many times over
+    assert (
+        np.mean([r["rollout/rm_score"] for r in rows[-3:]]) > np.mean([r["rollout/rm_score"] for r in rows[:3]]) + 0.5
+    )
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ SPACES: dict[str, Space] = {
     "dqn": _Q,
     "qr_dqn": _Q,
     "ars": {
-        "learning_rate": log(0.02, 1.0),
+        "learning_rate": log(0.05, 3.0),
         "delta_std": log(0.02, 0.3),
         "n_delta": one_of(2, 4, 8),
         "n_envs": one_of(8, 16, 32),

@@ -1,0 +1,90 @@
+"""The comparison's settings, its record and its table; the runs themselves at the smallest size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import compare
+from agents.algorithms import ALGORITHMS, check_settings, settings_of
+from comparison.figures import beats, draw, markdown_table
+from comparison.jobs import PEERS, Job, run_job
+from comparison.spaces import SPACES, first_trial, job_params
+
+
+def result(algo: str, score: float, seed: int, kl: float = 2.0) -> dict[str, Any]:
+    return {
+        "algo": algo, "kl_coef": 0.05, "seed": seed, "rm_score": score, "gold_score": 2 * score, "kl": kl,
+        "tokens_per_second": None if algo == "reference" else 100.0, "trained_tokens": 1000, "curve": [[10, 0.1, 0, 0]],
+    }  # fmt: skip
+
+
+def test_every_algorithm_has_a_search_space_of_its_own_settings() -> None:
+    assert set(SPACES) == {*ALGORITHMS, *PEERS}
+    for name in ALGORITHMS:
+        choice = {k: v[1][0] for k, v in SPACES[name].items()}
+        params = job_params(name, choice)
+        rules = params.pop("env_kwargs", {})
+        params.pop("n_envs")
+        check_settings(name, params)
+        assert set(params) <= set(settings_of(name))
+        assert set(rules) <= {"top_p"}
+        assert set(first_trial(name)) == set(SPACES[name])  # the first trial is the defaults, all of them
+
+
+def test_the_best_trial_is_taken_and_the_defaults_where_there_is_none(tmp_path: Path) -> None:
+    lines = [
+        {"algo": "ppo", "chosen": {"learning_rate": 1.0, "n_envs": 4}, "objective": 0.1},
+        {"algo": "ppo", "chosen": {"learning_rate": 2.0, "n_envs": 4}, "objective": 0.3},
+        {"algo": "a2c", "chosen": {"learning_rate": 3.0, "n_envs": 4}, "objective": 0.9},
+    ]
+    (tmp_path / "search.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert compare.best_settings(tmp_path, "ppo") == {"learning_rate": 2.0, "n_envs": 4}
+    assert compare.best_settings(tmp_path, "grpo") == job_params("grpo", first_trial("grpo"))
+
+
+def test_above_the_reference_means_by_more_than_the_seeds_are_apart() -> None:
+    reference = [result("reference", 0.0, 0, 0.0)]
+    assert beats([result("ppo", s, i) for i, s in enumerate((1.0, 1.2))], reference) == "yes"
+    assert beats([result("ppo", s, i) for i, s in enumerate((0.1, 0.4))], reference) == "**no**"
+    assert beats([result("ppo", s, i) for i, s in enumerate((-0.1, 0.0))], reference) == "**no**"
+
+
+def test_table_and_picture(tmp_path: Path) -> None:
+    results = [result("reference", 0.0, 0, 0.0)]
+    results += [result("ppo", s, i) for i, s in enumerate((1.0, 2.0))] + [result("trl_ppo", 0.5, 0)]
+    table = markdown_table(results)
+    assert (
+        "| ppo | 0.05 | 2 | 1.50 (1.00 to 2.00) | 3.00 (2.00 to 4.00) | 2.00 (2.00 to 2.00) | 1.40 (0.90 to 1.90) |"
+        in table
+    )
+    assert table.index("| reference |") < table.index("| ppo |") < table.index("| trl_ppo |")
+    draw(results, tmp_path / "c.png")
+    assert (tmp_path / "c.png").stat().st_size > 10_000
+
+
+def test_unknown_algorithms_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare.main(compare.Args(tmp_path, algos=("pppo",))) == 1
+    assert "'pppo' is not known" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("algo", ["reference", "best_of_4", "grpo", "dqn"])
+def test_a_run_spends_its_budget_and_is_measured(algo: str) -> None:
+    params = {"dqn": {"n_envs": 8, "gradient_steps": 1}, "grpo": {"n_envs": 8}}.get(algo, {})
+    got = run_job(Job(algo, params, tokens=600, n_prompts=16))
+    assert len(got["samples"]) == 8
+    assert got["response_length"] > 2
+    if algo in ALGORITHMS:
+        assert 600 <= got["trained_tokens"] < 1300
+        assert got["curve"][-1][0] == got["trained_tokens"]
+    else:
+        assert got["trained_tokens"] == 0
+        assert got["kl"] == pytest.approx({"reference": 0.0, "best_of_4": 0.6363}[algo], abs=1e-3)
+
+
+def test_a_peer_without_its_environment_is_an_error_that_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"compare\.py makes it with --peers"):
+        run_job(Job("trl_ppo", {}, peer_envs=str(tmp_path)))

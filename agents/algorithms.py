@@ -20,7 +20,7 @@ FEATURES = {
     "separate_critic": "critic of its own",
     "masks": "masks",
     "groups": "groups",
-    "gpu": "GPU",
+    "gpu": "GPU (tests not yet run)",
     "bf16": "bf16",
     "resume": "resume",
 }
@@ -49,9 +49,9 @@ _ACTOR_CRITIC = {
 }
 _CRITIC_FREE = {**_ACTOR_CRITIC, "gae_lambda": 1.0, "vf_coef": 0.0, "critic": "none", "clip_range": 0.2}
 _GROUPS = {**_CRITIC_FREE, "group_size": 4}
-_NO_MASKS = {"masks": "stock {algorithm} knows no masks: maskable_ppo does"}
+_NO_MASKS = {"masks": "the library's class knows no masks: maskable_ppo does"}
 _HAS_CRITIC = {"groups": "its critic is the baseline; grpo, dr_grpo and rloo compare within groups"}
-_NO_CRITIC = {"separate_critic": "it has no critic: its baseline is {baseline}"}
+_NO_CRITIC = {"separate_critic": "it has no critic: other responses are its baseline"}
 _Q_NO = {
     "lora": "the target network is a second copy of all weights, which adapters on one base would not be",
     **_NO_MASKS,
@@ -71,7 +71,7 @@ class Algorithm:
         defaults: Settings that differ from the class's own.
         buffer: Arguments of `TokenRolloutBuffer`.
         policy_settings: Settings that go to the policy.
-        no: Features that it cannot be used with, and the reason; `{algorithm}` stands for the class's name.
+        no: Features that it cannot be used with, and the reason.
     """
 
     cls: type[BaseAlgorithm]
@@ -89,8 +89,7 @@ class Algorithm:
 
     def reason(self, feature: str) -> str | None:
         """Why it cannot be used with a feature; None where it can."""
-        text = self.no.get(feature)
-        return None if text is None else text.format(algorithm=self.cls.__name__)
+        return self.no.get(feature)
 
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -196,7 +195,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         "Group-relative advantages, KL in the loss, Shao et al. 2024 (https://arxiv.org/abs/2402.03300)",
         {**_GROUPS, "learning_rate": 3e-4, "n_epochs": 4, "kl_in_loss": True, "loss_aggregation": "sequence"},
         buffer={"advantages": "grpo", "whiten_advantages": False},
-        no={**_NO_MASKS, **{k: v.replace("{baseline}", "the group's mean") for k, v in _NO_CRITIC.items()}},
+        no={**_NO_MASKS, **_NO_CRITIC},
     ),
     "dr_grpo": Algorithm(
         GRPO,
@@ -204,7 +203,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         "GRPO without its two normalisations, Liu et al. 2025 (https://arxiv.org/abs/2503.20783)",
         {**_GROUPS, "learning_rate": 3e-4, "n_epochs": 4, "kl_in_loss": False, "loss_aggregation": "constant"},
         buffer={"advantages": "dr_grpo", "whiten_advantages": False},
-        no={**_NO_MASKS, **{k: v.replace("{baseline}", "the group's mean") for k, v in _NO_CRITIC.items()}},
+        no={**_NO_MASKS, **_NO_CRITIC},
     ),
     "rloo": Algorithm(
         PPO,
@@ -212,7 +211,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         "REINFORCE, leave-one-out baseline, Ahmadian et al. 2024 (https://arxiv.org/abs/2402.14740)",
         {**_GROUPS, "learning_rate": 3e-4, "n_epochs": 4},
         buffer={"advantages": "rloo", "whiten_advantages": False},
-        no={**_NO_MASKS, **{k: v.replace("{baseline}", "the group's others") for k, v in _NO_CRITIC.items()}},
+        no={**_NO_MASKS, **_NO_CRITIC},
     ),
     "remax": Algorithm(
         PPO,
@@ -222,8 +221,8 @@ ALGORITHMS: dict[str, Algorithm] = {
         buffer={"advantages": "remax", "whiten_advantages": False},
         no={
             **_NO_MASKS,
-            **{k: v.replace("{baseline}", "the greedy response") for k, v in _NO_CRITIC.items()},
-            "groups": "its baseline is the greedy response to the same prompt",
+            **_NO_CRITIC,
+            "groups": "its baseline is not other responses to the same prompt; grpo's, dr_grpo's and rloo's is",
         },
     ),
     "reinforce_pp": Algorithm(
@@ -234,8 +233,8 @@ ALGORITHMS: dict[str, Algorithm] = {
         buffer={"advantages": "reinforce_pp", "whiten_advantages": True},
         no={
             **_NO_MASKS,
-            **{k: v.replace("{baseline}", "the mean of the rollout") for k, v in _NO_CRITIC.items()},
-            "groups": "its baseline is the whole rollout",
+            **_NO_CRITIC,
+            "groups": "its baseline is not other responses to the same prompt; grpo's, dr_grpo's and rloo's is",
         },
     ),
 }

@@ -24,6 +24,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents.callbacks import text_env
+from agents.masked import MaskableLLMPolicy
 from agents.replay import TokenReplayBuffer
 
 FORMAT = 1
@@ -131,6 +132,8 @@ def _algorithm_tensors(model: BaseAlgorithm) -> dict[str, torch.Tensor]:
         states = model._last_lstm_states
         assert states is not None
         return _contiguous({f"{k}{i}": t for k in ("pi", "vf") for i, t in enumerate(getattr(states, k))})
+    if isinstance(model.policy, MaskableLLMPolicy):
+        return _contiguous(model.policy.mask_state())
     return {}
 
 
@@ -143,6 +146,8 @@ def _load_algorithm_tensors(model: BaseAlgorithm, tensors: dict[str, torch.Tenso
         model._last_lstm_states = RNNStates(  # type: ignore[assignment]
             (on["pi0"], on["pi1"]), (on["vf0"], on["vf1"])
         )
+    elif isinstance(model.policy, MaskableLLMPolicy):
+        model.policy.load_mask_state(tensors)
 
 
 def _episode_starts(model: BaseAlgorithm) -> np.ndarray:

@@ -121,6 +121,22 @@ class MaskableLLMPolicy(LLMActorCriticPolicy):
             self._mask_copy[0].update()
             self._mask_copy[1].decoder.clear()
 
+    def mask_state(self) -> dict[str, Tensor]:
+        """The weights of the actor that the masks look at, and its age in rollouts; empty with masks of the reference."""
+        if self._mask_copy is None:
+            return {}
+        weights = dict(self._mask_copy[0].model.named_parameters())
+        return {**weights, "rollouts": torch.tensor(self._rollouts)}
+
+    @torch.no_grad()
+    def load_mask_state(self, state: dict[str, Tensor]) -> None:
+        """Puts that actor where `mask_state` was taken."""
+        assert self._mask_copy is not None
+        self._rollouts = int(state["rollouts"])
+        for name, parameter in self._mask_copy[0].model.named_parameters():
+            parameter.copy_(state[name])
+        self._mask_copy[1].decoder.clear()
+
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "mask_refresh": self.mask_refresh}
 

@@ -224,3 +224,24 @@ def test_make_vec_in_both_modes(vectorization_mode: str) -> None:
     for _ in range(8):
         obs, *_ = venv.step(np.array([2, 9]))
     assert obs["input_ids"].shape == (2, 22)
+
+
+def test_a_single_environment_behind_sb3s_dummy_venv_pays_the_full_reward() -> None:
+    """`actions[i]` keeps its log-prob, through Monitor and Gymnasium's wrappers, to `step`."""
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    from agents.policy import LLMActorCriticPolicy
+
+    venv = DummyVecEnv(
+        [lambda: gym.make("LLMText-v0", max_new_tokens=6, max_prompt_length=12, kl_coef=0.5) for _ in range(2)]
+    )
+    model = PPO(LLMActorCriticPolicy, venv, n_steps=16, batch_size=32, n_epochs=1, seed=0)
+    model.learn(32)
+    rewards = model.rollout_buffer.rewards.reshape(-1)
+    # the policy is the reference: -β (log π - log π_ref) is 0, and only scores are paid
+    assert (np.abs(rewards) < 1e-4).mean() > 0.5
+    assert (np.abs(rewards) > 0.05).any()
+    hot = PPO(LLMActorCriticPolicy, venv, n_steps=16, batch_size=32, policy_kwargs={"temperature": 2.0})
+    with pytest.raises(ValueError, match=r"samples at temperature 2\.0, the environment's reference is at 1\.0"):
+        hot.learn(32)

@@ -275,8 +275,11 @@ def settings_of(name: str) -> list[str]:
     return sorted({*names, "policy_kwargs"} - _NOT_SETTINGS | {"policy_kwargs"})
 
 
-def check_settings(name: str, settings: Mapping[str, Any]) -> None:
+def checked_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Refuses what the algorithm cannot be used with and settings that it does not have, before anything is loaded.
+
+    Returns:
+        The settings, less those that it does not have but that say nothing (``lora_rank=0``).
 
     Raises:
         ValueError: an unknown algorithm, or a combination that its row of the table excludes; the reason is given.
@@ -298,6 +301,7 @@ def check_settings(name: str, settings: Mapping[str, Any]) -> None:
             near = difflib.get_close_matches(setting, known, 1)
             hint = f"Did you mean {near[0]!r}? " if near else ""
             raise TypeError(f"{name} has no setting {setting!r}. {hint}It has {', '.join(known)}.")
+    return {setting: value for setting, value in settings.items() if setting in known}
 
 
 def check_masks(name: str, masks: bool) -> None:

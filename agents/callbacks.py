@@ -167,10 +167,15 @@ class TokenBudget(BaseCallback):
         """Tokens generated so far."""
         return self.metrics.tokens + self.metrics._generated() - self.metrics._counted
 
-    def _on_rollout_end(self) -> None:
-        share = min(1.0, self.spent / self.budget)
-        if share > 0:  # SB3's schedules know progress as steps of a total
-            self.model._total_timesteps = max(1, round(self.model.num_timesteps / share))
+    def _on_training_start(self) -> None:
+        # SB3's schedules are functions of 1 - steps / total, which every algorithm sets through this method
+        def by_tokens(num_timesteps: int, total_timesteps: int) -> None:
+            self.model._current_progress_remaining = max(0.0, 1.0 - self.spent / self.budget)
+
+        self.model._update_current_progress_remaining = by_tokens  # type: ignore[method-assign]
+
+    def _on_training_end(self) -> None:
+        vars(self.model).pop("_update_current_progress_remaining", None)
 
     def _on_step(self) -> bool:
         # what was begun is finished: only a rollout's first step, as SB3 counts them, may be the end

@@ -19,10 +19,10 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from agents.actor_network import load_actor_network
 from agents.carriers import ActionTensor
 from agents.observations import split_observation
 from llm_env.decoding import CachedDecoder, sample_tokens
-from llm_env.models import DEFAULT_MODEL, LoadSettings, load_causal_lm
 
 SEARCHED = ("last_norm", "norms")
 
@@ -64,18 +64,14 @@ class LLMSearchPolicy(BasePolicy):
             "searched": searched,
             "trust_remote_code": trust_remote_code,
         }
-        name = model or DEFAULT_MODEL
-        self.lm = load_causal_lm(name, LoadSettings("float32", "cpu", trust_remote_code))
-        if not isinstance(action_space, spaces.Discrete) or int(action_space.n) != self.lm.vocab_size:
-            raise ValueError(
-                f"The environment has {getattr(action_space, 'n', action_space)} actions, model={name!r} has "
-                f"{self.lm.vocab_size} tokens. Give the policy the environment's model: policy_kwargs={{'model': …}}."
-            )
+        self.lm = load_actor_network(model, action_space, trust_remote_code)
         self.actor = self.lm.model
         vectors = [n for n, p in self.actor.named_parameters() if p.ndim == 1]
         norms = [n for n, m in self.lm.trunk.named_modules() if "norm" in type(m).__name__.lower()]
         if not vectors or not norms:
-            raise ValueError(f"model={name!r} has no normalisation weights to search; train it with another algorithm.")
+            raise ValueError(
+                f"model={self.lm.name!r} has no normalisation weights to search; train it with another algorithm."
+            )
         last = dict(self.lm.trunk.named_modules())[norms[-1]]
         chosen = {id(p) for p in last.parameters()} if searched == "last_norm" else None
         self._searched = [

@@ -12,7 +12,7 @@ import gymnasium
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
-from agents.algorithms import Algorithm, algorithm, check_masks, check_settings, settings_of
+from agents.algorithms import Algorithm, algorithm, check_masks, checked_settings, settings_of
 from agents.buffers import TokenRolloutBuffer
 from agents.critic import CRITICS
 from agents.evolution import LLMSearchPolicy
@@ -70,8 +70,7 @@ def make_algorithm(
         TypeError: an unknown setting; a near one is suggested.
     """
     row = algorithm(name)
-    check_settings(name, settings)
-    merged = {**row.defaults, **settings}
+    merged = {**row.defaults, **checked_settings(name, settings)}
     venv = _environment(name, row, env, n_envs, episodes, dict(env_kwargs or {}), merged)
     base = venv.unwrapped if isinstance(venv, VecEnvWrapper) else venv
     if not isinstance(base, LLMTextVecEnv):
@@ -98,8 +97,6 @@ def _environment(
     """The `LLMTextVecEnv` that an algorithm needs, or the one given, checked."""
     group_size = int(merged.pop("group_size", 1))
     rollouts = row.family in ("on-policy", "masked", "critic-free")
-    for neutral in ("lora_rank", "mixed_precision") if "lora_rank" not in row.policy_settings else ():
-        merged.pop(neutral, None)
     if isinstance(env, VecEnv):
         if env_kwargs:
             raise ValueError("env_kwargs go with env='LLMText-v0'; this environment exists already.")

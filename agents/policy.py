@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from agents.actor_network import check_vocabulary, optimizer_defaults
 from agents.carriers import ActionTensor, LazyValues, attach_scorer
 from agents.critic import CRITICS, CriticNetwork, enable_checkpointing, load_critic, zero_head
 from agents.decoding_copy import DecodingCopy
@@ -155,11 +156,7 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
         self.mixed_precision = mixed_precision
         self.entropy_grad = entropy_grad
         if optimizer_kwargs is None:
-            optimizer_kwargs = {"eps": 1e-5, "weight_decay": 0.0}
-            if issubclass(optimizer_class, torch.optim.Adam | torch.optim.AdamW):
-                optimizer_kwargs["fused"] = True
-            else:
-                optimizer_kwargs = {}
+            optimizer_kwargs = optimizer_defaults(optimizer_class)
         super().__init__(
             observation_space,
             action_space,
@@ -177,12 +174,7 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
         # Outside nn.Module's registry: a CausalLM is no module, and PEFT's wrapper holds the actor a second time.
         self.lm, self._peft = self._load_actor(name)
         self.actor = self.lm.model
-        vocab_size = self.lm.vocab_size
-        if not isinstance(self.action_space, spaces.Discrete) or int(self.action_space.n) != vocab_size:
-            raise ValueError(
-                f"The environment has {getattr(self.action_space, 'n', self.action_space)} actions, model={name!r} has "
-                f"{vocab_size} tokens. Give the policy the environment's model: policy_kwargs={{'model': …}}."
-            )
+        check_vocabulary(self.lm, self.action_space)
         hidden_size = int(self.actor.get_output_embeddings().weight.shape[1])
         self.critic: nn.Module | None = None
         if own["critic"] in ("head", "detached_head"):

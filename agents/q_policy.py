@@ -26,12 +26,13 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from agents.actor_network import load_actor_network, optimizer_defaults
 from agents.carriers import ActionTensor
 from agents.critic import CriticNetwork, load_critic, zero_head
 from agents.observations import sequences_of, split_observation
 from llm_env.attention import packed_states
 from llm_env.decoding import CachedDecoder, sample_tokens
-from llm_env.models import DEFAULT_MODEL, DEFAULT_REWARD_MODEL, CausalLM, LoadSettings, load_causal_lm
+from llm_env.models import DEFAULT_REWARD_MODEL, CausalLM
 from llm_env.packing import PackedBatch, pack_ends
 
 BACKUPS = ("soft", "hard")
@@ -166,8 +167,7 @@ class LLMQPolicy(BasePolicy):
         if reward_model is None and model is None:
             reward_model = DEFAULT_REWARD_MODEL
         if optimizer_kwargs is None:
-            plain = not issubclass(optimizer_class, torch.optim.Adam | torch.optim.AdamW)
-            optimizer_kwargs = {} if plain else {"eps": 1e-5, "weight_decay": 0.0, "fused": True}
+            optimizer_kwargs = optimizer_defaults(optimizer_class)
         super().__init__(
             observation_space, action_space, optimizer_class=optimizer_class, optimizer_kwargs=optimizer_kwargs
         )
@@ -194,18 +194,12 @@ class LLMQPolicy(BasePolicy):
 
     def _network(self, backup: str | None) -> TextQNetwork:
         own = self._own
-        name = own["model"] or DEFAULT_MODEL
-        lm = load_causal_lm(name, LoadSettings("float32", "cpu", own["trust_remote_code"]))
-        if not isinstance(self.action_space, spaces.Discrete) or int(self.action_space.n) != lm.vocab_size:
-            raise ValueError(
-                f"The environment has {getattr(self.action_space, 'n', self.action_space)} actions, model={name!r} has "
-                f"{lm.vocab_size} tokens. Give the policy the environment's model: policy_kwargs={{'model': …}}."
-            )
+        lm = load_actor_network(own["model"], self.action_space, own["trust_remote_code"])
         critic: CriticNetwork | nn.Linear
         if own["critic"] in ("head", "detached_head"):
             critic = zero_head(int(lm.model.get_output_embeddings().weight.shape[1]))
         else:
-            critic = load_critic(own["critic"], name, own["reward_model"], own["trust_remote_code"])
+            critic = load_critic(own["critic"], lm.name, own["reward_model"], own["trust_remote_code"])
         detach = own["critic"] == "detached_head"
         return TextQNetwork(lm, critic, detach, own["q_scale"], own["temperature"], self.n_quantiles, backup)
 

@@ -34,7 +34,7 @@ from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputF
 from stable_baselines3.common.utils import LinearSchedule
 
 from agents.actor import respond_with, save_actor
-from agents.algorithms import algorithm, check_settings
+from agents.algorithms import algorithm, checked_settings
 from agents.callbacks import GoldFunction, TextMetricsCallback, text_env
 from agents.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from agents.factory import make_algorithm
@@ -114,8 +114,7 @@ def algorithm_settings(settings: RunSettings) -> dict[str, Any]:
     Raises:
         ValueError, TypeError: an unknown algorithm, a setting that it does not have, or a combination that it excludes.
     """
-    chosen = settings.algorithm_arguments()
-    check_settings(settings.algo, chosen)
+    chosen = checked_settings(settings.algo, settings.algorithm_arguments())
     rate = chosen.setdefault("learning_rate", algorithm(settings.algo).defaults["learning_rate"])
     if settings.lr_schedule == "linear":
         chosen["learning_rate"] = LinearSchedule(rate, 0.0, 1.0)

@@ -37,6 +37,9 @@ class LLMTextEnv(gymnasium.Env[Observation, np.int64]):
     ## Action Space
     `Discrete(V)`: the next token, V being the number of the model's logits.
 
+    Which of them may be chosen, `action_masks()` says: all, unless there are rules (`top_k`, `top_p`, `min_new_tokens`, …;
+    see `llm_env.masks`). The environment itself refuses no token: masks are part of a policy.
+
     ## Observation Space
     `Dict`: ``input_ids``, `Box` of int64, shape (max_prompt_length + max_new_tokens,): prompt and response so far, then
     the value V, which no token has; ``length``, `Box` of int64, shape (1,): how many of them are tokens.

@@ -6,7 +6,7 @@ r"""Compares all algorithms on the embedded default, with the same budget of gen
 
 The search sees only prompts that are trained on, and maximises score - beta x KL, the objective itself. Every trial and every
 run is a line or a file of JSON; what is there already is not run again, so both can be interrupted. Writes table.md,
-results.json and compare.png.
+samples.md, results.json and compare.png.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-from comparison.figures import draw, markdown_table
+from comparison.figures import draw, markdown_table, samples_table
 from comparison.jobs import BASELINES, PEERS, Job, make_peer_environment, run_job
 from comparison.spaces import SPACES, first_trial, job_params, suggest
 
@@ -86,7 +86,8 @@ def main(args: Args) -> int:
     results = read_results(args.output_dir)
     table = markdown_table(results)
     (args.output_dir / "table.md").write_text(table, encoding="utf-8")
-    (args.output_dir / "results.json").write_text(json.dumps(results, indent=0) + "\n", encoding="utf-8")
+    (args.output_dir / "samples.md").write_text(samples_table(results), encoding="utf-8")
+    (args.output_dir / "results.json").write_text(json.dumps(results) + "\n", encoding="utf-8")
     draw(results, args.output_dir / "compare.png")
     console.print(table, highlight=False)
     console.print(f"Picture: {args.output_dir / 'compare.png'}", highlight=False)

@@ -14,7 +14,7 @@ from stable_baselines3 import A2C
 from stable_baselines3.common.logger import configure
 
 from agents import make_algorithm
-from agents.algorithms import ALGORITHMS, FEATURES, capability_table, settings_of
+from agents.algorithms import ALGORITHMS, FEATURES, capability_table, checked_settings, settings_of
 from agents.checkpoint import load_checkpoint, save_checkpoint
 from agents.policy import LLMActorCriticPolicy
 from agents.vec_env import LLMTextVecEnv
@@ -285,6 +285,13 @@ def test_the_readme_has_the_table() -> None:
     assert table.count("\n| `") == len(ALGORITHMS)
     assert all(title in table for title in FEATURES.values())
     assert table in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_settings_that_say_nothing_are_no_error() -> None:
+    nothing: dict[str, Any] = {"lora_rank": 0, "mixed_precision": "no", "group_size": 1, "critic": "none"}
+    for name in ("recurrent_ppo", "ars", "remax"):
+        assert set(checked_settings(name, nothing)) <= set(settings_of(name))
+    made("recurrent_ppo", **nothing)
 
 
 # --------------------------------------------------------------------------------------------------- bad input

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from stable_baselines3.common.logger import KVWriter, Logger
 
 from agents import LLMActorCriticPolicy, TextMetricsCallback, make_algorithm
+from agents.callbacks import TokenBudget
 from tests.conftest import count_dots
 
 SMALL: dict[str, Any] = {"max_new_tokens": 6, "max_prompt_length": 12}
@@ -80,3 +82,17 @@ def test_what_is_reported_is_what_is_learned_from_when_log_probs_are_scored_agai
     assert model.rollout_buffer.rewards.sum() == pytest.approx(
         sum(e["episode"]["r"] for e in callback.episodes), abs=1e-3
     )
+
+
+@pytest.mark.parametrize("name", ["ppo", "dqn", "recurrent_ppo"])
+def test_a_token_budget_ends_training_and_schedules_run_over_it(name: str) -> None:
+    settings: dict[str, Any] = {"gradient_steps": 1} if name == "dqn" else {}
+    rates: list[float] = []
+    model: Any = make_algorithm(
+        name, n_envs=8, seed=0, env_kwargs=SMALL, learning_rate=lambda left: rates.append(left) or 1e-4, **settings
+    )
+    metrics = TextMetricsCallback()
+    model.learn(10**6, callback=[metrics, TokenBudget(metrics, 300)], log_interval=None)
+    assert 300 <= metrics.tokens < 300 + 2 * 8 * 6
+    assert rates[-1] < 0.35
+    assert all(a >= b for a, b in pairwise(rates[1:]))

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import compare
-from agents.algorithms import ALGORITHMS, check_settings, settings_of
-from comparison.figures import beats, draw, markdown_table
+from agents.algorithms import ALGORITHMS, checked_settings, settings_of
+from comparison.figures import beats, draw, markdown_table, samples_table
 from comparison.jobs import PEERS, Job, run_job
 from comparison.spaces import SPACES, first_trial, job_params
 
@@ -19,6 +19,7 @@ def result(algo: str, score: float, seed: int, kl: float = 2.0) -> dict[str, Any
     return {
         "algo": algo, "kl_coef": 0.05, "seed": seed, "rm_score": score, "gold_score": 2 * score, "kl": kl,
         "tokens_per_second": None if algo == "reference" else 100.0, "trained_tokens": 1000, "curve": [[10, 0.1, 0, 0]],
+        "samples": [["A prompt:", " what it wrote", 1.25]],
     }  # fmt: skip
 
 
@@ -29,7 +30,7 @@ def test_every_algorithm_has_a_search_space_of_its_own_settings() -> None:
         params = job_params(name, choice)
         rules = params.pop("env_kwargs", {})
         params.pop("n_envs")
-        check_settings(name, params)
+        assert checked_settings(name, params) == params
         assert set(params) <= set(settings_of(name))
         assert set(rules) <= {"top_p"}
         assert set(first_trial(name)) == set(SPACES[name])  # the first trial is the defaults, all of them
@@ -62,6 +63,9 @@ def test_table_and_picture(tmp_path: Path) -> None:
         in table
     )
     assert table.index("| reference |") < table.index("| ppo |") < table.index("| trl_ppo |")
+    samples = samples_table(results)
+    assert samples.startswith("| algorithm | A prompt: |")
+    assert "| ppo, β 0.05 | what it wrote (1.25) |" in samples
     draw(results, tmp_path / "c.png")
     assert (tmp_path / "c.png").stat().st_size > 10_000
 

@@ -59,6 +59,20 @@ def markdown_table(results: Results) -> str:
     return "".join(lines)
 
 
+def samples_table(results: Results, n: int = 3) -> str:
+    """What the first seed of each algorithm wrote to the first prompts, with the reward model's score."""
+    groups = grouped(results)
+    first = next(iter(groups.values()))[0]["samples"][:n]
+    lines = [
+        "| algorithm | " + " | ".join(prompt for prompt, _, _ in first) + " |\n",
+        "|---" * (len(first) + 1) + "|\n",
+    ]
+    for (algo, kl_coef), runs in groups.items():
+        cells = [f"{text.strip().replace('|', '/')} ({score:.2f})" for _, text, score in runs[0]["samples"][:n]]
+        lines.append(f"| {algo}{'' if algo in ORDER else f', β {kl_coef:g}'} | " + " | ".join(cells) + " |\n")
+    return "".join(lines)
+
+
 def draw(results: Results, path: Path) -> None:
     """Score and gold score against KL, a point a seed; and the way there."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -26,13 +26,15 @@ from datasets import Dataset  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer  # noqa: E402
 from transformers.trainer_callback import PrinterCallback, ProgressCallback  # noqa: E402
 
+LEAST_LENGTH = 6  # tokens of a response: TRL counts episodes or steps, and the budget ends training before those do
+
 
 class Enough(Exception):  # noqa: N818
     """The budget is spent."""
 
 
 class Progress:
-    """Counts tokens and keeps (tokens, score, KL) of each batch."""
+    """Counts tokens, keeps (tokens, score, gold score, KL) of each batch, and anneals the learning rate over the budget."""
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
@@ -44,6 +46,19 @@ class Progress:
         """Ends training once the budget is spent; called after an update."""
         if self.tokens >= self.budget:
             raise Enough
+
+
+def anneal(trainer_class: Any, progress: Progress) -> Any:
+    """The trainer with a learning rate that falls to 0 over the tokens of the budget, as ours does over the same."""
+
+    class Annealed(trainer_class):  # type: ignore[misc]
+        def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer, lambda _: max(0.0, 1.0 - progress.tokens / progress.budget)
+            )
+            return self.lr_scheduler
+
+    return Annealed
 
 
 def load(job: dict[str, Any]) -> tuple[Any, Any, Any]:
@@ -78,7 +93,7 @@ def common(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Arguments that all trainers share."""
     return {
         "output_dir": str(folder), "seed": job["seed"], "learning_rate": job["params"]["learning_rate"],
-        "lr_scheduler_type": "linear", "adam_epsilon": 1e-5, "weight_decay": 0.0, "use_cpu": True, "bf16": False,
+        "adam_epsilon": 1e-5, "weight_decay": 0.0, "use_cpu": True, "bf16": False,
         "gradient_checkpointing": False, "gradient_accumulation_steps": 1, "report_to": "none", "save_strategy": "no",
         "eval_strategy": "no", "disable_tqdm": True, "temperature": 1.0, "max_grad_norm": 1.0,
     }  # fmt: skip
@@ -94,7 +109,7 @@ def train_ppo(job: dict[str, Any], folder: Path, progress: Progress) -> Any:
     value = reward_network(job["reward_model"])
     ids = [tokenizer(p, add_special_tokens=False)["input_ids"] for p in read_prompts(job["prompts"])]
 
-    class Trainer(PPOTrainer):
+    class Trainer(anneal(PPOTrainer, progress)):  # type: ignore[misc]
         def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
             progress.curve.append([progress.tokens, logs["objective/scores"], float("nan"), logs["objective/kl"]])
 
@@ -117,7 +132,7 @@ def train_ppo(job: dict[str, Any], folder: Path, progress: Progress) -> Any:
         per_device_train_batch_size=batch,
         num_mini_batches=4,
         num_ppo_epochs=params["n_epochs"],
-        total_episodes=max(batch, int(job["tokens"] / 13.5)),
+        total_episodes=max(batch, job["tokens"] // LEAST_LENGTH),
         local_rollout_forward_batch_size=batch,
         response_length=job["max_new_tokens"],
         stop_token="eos",
@@ -176,7 +191,7 @@ def train_group(job: dict[str, Any], folder: Path, progress: Progress) -> Any:
         return scores
 
     batch = params["batch_size"]
-    steps = max(1, int(job["tokens"] / 13.5 / batch)) * params["n_epochs"] * 4
+    steps = max(1, job["tokens"] // LEAST_LENGTH // batch) * params["n_epochs"] * 4
     args = config_class(
         **common(job, folder),
         per_device_train_batch_size=batch // 4,
@@ -188,7 +203,7 @@ def train_group(job: dict[str, Any], folder: Path, progress: Progress) -> Any:
         max_steps=steps,
         logging_steps=1_000_000,
     )
-    trainer = trainer_class(
+    trainer = anneal(trainer_class, progress)(
         model=actor,
         args=args,
         reward_funcs=score,

@@ -1,0 +1,46 @@
+"""What all policies on a language model share: the model for an action space, and the optimizer's defaults."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from gymnasium import spaces
+
+from llm_env.models import DEFAULT_MODEL, CausalLM, LoadSettings, load_causal_lm
+
+
+def load_actor_network(model: str | None, action_space: spaces.Space[Any], trust_remote_code: bool) -> CausalLM:
+    """A causal LM of one's own, in float32, with a token for each action.
+
+    Args:
+        model: Folder or hub id. None: the embedded default.
+        action_space: The environment's.
+        trust_remote_code: Whether model code from a hub may run.
+
+    Raises:
+        FileNotFoundError, ValueError: it cannot be loaded, or has another number of tokens.
+    """
+    lm = load_causal_lm(model or DEFAULT_MODEL, LoadSettings("float32", "cpu", trust_remote_code))
+    check_vocabulary(lm, action_space)
+    return lm
+
+
+def check_vocabulary(lm: CausalLM, action_space: spaces.Space[Any]) -> None:
+    """Refuses a model that has another number of tokens than the environment has actions.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if not isinstance(action_space, spaces.Discrete) or int(action_space.n) != lm.vocab_size:
+        raise ValueError(
+            f"The environment has {getattr(action_space, 'n', action_space)} actions, model={lm.name!r} has "
+            f"{lm.vocab_size} tokens. Give the policy the environment's model: policy_kwargs={{'model': …}}."
+        )
+
+
+def optimizer_defaults(optimizer_class: type[torch.optim.Optimizer]) -> dict[str, Any]:
+    """Adam's eps 1e-5, as in "The N Implementation Details of RLHF with PPO", no weight decay, one fused step."""
+    if issubclass(optimizer_class, torch.optim.Adam | torch.optim.AdamW):
+        return {"eps": 1e-5, "weight_decay": 0.0, "fused": True}
+    return {}

@@ -36,8 +36,8 @@ ON_POLICY_SETTINGS = (
     "optimizer_kwargs",
 )
 # Where the defaults differ from SB3's, and why. γ and λ: the score comes once, at the end, and a discount would hide it from
-# the first tokens. ent_coef 0, because the KL term already keeps entropy. The numbers: a search that scripts/compare.py
-# records in docs/compare/.
+# the first tokens. ent_coef 0, because the KL term already keeps entropy. The numbers are near what the search found that
+# scripts/compare.py recorded in docs/compare/search.jsonl, at 64 slots; PPO's are those of the README's longer runs.
 _ALWAYS = {"gamma": 1.0}
 _ACTOR_CRITIC = {
     **_ALWAYS,
@@ -105,7 +105,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         A2C,
         "on-policy",
         "Advantage actor-critic, Mnih et al. 2016 (https://arxiv.org/abs/1602.01783)",
-        {**_ACTOR_CRITIC, "learning_rate": 1e-3, "use_rms_prop": False},
+        {**_ACTOR_CRITIC, "gae_lambda": 0.9, "learning_rate": 1e-3, "use_rms_prop": False},
         no={**_NO_MASKS, **_HAS_CRITIC},
     ),
     # The actor moves by the trust region, the critic by the learning rate.
@@ -113,14 +113,14 @@ ALGORITHMS: dict[str, Algorithm] = {
         TRPO,
         "on-policy",
         "Natural gradient in a trust region, Schulman et al. 2015 (https://arxiv.org/abs/1502.05477)",
-        {**_ALWAYS, "gae_lambda": 0.95, "normalize_advantage": False, "learning_rate": 3e-4, "target_kl": 0.01},
+        {**_ALWAYS, "gae_lambda": 0.95, "normalize_advantage": False, "learning_rate": 8e-4, "target_kl": 0.02},
         no={**_NO_MASKS, **_HAS_CRITIC, "bf16": "its Hessian-vector products need float32"},
     ),
     "maskable_ppo": Algorithm(
         MaskablePPO,
         "masked",
         "PPO that chooses among allowed tokens, Huang and Ontañón 2020 (https://arxiv.org/abs/2006.14171)",
-        {**_ACTOR_CRITIC, "learning_rate": 3e-4, "n_epochs": 4, "clip_range": 0.2},
+        {**_ACTOR_CRITIC, "learning_rate": 4e-4, "n_epochs": 4, "clip_range": 0.2},
         policy_settings=(*ON_POLICY_SETTINGS, "mask_refresh"),
         no=_HAS_CRITIC,
     ),
@@ -128,7 +128,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         RecurrentPPO,
         "recurrent",
         "PPO with an LSTM on learned embeddings, from scratch: no language model",
-        {**_ACTOR_CRITIC, "learning_rate": 1e-3, "n_epochs": 4, "clip_range": 0.2},
+        {**_ACTOR_CRITIC, "gae_lambda": 0.9, "learning_rate": 4e-3, "n_epochs": 2, "clip_range": 0.2, "ent_coef": 0.01},
         policy_settings=("embedding_dim", "lstm_hidden_size", "n_lstm_layers"),
         no={
             "lora": "there is no language model to put adapters into",
@@ -144,11 +144,11 @@ ALGORITHMS: dict[str, Algorithm] = {
         "Q-learning with replay, Mnih et al. 2015 (https://doi.org/10.1038/nature14236); Q from the LM head, soft backup",
         {
             **_ALWAYS,
-            "learning_rate": 3e-4,
+            "learning_rate": 4e-4,
             "buffer_size": 50_000,
             "batch_size": 512,
-            "gradient_steps": 16,
-            "target_update_interval": 4096,
+            "gradient_steps": 32,
+            "target_update_interval": 1024,
             "n_steps": 8,
             "max_grad_norm": 1.0,
         },
@@ -161,11 +161,11 @@ ALGORITHMS: dict[str, Algorithm] = {
         "Quantile regression, Dabney et al. 2018 (https://arxiv.org/abs/1710.10044); quantiles of V, Q from the LM head",
         {
             **_ALWAYS,
-            "learning_rate": 3e-4,
+            "learning_rate": 4e-4,
             "buffer_size": 50_000,
             "batch_size": 512,
-            "gradient_steps": 16,
-            "target_update_interval": 4096,
+            "gradient_steps": 32,
+            "target_update_interval": 1024,
             "n_steps": 8,
             "max_grad_norm": 1.0,
             "n_quantiles": 25,
@@ -177,7 +177,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         ARS,
         "black box",
         "Augmented random search, Mania et al. 2018 (https://arxiv.org/abs/1803.07055), on the last normalisation's gains",
-        {"learning_rate": 0.1, "delta_std": 0.1, "n_delta": 4, "zero_policy": False},
+        {"learning_rate": 2.5, "delta_std": 0.17, "n_delta": 4, "zero_policy": False},
         policy_settings=("searched",),
         no={
             "full_weights": "random search in a million directions finds nothing: it moves normalisation gains",
@@ -193,7 +193,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         GRPO,
         "critic-free",
         "Group-relative advantages, KL in the loss, Shao et al. 2024 (https://arxiv.org/abs/2402.03300)",
-        {**_GROUPS, "learning_rate": 3e-4, "n_epochs": 4, "kl_in_loss": True, "loss_aggregation": "sequence"},
+        {**_GROUPS, "learning_rate": 8e-4, "n_epochs": 4, "kl_in_loss": True, "loss_aggregation": "sequence"},
         buffer={"advantages": "grpo", "whiten_advantages": False},
         no={**_NO_MASKS, **_NO_CRITIC},
     ),
@@ -201,7 +201,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         GRPO,
         "critic-free",
         "GRPO without its two normalisations, Liu et al. 2025 (https://arxiv.org/abs/2503.20783)",
-        {**_GROUPS, "learning_rate": 3e-4, "n_epochs": 4, "kl_in_loss": False, "loss_aggregation": "constant"},
+        {**_GROUPS, "learning_rate": 8e-4, "n_epochs": 4, "kl_in_loss": False, "loss_aggregation": "constant"},
         buffer={"advantages": "dr_grpo", "whiten_advantages": False},
         no={**_NO_MASKS, **_NO_CRITIC},
     ),
@@ -209,7 +209,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         PPO,
         "critic-free",
         "REINFORCE, leave-one-out baseline, Ahmadian et al. 2024 (https://arxiv.org/abs/2402.14740)",
-        {**_GROUPS, "learning_rate": 3e-4, "n_epochs": 4},
+        {**_GROUPS, "learning_rate": 5e-4, "n_epochs": 4},
         buffer={"advantages": "rloo", "whiten_advantages": False},
         no={**_NO_MASKS, **_NO_CRITIC},
     ),
@@ -229,7 +229,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         PPO,
         "critic-free",
         "REINFORCE++: return to go, whitened over the rollout, Hu et al. 2025 (https://arxiv.org/abs/2501.03262)",
-        {**_CRITIC_FREE, "learning_rate": 3e-4, "n_epochs": 4},
+        {**_CRITIC_FREE, "learning_rate": 4e-4, "n_epochs": 4},
         buffer={"advantages": "reinforce_pp", "whiten_advantages": True},
         no={
             **_NO_MASKS,

@@ -35,14 +35,14 @@ def test_ppo_learns_the_default_task(critic: str) -> None:
 
 LEARNERS: dict[str, dict[str, Any]] = {
     "a2c": {"n_envs": 32},
-    "trpo": {"n_envs": 64, "target_kl": 0.02},
+    "trpo": {},
     "maskable_ppo": {"env_kwargs": {"top_p": 0.95}},
-    "dqn": {"n_envs": 32, "n_steps": 8, "learning_rate": 6e-4},
-    "qr_dqn": {"n_envs": 32, "n_steps": 8, "learning_rate": 6e-4},
+    "dqn": {"n_envs": 32, "gradient_steps": 16},
+    "qr_dqn": {"n_envs": 32, "gradient_steps": 16},
     "grpo": {},
     "dr_grpo": {},
     "rloo": {},
-    "remax": {},
+    "remax": {"n_envs": 32},
     "reinforce_pp": {},
 }
 
@@ -66,7 +66,7 @@ def test_each_algorithm_learns_the_default_task(name: str) -> None:
 @pytest.mark.slow
 def test_an_lstm_from_scratch_learns_the_reference_then_ends_early() -> None:
     """It starts some 200 nats away, and finds the cheapest text there is: none. What a language model is for."""
-    model = make_algorithm("recurrent_ppo", n_envs=16, seed=0, n_epochs=2, learning_rate=4e-3, gae_lambda=0.9)
+    model = make_algorithm("recurrent_ppo", n_envs=16, seed=0)
     callback = TextMetricsCallback()
     rows: list[dict[str, float]] = []
     callback.after_iteration = lambda: rows.append(dict(callback.last))  # type: ignore[method-assign]
@@ -77,19 +77,15 @@ def test_an_lstm_from_scratch_learns_the_reference_then_ends_early() -> None:
 
 
 @pytest.mark.slow
-def test_random_search_finds_gains_that_write_a_word_more_often() -> None:
-    model = make_algorithm(
-        "ars", n_envs=8, seed=0, n_delta=4, delta_std=0.2, learning_rate=0.5,
-        env_kwargs={"kl_coef": 0.0, "max_new_tokens": CAP, "reward_model": "tests.conftest:count_dots"},
-    )  # fmt: skip
+def test_random_search_raises_the_greedy_responses_reward() -> None:
+    model = make_algorithm("ars", n_envs=32, seed=0, env_kwargs={"kl_coef": 0.05})
     callback = TextMetricsCallback()
     rows: list[dict[str, float]] = []
     callback.after_iteration = lambda: rows.append(dict(callback.last))  # type: ignore[method-assign]
-    model.learn(16_000, callback=callback, log_interval=None)
-    assert 14_000 < callback.tokens < 20_000  # what sb3-contrib counts many times over
-    assert (
-        np.mean([r["rollout/rm_score"] for r in rows[-3:]]) > np.mean([r["rollout/rm_score"] for r in rows[:3]]) + 0.5
-    )
+    model.learn(30_000, callback=callback, log_interval=None)
+    assert 28_000 < callback.tokens < 36_000  # what sb3-contrib counts many times over
+    reward = [row["rollout/rm_score"] - 0.05 * row["rollout/kl"] for row in rows]
+    assert max(reward[-3:]) > reward[0] + 0.25
 
 
 @pytest.mark.slow

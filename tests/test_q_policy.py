@@ -28,7 +28,8 @@ def test_at_the_start_it_is_the_solution_without_a_reward() -> None:
     sequences = [[5, 6, 7, 8], [9, 10, 11]]
     q = net(pack_ends(sequences, "cpu"))
     for i, ids in enumerate(sequences):
-        logits = task.model.lm.model(input_ids=torch.tensor([ids])).logits[0, -1]
+        with task.model.frozen() as reference:
+            logits = reference.model(input_ids=torch.tensor([ids])).logits[0, -1]
         torch.testing.assert_close(q[i], 0.2 * torch.log_softmax(logits, -1), rtol=1e-4, atol=1e-4)
     # softmax(Q/τ) is the reference, and τ·logsumexp(Q/τ) is V
     torch.testing.assert_close((q / 0.2).logsumexp(-1), torch.zeros(2), rtol=0, atol=1e-4)
@@ -67,8 +68,8 @@ def test_soft_q_learning_finds_the_kl_regularised_optimum() -> None:
     )  # fmt: skip
     task, policy = model.env.task, model.policy  # type: ignore[union-attr]
     ids = torch.tensor([task.prompts[0].ids])
-    with torch.no_grad():
-        reference = task.model.lm.model(input_ids=ids).logits[0, -1].softmax(-1)
+    with task.model.frozen() as lm:
+        reference = lm.model(input_ids=ids).logits[0, -1].softmax(-1)
     likely = reference.topk(8).indices.tolist()
     rewards = {i: likes_friday([""], [task.decode([i])])[0] for i in likely}
     assert len(set(rewards.values())) == 2

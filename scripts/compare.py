@@ -157,7 +157,7 @@ def compare(args: Args, algos: list[str], pool: ProcessPoolExecutor) -> list[str
     for algo in [*BASELINES, *algos]:
         params = {} if algo in BASELINES else best_settings(args.output_dir, algo)
         seeds = args.ppo_seeds if algo in ("ppo", "trl_ppo") else args.seeds
-        betas = args.kl_coefs if algo not in BASELINES else args.kl_coefs[:1]
+        betas = args.kl_coefs if algo not in BASELINES else (Job.kl_coef,)  # which plays no part there
         for kl_coef in betas:
             for seed in seeds:
                 envs = str(args.peer_envs.resolve())

@@ -17,7 +17,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 import agents.policy
 from agents import make_algorithm
-from agents.factory import DEFAULTS, algorithm_class
+from agents.algorithms import algorithm as algorithm_row
 from agents.policy import LLMActorCriticPolicy
 from agents.vec_env import LLMTextVecEnv
 from llm_env.prompts import Prompt
@@ -96,8 +96,8 @@ def build(case: Case, models: dict[str, str], variant: str) -> OnPolicyAlgorithm
             settings["batch_size"] += case.response // 2
     if naive:
         policy.update(use_cache=False, entropy_grad=False, second_derivatives=algorithm == "trpo")
-        own = {**DEFAULTS[algorithm], "normalize_advantage": True, "n_steps": case.response, **settings}
-        model: Any = algorithm_class(algorithm)(LLMActorCriticPolicy, venv, policy_kwargs=policy, **own)
+        own = {**algorithm_row(algorithm).defaults, "normalize_advantage": True, "n_steps": case.response, **settings}
+        model: Any = algorithm_row(algorithm).cls(LLMActorCriticPolicy, venv, policy_kwargs=policy, **own)
     else:
         model = make_algorithm(algorithm, env=venv, policy_kwargs=policy, **settings)
     return model

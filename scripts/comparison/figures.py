@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 Results = list[dict[str, Any]]
-ORDER = ("reference", "best_of_4", "best_of_16")
+ORDER = ("reference", "reference_greedy", "best_of_4", "best_of_16")
 
 
 def grouped(results: Results) -> dict[tuple[str, float], Results]:
@@ -89,7 +89,7 @@ def draw(results: Results, path: Path) -> None:
         peer, baseline = algo.startswith("trl_"), algo in ORDER
         style: dict[str, Any] = {
             "color": "black" if baseline else f"C{number % 10}",
-            "marker": ("P*X"[ORDER.index(algo)] if baseline else markers[number % len(markers)]),
+            "marker": ("P+*X"[ORDER.index(algo)] if baseline else markers[number % len(markers)]),
             "markerfacecolor": "none" if peer else None,
             "linestyle": "none",
             "markersize": 8 if baseline else 6,

@@ -17,7 +17,8 @@ import numpy as np
 
 PEERS = {"trl_ppo": "1.12.0", "trl_rloo": "1.16.0", "trl_grpo": "1.16.0"}
 """Peers, and the release of TRL that each is run from: the last with PPO, and a current one."""
-BASELINES = {"reference": 1, "best_of_4": 4, "best_of_16": 16}
+BASELINES = {"reference": 1, "reference_greedy": 1, "best_of_4": 4, "best_of_16": 16}
+"""What needs no training, and how many responses it takes."""
 PEER_SCRIPT = Path(__file__).parent / "trl_peer.py"
 
 
@@ -109,12 +110,22 @@ def measured(episodes: list[Any], kl_bound: float = 0.0, certain: bool = False) 
 
 def _baseline(job: Job) -> dict[str, Any]:
     from agents.best_of_n import best_of_n, best_of_n_kl
+    from llm_env.generation import respond
 
     task = make_task(job.kl_coef)
     n = BASELINES[job.algo]
+    greedy = job.algo == "reference_greedy"
     with task.model.frozen() as lm:
-        episodes = best_of_n(lm, task, prompts_for(job, task), n, 1 + job.seed)
-    return {**measured(episodes, best_of_n_kl(n)), "curve": [], "trained_tokens": 0, "tokens_per_second": None}
+        if greedy:
+            episodes = respond(lm, task, prompts_for(job, task), 1, deterministic=True)
+        else:
+            episodes = best_of_n(lm, task, prompts_for(job, task), n, 1 + job.seed)
+    return {
+        **measured(episodes, best_of_n_kl(n), certain=greedy),
+        "curve": [],
+        "trained_tokens": 0,
+        "tokens_per_second": None,
+    }
 
 
 def _ours(job: Job) -> dict[str, Any]:

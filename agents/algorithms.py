@@ -177,7 +177,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         ARS,
         "black box",
         "Augmented random search, Mania et al. 2018 (https://arxiv.org/abs/1803.07055), on the last normalisation's gains",
-        {"learning_rate": 2.5, "delta_std": 0.17, "n_delta": 4, "zero_policy": False},
+        {"learning_rate": 0.5, "delta_std": 0.14, "n_delta": 4, "zero_policy": False},
         policy_settings=("searched",),
         no={
             "full_weights": "random search in a million directions finds nothing: it moves normalisation gains",

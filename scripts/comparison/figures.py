@@ -75,6 +75,7 @@ def samples_table(results: Results, n: int = 3) -> str:
 
 def draw(results: Results, path: Path) -> None:
     """Score and gold score against KL, a point a seed; and the way there."""
+    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -84,11 +85,12 @@ def draw(results: Results, path: Path) -> None:
     panels = figure.subplots(1, 3)
     markers = "os^Dv<>ph*XP"
     names = list(dict.fromkeys(algo for algo, _ in groups))
+    colors = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
     for (algo, _), runs in groups.items():
         number = names.index(algo)
         peer, baseline = algo.startswith("trl_"), algo in ORDER
         style: dict[str, Any] = {
-            "color": "black" if baseline else f"C{number % 10}",
+            "color": "black" if baseline else colors[number % 20],
             "marker": ("P+*X"[ORDER.index(algo)] if baseline else markers[number % len(markers)]),
             "markerfacecolor": "none" if peer else None,
             "linestyle": "none",
@@ -109,7 +111,9 @@ def draw(results: Results, path: Path) -> None:
                     linewidth=1,
                     alpha=0.8,
                 )
-    far = [r["kl"] for r in results if r["algo"] != "recurrent_ppo"]
+    floor = min((r["rm_score"] for r in results if r["algo"] == "reference"), default=-1.0)
+    inside = [r for r in results if r["rm_score"] >= floor]
+    outside = sorted({r["algo"] for r in results if r["rm_score"] < floor})
     for panel, title, label in zip(
         panels,
         ("reward-model score", "gold score (not trained on)", "score while training, first seed"),
@@ -119,7 +123,15 @@ def draw(results: Results, path: Path) -> None:
         panel.set_title(title, fontsize=10)
         panel.set_xlabel(label)
         panel.grid(alpha=0.3)
-    for panel in panels[:2]:
-        panel.set_xlim(-0.5, 1.1 * max(far, default=10) + 0.5)
+    for panel, metric in zip(
+        panels[:2], ("rm_score", "gold_score"), strict=True
+    ):  # what lies below the reference would hide
+        values = [r[metric] for r in inside]  # everything else in a corner
+        room = 0.08 * (max(values) - min(values)) + 0.05
+        panel.set_xlim(-0.5, 1.05 * max(r["kl"] for r in inside) + 0.5)
+        panel.set_ylim(min(values) - room, max(values) + room)
+    if outside:
+        panels[0].set_title(f"reward-model score\n(below the picture: {', '.join(outside)})", fontsize=10)
+    panels[2].xaxis.set_major_formatter(lambda tokens, _: f"{tokens / 1000:g}k")
     figure.legend(loc="outside lower center", ncols=7, fontsize=8)
     figure.savefig(path, dpi=110)

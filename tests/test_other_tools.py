@@ -47,7 +47,7 @@ def test_rl_zoo_trains_enjoys_and_plots(tmp_path: Path) -> None:
     config = ["-conf", "scripts/configs/rl_zoo.py", "-f", str(tmp_path), "-n", "1024", "--eval-freq", "-1"]
     trained = zoo("rl_zoo3.train", *packages, *config)
     assert "Saving to" in trained
-    assert "approx_kl" in trained
+    assert "ep_rew_mean" in trained
     played = zoo("rl_zoo3.enjoy", *packages, "-f", str(tmp_path), "--no-render", "-n", "100")
     assert "Mean reward" in played
     pytest.importorskip("seaborn", reason="pip install 'rl_zoo3[plots]'")

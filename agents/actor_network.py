@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 
@@ -44,3 +45,26 @@ def optimizer_defaults(optimizer_class: type[torch.optim.Optimizer]) -> dict[str
     if issubclass(optimizer_class, torch.optim.Adam | torch.optim.AdamW):
         return {"eps": 1e-5, "weight_decay": 0.0, "fused": True}
     return {}
+
+
+class CarriesLogProbs:
+    """For policies whose `_predict` gives an `ActionTensor`: SB3's `predict`, without what it drops on the way.
+
+    Off-policy algorithms and evaluations act through `predict`; its actions then tell environment and replay buffer their
+    log-probs.
+    """
+
+    obs_to_tensor: Any
+    _predict: Any
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """As SB3's."""
+        obs, vectorized = self.obs_to_tensor(observation)
+        actions = self._predict(obs, deterministic).cpu().numpy()
+        return (actions if vectorized else actions[0]), state

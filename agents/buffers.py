@@ -15,6 +15,7 @@ from torch import Tensor
 
 from agents.advantages import Array, dr_grpo, gae, grpo, remax, returns_to_go, rloo, whiten
 from agents.carriers import DeferredRewards, SegmentScorer, scorer_of
+from agents.observations import check_observation_space
 from agents.vec_env import complete_info
 from llm_env.packing import PackedBatch, pack
 from llm_env.task import TextTask
@@ -98,8 +99,7 @@ class TokenRolloutBuffer(RolloutBuffer):
         group_size: int = 1,
         kl_in_reward: bool = True,
     ) -> None:
-        if not isinstance(observation_space, spaces.Dict) or set(observation_space) != {"input_ids", "length"}:
-            raise TypeError(f"TokenRolloutBuffer is for LLMText-v0's observations, not for {observation_space}.")
+        check_observation_space("TokenRolloutBuffer", observation_space)
         if advantages not in ADVANTAGES:
             raise ValueError(f"advantages={advantages!r} is not known; use one of {', '.join(ADVANTAGES)}.")
         if advantages in GROUP_ADVANTAGES and group_size < 2:

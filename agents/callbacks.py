@@ -99,12 +99,17 @@ class TextMetricsCallback(BaseCallback):
             self.last["rollout/gold_score"] = float(np.mean(scores))
         for name, value in self.last.items():
             self.logger.record(name, value)
-        self.logger.record("rollout/tokens", self.tokens + self._generated() - self._counted)
+        self.logger.record("rollout/tokens", self.total_tokens)
         self.logger.record("train/kl_coef", env.task.kl_coef)
         self._pending = True
 
     def _on_training_end(self) -> None:
         self._write()
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens generated so far, those of the iteration under way included."""
+        return self.tokens + self._generated() - self._counted
 
     def _begin(self) -> None:
         env = text_env(self.training_env)
@@ -162,15 +167,10 @@ class TokenBudget(BaseCallback):
         self.metrics = metrics
         self.budget = tokens
 
-    @property
-    def spent(self) -> int:
-        """Tokens generated so far."""
-        return self.metrics.tokens + self.metrics._generated() - self.metrics._counted
-
     def _on_training_start(self) -> None:
         # SB3's schedules are functions of 1 - steps / total, which every algorithm sets through this method
         def by_tokens(num_timesteps: int, total_timesteps: int) -> None:
-            self.model._current_progress_remaining = max(0.0, 1.0 - self.spent / self.budget)
+            self.model._current_progress_remaining = max(0.0, 1.0 - self.metrics.total_tokens / self.budget)
 
         self.model._update_current_progress_remaining = by_tokens  # type: ignore[method-assign]
 
@@ -180,4 +180,4 @@ class TokenBudget(BaseCallback):
     def _on_step(self) -> bool:
         # what was begun is finished: only a rollout's first step, as SB3 counts them, may be the end
         first = self.locals.get("n_steps") == 0 or self.locals.get("num_collected_steps") == 1
-        return not (first and self.spent >= self.budget)
+        return not (first and self.metrics.total_tokens >= self.budget)

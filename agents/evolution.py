@@ -19,7 +19,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from agents.actor_network import load_actor_network
+from agents.actor_network import CarriesLogProbs, load_actor_network
 from agents.carriers import ActionTensor
 from agents.observations import split_observation
 from llm_env.decoding import CachedDecoder, sample_tokens
@@ -27,7 +27,7 @@ from llm_env.decoding import CachedDecoder, sample_tokens
 SEARCHED = ("last_norm", "norms")
 
 
-class LLMSearchPolicy(BasePolicy):
+class LLMSearchPolicy(CarriesLogProbs, BasePolicy):
     """A causal LM that decodes greedily; `parameters` are its normalisation gains.
 
     Args:
@@ -110,18 +110,6 @@ class LLMSearchPolicy(BasePolicy):
         return ActionTensor.carry(
             actions, torch.zeros_like(log_probs) if deterministic else log_probs, self.temperature
         )
-
-    def predict(
-        self,
-        observation: np.ndarray | dict[str, np.ndarray],
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """SB3's `predict`, whose actions tell the environment their log-probs."""
-        obs, vectorized = self.obs_to_tensor(observation)
-        actions = self._predict(obs, deterministic).cpu().numpy()
-        return (actions if vectorized else actions[0]), state
 
     def merged_actor(self) -> PreTrainedModel:
         """The actor as an ordinary causal LM."""

@@ -116,6 +116,7 @@ def _environment(
         env_kwargs.setdefault("mixed_precision", merged["mixed_precision"])
     rules = task_settings(env_kwargs)
     check_masks(name, rules.has_masks)
+    checked_settings(name, {"mixed_precision": rules.mixed_precision})
     if episodes is None:
         episodes = "synchronous" if rollouts else "continuous"
     if episodes == "synchronous" and not rollouts:

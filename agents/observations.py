@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor
+
+
+def check_observation_space(user: str, space: spaces.Space[Any]) -> None:
+    """Refuses other environments' observations.
+
+    Raises:
+        TypeError: the space is not `LLMText-v0`'s.
+    """
+    if not isinstance(space, spaces.Dict) or set(space) != {"input_ids", "length"}:
+        raise TypeError(f"{user} is for LLMText-v0's observations, not for {space}.")
 
 
 def split_observation(obs: PyTorchObs) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
@@ -26,7 +25,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from agents.actor_network import load_actor_network, optimizer_defaults
+from agents.actor_network import CarriesLogProbs, load_actor_network, optimizer_defaults
 from agents.carriers import ActionTensor
 from agents.critic import CriticNetwork, load_critic, zero_head
 from agents.observations import sequences_of, split_observation
@@ -113,7 +112,7 @@ class TextQNetwork(nn.Module):
         self.train(mode)
 
 
-class LLMQPolicy(BasePolicy):
+class LLMQPolicy(CarriesLogProbs, BasePolicy):
     """Q-network, target network, and decoding with a cache, for `DQN` and `QRDQN`.
 
     Acting samples from softmax(Q/τ) = π_θ, which is what explores: SB3's ε, uniformly random tokens, is best left at 0.
@@ -224,18 +223,6 @@ class LLMQPolicy(BasePolicy):
         logits = self.lm.logits(self._decoder.hidden(ids, lengths)).float() / self._own["temperature"]
         actions, log_probs = sample_tokens(logits, deterministic)
         return ActionTensor.carry(actions, log_probs, self._own["temperature"])
-
-    def predict(
-        self,
-        observation: np.ndarray | dict[str, np.ndarray],
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """SB3's `predict`, whose actions go on to the environment and the replay buffer with their log-probs."""
-        obs, vectorized = self.obs_to_tensor(observation)
-        actions = self._predict(obs, deterministic).cpu().numpy()
-        return (actions if vectorized else actions[0]), state
 
     def set_training_mode(self, mode: bool) -> None:
         """Train or eval mode; the cache is dropped, for the weights are about to change."""

@@ -15,6 +15,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor
 
 from agents.carriers import behaviour_log_probs
+from agents.observations import check_observation_space
 from llm_env.packing import pack
 
 
@@ -71,8 +72,7 @@ class TokenReplayBuffer(ReplayBuffer):
         gamma: float = 1.0,
         entropy_coef: float = 0.0,
     ) -> None:
-        if not isinstance(observation_space, spaces.Dict) or set(observation_space) != {"input_ids", "length"}:
-            raise TypeError(f"TokenReplayBuffer is for LLMText-v0's observations, not for {observation_space}.")
+        check_observation_space("TokenReplayBuffer", observation_space)
         if n_steps < 1:
             raise ValueError(f"n_steps={n_steps} must be at least 1.")
         super(ReplayBuffer, self).__init__(buffer_size, observation_space, action_space, device, n_envs=n_envs)

@@ -288,6 +288,11 @@ def test_the_readme_has_the_table() -> None:
     assert table in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def test_bf16_is_refused_as_a_setting_of_the_environment_too() -> None:
+    with pytest.raises(ValueError, match=r"trpo cannot be used with mixed_precision='bf16'"):
+        made("trpo", env_kwargs={"mixed_precision": "bf16"})
+
+
 def test_settings_that_say_nothing_are_no_error() -> None:
     nothing: dict[str, Any] = {"lora_rank": 0, "mixed_precision": "no", "group_size": 1, "critic": "none"}
     for name in ("recurrent_ppo", "ars", "remax"):

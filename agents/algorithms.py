@@ -34,7 +34,13 @@ ON_POLICY_SETTINGS = (
     "use_cache",
     "optimizer_class",
     "optimizer_kwargs",
+    "critic_lr_scale",
+    "ptx_texts",
+    "ptx_coef",
+    "ptx_tokens",
 )
+BUFFER_SETTINGS = ("whiten_rewards",)
+KL_PLACES = ("reward", "loss", "both")
 # Where the defaults differ from SB3's, and why. γ and λ: the score comes once, at the end, and a discount would hide it from
 # the first tokens. ent_coef 0, because the KL term already keeps entropy. The numbers are near what the search found that
 # scripts/compare.py recorded in docs/compare/search.jsonl, at 64 slots; PPO's are those of the README's longer runs.
@@ -114,6 +120,8 @@ ALGORITHMS: dict[str, Algorithm] = {
         "on-policy",
         "Natural gradient in a trust region, Schulman et al. 2015 (https://arxiv.org/abs/1502.05477)",
         {**_ALWAYS, "gae_lambda": 0.95, "normalize_advantage": False, "learning_rate": 8e-4, "target_kl": 0.02},
+        # its step is a line search on the surrogate alone: further terms of the loss have no place in it
+        policy_settings=tuple(s for s in ON_POLICY_SETTINGS if not s.startswith(("ptx_", "critic_lr"))),
         no={**_NO_MASKS, **_HAS_CRITIC, "bf16": "its Hessian-vector products need float32"},
     ),
     "maskable_ppo": Algorithm(
@@ -258,7 +266,11 @@ def algorithm(name: str) -> Algorithm:
 
 
 def settings_of(name: str) -> list[str]:
-    """All settings of an algorithm: its class's, the policy's, and ``group_size`` where it compares within groups."""
+    """All settings of an algorithm: its class's, the policy's and the buffer's.
+
+    Besides these ``group_size`` where it compares within groups, and ``kl_in`` (`KL_PLACES`) where the KL may be a term of
+    the loss.
+    """
     row = algorithm(name)
     names = set(row.policy_settings)
     for cls in row.cls.__mro__:
@@ -268,8 +280,12 @@ def settings_of(name: str) -> list[str]:
             break
     if "group_size" in row.defaults:
         names.add("group_size")
+    if row.family in ("on-policy", "masked", "critic-free"):
+        names.update(BUFFER_SETTINGS)
+        if row.cls is not GRPO and "ptx_texts" in row.policy_settings:
+            names.add("kl_in")
     if row.family == "critic-free":
-        names -= {"critic", "vf_coef", "clip_range_vf", "gae_lambda"}
+        names -= {"critic", "critic_lr_scale", "vf_coef", "clip_range_vf", "gae_lambda"}
     if row.cls is GRPO:
         names -= {"ent_coef"}
     return sorted({*names, "policy_kwargs"} - _NOT_SETTINGS | {"policy_kwargs"})

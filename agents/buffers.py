@@ -75,8 +75,11 @@ class TokenRolloutBuffer(RolloutBuffer):
             (baseline: the greedy response), ``reinforce_pp`` (no baseline: Hu et al. 2025, https://arxiv.org/abs/2501.03262;
             return to go, to be whitened over the rollout). These need whole episodes; see `agents.advantages`.
         group_size: Slots that share a prompt, as the environment's `group_size`.
-        kl_in_reward: False leaves the KL penalty out of the rewards, for an algorithm whose loss has it. Mini-batches then
-            carry `ref_log_probs`.
+        kl_in_reward: False leaves the KL penalty out of the rewards, for an algorithm whose loss has it.
+        kl_in_loss: Mini-batches carry `ref_log_probs`, `kl_coef` and, where the environment's `kl_estimator` is ``exact``,
+            the `reference`, for a KL term in the loss.
+        whiten_rewards: Divide the rollout's token rewards, KL included, by their standard deviation; the mean stays (detail
+            of Ziegler et al. 2019's code; "The N Implementation Details of RLHF with PPO", Huang et al. 2023).
         whiten_advantages: Shift and scale the whole rollout's advantages to mean 0, standard deviation 1. PPO's own
             `normalize_advantage` does so for each mini-batch; use one of them.
 
@@ -98,6 +101,8 @@ class TokenRolloutBuffer(RolloutBuffer):
         advantages: str = "gae",
         group_size: int = 1,
         kl_in_reward: bool = True,
+        kl_in_loss: bool = False,
+        whiten_rewards: bool = False,
     ) -> None:
         check_observation_space("TokenRolloutBuffer", observation_space)
         if advantages not in ADVANTAGES:
@@ -112,6 +117,8 @@ class TokenRolloutBuffer(RolloutBuffer):
         self.estimator = advantages
         self.group_size = group_size
         self.kl_in_reward = kl_in_reward
+        self.kl_in_loss = kl_in_loss
+        self.whiten_rewards = whiten_rewards
         self.extra_tokens = 0
         """Tokens generated so far outside the environment: ReMax's greedy responses."""
         self._parts = 0
@@ -208,6 +215,8 @@ class TokenRolloutBuffer(RolloutBuffer):
             return table
 
         rewards, values = padded([s.rewards for s in segments]), padded([s.values for s in segments])
+        if self.whiten_rewards:
+            rewards /= rewards[inside].std() + 1e-8
         advantages = self._advantages(rewards, values, lengths, ends)
         self.values = values[inside].astype(np.float32)
         self.returns = (advantages + values)[inside].astype(np.float32)
@@ -303,6 +312,7 @@ class TokenRolloutBuffer(RolloutBuffer):
         episodes = [episode for _, episode in pairs]
         task.score_reference(episodes)
         task.score_responses(episodes)
+        self._fill_in_exact_kl(task)
         for segment, episode in pairs:
             start = len(segment.context) - len(episode.prompt.ids)
             end = start + len(segment.actions)
@@ -311,6 +321,24 @@ class TokenRolloutBuffer(RolloutBuffer):
             segment.rewards = task.rewards(episode, start, segment.log_probs, kl_coef).tolist()
             if episode.done:
                 complete_info(task, episode)
+
+    def _fill_in_exact_kl(self, task: TextTask) -> None:
+        """Tells the episodes the exact KL before each token, where the reward charges it."""
+        if task.settings.kl_estimator != "exact":
+            return
+        if self._scorer is None:
+            raise ValueError("kl_estimator='exact' needs LLMActorCriticPolicy.")
+        flat = self._scorer.exact_kl(
+            task.reference,
+            [s.context + s.actions for s in self.segments],
+            [len(s.context) for s in self.segments],
+            [np.stack(s.masks) for s in self.segments] if self.segments[0].masks else None,
+        )
+        edges = np.cumsum([len(s.actions) for s in self.segments])[:-1]
+        for segment, part in zip(self.segments, np.split(flat, edges), strict=True):
+            if segment.episode is not None:
+                start = len(segment.context) - len(segment.episode.prompt.ids)
+                segment.episode.exact_kl[start:] = part.astype(float).tolist()
 
     def get(self, batch_size: int | None = None) -> Iterator[RolloutBufferSamples]:  # type: ignore[override]
         """Yields mini-batches of whole segments, in random order, of at most `batch_size` tokens and nearly equal size.
@@ -343,14 +371,21 @@ class TokenRolloutBuffer(RolloutBuffer):
 
     def _annotated(self, packed: PackedBatch, chosen: list[Segment]) -> PackedBatch:
         """The batch with what else the loss or the policy needs to know of its tokens."""
-        if self.kl_in_reward:
+        if not self.kl_in_loss:
             return packed
         known: list[float] = []
         for segment in chosen:
             if segment.episode is None:
-                raise ValueError("kl_in_reward=False needs an environment with scoring='deferred'.")
-            known += segment.episode.ref_log_probs[: len(segment.actions)]
-        return replace(packed, ref_log_probs=torch.tensor(known, dtype=torch.float32, device=self.device))
+                raise ValueError("kl_in_loss needs an environment with scoring='deferred'.")
+            start = len(segment.context) - len(segment.episode.prompt.ids)
+            known += segment.episode.ref_log_probs[start : start + len(segment.actions)]
+        assert self._task is not None
+        return replace(
+            packed,
+            ref_log_probs=torch.tensor(known, dtype=torch.float32, device=self.device),
+            kl_coef=self._task.kl_coef,
+            reference=self._task.reference if self._task.settings.kl_estimator == "exact" else None,
+        )
 
     def _at(self, array: np.ndarray, index: np.ndarray) -> Tensor:
         return torch.as_tensor(array[index], device=self.device)

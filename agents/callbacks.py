@@ -141,12 +141,20 @@ class TextMetricsCallback(BaseCallback):
         self.tokens += generated
         self.tokens_per_second = generated / (time.perf_counter() - self._started)
         self.logger.record("time/tokens_per_second", self.tokens_per_second)
+        auxiliary: dict[str, list[float]] = getattr(self.model.policy, "auxiliary_losses", {})
+        for name, values in auxiliary.items():
+            self.logger.record(name, float(np.mean(values)))
+        auxiliary.clear()
+        self.before_row()
         if isinstance(self.model, OnPolicyAlgorithm):
             self.model.dump_logs(self.iteration)
         else:
             self.logger.record("time/iterations", self.iteration, exclude="tensorboard")
             self.model.dump_logs()  # type: ignore[attr-defined]
         self.after_iteration()
+
+    def before_row(self) -> None:
+        """Called when an iteration's numbers are recorded, before its row is written; for subclasses with more of them."""
 
     def after_iteration(self) -> None:
         """Called once the iteration's row is written; for subclasses."""

@@ -29,6 +29,7 @@ from llm_env.env import check_temperature
 
 if TYPE_CHECKING:
     from llm_env.prompts import Prompt
+    from llm_env.reference import Reference
     from llm_env.task import TextTask
     from llm_env.transition import Episode
 
@@ -158,6 +159,15 @@ class SegmentScorer(Protocol):
         self, sequences: list[list[int]], starts: list[int], masks: list[NDArray[np.uint8]] | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(log π, value) of every token from `starts` on, flat, sequence by sequence; under the masks, if any."""
+
+    def exact_kl(
+        self,
+        reference: Reference,
+        sequences: list[list[int]],
+        starts: list[int],
+        masks: list[NDArray[np.uint8]] | None = None,
+    ) -> NDArray[np.float32]:
+        """KL(π‖π_ref) of the whole distributions before every token from `starts` on, flat."""
 
     def greedy_episodes(self, task: TextTask, prompts: list[Prompt]) -> list[Episode]:
         """The likeliest token at every step, from each prompt to the end, scored."""

@@ -31,6 +31,7 @@ FORMAT = 1
 COUNTERS = ("num_timesteps", "_total_timesteps", "_episode_num", "_n_updates", "_current_progress_remaining")
 _MORE_COUNTERS = ("_n_calls", "exploration_rate")  # of DQN and QR-DQN
 _PARTIAL = ".partial-"
+_REFERENCE = "reference/"
 
 
 def save_checkpoint(model: BaseAlgorithm, folder: Path, extra: dict[str, Any] | None = None, keep: int = 2) -> Path:
@@ -68,6 +69,7 @@ def save_checkpoint(model: BaseAlgorithm, folder: Path, extra: dict[str, Any] | 
             "env": text_env(model.env).state_dict(),
             "episode_starts": _episode_starts(model).tolist(),
             "ep_info_buffer": [_plain(info) for info in model.ep_info_buffer or []],
+            "mix": mix.order.state_dict() if (mix := getattr(model.policy, "mix", None)) is not None else None,
             "extra": extra or {},
         }
         (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
@@ -115,6 +117,8 @@ def load_checkpoint(model: BaseAlgorithm, checkpoint: Path) -> dict[str, Any]:
         setattr(model, name, value)
     if (checkpoint / "algorithm.safetensors").is_file():
         _load_algorithm_tensors(model, load_file(checkpoint / "algorithm.safetensors"))
+    if state.get("mix") is not None:
+        model.policy.mix.order.load_state_dict(state["mix"])  # type: ignore[union-attr]
     model.ep_info_buffer = deque(state["ep_info_buffer"], maxlen=model._stats_window_size)
     model.ep_success_buffer = deque(maxlen=model._stats_window_size)
     model._last_obs = text_env(model.env).load_state_dict(state["env"])  # type: ignore[assignment]
@@ -132,22 +136,33 @@ def _algorithm_tensors(model: BaseAlgorithm) -> dict[str, torch.Tensor]:
         states = model._last_lstm_states
         assert states is not None
         return _contiguous({f"{k}{i}": t for k in ("pi", "vf") for i, t in enumerate(getattr(states, k))})
+    tensors: dict[str, torch.Tensor] = {}
     if isinstance(model.policy, MaskableLLMPolicy):
-        return _contiguous(model.policy.mask_state())
-    return {}
+        tensors.update(_contiguous(model.policy.mask_state()))
+    task = text_env(model.env).task
+    if task.reference.version:  # it is no longer what its name says
+        weights = dict(task.own_reference().named_parameters())
+        tensors.update(_contiguous({f"{_REFERENCE}{name}": p for name, p in weights.items()}))
+    return tensors
 
 
 def _load_algorithm_tensors(model: BaseAlgorithm, tensors: dict[str, torch.Tensor]) -> None:
     if isinstance(model, OffPolicyAlgorithm):
         assert isinstance(model.replay_buffer, TokenReplayBuffer)
         model.replay_buffer.load_state_tensors(tensors)
-    elif isinstance(model, RecurrentPPO):
+        return
+    if isinstance(model, RecurrentPPO):
         on = {name: tensor.to(model.device) for name, tensor in tensors.items()}
         model._last_lstm_states = RNNStates(  # type: ignore[assignment]
             (on["pi0"], on["pi1"]), (on["vf0"], on["vf1"])
         )
-    elif isinstance(model.policy, MaskableLLMPolicy):
-        model.policy.load_mask_state(tensors)
+        return
+    reference = {n.removeprefix(_REFERENCE): t for n, t in tensors.items() if n.startswith(_REFERENCE)}
+    if reference:
+        text_env(model.env).task.load_reference(reference)
+    masks = {n: t for n, t in tensors.items() if not n.startswith(_REFERENCE)}
+    if isinstance(model.policy, MaskableLLMPolicy):
+        model.policy.load_mask_state(masks)
 
 
 def _episode_starts(model: BaseAlgorithm) -> np.ndarray:

@@ -12,7 +12,15 @@ import gymnasium
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
-from agents.algorithms import Algorithm, algorithm, check_masks, checked_settings, settings_of
+from agents.algorithms import (
+    BUFFER_SETTINGS,
+    KL_PLACES,
+    Algorithm,
+    algorithm,
+    check_masks,
+    checked_settings,
+    settings_of,
+)
 from agents.buffers import TokenRolloutBuffer
 from agents.critic import CRITICS
 from agents.evolution import LLMSearchPolicy
@@ -159,8 +167,8 @@ def _on_policy(
     rollout_buffer_kwargs = {"whiten_advantages": not merged.get("normalize_advantage", True), **row.buffer}
     if "group_size" in row.defaults:
         rollout_buffer_kwargs["group_size"] = base.group_size
-    if merged.get("kl_in_loss"):
-        rollout_buffer_kwargs["kl_in_reward"] = False
+    rollout_buffer_kwargs.update({key: merged.pop(key) for key in BUFFER_SETTINGS if key in merged})
+    _place_kl(name, task, merged, rollout_buffer_kwargs, policy_kwargs)
     rollout_buffer_kwargs.update(merged.pop("rollout_buffer_kwargs", {}) or {})
     cap = task.settings.max_new_tokens
     n_steps = merged.setdefault("n_steps", cap * rounds)
@@ -188,6 +196,23 @@ def _on_policy(
     }
 
 
+def _place_kl(name: str, task: TextTask, merged: Settings, buffer_kwargs: Settings, policy_kwargs: Settings) -> None:
+    """Wires the KL penalty into the reward, the loss or both."""
+    estimator = task.settings.kl_estimator
+    if merged.get("kl_in_loss"):  # GRPO's own
+        if estimator != "k1":
+            raise ValueError(
+                f"{name}'s loss has k3 as its KL term; kl_estimator={estimator!r} goes with kl_in_loss=False."
+            )
+        buffer_kwargs.update(kl_in_reward=False, kl_in_loss=True)
+    place = merged.pop("kl_in", "reward")
+    if place not in KL_PLACES:
+        raise ValueError(f"kl_in={place!r} is not known; use one of {', '.join(KL_PLACES)}.")
+    if place != "reward":
+        buffer_kwargs.update(kl_in_reward=place == "both", kl_in_loss=True)
+        policy_kwargs["kl_loss"] = estimator
+
+
 def _recurrent(
     name: str, row: Algorithm, base: LLMTextVecEnv, policy_kwargs: Settings, merged: Settings, rounds: int
 ) -> Wiring:
@@ -201,6 +226,8 @@ def _value_based(
     name: str, row: Algorithm, base: LLMTextVecEnv, policy_kwargs: Settings, merged: Settings, rounds: int
 ) -> Wiring:
     task = base.task
+    if task.settings.kl_estimator != "k1":
+        raise ValueError(f"kl_estimator={task.settings.kl_estimator!r}: {name}'s backup is made for k1.")
     cap = task.settings.max_new_tokens
     train_freq = merged.setdefault("train_freq", cap * rounds)
     if not isinstance(train_freq, int) or train_freq < cap:

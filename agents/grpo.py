@@ -28,7 +28,7 @@ class GRPO(PPO):
     Args:
         args: PPO's.
         kl_in_loss: The KL penalty is a term of the loss. False: it is in the reward, as PPO's, and the loss has none. The
-            buffer must agree: `make_algorithm` gives it `kl_in_reward`.
+            buffer must agree: `make_algorithm` gives it `kl_in_reward` and `kl_in_loss`.
         clip_range_high: ε above 1 (DAPO's "clip-higher"); None: as `clip_range`.
         loss_aggregation: ``sequence``, ``token`` or ``constant``; see `agents.losses.aggregate`.
         max_resamples: DAPO's dynamic sampling: further rollouts that may be collected before an update, until as many

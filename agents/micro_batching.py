@@ -20,7 +20,7 @@ from llm_env.packing import PackedBatch
 
 logger = logging.getLogger(__name__)
 
-Outputs = tuple[Tensor, Tensor, Tensor]
+Outputs = tuple[Tensor, ...]
 Evaluate = Callable[[PackedBatch], Outputs]
 
 
@@ -28,7 +28,7 @@ class MicroBatches:
     """Evaluates packed batches in parts of at most `max_tokens`.
 
     Args:
-        evaluate: Three tensors of one entry for each scored token, differentiable in `module`'s parameters.
+        evaluate: Tensors of one entry for each scored token, differentiable in `module`'s parameters.
         module: Where the gradients go.
         max_tokens: Tokens of a part; None: everything at once, until that does not fit. A sequence is never cut.
     """
@@ -62,8 +62,7 @@ class MicroBatches:
                 break
             except RuntimeError as error:
                 self.shrink(batch, error)
-        first, second, third = (piece.new_empty(len(batch.targets)) for piece in pieces[0][0])
-        whole = (first, second, third)
+        whole = tuple(piece.new_empty(len(batch.targets)) for piece in pieces[0][0])
         for values, places in pieces:
             for target, piece in zip(whole, values, strict=True):
                 target[places] = piece
@@ -103,8 +102,7 @@ class _Evaluation(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         if ctx.graph is None:
             return micro.without_graph(batch)
-        first, second, third = (t.detach() for t in ctx.graph)
-        return first, second, third
+        return tuple(t.detach() for t in ctx.graph)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from agents.actor_network import check_vocabulary, optimizer_defaults
+from agents.auxiliary import PretrainingMix, kl_loss, ride
 from agents.carriers import ActionTensor, LazyValues, attach_scorer
 from agents.critic import CRITICS, CriticNetwork, enable_checkpointing, load_critic, zero_head
 from agents.decoding_copy import DecodingCopy
@@ -31,7 +33,7 @@ from agents.observations import sequences_of, split_observation
 from llm_env.attention import packed_states
 from llm_env.decoding import CachedDecoder, sample_tokens
 from llm_env.generation import respond
-from llm_env.head import head_log_probs
+from llm_env.head import head_kl, head_log_probs
 from llm_env.masks import restrict, unpack_bits
 from llm_env.models import (
     DEFAULT_MODEL,
@@ -41,11 +43,15 @@ from llm_env.models import (
     autocast,
     check_mixed_precision,
     load_causal_lm,
+    load_tokenizer,
     shared_causal_lm,
 )
 from llm_env.packing import PackedBatch, in_groups, pack, pack_ends
 from llm_env.prompts import Prompt
+from llm_env.reference import Reference
+from llm_env.shaping import KL_ESTIMATORS
 from llm_env.task import TextTask
+from llm_env.texts import encode_text, read_texts
 from llm_env.transition import Episode
 
 SCORE_TOKENS = 16_384  # tokens scored at once after collection, padding included
@@ -82,6 +88,12 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
         defer_values: A network critic is not asked while collecting (values are NaN there); the buffer has
             `score_segments` do it in large batches. Needs `TokenRolloutBuffer`.
         entropy_grad: Whether `evaluate_actions` gives an entropy with gradients; False saves time where ``ent_coef`` is 0.
+        critic_lr_scale: The critic's learning rate, as a multiple of the actor's.
+        kl_loss: A KL term in the loss of each mini-batch that has a `kl_coef`: ``k1``, ``k2``, ``k3`` or ``exact`` (see
+            `agents.auxiliary.kl_loss`). None: there is none.
+        ptx_texts: Texts (see `llm_env.texts`) whose language-model loss is mixed into the update: PPO-ptx.
+        ptx_coef: Its weight, InstructGPT's γ.
+        ptx_tokens: Tokens of these texts that are read with each mini-batch.
         second_derivatives: For TRPO: gradients have gradients (attention without a fused kernel, no micro-batches), and
             `named_parameters` gives the actor's as one vector (`agents.flat_parameters`) and the critic's under names that
             TRPO leaves out.
@@ -115,6 +127,11 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
         use_cache: bool = True,
         defer_values: bool = False,
         entropy_grad: bool = True,
+        critic_lr_scale: float = 1.0,
+        kl_loss: str | None = None,
+        ptx_texts: str | None = None,
+        ptx_coef: float = 1.0,
+        ptx_tokens: int = 1024,
         second_derivatives: bool = False,
         trust_remote_code: bool = False,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.AdamW,
@@ -133,6 +150,16 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
             )
         if lora_rank < 0:
             raise ValueError(f"lora_rank={lora_rank} must be at least 0 (0 trains all weights).")
+        if not critic_lr_scale > 0:
+            raise ValueError(f"critic_lr_scale={critic_lr_scale} must be above 0.")
+        if kl_loss is not None and kl_loss not in KL_ESTIMATORS:
+            raise ValueError(f"kl_loss={kl_loss!r} is not known; use one of {', '.join(KL_ESTIMATORS)}.")
+        if kl_loss == "k1":
+            warnings.warn(
+                "k1 in the loss has a gradient of 0 in expectation: it restrains nothing. Use k2, k3 or exact there, or k1 "
+                "in the reward.",
+                stacklevel=2,
+            )
         if reward_model is None and model is None:
             reward_model = DEFAULT_REWARD_MODEL
         self._own: dict[str, Any] = {
@@ -149,9 +176,16 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
             "use_cache": use_cache,
             "defer_values": defer_values,
             "entropy_grad": entropy_grad,
+            "critic_lr_scale": critic_lr_scale,
+            "kl_loss": kl_loss,
+            "ptx_texts": ptx_texts,
+            "ptx_coef": ptx_coef,
+            "ptx_tokens": ptx_tokens,
             "second_derivatives": second_derivatives,
             "trust_remote_code": trust_remote_code,
         }
+        self.auxiliary_losses: dict[str, list[float]] = {}
+        """What the further terms of the loss were since somebody last emptied this; see `TextMetricsCallback`."""
         self.temperature = temperature
         self.mixed_precision = mixed_precision
         self.entropy_grad = entropy_grad
@@ -190,10 +224,37 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
         self._decoder = CachedDecoder(self.lm, max_length, use_cache=own["use_cache"])
         self._copy: DecodingCopy | None = None
         self._flat: FlatParameters | None = None
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        self.optimizer = self.optimizer_class(parameters, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        self.mix: PretrainingMix | None = None
+        if own["ptx_texts"] is not None:
+            self.mix = self._load_mix(name)
+        self.optimizer = self.optimizer_class(
+            self._parameter_groups(),
+            lr=lr_schedule(1),  # type: ignore[call-arg]
+            **self.optimizer_kwargs,
+        )
+        if own["critic_lr_scale"] != 1.0:
+            scale_learning_rates(self.optimizer)
         # SB3 drops gradients only after the next forward pass; they need not be in memory beside its activations.
         self.optimizer.register_step_post_hook(_drop_gradients)
+
+    def _parameter_groups(self) -> list[Any]:
+        """Trainable parameters; the critic's in a group of their own where their learning rate is another."""
+        scale = self._own["critic_lr_scale"]
+        everything = [p for p in self.parameters() if p.requires_grad]
+        if scale == 1.0:
+            return everything
+        if self.critic is None:
+            raise ValueError(f"critic_lr_scale={scale}, but there is no critic.")
+        own = [p for p in self.critic.parameters() if p.requires_grad]
+        known = {id(p) for p in own}
+        rest = [p for p in everything if id(p) not in known]
+        return [{"params": rest, "lr_scale": 1.0}, {"params": own, "lr_scale": scale}]
+
+    def _load_mix(self, name: str) -> PretrainingMix:
+        own = self._own
+        tokenizer = load_tokenizer(name, trust_remote_code=own["trust_remote_code"])
+        texts = [encode_text(record, tokenizer) for record in read_texts(own["ptx_texts"])]
+        return PretrainingMix(texts, own["ptx_coef"], own["ptx_tokens"])
 
     def _load_actor(self, name: str) -> tuple[CausalLM, Any]:
         own = self._own
@@ -353,7 +414,8 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
         """
         if isinstance(obs, PackedBatch):
             evaluate = self._evaluate_packed if self._own["second_derivatives"] else self._micro_batches
-            values, log_probs, entropy = evaluate(obs)
+            values, log_probs, entropy, *exact_kl = evaluate(obs)
+            log_probs = self._with_auxiliary_losses(obs, log_probs, exact_kl[0] if exact_kl else None)
             return values, log_probs, entropy if self.entropy_grad else entropy.detach()
         ids, lengths = split_observation(obs)
         hidden = self._last_hidden(ids, lengths)
@@ -363,12 +425,78 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
         values = self._values(hidden, ids, lengths)[:, 0]
         return values, torch.where(busy, log_probs, 0.0), torch.where(busy, entropy, 0.0)
 
-    def _evaluate_packed(self, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
+    def _with_auxiliary_losses(self, batch: PackedBatch, log_probs: Tensor, exact_kl: Tensor | None) -> Tensor:
+        """The log-probs, whose backward pass brings the gradients of the further terms of the loss."""
+        if not torch.is_grad_enabled() or not log_probs.requires_grad:
+            return log_probs
+        if self._own["kl_loss"] is not None and batch.kl_coef:
+            term = kl_loss(batch, log_probs, exact_kl, self._own["kl_loss"])
+            self.auxiliary_losses.setdefault("train/kl_loss", []).append(term.item())
+            log_probs = ride(log_probs, batch.kl_coef * term)
+        if self.mix is not None:
+            with self._autocast():
+                term = self.mix.loss(self.lm)
+            self.auxiliary_losses.setdefault("train/ptx_loss", []).append(term.item())
+            log_probs = ride(log_probs, self.mix.coef * term)
+        return log_probs
+
+    def _evaluate_packed(self, batch: PackedBatch) -> tuple[Tensor, ...]:
+        """Values, log-probs, entropies; where the batch has a reference, the exact KL to it as well; each (n,)."""
         with self._autocast():
             hidden = self._packed_hidden(batch)
             log_probs, entropy = self._log_probs(hidden, batch.targets, batch.masks)
             values = self._packed_values(batch, hidden)
-        return values, log_probs, entropy
+            if batch.reference is None:
+                return values, log_probs, entropy
+            return values, log_probs, entropy, self._exact_kl(batch, hidden)
+
+    def _exact_kl(self, batch: PackedBatch, hidden: Tensor) -> Tensor:
+        """KL(π‖π_ref) of the whole distributions before each scored token, (n,)."""
+        with batch.reference.frozen() as ref_lm:
+            ref_hidden = packed_states(ref_lm.trunk, batch)[batch.index]
+        return head_kl(self.lm, hidden, ref_lm, ref_hidden, self.temperature, batch.masks)
+
+    @torch.no_grad()
+    def exact_kl(
+        self,
+        reference: Reference,
+        sequences: list[list[int]],
+        starts: list[int],
+        masks: list[NDArray[np.uint8]] | None = None,
+    ) -> NDArray[np.float32]:
+        """KL(π‖π_ref) of the whole distributions before every token from `starts` on, flat, sequence by sequence.
+
+        Args:
+            reference: π_ref.
+            sequences: As in `score_segments`.
+            starts: As there.
+            masks: As there.
+        """
+        parts: list[Tensor] = [torch.empty(0)] * len(sequences)
+
+        def run(group: list[int]) -> None:
+            batch = self._packed_segments(group, sequences, starts, masks)
+            with self._autocast():
+                batch = dataclasses.replace(batch, reference=reference)
+                kl = self._exact_kl(batch, self._packed_hidden(batch))
+            for i, part in zip(group, kl.cpu().split(batch.counts), strict=True):
+                parts[i] = part
+
+        in_groups([len(s) for s in sequences], SCORE_TOKENS, self.device, run)
+        return torch.cat(parts).numpy()
+
+    def _packed_segments(
+        self,
+        group: list[int],
+        sequences: list[list[int]],
+        starts: list[int],
+        masks: list[NDArray[np.uint8]] | None,
+    ) -> PackedBatch:
+        batch = pack([sequences[i] for i in group], [starts[i] for i in group], self.device)
+        if masks is None:
+            return batch
+        bits = np.concatenate([masks[i] for i in group])
+        return dataclasses.replace(batch, masks=torch.from_numpy(bits).to(self.device))
 
     def _packed_hidden(self, batch: PackedBatch) -> Tensor:
         """The actor's hidden states (n, H) that predict the scored tokens."""
@@ -410,12 +538,9 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
         parts: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(sequences)
 
         def run(group: list[int]) -> None:
-            batch = pack([sequences[i] for i in group], [starts[i] for i in group], self.device)
-            if masks is not None:
-                bits = np.concatenate([masks[i] for i in group])
-                batch = dataclasses.replace(batch, masks=torch.from_numpy(bits).to(self.device))
+            batch = self._packed_segments(group, sequences, starts, masks)
             if self.rescores_log_probs or not isinstance(self.critic, CriticNetwork):
-                values, log_probs, _ = self._evaluate_packed(batch)
+                values, log_probs, *_ = self._evaluate_packed(batch)
             else:  # the collected log-probs are good: only the critic is asked
                 with self._autocast():
                     values = self.critic(batch)
@@ -508,6 +633,22 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
             "optimizer_kwargs": self.optimizer_kwargs,
             **self._own,
         }
+
+
+def scale_learning_rates(optimizer: torch.optim.Optimizer) -> None:
+    """Has every step take each group's learning rate times its ``lr_scale``: SB3 sets one rate for all groups."""
+
+    def scale(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            group["unscaled_lr"] = group["lr"]
+            group["lr"] = group["lr"] * group["lr_scale"]
+
+    def restore(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = group.pop("unscaled_lr")
+
+    optimizer.register_step_pre_hook(scale)
+    optimizer.register_step_post_hook(restore)
 
 
 def _drop_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:

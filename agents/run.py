@@ -30,6 +30,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
 from stable_baselines3.common.utils import LinearSchedule
 
@@ -38,11 +39,15 @@ from agents.algorithms import algorithm, checked_settings
 from agents.callbacks import GoldFunction, TextMetricsCallback, text_env
 from agents.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from agents.factory import make_algorithm
+from agents.kl_control import AdaptiveKL
+from agents.policy import LLMActorCriticPolicy
+from agents.reference_refresh import ReferenceRefresh
 from agents.report import draw_report, read_progress
 from agents.run_settings import RunSettings
 from llm_env.models import DEFAULT_HELDOUT_PROMPTS
 from llm_env.prompts import PromptSet, RawPrompt, read_prompts
 from llm_env.rewards import FunctionReward
+from llm_env.task import TextTask
 
 PACKAGES = ("llm-env", "torch", "transformers", "gymnasium", "stable-baselines3", "peft", "numpy", "tokenizers")
 HELD_OUT_SHARE, HELD_OUT_MOST, HELD_OUT_LEAST_PROMPTS = 0.1, 256, 10
@@ -93,6 +98,14 @@ class RunCallback(TextMetricsCallback):
         super()._on_training_start()
         if self.iteration == 0:
             self.run.sample(0)
+
+    def before_row(self) -> None:
+        """Evaluates where it is time."""
+        every = self.run.settings.eval_every
+        last = self.model.num_timesteps >= self.model._total_timesteps
+        if every and (last or self.iteration % every == 0):
+            for name, value in self.run.evaluate(self.model.num_timesteps).items():
+                self.logger.record(name, value)
 
     def after_iteration(self) -> None:
         """Shows, samples, saves."""
@@ -159,6 +172,19 @@ class TrainingRun:
         self.task = text_env(self.model.env).task
         self.eval_prompts = self._load_eval_prompts()
         self.callback = RunCallback(self)
+        self.best: dict[str, float] | None = None
+        """The best evaluation so far."""
+        self.refresh: ReferenceRefresh | None = None
+        self.callbacks: list[BaseCallback] = [self.callback]
+        if settings.ref_refresh_every:
+            if not isinstance(self.model.policy, LLMActorCriticPolicy):
+                raise ValueError(
+                    f"ref_refresh_every: {settings.algo}'s policy is no language model that a reference could follow."
+                )
+            self.refresh = ReferenceRefresh(settings.ref_refresh_every, settings.ref_refresh_share)
+            self.callbacks.append(self.refresh)
+        if settings.kl_target is not None:
+            self.callbacks.append(AdaptiveKL(self.callback, settings.kl_target, settings.kl_gain))
 
     # ------------------------------------------------------------------------------------------------ set-up
     def _split_prompts(self) -> tuple[list[RawPrompt], list[RawPrompt]] | None:
@@ -233,6 +259,9 @@ class TrainingRun:
             return
         extra = load_checkpoint(self.model, checkpoints[-1])
         self.callback.iteration, self.callback.tokens = extra["iteration"], extra["tokens"]
+        self.best = extra.get("best")
+        if self.refresh is not None:
+            self.refresh.rollouts = extra["rollouts"]
         rows.drop_after(self.model.num_timesteps)
         samples = self.folder / "samples.jsonl"
         if samples.is_file():
@@ -272,7 +301,7 @@ class TrainingRun:
                 self._bar = self.progress.add_task("first rollout …", total=total, completed=self.model.num_timesteps)
                 self.model.learn(
                     left,
-                    self.callback,
+                    self.callbacks,
                     log_interval=None,  # type: ignore[arg-type]  # the callback writes the log
                     reset_num_timesteps=not self.model.num_timesteps,
                 )
@@ -324,7 +353,9 @@ class TrainingRun:
 
     def save(self, callback: TextMetricsCallback) -> None:
         """Writes a checkpoint."""
-        extra = {"iteration": callback.iteration, "tokens": callback.tokens}
+        extra = {"iteration": callback.iteration, "tokens": callback.tokens, "best": self.best}
+        if self.refresh is not None:
+            extra["rollouts"] = self.refresh.rollouts
         save_checkpoint(self.model, self.folder / "checkpoints", extra)
 
     def draw(self) -> None:
@@ -333,17 +364,42 @@ class TrainingRun:
         if progress:
             draw_report(progress, self.folder / "report.png", f"{self.settings.algo.upper()}, {self.folder.name}")
 
-    def finish(self) -> None:
-        """Writes ``actor/`` and ``report.png``."""
-        partial = self.folder / ".partial-actor"
+    def evaluate(self, timestep: int) -> dict[str, float]:
+        """Scores responses to held-out prompts; the best actor so far is kept in ``best/``.
+
+        The prompts and the sampler's seed are the same every time, and the KL is to the reference that the run began with.
+        """
+        s = self.settings
+        task = TextTask(self.task.settings)  # shares the models, has the first reference
+        episodes = respond_with(self.model.policy, task, self.eval_prompts.spread(s.n_eval), SAMPLE_SEED)
+        scores = [e.rm_score for e in episodes if e.rm_score is not None]
+        kl = float(np.mean([sum(e.log_probs) - sum(e.ref_log_probs) for e in episodes]))
+        found = {"rm_score": float(np.mean(scores)), "kl": kl}
+        found["objective"] = found["rm_score"] - s.kl_coef * kl
+        if self.gold is not None:
+            golden = self.gold([e.prompt.text for e in episodes], [e.response_text for e in episodes])
+            found["gold_score"] = float(np.mean(golden))
+        if self.best is None or found[s.best_by] > self.best[s.best_by]:
+            self.best = {"timestep": timestep, **found}
+            self._save_actor("best")
+            (self.folder / "best" / "best.json").write_text(json.dumps(self.best, indent=1) + "\n", encoding="utf-8")
+        return {f"eval/{name}": value for name, value in found.items()}
+
+    def _save_actor(self, name: str) -> None:
+        """Writes the actor to a folder in the run's, in whose place it comes when it is whole."""
+        partial = self.folder / f".partial-{name}"
         save_actor(self.model.policy, self.task, partial)
-        target = self.folder / "actor"
+        target = self.folder / name
         if target.exists():
             for path in partial.iterdir():
                 path.replace(target / path.name)
             partial.rmdir()
         else:
             partial.rename(target)
+
+    def finish(self) -> None:
+        """Writes ``actor/`` and ``report.png``."""
+        self._save_actor("actor")
         if (self.folder / "progress.csv").is_file():
             self.draw()
 

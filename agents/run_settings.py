@@ -17,9 +17,13 @@ from llm_env.task import TaskSettings
 
 ALGORITHM_FIELDS = (
     *("learning_rate", "n_epochs", "batch_size", "gae_lambda", "clip_range", "vf_coef", "ent_coef", "max_grad_norm"),
+    *("clip_range_vf", "critic_lr_scale", "kl_in", "whiten_rewards", "ptx_texts", "ptx_coef", "ptx_tokens"),
     *("target_kl", "critic", "group_size", "mask_refresh", "lora_rank", "mixed_precision", "gradient_checkpointing"),
     "micro_batch_tokens",
 )
+
+
+BEST_BY = ("objective", "rm_score")
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,29 @@ class RunSettings:
     """Sampling temperature; part of the policy, in the KL too."""
     kl_coef: float = 0.05
     """Beta: price of one nat of KL to the reference, in score."""
+    kl_estimator: str = "k1"
+    """KL of a token: k1, k2, k3 (Schulman 2020), or exact, of the two whole distributions (Amini et al. 2025)."""
+    kl_in: str | None = None
+    """Where the KL penalty is: reward (InstructGPT, the default), loss (as GRPO's), or both (for exact: the two halves of its
+    gradient)."""
+    kl_target: float | None = None
+    """Adaptive beta (Ziegler et al. 2019): nats per response to hold; kl_coef is where it starts."""
+    kl_gain: float = 0.1
+    """How fast beta adapts: the paper's K. Runs of some fifty rollouts need about 1."""
+    ref_refresh_every: int = 0
+    """Rollouts after which the reference follows the actor (DeepSeekMath, ProRL); 0: never."""
+    ref_refresh_share: float = 1.0
+    """How far it follows: 1 takes the actor's place, less is a moving average (WARP)."""
+    reward_shift: float = 0.0
+    """Added to the reward model's score (Stiennon et al. 2020) …"""
+    reward_scale: float = 1.0
+    """… which is then multiplied with this (Ziegler et al. 2019) …"""
+    reward_clip: float | None = None
+    """… and held within plus and minus this."""
+    whiten_rewards: bool | None = None
+    """Divide each rollout's token rewards by their standard deviation (Ziegler et al. 2019's code)."""
+    length_penalty: float = 0.0
+    """Taken off the score for each token of a response."""
     missing_eos_penalty: float = 0.0
     """Taken off the score of a response without an end token."""
     overlong_buffer: int = 0
@@ -94,6 +121,10 @@ class RunSettings:
     """Lambda of generalised advantage estimation."""
     clip_range: float | None = None
     """PPO's epsilon."""
+    clip_range_vf: float | None = None
+    """Values move at most this far from the old ones in an update (OpenAI's baselines; 0.2 in Ziegler et al. 2019)."""
+    critic_lr_scale: float | None = None
+    """The critic's learning rate as a multiple of the actor's."""
     vf_coef: float | None = None
     """Weight of the value loss."""
     ent_coef: float | None = None
@@ -104,6 +135,13 @@ class RunSettings:
     """Stop a rollout's updates when new and old policy are further apart than 1.5 times this (nats per token)."""
     critic: str | None = None
     """reward_model, actor, head or detached_head. Default: the reward model if it fits."""
+    ptx_texts: str | None = None
+    """Texts whose language-model loss is mixed into the update: PPO-ptx, InstructGPT eq. 2. A file with prompt and response,
+    messages or text."""
+    ptx_coef: float | None = None
+    """Its weight, gamma. Default: 1."""
+    ptx_tokens: int | None = None
+    """Tokens of these texts with each mini-batch. Default: 1024."""
     lora_rank: int = 0
     """Rank of LoRA adapters; 0 trains all weights."""
     mixed_precision: str = "no"
@@ -126,6 +164,12 @@ class RunSettings:
     """Iterations between samples on held-out prompts."""
     n_samples: int = 8
     """Prompts that are sampled."""
+    eval_every: int = 0
+    """Iterations between evaluations on held-out prompts, the best of which is kept in RUN/best; 0: none."""
+    n_eval: int = 64
+    """Held-out prompts for it, at most."""
+    best_by: str = "objective"
+    """What the best is by: objective (score - kl_coef x KL to the first reference), or rm_score."""
 
     def checked(self) -> Self:
         """These settings, after checking what can be checked before anything is loaded.
@@ -141,10 +185,19 @@ class RunSettings:
             "checkpoint_every",
             "sample_every",
             "group_size",
+            "n_eval",
+            "ptx_tokens",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        for name in ("eval_every", "ref_refresh_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0.")
+        if self.best_by not in BEST_BY:
+            raise ValueError(f"best_by={self.best_by!r} is not known; use one of {', '.join(BEST_BY)}.")
+        if self.ptx_texts is None and (self.ptx_coef is not None or self.ptx_tokens is not None):
+            raise ValueError("ptx_coef and ptx_tokens say how ptx_texts are mixed in: give ptx_texts too.")
         if self.n_samples < 0:
             raise ValueError(f"n_samples={self.n_samples} must be at least 0.")
         if self.learning_rate is not None and (not math.isfinite(self.learning_rate) or self.learning_rate < 0):
@@ -242,6 +295,8 @@ class RunSettings:
                 kind.startswith("int") and (isinstance(value, bool) or not isinstance(value, int)) and value is not None
             ):
                 raise ValueError(f"{where}: {name}={value!r} must be a whole number.")
+            elif kind.startswith("bool") and not isinstance(value, bool) and value is not None:
+                raise ValueError(f"{where}: {name}={value!r} must be true or false.")
             elif kind.startswith("str") and not isinstance(value, str) and value is not None:
                 raise ValueError(f"{where}: {name}={value!r} must be a text.")
         return cls(**known)

@@ -219,6 +219,8 @@ def full_info(task: TextTask, episode: Episode, start_time: float | None = None)
     info["log_prob"] = float(sum(episode.log_probs)) if len(episode.log_probs) == n else np.nan
     info["kl"] = info["log_prob"] - info["ref_log_prob"]
     known = len(episode.ref_log_probs) == n and episode.final_score is not None
+    if task.settings.kl_estimator == "exact":
+        known = known and len(episode.exact_kl) == n
     own = episode.log_probs if len(episode.log_probs) == n else None
     total = float(task.rewards(episode, 0, own).sum()) if known else np.nan
     info["episode"] = {"r": total, "l": n}

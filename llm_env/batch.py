@@ -28,6 +28,11 @@ class EpisodeBatch:
     """
 
     def __init__(self, task: TextTask, n_slots: int, score_steps: bool = True) -> None:
+        if score_steps and task.settings.kl_estimator == "exact":
+            raise ValueError(
+                "kl_estimator='exact' needs the policy's whole distribution, which a step does not see: it goes with "
+                "LLMTextVecEnv(scoring='deferred') and TokenRolloutBuffer."
+            )
         self.task = task
         self.score_steps = score_steps
         self.episodes: list[Episode | None] = [None] * n_slots
@@ -172,6 +177,7 @@ def _episode_state(episode: Episode | None) -> dict[str, Any] | None:
         "response_ids": list(episode.response_ids),
         "log_probs": list(episode.log_probs),
         "ref_log_probs": list(episode.ref_log_probs),
+        "exact_kl": list(episode.exact_kl),
     }
 
 

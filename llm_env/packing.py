@@ -11,6 +11,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,8 @@ class PackedBatch:
         masks: Which tokens the policy may choose from where each scored token was chosen, as bits
             (`llm_env.masks.pack_bits`), shape (n, ⌈V/8⌉), uint8; None: any.
         ref_log_probs: log π_ref of the scored tokens, in nats, shape (n,), where a loss needs them.
+        kl_coef: β of a KL term in the loss; 0: the loss has none.
+        reference: Where that term compares whole distributions: the reference model (`llm_env.reference.Reference`).
     """
 
     input_ids: Tensor
@@ -47,6 +50,8 @@ class PackedBatch:
     order: tuple[int, ...]
     masks: Tensor | None = None
     ref_log_probs: Tensor | None = None
+    kl_coef: float = 0.0
+    reference: Any = None
 
     @property
     def device(self) -> torch.device:
@@ -80,6 +85,8 @@ class PackedBatch:
                 tuple(range(len(members))),
                 None if self.masks is None else self.masks[places],
                 None if self.ref_log_probs is None else self.ref_log_probs[places],
+                self.kl_coef,
+                self.reference,
             )
             parts.append((part, places))
             first, start = last, stop

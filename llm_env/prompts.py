@@ -7,8 +7,6 @@ either, a file (``.txt``: one a line; ``.jsonl``, ``.csv``, ``.parquet``: a colu
 
 from __future__ import annotations
 
-import csv
-import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +16,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from llm_env.records import read_records
+
 Message: TypeAlias = dict[str, str]
 RawPrompt: TypeAlias = str | list[Message]
 
 COLUMNS = ("prompt", "messages", "text")
-FILE_KINDS = (".txt", ".jsonl", ".csv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -51,22 +50,31 @@ def read_prompts(source: str | Path | Sequence[RawPrompt]) -> list[RawPrompt]:
     """
     if isinstance(source, str | Path):
         name = str(source)
-        suffix = Path(name).suffix.lower()
-        if suffix in FILE_KINDS or Path(name).expanduser().exists():
-            located = _read_file(Path(name).expanduser())
-        elif name.startswith(("/", "./", "../", "~")):
-            raise FileNotFoundError(f"prompts={name!r}: there is no such file.")
-        else:
-            located = _read_dataset(name)
+        located = [(where, _prompt_of(where, record)) for where, record in read_records(source, "prompts")]
     else:
         name = "the list of prompts"
         located = [(f"prompts[{i}]", prompt) for i, prompt in enumerate(source)]
     if not located:
         raise ValueError(f"prompts: {name} is empty; at least one prompt is needed.")
-    return [_checked(where, prompt) for where, prompt in located]
+    return [checked_prompt(where, prompt) for where, prompt in located]
 
 
-def _checked(where: str, prompt: Any) -> RawPrompt:
+def _prompt_of(where: str, record: Any) -> Any:
+    """A record's prompt: itself, or the field that holds it."""
+    if not isinstance(record, dict):
+        return record
+    for column in COLUMNS:
+        if column in record:
+            return record[column]
+    raise ValueError(f"{where}: needs a field named {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}; it has {list(record)}.")
+
+
+def checked_prompt(where: str, prompt: Any) -> RawPrompt:
+    """A raw prompt, made sure of.
+
+    Raises:
+        ValueError: it is empty or malformed; `where` is named.
+    """
     if isinstance(prompt, str):
         if not prompt.strip():
             raise ValueError(f"{where}: the prompt is empty. Remove the record or give it a text.")
@@ -82,66 +90,6 @@ def _checked(where: str, prompt: Any) -> RawPrompt:
             raise ValueError(f"{where}: the prompt's messages are all empty.")
         return [{"role": m["role"], "content": m["content"]} for m in messages]
     raise ValueError(f"{where}: a prompt is a text or a list of messages; got {type(prompt).__name__} {prompt!r:.80}.")
-
-
-def _read_file(path: Path) -> list[tuple[str, Any]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"prompts={str(path)!r}: there is no such file.")
-    kind = path.suffix.lower()
-    if kind not in FILE_KINDS:
-        raise ValueError(f"prompts={str(path)!r}: the file's ending must be one of {', '.join(FILE_KINDS)}.")
-    if kind == ".parquet":
-        import pandas
-
-        frame = pandas.read_parquet(path)
-        column = _column(list(frame.columns), str(path))
-        return [(f"{path}: row {i + 1}", value) for i, value in enumerate(frame[column])]
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"prompts={str(path)!r}: not UTF-8 text at byte {error.start}.") from error
-    if kind == ".txt":
-        lines = text.splitlines()
-        return [(f"{path}, line {i}", line) for i, line in enumerate(lines, 1)]
-    if kind == ".jsonl":
-        return [_json_record(f"{path}, line {i}", line) for i, line in enumerate(text.splitlines(), 1)]
-    reader = csv.DictReader(text.splitlines(keepends=True))
-    column = _column(list(reader.fieldnames or []), str(path))
-    return [(f"{path}, line {reader.line_num}", row[column] or "") for row in reader]
-
-
-def _json_record(where: str, line: str) -> tuple[str, Any]:
-    if not line.strip():
-        raise ValueError(f"{where}: the line is empty. Remove it.")
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not valid JSON ({error.msg} at column {error.colno}).") from error
-    if isinstance(record, dict):
-        record = record[_column(list(record), where)]
-    return where, record
-
-
-def _column(names: list[str], where: str) -> str:
-    for column in COLUMNS:
-        if column in names:
-            return column
-    raise ValueError(f"{where}: needs a field named {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}; it has {names}.")
-
-
-def _read_dataset(name: str) -> list[tuple[str, Any]]:
-    from datasets import load_dataset
-
-    path, _, split = name.partition(":")
-    try:
-        data = load_dataset(path, split=split or "train")
-    except Exception as error:  # datasets and the hub raise many kinds
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"prompts={name!r}: neither a file ({', '.join(FILE_KINDS)}) nor a dataset that could be loaded ({first_line})."
-        ) from error
-    column = _column(list(data.column_names), f"prompts={name!r}")
-    return [(f"{name}, row {i + 1}", value) for i, value in enumerate(data[column])]
 
 
 def encode_prompt(
@@ -229,7 +177,7 @@ class PromptSet:
         Raises:
             ValueError: it is empty or malformed.
         """
-        prompt, cut = encode_prompt(_checked("options['prompt']", raw), self.tokenizer, self.max_prompt_length)
+        prompt, cut = encode_prompt(checked_prompt("options['prompt']", raw), self.tokenizer, self.max_prompt_length)
         if cut:
             warnings.warn(
                 f"The prompt is longer than max_prompt_length={self.max_prompt_length} tokens and was cut on the left "

@@ -31,6 +31,8 @@ class Reference:
         self.shared = shared
         self.temperature = temperature
         self.mixed_precision = mixed_precision
+        self.version = 0
+        """Rises when the weights change, which they do only where a run refreshes its reference."""
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[CausalLM]:
@@ -71,13 +73,21 @@ class StepwiseReference:
 
     def __init__(self, reference: Reference, max_length: int) -> None:
         self.reference = reference
+        self.max_length = max_length
         self.decoder = CachedDecoder(reference.shared.lm, max_length)
+        self._version = reference.version
+
+    def _current_decoder(self) -> CachedDecoder:
+        if self._version != self.reference.version:  # other weights: nothing that was cached is right
+            self.decoder = CachedDecoder(self.reference.shared.lm, self.max_length)
+            self._version = self.reference.version
+        return self.decoder
 
     def logits(self, input_ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> torch.Tensor:
         """The model's logits over the temperature after each prefix that is not idle, float32, shape (busy rows, V)."""
         with self.reference.frozen() as lm:
             busy = np.flatnonzero(lengths)
-            hidden = self.decoder.hidden(torch.from_numpy(input_ids), torch.from_numpy(lengths))[busy]
+            hidden = self._current_decoder().hidden(torch.from_numpy(input_ids), torch.from_numpy(lengths))[busy]
             return lm.logits(hidden).float() / self.reference.temperature
 
     def log_probs(
@@ -95,7 +105,7 @@ class StepwiseReference:
         if not len(busy):
             return result
         with self.reference.frozen() as lm:
-            hidden = self.decoder.hidden(torch.from_numpy(input_ids), torch.from_numpy(lengths))[busy]
+            hidden = self._current_decoder().hidden(torch.from_numpy(input_ids), torch.from_numpy(lengths))[busy]
             tokens = torch.as_tensor(actions[busy], device=lm.device)
             log_probs, _ = head_log_probs(lm, hidden, tokens, self.reference.temperature)
         result[busy] = log_probs.double().cpu().numpy()

@@ -15,7 +15,12 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def token_rewards(
-    ref_log_probs: ArrayLike, final_score: float | None, kl_coef: float, log_probs: ArrayLike | None = None
+    ref_log_probs: ArrayLike,
+    final_score: float | None,
+    kl_coef: float,
+    log_probs: ArrayLike | None = None,
+    estimator: str = "k1",
+    exact_kl: ArrayLike | None = None,
 ) -> NDArray[np.float64]:
     """Per-token rewards of one response, or of a part of one.
 
@@ -27,16 +32,46 @@ def token_rewards(
         kl_coef: β, in score per nat.
         log_probs: log π of each token, in nats, shape (n,); None stands for 0, a policy that took each token with
             certainty, and gives what the environment alone pays.
+        estimator: What is charged for a token: ``k1``, as above, ``k2``, ``k3``, or ``exact``.
+        exact_kl: For ``exact``: KL(π‖π_ref) of the whole next-token distributions before each token, in nats, shape (n,).
 
     Returns:
         Rewards, shape (n,), float64.
+
+    Raises:
+        ValueError: an unknown estimator, or ``exact`` where nobody knows the distributions.
     """
     reference = np.asarray(ref_log_probs, dtype=np.float64)
     own = np.zeros_like(reference) if log_probs is None else np.asarray(log_probs, dtype=np.float64)
-    rewards = -kl_coef * (own - reference)
+    if estimator == "exact":
+        if exact_kl is None or len(np.asarray(exact_kl)) != len(reference):
+            raise ValueError(
+                "kl_estimator='exact' needs the policy's whole distribution: it goes with deferred scoring."
+            )
+        penalties = np.asarray(exact_kl, dtype=np.float64)
+    else:
+        penalties = kl_estimate(estimator, own, reference)
+    rewards = -kl_coef * penalties
     if final_score is not None:
         rewards[-1] += final_score
     return rewards
+
+
+def shaped_score(score: float, shift: float, scale: float, clip: float | None) -> float:
+    """(score + shift) · scale, held within ±clip.
+
+    Shift and scale bring a reward model's scores to a mean and a spread that β and the critic were chosen for (Stiennon et
+    al. 2020 shift them so that reference summaries score 0; Ziegler et al. 2019 normalise mean and variance). Clipping
+    keeps a single score from dominating an update (as DQN's, Mnih et al. 2015).
+
+    Args:
+        score: The reward model's.
+        shift: Added first.
+        scale: Factor after that, above 0.
+        clip: Bound of the absolute value; None: none.
+    """
+    shaped = (score + shift) * scale
+    return shaped if clip is None else min(clip, max(-clip, shaped))
 
 
 def overlong_share(length: int, max_new_tokens: int, buffer: int) -> float:
@@ -72,3 +107,18 @@ def kl_k3(log_probs: ArrayLike, ref_log_probs: ArrayLike) -> NDArray[np.float64]
     """k3 = π_ref/π - 1 - log(π_ref/π): unbiased and positive. Source as `kl_k1`."""
     k1 = kl_k1(log_probs, ref_log_probs)
     return np.expm1(-k1) + k1
+
+
+_ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
+KL_ESTIMATORS = (*_ESTIMATORS, "exact")
+
+
+def kl_estimate(name: str, log_probs: ArrayLike, ref_log_probs: ArrayLike) -> NDArray[np.float64]:
+    """One of the three estimators by name.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in _ESTIMATORS:
+        raise ValueError(f"kl_estimator={name!r} is not known; use one of {', '.join(KL_ESTIMATORS)}.")
+    return _ESTIMATORS[name](log_probs, ref_log_probs)

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from llm_env.masks import TokenMasks
 from llm_env.models import (
@@ -17,7 +20,10 @@ from llm_env.models import (
     DEFAULT_PROMPTS,
     DEFAULT_REWARD_MODEL,
     LoadSettings,
+    SharedLM,
     check_mixed_precision,
+    freeze,
+    load_causal_lm,
     resolve_device,
     resolve_dtype,
     shared,
@@ -26,7 +32,7 @@ from llm_env.models import (
 from llm_env.prompts import PromptSet, RawPrompt
 from llm_env.reference import Reference
 from llm_env.rewards import RewardName, load_reward_model
-from llm_env.shaping import overlong_share, token_rewards
+from llm_env.shaping import KL_ESTIMATORS, overlong_share, shaped_score, token_rewards
 from llm_env.transition import Episode
 
 
@@ -42,6 +48,13 @@ class TaskSettings:
         max_prompt_length: In tokens; longer prompts are cut on the left.
         max_new_tokens: Length cap of a response, in tokens.
         temperature: Divides the logits wherever a log-probability is taken; part of the policy.
+        kl_estimator: What stands for the KL of a token in the reward: ``k1``, ``k2``, ``k3`` (`llm_env.shaping`), or ``exact``:
+            of the two whole distributions, instead of an estimate from the token drawn (Rao-Blackwellised; Amini et al. 2025,
+            https://arxiv.org/abs/2504.10637). Exact needs a buffer that defers scoring.
+        reward_shift: Added to the reward model's score …
+        reward_scale: … which is then multiplied with this …
+        reward_clip: … and held within plus and minus this; None: not. Penalties come after it.
+        length_penalty: Taken off the score for each token of a response.
         missing_eos_penalty: Taken off the score of a response that reached the cap without an end token.
         overlong_buffer: Tokens before the cap within which a response pays for its length (see `overlong_penalty`).
         overlong_penalty: Price of a response at the cap, in score; 0 for none. Section 3.4 of Yu et al. 2025, "DAPO".
@@ -62,6 +75,11 @@ class TaskSettings:
     reward_model: RewardName | None = None
     prompts: str | Sequence[RawPrompt] | None = None
     kl_coef: float = 0.05
+    kl_estimator: str = "k1"
+    reward_shift: float = 0.0
+    reward_scale: float = 1.0
+    reward_clip: float | None = None
+    length_penalty: float = 0.0
     max_prompt_length: int = 64
     max_new_tokens: int = 32
     temperature: float = 1.0
@@ -105,6 +123,15 @@ class TaskSettings:
             value = getattr(self, name)
             if not _is_number(value) or value < 0:
                 raise ValueError(f"{name}={value!r} must be a finite number, at least 0.")
+        if self.kl_estimator not in KL_ESTIMATORS:
+            raise ValueError(f"kl_estimator={self.kl_estimator!r} is not known; use one of {', '.join(KL_ESTIMATORS)}.")
+        for name in ("reward_shift", "length_penalty"):
+            if not _is_number(getattr(self, name)):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be a finite number.")
+        for name in ("reward_scale", "reward_clip"):
+            value = getattr(self, name)
+            if not (name == "reward_clip" and value is None) and (not _is_number(value) or value <= 0):
+                raise ValueError(f"{name}={value!r} must be a finite number above 0.")
         if not _is_number(self.temperature) or self.temperature <= 0:
             raise ValueError(f"temperature={self.temperature!r} must be a finite number above 0.")
         resolve_dtype(self.dtype)
@@ -221,10 +248,12 @@ class TextTask:
             return
         for episode, value in zip(unscored, self.reward_model.score(unscored), strict=True):
             episode.rm_score = value
-            missing = 0.0 if episode.has_end else self.settings.missing_eos_penalty
-            length, cap = len(episode.response_ids), self.settings.max_new_tokens
-            overlong = self.settings.overlong_penalty * overlong_share(length, cap, self.settings.overlong_buffer)
-            episode.final_score = value - missing - overlong
+            rules = self.settings
+            length = len(episode.response_ids)
+            missing = 0.0 if episode.has_end else rules.missing_eos_penalty
+            overlong = rules.overlong_penalty * overlong_share(length, rules.max_new_tokens, rules.overlong_buffer)
+            shaped = shaped_score(value, rules.reward_shift, rules.reward_scale, rules.reward_clip)
+            episode.final_score = shaped - missing - overlong - rules.length_penalty * length
 
     def rewards(
         self,
@@ -243,7 +272,44 @@ class TextTask:
         """
         score = episode.final_score if episode.done else None
         beta = self.kl_coef if kl_coef is None else kl_coef
-        return token_rewards(episode.ref_log_probs[start:], score, beta, log_probs)
+        estimator = self.settings.kl_estimator
+        exact = episode.exact_kl[start:] if estimator == "exact" else None
+        return token_rewards(episode.ref_log_probs[start:], score, beta, log_probs, estimator, exact)
+
+    def refresh_reference(self, model: PreTrainedModel, share: float = 1.0) -> None:
+        """Moves the reference towards a model: this task's own copy of it, made when this is first called.
+
+        Others who share the frozen model keep it as it was.
+
+        Args:
+            model: With the reference's architecture.
+            share: How far: 1 replaces it, less is one step of a moving average, θ_ref ← (1 - share)·θ_ref + share·θ.
+
+        Raises:
+            ValueError: the share is not above 0 and at most 1.
+        """
+        if not 0 < share <= 1:
+            raise ValueError(f"share={share} must be above 0, at most 1.")
+        with torch.no_grad():
+            new = dict(model.named_parameters())
+            for name, value in self.own_reference().named_parameters():  # tied weights come once
+                value.lerp_(new[name].to(value), share)
+        self.reference.version += 1
+
+    def load_reference(self, weights: dict[str, Tensor]) -> None:
+        """Gives this task a reference of its own with these parameters, as a checkpoint kept them."""
+        with torch.no_grad():
+            for name, value in self.own_reference().named_parameters():
+                value.copy_(weights[name])
+        self.reference.version += 1
+
+    def own_reference(self) -> PreTrainedModel:
+        """The reference's weights, as a copy that belongs to this task alone."""
+        if self.reference.shared is self.model:
+            lm = load_causal_lm(self.model.lm.name, self.settings.load)
+            freeze(lm.model)
+            self.reference.shared = SharedLM(lm, self.tokenizer, self.eos_ids, self.settings.load)
+        return self.reference.shared.lm.model
 
     def final_info(self, episode: Episode) -> dict[str, Any]:
         """What the last step's `info` tells of an episode; NaN for what is not known yet."""

@@ -21,6 +21,7 @@ class Episode:
         response_ids: Tokens so far, end token included.
         log_probs: log π of each token, in nats, where the policy told it; as long as `response_ids` or empty.
         ref_log_probs: log π_ref of the first tokens, in nats; at most as long as `response_ids`.
+        exact_kl: KL(π‖π_ref) of the whole distributions before the first tokens, in nats, where the reward charges that.
         done: Whether the response has ended.
         has_end: Whether it ended with an end token, not at the length cap.
         response_text: Its text without special tokens; set when it has ended.
@@ -33,6 +34,7 @@ class Episode:
     response_ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     ref_log_probs: list[float] = field(default_factory=list)
+    exact_kl: list[float] = field(default_factory=list)
     done: bool = False
     has_end: bool = False
     response_text: str = ""

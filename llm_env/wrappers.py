@@ -19,6 +19,11 @@ class _PolicyKL:
     env: Any
 
     def __init__(self, env: Any, log_prob: LogProb) -> None:
+        estimator = env.unwrapped.task.settings.kl_estimator
+        if estimator != "k1":
+            raise ValueError(
+                f"kl_estimator={estimator!r} has no part that could be added to the reward afterwards; use 'k1'."
+            )
         super().__init__(env)  # type: ignore[call-arg]  # of Wrapper or VectorWrapper, which come after this class
         self.log_prob = log_prob
         self._observation: Any = None

@@ -42,11 +42,10 @@ from transformers import (
 
 from llm_env.gold import gold_score, score_review
 from llm_env.models import quiet_loading
-from review_grammar import TOPICS, all_prompts, spoil, topic_of, write_review
+from review_grammar import HELD_OUT_TOPICS, all_prompts, spoil, topic_of, write_review
 
 console = Console()
 BATCH = 32  # reviews, or pairs: for models this small, more steps teach more than larger batches
-HELD_OUT_TOPICS = tuple(sorted(TOPICS))[::6]
 
 
 @dataclass

@@ -94,6 +94,9 @@ def all_prompts() -> list[str]:
     return [ask.format(thing) for thing in things for ask in ASKS]
 
 
+HELD_OUT_TOPICS = tuple(sorted(TOPICS))[::6]
+
+
 def topic_of(prompt: str) -> str:
     """The topic that a prompt of this grammar asks about."""
     return max((t for t in TOPICS if t in prompt), key=len)

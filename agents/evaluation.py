@@ -12,10 +12,13 @@ import numpy as np
 from agents.actor import Actor, actor_respond
 from agents.best_of_n import best_of_n, best_of_n_kl
 from agents.callbacks import GoldFunction
+from agents.diversity import distinct_n, self_bleu
 from llm_env.generation import respond
-from llm_env.models import CausalLM
+from llm_env.models import CausalLM, SharedLM
 from llm_env.prompts import Prompt
+from llm_env.reference import Reference
 from llm_env.task import TextTask
+from llm_env.texts import EncodedText
 from llm_env.transition import Episode
 
 Z95 = 1.959964  # two-sided 95 % of the normal distribution
@@ -57,7 +60,13 @@ class Report:
     reference_eos_rate: float
     gold_score: Estimate | None
     reference_gold_score: Estimate | None
+    diversity: dict[str, float]
+    reference_diversity: dict[str, float]
     samples: list[dict[str, Any]]
+    perplexity: float | None = None
+    reference_perplexity: float | None = None
+    against: dict[str, Any] | None = None
+    """Beside another actor: its name, score, and how often this one's response to a prompt scores higher."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -83,6 +92,8 @@ def compare(
     n_samples: int = 8,
     mask: str = "none",
     n: int = 1,
+    texts: Sequence[EncodedText] = (),
+    other: tuple[str, Actor] | None = None,
 ) -> Report:
     """Lets the actor and the task's reference respond to the same prompts, and compares them.
 
@@ -95,6 +106,8 @@ def compare(
         deterministic: Take the likeliest tokens.
         n_samples: The first prompts, whose two responses are kept.
         mask: The masks that the actor was trained under; see `llm_env.generation.respond`.
+        texts: Held-out text, whose perplexity tells what the training cost the model as a language model.
+        other: Another actor, with a name for the report.
         n: Keep the best of that many responses of the actor; its KL is then at most what is reported.
 
     Raises:
@@ -111,7 +124,17 @@ def compare(
         theirs = respond(reference, task, prompts, seed, deterministic=deterministic)
     scores, reference_scores = _scores(ours), _scores(theirs)
     sampled = ours if n == 1 else actor_respond(actor, task, prompts, seed)  # unselected: their KL is that of the actor
-    won = sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(scores, reference_scores, strict=True))
+    won = wins(scores, reference_scores)
+    against = None
+    if other is not None:
+        rivals = _scores(actor_respond(other[1], task, prompts, seed, deterministic, mask))
+        beaten = wins(scores, rivals)
+        against = {
+            "actor": other[0],
+            "rm_score": asdict(Estimate.of(rivals)),
+            "win_rate": beaten / len(prompts),
+            "win_rate_interval": wilson_interval(beaten, len(prompts)),
+        }
     mean, reference_mean = Estimate.of(scores), Estimate.of(reference_scores)
     golden = (
         [gold([e.prompt.text for e in es], [e.response_text for e in es]) for es in (ours, theirs)] if gold else None
@@ -130,6 +153,11 @@ def compare(
         reference_eos_rate=float(np.mean([e.has_end for e in theirs])),
         gold_score=Estimate.of(golden[0]) if golden else None,
         reference_gold_score=Estimate.of(golden[1]) if golden else None,
+        diversity=diversity([e.response_text for e in ours]),
+        reference_diversity=diversity([e.response_text for e in theirs]),
+        perplexity=perplexity(actor, task, texts) if texts and isinstance(actor, CausalLM) else None,
+        reference_perplexity=perplexity(task.model, task, texts) if texts else None,
+        against=against,
         samples=[
             {
                 "prompt": a.prompt.text,
@@ -142,6 +170,32 @@ def compare(
             for a, b in list(zip(ours, theirs, strict=True))[:n_samples]
         ],
     )
+
+
+def wins(scores: Sequence[float], others: Sequence[float]) -> float:
+    """How many are higher than their counterparts; equal ones count one half."""
+    return sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(scores, others, strict=True))
+
+
+def diversity(texts: Sequence[str]) -> dict[str, float]:
+    """Distinct-1, distinct-2 and self-BLEU; see `agents.diversity`."""
+    return {"distinct_1": distinct_n(texts, 1), "distinct_2": distinct_n(texts, 2), "self_bleu": self_bleu(texts)}
+
+
+def perplexity(model: CausalLM | SharedLM, task: TextTask, texts: Sequence[EncodedText]) -> float:
+    """Exp of the mean -log π of the texts' tokens, at temperature 1.
+
+    Raises:
+        ValueError: no text has a token to score.
+    """
+    shared = model if isinstance(model, SharedLM) else SharedLM(model, task.tokenizer, task.eos_ids, task.settings.load)
+    limit = shared.lm.max_positions
+    ids = [t.ids[:limit] for t in texts]
+    scored = Reference(shared, 1.0, task.settings.mixed_precision).log_probs(ids, [t.start for t in texts])
+    flat = np.concatenate([s.astype(np.float64) for s in scored])
+    if not len(flat):
+        raise ValueError("texts: none has a token to score.")
+    return float(np.exp(-flat.mean()))
 
 
 def _scores(episodes: list[Episode]) -> list[float]:

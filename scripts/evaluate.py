@@ -1,6 +1,7 @@
 """Compares a trained actor with its reference on held-out prompts.
 
     python scripts/evaluate.py --actor runs/demo/actor
+    python scripts/evaluate.py --actor runs/demo/actor --against runs/other/actor --texts heldout_text.jsonl
 
 For an actor inside a run's folder, the run's settings say which reference, reward model and prompts to use.
 """
@@ -35,6 +36,10 @@ class Args:
     """Default: the run's, or the embedded one."""
     prompts: str | None = None
     """Default: the run's held-out prompts, or the embedded ones."""
+    against: Path | None = None
+    """Another actor's folder: who scores higher, prompt by prompt?"""
+    texts: Path | None = None
+    """Held-out text (prompt and response, messages or text) whose perplexity is measured: what training cost the model."""
     gold: str | None = None
     """package.module:function that nobody trained on. Default: the run's, or the embedded rule."""
     n_prompts: int = 256
@@ -80,6 +85,7 @@ def evaluate(args: Args) -> None:
     from agents.evaluation import compare
     from llm_env.rewards import FunctionReward
     from llm_env.task import TaskSettings, TextTask
+    from llm_env.texts import encode_text, read_texts
 
     if args.n_prompts < 1:
         raise ValueError(f"n_prompts={args.n_prompts} must be at least 1.")
@@ -104,7 +110,25 @@ def evaluate(args: Args) -> None:
     mask = "none"
     if settings.algo == "maskable_ppo":
         mask = "actor" if settings.mask_refresh else "reference"
-    report = compare(actor, task, chosen, args.seed, gold, args.greedy, args.n_samples, mask, args.best_of_n)  # type: ignore[arg-type]
+    texts = (
+        [encode_text(t, task.tokenizer, settings.max_prompt_length) for t in read_texts(args.texts)]
+        if args.texts
+        else []
+    )
+    other = (str(args.against), load_actor(args.against, task)) if args.against else None
+    report = compare(
+        actor,
+        task,
+        chosen,
+        args.seed,
+        gold,
+        args.greedy,
+        args.n_samples,
+        mask,
+        args.best_of_n,
+        texts,
+        other,  # type: ignore[arg-type]
+    )
 
     table = Table(title=f"{args.actor} on {report.n_prompts} prompts (mean, 95 % interval)")
     for column in ("", "reference", "actor"):
@@ -118,6 +142,19 @@ def evaluate(args: Args) -> None:
     table.add_row("KL to the reference, nats per response", "0", str(report.kl))
     table.add_row("response length, tokens", str(report.reference_response_length), str(report.response_length))
     table.add_row("ended by an end token", f"{report.reference_eos_rate:.1%}", f"{report.eos_rate:.1%}")
+    for name, label in (
+        ("distinct_1", "distinct words"),
+        ("distinct_2", "distinct word pairs"),
+        ("self_bleu", "self-BLEU"),
+    ):
+        table.add_row(label, f"{report.reference_diversity[name]:.3f}", f"{report.diversity[name]:.3f}")
+    if report.perplexity is not None:
+        table.add_row("perplexity of held-out text", f"{report.reference_perplexity:.2f}", f"{report.perplexity:.2f}")
+    if report.against is not None:
+        low, high = report.against["win_rate_interval"]
+        table.add_row(
+            f"win rate against {args.against}", "", f"{report.against['win_rate']:.1%} ({low:.1%} to {high:.1%})"
+        )
     console.print(table)
     samples = Table(title="Samples", show_lines=True)
     for column in ("prompt", "reference", "actor"):

@@ -46,6 +46,8 @@ class Args:
     """CPU threads of each run; 0: all."""
     n_prompts: int = 180
     """Held-out prompts of each evaluation."""
+    texts: Path | None = None
+    """Held-out text, whose perplexity each evaluation measures."""
 
 
 def main(args: Args) -> int:
@@ -100,6 +102,7 @@ def run_one(args: Args, variant: str, seed: int) -> bool:
             train += [f"--{name.strip().replace('_', '-')}", value.strip()]
     evaluate = [sys.executable, str(HERE / "evaluate.py"), "--actor", str(target / "actor")]
     evaluate += ["--n-prompts", str(args.n_prompts)]
+    evaluate += ["--texts", str(args.texts)] if args.texts else []
     environment = dict(os.environ)
     if args.threads:
         environment["OMP_NUM_THREADS"] = str(args.threads)

@@ -1,0 +1,90 @@
+"""How different a set of responses is from itself: pure functions of texts.
+
+A policy that has found one good sentence writes it for every prompt; scores and KL need not show it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+BLEU_ORDERS = 4
+
+
+def words(text: str) -> list[str]:
+    """What is compared: lower-case words, split at white space."""
+    return text.lower().split()
+
+
+def ngrams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
+    """How often each run of n tokens occurs."""
+    return Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
+
+
+def distinct_n(texts: Sequence[str], n: int) -> float:
+    """Different n-grams of all texts over all their n-grams, 0 to 1.
+
+    Li et al. 2016, "A Diversity-Promoting Objective Function" (https://arxiv.org/abs/1510.03055). It falls with the number of
+    texts: compare equal numbers only. NaN where no text has n words.
+    """
+    counts: Counter[tuple[str, ...]] = Counter()
+    for text in texts:
+        counts.update(ngrams(words(text), n))
+    total = sum(counts.values())
+    return len(counts) / total if total else math.nan
+
+
+def self_bleu(texts: Sequence[str], most: int = 200, seed: int = 0) -> float:
+    """Mean BLEU-4 of each text against all others, 0 to 1: 1 where all are the same.
+
+    Zhu et al. 2018, "Texygen" (https://arxiv.org/abs/1802.01886). BLEU: geometric mean of the n-gram precisions, each count
+    clipped to the most that one other text has, times the brevity penalty to the nearest length (Papineni et al. 2002,
+    https://aclanthology.org/P02-1040); precisions of two words and more are smoothed by adding 1 above and below the line
+    (Lin and Och 2004), so that short texts do not all score 0.
+
+    Args:
+        texts: At least two; empty ones are left out.
+        most: If there are more, this many are drawn.
+        seed: Of the drawing.
+    """
+    kept = [w for w in map(words, texts) if w]
+    if len(kept) > most:
+        chosen = np.random.default_rng(seed).choice(len(kept), most, replace=False)
+        kept = [kept[i] for i in sorted(chosen)]
+    if len(kept) < 2:
+        return math.nan
+    grams = [[ngrams(w, n) for n in range(1, BLEU_ORDERS + 1)] for w in kept]
+    # the highest count of each n-gram, whose text it is in, and the highest elsewhere: then leaving one out is a look-up
+    highest: list[dict[tuple[str, ...], tuple[int, int, int]]] = [{} for _ in range(BLEU_ORDERS)]
+    for index, orders in enumerate(grams):
+        for table, counts in zip(highest, orders, strict=True):
+            for gram, count in counts.items():
+                best, owner, second = table.get(gram, (0, -1, 0))
+                table[gram] = (count, index, best) if count > best else (best, owner, max(second, count))
+    lengths = [len(w) for w in kept]
+    return float(np.mean([_bleu(i, grams[i], highest, lengths) for i in range(len(kept))]))
+
+
+def _bleu(
+    index: int,
+    orders: list[Counter[tuple[str, ...]]],
+    highest: list[dict[tuple[str, ...], tuple[int, int, int]]],
+    lengths: list[int],
+) -> float:
+    logs = []
+    for n, (counts, table) in enumerate(zip(orders, highest, strict=True), 1):
+        hits = 0
+        for gram, count in counts.items():
+            best, owner, second = table[gram]
+            hits += min(count, second if owner == index else best)
+        total, smooth = sum(counts.values()), float(n > 1)
+        if hits + smooth == 0:
+            return 0.0
+        logs.append(math.log((hits + smooth) / (total + smooth)))
+    own = lengths[index]
+    nearest = min((abs(length - own), length) for i, length in enumerate(lengths) if i != index)[1]
+    brevity = min(0.0, 1 - nearest / own)
+    return math.exp(sum(logs) / BLEU_ORDERS + brevity)

@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from peft import LoraConfig
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from llm_env.models import DEFAULT_MODEL, CausalLM, LoadSettings, load_causal_lm
 
@@ -45,6 +48,25 @@ def optimizer_defaults(optimizer_class: type[torch.optim.Optimizer]) -> dict[str
     if issubclass(optimizer_class, torch.optim.Adam | torch.optim.AdamW):
         return {"eps": 1e-5, "weight_decay": 0.0, "fused": True}
     return {}
+
+
+def adapter_config(model: nn.Module, rank: int, alpha: float | None = None, task_type: str = "CAUSAL_LM") -> LoraConfig:
+    """LoRA adapters on all linear layers.
+
+    Args:
+        model: Where they go.
+        rank: r.
+        alpha: α; None: 2r.
+        task_type: PEFT's.
+    """
+    return LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank if alpha is None else alpha,  # type: ignore[arg-type]  # any number will do
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
+        task_type=task_type,
+    )
 
 
 class CarriesLogProbs:

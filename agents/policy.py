@@ -13,16 +13,15 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from agents.actor_network import check_vocabulary, optimizer_defaults
+from agents.actor_network import adapter_config, check_vocabulary, optimizer_defaults
 from agents.auxiliary import PretrainingMix, kl_loss, ride
 from agents.carriers import ActionTensor, LazyValues, attach_scorer
 from agents.critic import CRITICS, CriticNetwork, enable_checkpointing, load_critic, zero_head
@@ -266,15 +265,7 @@ class LLMActorCriticPolicy(ActorCriticPolicy):
             lm = shared.lm if shared.lend(self) else None
         if lm is None:
             lm = load_causal_lm(name, LoadSettings("float32", "cpu", own["trust_remote_code"]))
-        alpha = own["lora_alpha"] if own["lora_alpha"] is not None else 2 * own["lora_rank"]
-        config = LoraConfig(
-            r=own["lora_rank"],
-            lora_alpha=alpha,
-            lora_dropout=0.0,
-            target_modules="all-linear",
-            fan_in_fan_out=any(isinstance(m, Conv1D) for m in lm.model.modules()),
-            task_type="CAUSAL_LM",
-        )
+        config = adapter_config(lm.model, own["lora_rank"], own["lora_alpha"])
         return lm, [get_peft_model(lm.model, config)]  # in a list: not a submodule
 
     @property

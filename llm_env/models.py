@@ -423,6 +423,13 @@ def shared(key: tuple[Any, ...], load: Any) -> Any:
         return _shared[key]
 
 
+def forget_shared_model(kind: str, name: str) -> None:
+    """Drops shared models of that kind and name: their folder has changed."""
+    with _lock:
+        for key in [k for k in _shared if k[:2] == (kind, name)]:
+            del _shared[key]
+
+
 def forget_shared_models() -> None:
     """Drops this process's references to shared models, so that their memory is freed once nobody uses them."""
     with _lock:

@@ -9,7 +9,8 @@ A reward model scores finished episodes. It is named by
 A classifier that shares the actor's tokenizer reads exactly the actor's ids, end token included; one with a tokenizer
 of its own reads the decoded text, encoded anew. Its score is the scalar head at the last real token, the same number
 that the model gives for that sequence alone, unpadded. If its configuration has ``score_mean`` and ``score_std`` (over
-reference responses), the reported score is (score - mean) / std.
+reference responses), the reported score is (score - mean) / std. One with several named heads (`llm_env.reward_heads`) is put
+together into one score first.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from llm_env.attention import packed_states
 from llm_env.models import LoadSettings, autocast, freeze, load_config, load_tokenizer, load_weights, shared
 from llm_env.packing import in_groups, pack_ends
+from llm_env.reward_heads import Gate, combined_head, head_names, head_weights, load_gate
 from llm_env.transition import Episode
 
 RewardName: TypeAlias = str | Sequence[Any]
@@ -136,6 +138,13 @@ class ClassifierReward:
         self.mixed_precision = mixed_precision
         self.model, self.tokenizer = shared(("reward_model", name, settings), lambda: _load_classifier(name, settings))
         self.shares_tokenizer = same_tokenizer(self.tokenizer, actor_tokenizer)
+        self.heads = head_names(self.model.config)
+        self.gate: Gate | None = None
+        if self.heads is not None:
+            hidden_size = _linear_head(self.model).in_features  # type: ignore[union-attr]
+            gate = load_gate(name, hidden_size, len(self.heads))
+            self.gate = None if gate is None else gate.to(self.model.device)
+        self._head = scalar_head(self.model)
         self.mean = float(getattr(self.model.config, "score_mean", 0.0))
         self.std = float(getattr(self.model.config, "score_std", 1.0))
         if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
@@ -170,24 +179,47 @@ class ClassifierReward:
             RewardModelError: a score is NaN or infinite.
         """
         sequences = [self.token_ids(e) for e in episodes]
+        rows = self.model.get_input_embeddings().weight.shape[0]
+        highest = max((i for s in sequences for i in s), default=0)
+        if highest >= rows:
+            raise RewardModelError(
+                f"reward_model={self.name!r}: its tokenizer gives token {highest}, the model has {rows}: they do not belong "
+                "together. Save the tokenizer that the model was trained with beside it."
+            )
+        starts = [self._prompt_length(e, ids) for e, ids in zip(episodes, sequences, strict=True)]
         raw = [0.0] * len(sequences)
 
         def run(group: list[int]) -> None:
             with autocast(self.model.device, self.mixed_precision):
-                values = self._forward([sequences[i] for i in group]).tolist()
+                values = self._forward([sequences[i] for i in group], [starts[i] for i in group]).tolist()
             for i, value in zip(group, values, strict=True):
                 raw[i] = (value - self.mean) / self.std
 
         in_groups([len(s) for s in sequences], SCORE_TOKENS, self.model.device, run)
         return checked_scores(raw, len(episodes), self.name)
 
-    def _forward(self, sequences: list[list[int]]) -> Tensor:
+    def _prompt_length(self, episode: Episode, ids: list[int]) -> int:
+        """Tokens of the prompt among what the model reads; only a gate needs to know."""
+        if self.gate is None:
+            return 1
+        if self.shares_tokenizer:
+            return len(episode.prompt.ids)
+        return max(1, len(ids) - len(self.tokenizer(episode.response_text, add_special_tokens=False)["input_ids"]))
+
+    def _forward(self, sequences: list[list[int]], starts: list[int]) -> Tensor:
         """The model's score of each sequence, shape (n,), float32."""
         device = self.model.device
-        head = scalar_head(self.model)
-        if head is not None:  # a decoder: causality is the mask
+        if self.gate is not None:
+            head = _linear_head(self.model)
+            assert head is not None
             batch = pack_ends(sequences, device)
-            return head(packed_states(self.model.base_model, batch)[batch.index])[:, 0].float()
+            prompts = pack_ends([s[:start] for s, start in zip(sequences, starts, strict=True)], device)
+            scores = head(packed_states(self.model.base_model, batch)[batch.index]).float()
+            weights = self.gate(packed_states(self.model.base_model, prompts)[prompts.index])
+            return (scores * weights).sum(-1)
+        if self._head is not None:  # a decoder: causality is the mask
+            batch = pack_ends(sequences, device)
+            return self._head(packed_states(self.model.base_model, batch)[batch.index])[:, 0].float()
         lengths = torch.tensor([len(s) for s in sequences])
         inside = torch.arange(int(lengths.max())) < lengths[:, None]
         ids = torch.zeros(inside.shape, dtype=torch.long)
@@ -195,10 +227,22 @@ class ClassifierReward:
         return self.model(input_ids=ids.to(device), attention_mask=inside.long().to(device)).logits[:, 0].float()
 
 
-def scalar_head(model: PreTrainedModel) -> nn.Module | None:
-    """The linear head of a decoder that scores its last token, or None for other classifiers."""
+def _linear_head(model: PreTrainedModel) -> nn.Linear | None:
     head = getattr(model, "score", None)
     return head if isinstance(head, nn.Linear) and model.base_model is not model else None
+
+
+def scalar_head(model: PreTrainedModel) -> nn.Module | None:
+    """The linear head of a decoder that scores its last token, or None for other classifiers.
+
+    Several heads whose weights are fixed are one linear head; with a gate they are not.
+    """
+    head = _linear_head(model)
+    if head is None or head_names(model.config) is None:
+        return head
+    if getattr(model.config, "reward_gate", False):
+        return None
+    return combined_head(head, head_weights(model.config))
 
 
 def _load_classifier(name: str, settings: LoadSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -209,12 +253,17 @@ def _load_classifier(name: str, settings: LoadSettings) -> tuple[PreTrainedModel
         raise ValueError(
             f"reward_model={name!r} is {' or '.join(architectures) or 'of unknown kind'}, not a sequence-classification model."
         )
-    if labels != 1:
+    heads = head_names(config)
+    if heads is not None and len(heads) != labels:
+        raise ValueError(f"reward_model={name!r} has {labels} labels, but config.json names {len(heads)} reward_heads.")
+    if labels != 1 and heads is None:
         raise ValueError(
             f"reward_model={name!r} has {labels} labels; a reward model has one (num_labels=1). To use one label of a "
             "classifier, wrap it in a function and give its name as 'package.module:function'."
         )
     model = load_weights(AutoModelForSequenceClassification, name, "reward model", "reward_model", settings)
+    if heads is not None and _linear_head(model) is None:
+        raise ValueError(f"reward_model={name!r}: reward_heads need a decoder with a linear head named 'score'.")
     tokenizer = load_tokenizer(name, "reward_model", settings.trust_remote_code)
     return freeze(model), tokenizer
 

@@ -3,7 +3,7 @@
     python scripts/write_reviews.py --output-dir runs/text
 
 Leaves ``reviews.jsonl`` and ``heldout_reviews.jsonl`` (prompt and response), ``prompts.jsonl`` and
-``heldout_prompts.jsonl``. No topic stands on both sides.
+``heldout_prompts.jsonl``. No topic stands on both sides, unless --all-topics True lets the reviews mention them.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ class Args:
     """Reviews to learn from."""
     heldout_reviews: int = 500
     """Reviews of topics that the others do not mention."""
+    all_topics: bool = False
+    """Reviews, on both sides, are of all topics; prompts stay apart. For a model that starts from nothing, and has to meet
+    the words."""
     seed: int = 0
     """Seed of the text."""
 
@@ -45,7 +48,7 @@ def main(args: Args) -> int:
     kept = [p for p in all_prompts() if topic_of(p) not in HELD_OUT_TOPICS]
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for name, prompts, count in (("", kept, args.reviews), ("heldout_", held_out, args.heldout_reviews)):
-        asked = [rng.choice(prompts) for _ in range(count)]
+        asked = [rng.choice(all_prompts() if args.all_topics else prompts) for _ in range(count)]
         reviews = [{"prompt": p, "response": " " + write_review(rng, p)} for p in asked]
         write(args.output_dir / f"{name}reviews.jsonl", reviews)
         write(args.output_dir / f"{name}prompts.jsonl", [{"prompt": p} for p in prompts])
@@ -59,4 +62,4 @@ def write(path: Path, records: list[dict[str, str]]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Args, description=__doc__)))
+    sys.exit(main(tyro.cli(Args, description=__doc__, config=(tyro.conf.FlagConversionOff,))))

@@ -1,0 +1,107 @@
+"""Preferences to and from Label Studio: its task format, and the export of its ``Ranker`` tag.
+
+Source: https://labelstud.io/tags/ranker and https://labelstud.io/guide/task_format. Responses are put into one bucket a
+rank, so that ties can be said.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from agents.preferences.records import Candidates, Ranking, prompt_key
+
+ALL_BAD = "all bad"
+
+
+def labelling_config(most: int) -> str:
+    """The project's labelling interface, XML.
+
+    Args:
+        most: Responses of the prompt that has most.
+    """
+    buckets = "\n".join(f'    <Bucket name="rank{i}" title="Rank {i}" />' for i in range(1, most + 1))
+    return (
+        '<View>\n  <Text name="prompt" value="$prompt" />\n'
+        '  <List name="responses" value="$items" title="Responses" />\n'
+        f'  <Ranker name="ranking" toName="responses">\n{buckets}\n  </Ranker>\n'
+        f'  <Choices name="verdict" toName="responses"><Choice value="{ALL_BAD}" /></Choices>\n</View>\n'
+    )
+
+
+def export_tasks(candidates: Sequence[Candidates]) -> list[dict[str, Any]]:
+    """Tasks for Label Studio's import, a prompt each."""
+    return [
+        {
+            "data": {
+                "id": c.id,
+                "prompt": c.prompt if isinstance(c.prompt, str) else prompt_key(c.prompt),
+                "items": [{"id": r.id, "title": "", "body": r.text} for r in c.responses],
+            }
+        }
+        for c in candidates
+    ]
+
+
+def import_rankings(path: Path, candidates: Sequence[Candidates]) -> list[Ranking]:
+    """Rankings from Label Studio's JSON export.
+
+    Args:
+        path: The export.
+        candidates: What was exported.
+
+    Raises:
+        FileNotFoundError, ValueError: it is no such export, or names prompts or responses that are not there; the task is
+            named.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"import={str(path)!r}: there is no such file.")
+    try:
+        tasks = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}).") from error
+    if not isinstance(tasks, list):
+        raise ValueError(f"{path}: Label Studio's JSON export is a list of tasks.")
+    known = {c.id: c for c in candidates}
+    found = []
+    for number, task in enumerate(tasks, 1):
+        where = f"{path}, task {number}"
+        name = str(task.get("data", {}).get("id")) if isinstance(task, dict) else "?"
+        if name not in known:
+            raise ValueError(f"{where}: its data.id={name!r} is none of the prompts that were exported.")
+        for annotation in task.get("annotations", []):
+            if not annotation.get("was_cancelled"):
+                found.append(_ranking(where, known[name], annotation))
+    return found
+
+
+def _ranking(where: str, candidates: Candidates, annotation: dict[str, Any]) -> Ranking:
+    tiers: list[tuple[str, ...]] = []
+    all_bad = False
+    for result in annotation.get("result", []):
+        value = result.get("value", {})
+        if "ranker" in value:
+            tiers = _tiers(value["ranker"])
+        elif ALL_BAD in value.get("choices", []):
+            all_bad = True
+    ranked = [name for tier in tiers for name in tier]
+    unknown = sorted(set(ranked) - {r.id for r in candidates.responses})
+    if unknown:
+        raise ValueError(f"{where}: ranks {', '.join(unknown)}, which is none of the responses of {candidates.id!r}.")
+    if len(ranked) < 2 and not all_bad:
+        raise ValueError(f"{where}: ranks {len(ranked)} response; a ranking needs at least two.")
+    annotator = annotation.get("completed_by", "")
+    if isinstance(annotator, dict):  # exports differ in how much they tell of a person
+        annotator = annotator.get("email") or annotator.get("id", "")
+    return Ranking(candidates, tuple(tiers), str(annotator), None, all_bad, None, where)
+
+
+def _tiers(ranker: dict[str, list[str]]) -> list[tuple[str, ...]]:
+    """Buckets rank1, rank2, … as tiers; a ranker without buckets has one list, in which order is rank."""
+    buckets = {int(k.removeprefix("rank")): v for k, v in ranker.items() if k.removeprefix("rank").isdigit()}
+    if buckets:
+        return [tuple(map(str, buckets[i])) for i in sorted(buckets) if buckets[i]]
+    lists = [v for k, v in ranker.items() if k != "_"]
+    return [(str(name),) for name in lists[0]] if lists else []

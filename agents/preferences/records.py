@@ -1,0 +1,307 @@
+"""The two files of preference data, and pairs.
+
+``responses.jsonl``: what is to be ranked, a prompt a line:
+
+    {"id": "p0", "prompt": "How was it?", "responses": [{"id": "a", "text": " Good.", "finished": true, "source": "…"}, …]}
+
+``rankings.jsonl``: what somebody thought of it, an answer a line; complete in itself:
+
+    {"id": "p0", "prompt": "How was it?", "responses": [as above], "ranking": [["a"], ["c", "b"]], "all_bad": false,
+     "annotator": "ann", "aspect": null}
+
+A ranking lists response ids from best to worst, ties together; responses that it leaves out were not ranked. An aspect
+(helpful, polite, …) says in which respect. ``finished`` is false where a response was cut off at the length cap.
+
+Pairs are TRL's format, ``{"prompt": …, "chosen": …, "rejected": …}``, with an optional ``margin``; they are read wherever
+rankings are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llm_env.prompts import RawPrompt, checked_prompt
+from llm_env.records import read_records
+
+
+@dataclass(frozen=True)
+class Response:
+    """One response.
+
+    Attributes:
+        id: Unlike those of the others to the same prompt.
+        text: As generated.
+        finished: Whether it ended by itself.
+        source: Which model, at which temperature.
+    """
+
+    id: str
+    text: str
+    finished: bool = True
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """A prompt and the responses that are to be ranked."""
+
+    id: str
+    prompt: RawPrompt
+    responses: tuple[Response, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A line of ``responses.jsonl``."""
+        return {"id": self.id, "prompt": self.prompt, "responses": [vars(r) for r in self.responses]}
+
+    def response(self, name: str) -> Response:
+        """The response with that id."""
+        return next(r for r in self.responses if r.id == name)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What somebody thought of a prompt's responses.
+
+    Attributes:
+        candidates: The prompt and the responses.
+        tiers: Response ids from best to worst, ties together.
+        annotator: Who.
+        aspect: In which respect; None: overall.
+        all_bad: Whether none is any good.
+        margin: How much better the first of a pair is, where somebody said so.
+        where: File and line, for errors.
+    """
+
+    candidates: Candidates
+    tiers: tuple[tuple[str, ...], ...]
+    annotator: str = ""
+    aspect: str | None = None
+    all_bad: bool = False
+    margin: float | None = None
+    where: str = field(default="", compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """A line of ``rankings.jsonl``."""
+        own: dict[str, Any] = {
+            "ranking": [list(tier) for tier in self.tiers],
+            "all_bad": self.all_bad,
+            "annotator": self.annotator,
+            "aspect": self.aspect,
+        }
+        if self.margin is not None:
+            own["margin"] = self.margin
+        return {**self.candidates.to_json(), **own}
+
+    def ranks(self) -> dict[str, int]:
+        """Tier of each ranked response, 0 the best."""
+        return {name: place for place, tier in enumerate(self.tiers) for name in tier}
+
+    def pairs(self) -> list[tuple[Response, Response, int]]:
+        """All (better, worse, tiers apart); ties make none."""
+        found = []
+        for (i, better), (j, worse) in itertools.combinations(enumerate(self.tiers), 2):
+            for one, other in itertools.product(better, worse):
+                found.append((self.candidates.response(one), self.candidates.response(other), j - i))
+        return found
+
+
+def prompt_key(prompt: RawPrompt) -> str:
+    """The same for the same prompt."""
+    return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, ensure_ascii=False)
+
+
+def read_candidates(path: str | Path) -> list[Candidates]:
+    """Reads ``responses.jsonl``.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none, or a record is broken (its line is named).
+    """
+    found: dict[str, Candidates] = {}
+    for where, record in read_records(path, "responses"):
+        candidates = _candidates(where, record)
+        if candidates.id in found:
+            raise ValueError(f"{where}: the id {candidates.id!r} stands there a second time.")
+        found[candidates.id] = candidates
+    if not found:
+        raise ValueError(f"responses={str(path)!r} is empty.")
+    return list(found.values())
+
+
+def read_rankings(path: str | Path) -> list[Ranking]:
+    """Reads rankings or pairs.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a record is broken, names unknown responses or has fewer than two, or a pair's sides are equal; file and
+            line are named.
+    """
+    found = []
+    for where, record in read_records(path, "preferences"):
+        if not isinstance(record, dict):
+            raise ValueError(f"{where}: a preference is an object with 'ranking', or with 'chosen' and 'rejected'.")
+        if "ranking" in record:
+            found.append(_ranking(where, record))
+        elif "chosen" in record and "rejected" in record:
+            found.append(_pair(where, record))
+        else:
+            raise ValueError(
+                f"{where}: needs 'ranking', or 'chosen' and 'rejected'; it has {', '.join(map(str, record))}."
+            )
+    if not found:
+        raise ValueError(f"preferences={str(path)!r} is empty; at least one is needed.")
+    return found
+
+
+def _candidates(where: str, record: Any) -> Candidates:
+    if not isinstance(record, dict) or "prompt" not in record or not isinstance(record.get("responses"), list):
+        raise ValueError(f"{where}: needs 'prompt' and a list of 'responses'.")
+    prompt = checked_prompt(where, record["prompt"])
+    responses = []
+    for i, entry in enumerate(record["responses"]):
+        if not isinstance(entry, dict) or not isinstance(entry.get("text"), str) or not entry.get("id"):
+            raise ValueError(f"{where}: response {i} needs an 'id' and a 'text'; got {entry!r:.80}.")
+        finished = entry.get("finished", True)
+        if not isinstance(finished, bool):
+            raise ValueError(f"{where}: response {i}: finished={finished!r} must be true or false.")
+        responses.append(Response(str(entry["id"]), entry["text"], finished, str(entry.get("source", ""))))
+    ids = [r.id for r in responses]
+    if len(ids) < 2:
+        raise ValueError(f"{where}: has {len(ids)} response; a ranking needs at least two.")
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"{where}: two responses have the same id; the ids are {', '.join(ids)}.")
+    return Candidates(str(record.get("id", prompt_key(prompt))), prompt, tuple(responses))
+
+
+def _ranking(where: str, record: dict[str, Any]) -> Ranking:
+    candidates = _candidates(where, record)
+    known = {r.id for r in candidates.responses}
+    given = record["ranking"]
+    if not isinstance(given, list) or not all(isinstance(t, str | list) for t in given):
+        raise ValueError(f"{where}: 'ranking' must be a list of response ids, or of lists of ids that tie.")
+    tiers = tuple((t,) if isinstance(t, str) else tuple(map(str, t)) for t in given if t)
+    ranked = [name for tier in tiers for name in tier]
+    unknown = sorted(set(ranked) - known)
+    if unknown:
+        raise ValueError(
+            f"{where}: the ranking names {', '.join(unknown)}, but the responses are {', '.join(sorted(known))}."
+        )
+    if len(set(ranked)) < len(ranked):
+        raise ValueError(f"{where}: the ranking names a response twice: {', '.join(ranked)}.")
+    all_bad = bool(record.get("all_bad", False))
+    if len(ranked) < 2 and not all_bad:
+        raise ValueError(f"{where}: the ranking holds {len(ranked)} response; it needs at least two.")
+    aspect = record.get("aspect")
+    margin = _margin(where, record)
+    return Ranking(candidates, tiers, str(record.get("annotator", "")), aspect, all_bad, margin, where)
+
+
+def _pair(where: str, record: dict[str, Any]) -> Ranking:
+    sides = []
+    prompt = record.get("prompt")
+    for name in ("chosen", "rejected"):
+        value = record[name]
+        if isinstance(value, list):  # messages: the last is the response, what stands before it the prompt
+            messages = checked_prompt(f"{where}: {name}", value)
+            assert not isinstance(messages, str)
+            if messages[-1]["role"] != "assistant":
+                raise ValueError(f"{where}: the last message of {name!r} must be the assistant's.")
+            if prompt is None and len(messages) > 1:
+                prompt = messages[:-1]
+            value = messages[-1]["content"]
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(f"{where}: {name!r} must be a text that is not empty; got {value!r:.80}.")
+        sides.append(value)
+    if prompt is None:
+        raise ValueError(
+            f"{where}: a pair needs a 'prompt', or 'chosen' and 'rejected' as messages that begin with it."
+        )
+    if sides[0].strip() == sides[1].strip():
+        raise ValueError(
+            f"{where}: 'chosen' and 'rejected' are the same: nothing can be learned from it. Remove the pair."
+        )
+    responses = (Response("chosen", sides[0]), Response("rejected", sides[1]))
+    candidates = Candidates(str(record.get("id", where)), checked_prompt(where, prompt), responses)
+    tiers = (("chosen",), ("rejected",))
+    return Ranking(
+        candidates, tiers, str(record.get("annotator", "")), record.get("aspect"), False, _margin(where, record), where
+    )
+
+
+def _margin(where: str, record: dict[str, Any]) -> float | None:
+    margin = record.get("margin")
+    if margin is None:
+        return None
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or margin < 0:
+        raise ValueError(f"{where}: margin={margin!r} must be a number, at least 0.")
+    return float(margin)
+
+
+def check_leaks(train: Sequence[Ranking], held_out: Sequence[Ranking]) -> None:
+    """Makes sure that no prompt stands on both sides.
+
+    Raises:
+        ValueError: one does; both lines are named.
+    """
+    seen = {prompt_key(r.candidates.prompt): r.where for r in train}
+    leaks = [(r.where, seen[key]) for r in held_out if (key := prompt_key(r.candidates.prompt)) in seen]
+    if leaks:
+        here, there = leaks[0]
+        raise ValueError(
+            f"{here}: this prompt is among the training preferences too ({there}), so the held-out accuracy would tell "
+            f"nothing; {len(leaks)} of {len(held_out)} held-out records are. Remove them on one side."
+        )
+
+
+def write_jsonl(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Writes a file, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+    partial.replace(path)
+
+
+def append_jsonl(path: Path, record: dict[str, Any]) -> None:
+    """Adds a line, and returns when it is on the disk. A line that a crash left unfinished is cut off first."""
+    drop_unfinished_line(path)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def drop_unfinished_line(path: Path) -> None:
+    """Cuts off what stands behind the last line end."""
+    if not path.is_file():
+        return
+    with path.open("rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        if not size:
+            return
+        file.seek(size - 1)
+        if file.read(1) == b"\n":
+            return
+        file.seek(0)
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
+
+
+def pair_records(rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
+    """All pairs in TRL's format; the margin is how many tiers lie between, less one, unless one was given."""
+    return [
+        {
+            "prompt": r.candidates.prompt,
+            "chosen": better.text,
+            "rejected": worse.text,
+            "margin": float(apart - 1) if r.margin is None else r.margin,
+            "annotator": r.annotator,
+            "aspect": r.aspect,
+        }
+        for r in rankings
+        for better, worse, apart in r.pairs()
+        if better.text.strip() != worse.text.strip()
+    ]

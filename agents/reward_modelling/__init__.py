@@ -1,0 +1,1 @@
+"""Reward models from preferences: losses, training, report."""

@@ -1,0 +1,83 @@
+"""Losses of reward models, as pure functions of one prompt's scores."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+LOSSES = ("bradley_terry", "k_wise", "plackett_luce")
+
+
+def pairwise_loss(
+    scores: Tensor, tiers: Sequence[int], margins: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """Mean over a prompt's pairs of -log σ(better - worse - margin).
+
+    With K = 2 Bradley and Terry 1952, as Stiennon et al. 2020 (https://arxiv.org/abs/2009.01325) train it; with more,
+    eq. 1 of Ouyang et al. 2022, "InstructGPT" (https://arxiv.org/abs/2203.02155): the C(K, 2) pairs of a prompt are one
+    element of the batch, so that each response is read once and no pair of it is learned by heart in an epoch.
+
+    Args:
+        scores: r(x, y_k), shape (K,).
+        tiers: Rank of each response, 0 the best; equal ones tie and make no pair.
+        margins: m(better, worse) ≥ 0, in score, shape (K, K), indexed [better, worse]: eq. 2 of Touvron et al. 2023, "Llama 2"
+            (https://arxiv.org/abs/2307.09288). None: 0.
+        label_smoothing: ε: the pair is taken to be the other way round with this probability (Wang et al. 2024, "Secrets of
+            RLHF II", https://arxiv.org/abs/2401.06080).
+
+    Returns:
+        Scalar; 0 where all tie.
+    """
+    pairs = [(i, j) for i, j in itertools.permutations(range(len(tiers)), 2) if tiers[i] < tiers[j]]
+    if not pairs:
+        return scores.sum() * 0.0
+    better, worse = (torch.tensor(side, device=scores.device) for side in zip(*pairs, strict=True))
+    difference = scores[better] - scores[worse]
+    if margins is not None:
+        difference = difference - margins.to(scores.device)[better, worse]
+    loss = -logsigmoid(difference)
+    if label_smoothing:
+        loss = (1 - label_smoothing) * loss - label_smoothing * logsigmoid(-difference)
+    return loss.mean()
+
+
+def plackett_luce_loss(scores: Tensor, tiers: Sequence[int]) -> Tensor:
+    """-log P(ranking) under the Plackett-Luce model, over the number of choices made.
+
+    The best is chosen among all, the next among the rest, and so on: Π_k exp(s_k) / Σ_{j ≥ k} exp(s_j) (Plackett 1975; Luce
+    1959; for preferences of responses Rafailov et al. 2023, appendix A.3, https://arxiv.org/abs/2305.18290). Members of a
+    tier are each chosen among the tier and what is below it (Breslow's treatment of ties); the last tier was not chosen.
+
+    Args:
+        scores: r(x, y_k), shape (K,).
+        tiers: Rank of each response, 0 the best.
+
+    Returns:
+        Scalar; 0 where all tie. With two responses, Bradley-Terry's.
+    """
+    terms = []
+    last = max(tiers)
+    for place in sorted(set(tiers)):
+        if place == last:
+            break
+        rest = torch.tensor([i for i, t in enumerate(tiers) if t >= place], device=scores.device)
+        chosen = torch.tensor([i for i, t in enumerate(tiers) if t == place], device=scores.device)
+        terms.append(torch.logsumexp(scores[rest], 0) - scores[chosen])
+    if not terms:
+        return scores.sum() * 0.0
+    return torch.cat(terms).mean()
+
+
+def centring_loss(scores: Tensor) -> Tensor:
+    """(2/K Σ_k s_k)²: keeps the scores around 0, which a loss of differences leaves free.
+
+    Eisenstein et al. 2023, "Helping or Herding?", eq. 2 (https://arxiv.org/abs/2312.09244), where K is 2.
+
+    Args:
+        scores: Shape (K,).
+    """
+    return (2 * scores.mean()) ** 2

@@ -1,0 +1,227 @@
+"""What a reward model is worth: accuracy, calibration, length, and its worst mistakes, on held-out preferences."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.preferences.records import Ranking
+
+BOOTSTRAPS = 1000
+BINS = 8
+
+
+@dataclass(frozen=True)
+class JudgedPair:
+    """A pair of a held-out ranking, as the reward model sees it.
+
+    Attributes:
+        prompt: What was asked.
+        better: The response that was preferred.
+        worse: The other.
+        difference: Raw score of the better less that of the worse.
+        longer: 1 where the better has more words, -1 where fewer, 0 where as many.
+        group: Which ranking it is from.
+        gold: Gold score of the better less that of the worse, where there is one.
+    """
+
+    prompt: str
+    better: str
+    worse: str
+    difference: float
+    longer: int
+    group: int
+    gold: float | None = None
+
+
+def judged_pairs(
+    rankings: Sequence[Ranking],
+    scores: Sequence[dict[str, float]],
+    gold: Callable[[list[str], list[str]], Sequence[float]] | None = None,
+) -> list[JudgedPair]:
+    """All pairs of the rankings, with the scores' differences.
+
+    Args:
+        rankings: Held-out ones.
+        scores: For each, the raw score of each response id.
+        gold: A rule that knows better than the annotators.
+    """
+    found = []
+    for group, (ranking, own) in enumerate(zip(rankings, scores, strict=True)):
+        prompt = ranking.candidates.prompt
+        text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        responses = ranking.candidates.responses
+        golden = (
+            dict(
+                zip((r.id for r in responses), gold([text] * len(responses), [r.text for r in responses]), strict=True)
+            )
+            if gold
+            else None
+        )
+        for better, worse, _ in ranking.pairs():
+            words = len(better.text.split()) - len(worse.text.split())
+            found.append(
+                JudgedPair(
+                    text,
+                    better.text,
+                    worse.text,
+                    own[better.id] - own[worse.id],
+                    (words > 0) - (words < 0),
+                    group,
+                    None if golden is None else float(golden[better.id] - golden[worse.id]),
+                )
+            )
+    return found
+
+
+def share_right(differences: NDArray[np.float64]) -> float:
+    """Share of positive differences; 0 counts one half."""
+    return float(np.mean((differences > 0) + 0.5 * (differences == 0)))
+
+
+def bootstrap_interval(values: NDArray[np.float64], groups: NDArray[np.int64], seed: int = 0) -> tuple[float, float]:
+    """95 % interval of `share_right`, drawing whole groups: the pairs of one ranking share responses."""
+    rng = np.random.default_rng(seed)
+    names = np.unique(groups)
+    right = (values > 0) + 0.5 * (values == 0)
+    sums = np.array([right[groups == g].sum() for g in names])
+    sizes = np.array([(groups == g).sum() for g in names])
+    drawn = rng.integers(0, len(names), (BOOTSTRAPS, len(names)))
+    shares = sums[drawn].sum(1) / sizes[drawn].sum(1)
+    return float(np.quantile(shares, 0.025)), float(np.quantile(shares, 0.975))
+
+
+def calibration(differences: NDArray[np.float64]) -> list[dict[str, float]]:
+    """How often the response that the model prefers was preferred, by how sure the model is.
+
+    Bins of equal size over σ(|difference|), the probability that Bradley and Terry's model gives it.
+
+    Returns:
+        For each bin ``predicted``, ``observed``, ``pairs``.
+    """
+    sure = 1 / (1 + np.exp(-np.abs(differences)))
+    right = (differences > 0) + 0.5 * (differences == 0)
+    order = np.argsort(sure, kind="stable")
+    return [
+        {"predicted": float(sure[part].mean()), "observed": float(right[part].mean()), "pairs": len(part)}
+        for part in np.array_split(order, min(BINS, len(order)))
+    ]
+
+
+def rank_correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """Spearman's: Pearson's of the ranks, ties at their mean rank. NaN where one side does not vary."""
+
+    def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+        ends = np.cumsum(counts)
+        return (ends - (counts - 1) / 2)[inverse]
+
+    a, b = ranks(one), ranks(other)
+    if a.std() == 0 or b.std() == 0:
+        return math.nan
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def summarise(pairs: Sequence[JudgedPair], scores: Sequence[float], lengths: Sequence[int]) -> dict[str, Any]:
+    """The report's numbers.
+
+    Args:
+        pairs: Of the held-out rankings.
+        scores: Raw scores of all held-out responses …
+        lengths: … and how many words they have.
+
+    Raises:
+        ValueError: there are no pairs.
+    """
+    if not pairs:
+        raise ValueError("The held-out preferences have no pair with a better and a worse side.")
+    differences = np.array([p.difference for p in pairs])
+    groups = np.array([p.group for p in pairs])
+    longer = np.array([float(p.longer) for p in pairs])
+    curve = calibration(differences)
+    report: dict[str, Any] = {
+        "pairs": len(pairs),
+        "rankings": len(np.unique(groups)),
+        "accuracy": share_right(differences),
+        "accuracy_interval": bootstrap_interval(differences, groups),
+        "calibration": curve,
+        "calibration_error": float(
+            np.average([abs(b["predicted"] - b["observed"]) for b in curve], weights=[b["pairs"] for b in curve])
+        ),
+        "length_correlation": rank_correlation(np.array(scores, float), np.array(lengths, float)),
+        "longer_is_better": share_right(longer),
+    }
+    if pairs[0].gold is not None:
+        gold = np.array([p.gold for p in pairs], dtype=float)
+        clear = gold != 0
+        report["gold_accuracy"] = share_right((differences * np.sign(gold))[clear]) if clear.any() else math.nan
+        report["annotator_gold_accuracy"] = share_right(gold[clear]) if clear.any() else math.nan
+    return report
+
+
+def worst_mistakes(pairs: Sequence[JudgedPair], count: int = 10) -> list[dict[str, Any]]:
+    """The pairs that the model is surest of and wrong about."""
+    wrong = sorted((p for p in pairs if p.difference < 0), key=lambda p: p.difference)
+    return [
+        {"prompt": p.prompt, "preferred": p.better, "model_prefers": p.worse, "by": -p.difference}
+        for p in wrong[:count]
+    ]
+
+
+def write_report(folder: Path, report: dict[str, Any], mistakes: list[dict[str, Any]]) -> None:
+    """Writes ``report.json``, ``report.png`` and ``mistakes.md``."""
+    text = json.dumps({**report, "worst_mistakes": mistakes}, indent=1, ensure_ascii=False)
+    (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+    lines = ["# Where the reward model is surest and wrong", ""]
+    for m in mistakes:
+        lines += [f"**{m['prompt'].strip()}**", "", f"- preferred: {m['preferred'].strip()}"]
+        lines += [f"- the model prefers, by {m['by']:.2f}: {m['model_prefers'].strip()}", ""]
+    (folder / "mistakes.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    draw(folder / "report.png", report)
+
+
+def draw(path: Path, report: dict[str, Any]) -> None:
+    """Calibration, accuracy by margin, and the accuracy over training."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, middle, right = figure.subplots(1, 3)
+    curve = report["calibration"]
+    left.plot([0.5, 1], [0.5, 1], color="0.7", linewidth=1)
+    left.plot([b["predicted"] for b in curve], [b["observed"] for b in curve], marker=".")
+    left.set(title="calibration", xlabel="predicted: σ(margin)", ylabel="preferred in truth")
+    margins = report["accuracy_by_margin"]
+    middle.bar(range(len(margins)), [m["accuracy"] for m in margins], color="C0", alpha=0.8)
+    middle.set_xticks(range(len(margins)), [f"{m['from']:.1f} to\n{m['to']:.1f}" for m in margins], fontsize=7)
+    middle.set(title="accuracy by margin", xlabel="difference of the scores", ylim=(0, 1))
+    log = [(e["step"], e["eval_accuracy"]) for e in report["log"] if "eval_accuracy" in e]
+    if log:
+        right.plot(*zip(*log, strict=True), marker=".")
+    right.set(title="held-out accuracy", xlabel="step")
+    for axes in (left, middle, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def accuracy_by_margin(pairs: Sequence[JudgedPair], bins: int = 5) -> list[dict[str, float]]:
+    """Accuracy of pairs by how far apart the model scores them, in bins of equal size."""
+    differences = np.array([p.difference for p in pairs])
+    order = np.argsort(np.abs(differences), kind="stable")
+    return [
+        {
+            "from": float(np.abs(differences[part]).min()),
+            "to": float(np.abs(differences[part]).max()),
+            "accuracy": share_right(differences[part]),
+            "pairs": len(part),
+        }
+        for part in np.array_split(order, min(bins, len(order)))
+    ]

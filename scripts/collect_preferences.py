@@ -1,0 +1,242 @@
+r"""Collects preferences: samples responses, and has a judge or people rank them.
+
+    python scripts/collect_preferences.py --output-dir runs/preferences --judge gold
+    python scripts/collect_preferences.py --output-dir runs/preferences --judge runs/reward/reward_model \
+        --actors runs/sft/actor runs/demo/checkpoints/step_000000102400 --temperatures 0.7 1.0 --prompts prompts.jsonl
+    python scripts/collect_preferences.py --output-dir runs/preferences --people True     a page to rank on, in the browser
+
+Leaves responses.jsonl, rankings.jsonl, pairs.jsonl (TRL's format) and agreement.json in the folder. What is there is not made
+again; a page goes on where it stopped. For Label Studio: --export-tasks True, and later --import-export FILE.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.progress import track
+
+from agents.terminal import plain_warnings, print_error
+
+console = Console(soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Args:
+    """Collect preferences."""
+
+    output_dir: Path
+    """Folder for the files; what is in it is gone on with."""
+    actors: tuple[str, ...] = ()
+    """Model folders, hub ids, or checkpoints of runs. They take turns. Default: the embedded tiny actor."""
+    temperatures: tuple[float, ...] = (1.0,)
+    """Sampling temperatures of each actor."""
+    prompts: str | None = None
+    """Prompts, as for train.py. Default: the embedded ones."""
+    n_prompts: int | None = None
+    """At most this many of them, drawn from all over. Default: all."""
+    repeats: int = 1
+    """Sets of responses to each prompt."""
+    n_responses: int = 4
+    """Responses in a set, K; near-duplicates are drawn anew, and left out if that does not help."""
+    max_prompt_length: int = 64
+    """Tokens; longer prompts are cut on the left."""
+    max_new_tokens: int = 32
+    """Length cap of a response, in tokens."""
+    judge: str | None = None
+    """Who ranks: gold (the embedded default's rule), a reward model's folder, or package.module:function."""
+    noise: float = 0.0
+    """Temperature of the judge: 0 ranks by score; 1 makes the Bradley-Terry annotator."""
+    people: bool = False
+    """Open a page on which people rank."""
+    aspects: tuple[str, ...] = ()
+    """In which respects people rank, one after the other: helpful polite … Default: overall."""
+    host: str = "127.0.0.1"
+    """Address of the page. 0.0.0.0 lets others in your network rank too."""
+    port: int = 7860
+    """Port of the page."""
+    export_tasks: bool = False
+    """Write Label Studio's tasks (label_studio.json) and labelling interface (label_studio.xml)."""
+    import_export: Path | None = None
+    """Label Studio's JSON export, whose rankings are added."""
+    device: str = "auto"
+    """auto, cpu, cuda."""
+    trust_remote_code: bool = False
+    """Let model code from a hub run."""
+    seed: int = 0
+    """Seed of the sampling and of the judge's noise."""
+
+
+def main(args: Args) -> int:
+    """Collects; returns the exit status."""
+    plain_warnings(console)
+    try:
+        collect(args)
+    except KeyboardInterrupt:
+        console.print("Stopped; what was collected is on the disk. The same command goes on.", highlight=False)
+        return 130
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        print_error(error)
+        return 1
+    return 0
+
+
+def collect(args: Args) -> None:
+    """Responses, then rankings, then pairs and agreement.
+
+    Raises:
+        FileNotFoundError, ValueError: something cannot be loaded, or a setting breaks its rule.
+    """
+    from agents.preferences.collect import Judge
+    from agents.preferences.label_studio import export_tasks, import_rankings, labelling_config
+    from agents.preferences.records import append_jsonl, read_rankings, write_jsonl
+    from llm_env.models import LoadSettings, resolve_device
+
+    check(args)
+    load = LoadSettings("float32", str(resolve_device(args.device)), args.trust_remote_code)
+    judge = Judge(args.judge, load, args.noise, args.seed) if args.judge else None
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    candidates = responses(args, load)
+    path = args.output_dir / "rankings.jsonl"
+    if args.export_tasks:
+        write_jsonl_array(args.output_dir / "label_studio.json", export_tasks(candidates))
+        most = max(len(c.responses) for c in candidates)
+        (args.output_dir / "label_studio.xml").write_text(labelling_config(most), encoding="utf-8")
+        console.print(f"Tasks: {args.output_dir / 'label_studio.json'}   interface: label_studio.xml", highlight=False)
+    if args.import_export is not None:
+        known = {json.dumps(r.to_json(), sort_keys=True) for r in read_rankings(path)} if path.is_file() else set()
+        imported = import_rankings(args.import_export, candidates)
+        fresh = [r.to_json() for r in imported if json.dumps(r.to_json(), sort_keys=True) not in known]
+        for record in fresh:
+            append_jsonl(path, record)
+        console.print(f"{len(fresh)} of {len(imported)} imported rankings are new.", highlight=False)
+    if judge is not None:
+        said = read_rankings(path) if path.is_file() else []
+        done = {r.candidates.id for r in said if r.annotator == judge.name}
+        left = [c for c in candidates if c.id not in done]
+        others = [r.to_json() for r in said]
+        write_jsonl(path, [*others, *(r.to_json() for r in judge.rank(left))] if left else others)
+    if args.people:
+        from agents.preferences.page import serve
+
+        serve(candidates, path, args.aspects, args.host, args.port, console)
+    if path.is_file():
+        summarise(args.output_dir, read_rankings(path))
+
+
+def check(args: Args) -> None:
+    """Checks the numbers.
+
+    Raises:
+        ValueError: one breaks its rule.
+    """
+    for name in ("n_prompts", "repeats", "max_prompt_length", "max_new_tokens"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} must be at least 1.")
+    if args.n_responses < 2:
+        raise ValueError(f"n_responses={args.n_responses} must be at least 2: one response cannot be ranked.")
+    if not args.temperatures or min(args.temperatures) <= 0:
+        raise ValueError(f"temperatures={args.temperatures} must all be above 0.")
+    if not (args.judge or args.people or args.export_tasks or args.import_export):
+        console.print("Nobody ranks: give --judge, --people True or --export-tasks True. Only responses are sampled.")
+
+
+def responses(args: Args, load):
+    """The responses to rank: sampled, or those that are there."""
+    from agents.preferences.collect import Source, collect_responses
+    from agents.preferences.records import append_jsonl, drop_unfinished_line, read_candidates
+    from llm_env.models import DEFAULT_MODEL, DEFAULT_PROMPTS
+    from llm_env.prompts import read_prompts
+
+    settings = {
+        name: getattr(args, name)
+        for name in ("actors", "temperatures", "prompts", "n_prompts", "repeats", "n_responses", "seed")
+    } | {"max_prompt_length": args.max_prompt_length, "max_new_tokens": args.max_new_tokens}
+    settings = json.loads(json.dumps(settings))
+    note, path = args.output_dir / "responses.json", args.output_dir / "responses.jsonl"
+    before = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
+    if path.is_file() and before is None:
+        return read_candidates(path)  # of the user's own
+    if before is not None and before["settings"] != settings:
+        changed = [k for k, v in settings.items() if before["settings"].get(k) != v]
+        raise ValueError(
+            f"output_dir={str(args.output_dir)!r} has responses that were sampled with other settings ({', '.join(changed)}). "
+            "Choose another folder, or the same settings."
+        )
+    prompts = read_prompts(args.prompts or DEFAULT_PROMPTS)
+    if args.n_prompts is not None:
+        import numpy as np
+
+        prompts = [prompts[i] for i in np.random.default_rng(0).permutation(len(prompts))[: args.n_prompts]]
+    asked = [p for _ in range(args.repeats) for p in prompts]
+    sources = [Source(a, t) for t in args.temperatures for a in args.actors or (DEFAULT_MODEL,)]
+    done = before["asked"] if before is not None else 0
+    if before is not None and done < len(asked):
+        drop_unfinished_line(path)
+        keep_first(path, done)
+    chunk = 128
+    rounds = collect_responses(
+        asked, sources, load, args.n_responses, args.max_prompt_length, args.max_new_tokens, args.seed, done, chunk
+    )
+    left = -(-(len(asked) - done) // chunk)
+    for made in track(rounds, "responses", total=left, console=console, disable=not console.is_terminal or not left):
+        for candidates in made:
+            append_jsonl(path, candidates.to_json())
+        done = min(done + chunk, len(asked))
+        note.write_text(json.dumps({"settings": settings, "asked": done}, indent=1) + "\n", encoding="utf-8")
+    found = read_candidates(path)
+    short = sum(len(c.responses) < args.n_responses for c in found)
+    console.print(
+        f"{len(found):,} prompts with responses"
+        + (f"; {short} have fewer than {args.n_responses} that differ" if short else "")
+        + (f"; {len(asked) - len(found)} have fewer than two and are left out" if len(asked) > len(found) else ""),
+        highlight=False,
+    )
+    return found
+
+
+def keep_first(path: Path, asked: int) -> None:
+    """Drops responses to prompts behind the first `asked`: of a chunk that was interrupted."""
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(x for x in lines if int(json.loads(x)["id"][1:]) < asked), encoding="utf-8")
+
+
+def write_jsonl_array(path: Path, records: list) -> None:
+    """Writes a JSON list."""
+    path.write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def summarise(folder: Path, rankings) -> None:
+    """Writes pairs and agreement, and says how many there are."""
+    from agents.preferences.agreement import agreement
+    from agents.preferences.records import pair_records, write_jsonl
+
+    pairs = pair_records(rankings)
+    write_jsonl(folder / "pairs.jsonl", pairs)
+    found = agreement(rankings)
+    (folder / "agreement.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    bad = sum(r.all_bad for r in rankings)
+    console.print(
+        f"{len(rankings):,} rankings by {len(found['annotators'])} annotator(s), {bad} of them all bad; {len(pairs):,} pairs.",
+        highlight=False,
+    )
+    if found["pairs_judged_twice"]:
+        console.print(
+            f"Agreement on {found['pairs_judged_twice']} pairs judged by two or more: Krippendorff's α = {found['alpha']:.2f}.",
+            highlight=False,
+        )
+        for pair in found["between"]:
+            one, other = pair["annotators"]
+            console.print(f"  {one} and {other}: κ = {pair['kappa']:.2f}, {pair['agreed']:.0%} of {pair['pairs']}")
+    console.print(f"Files: {folder / 'rankings.jsonl'}, {folder / 'pairs.jsonl'}", highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Args, description=__doc__, config=(tyro.conf.FlagConversionOff,))))

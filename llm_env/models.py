@@ -183,7 +183,7 @@ def load_tokenizer(name: str, option: str = "model", trust_remote_code: bool = F
 
 
 def load_weights(
-    auto_class: Any, name: str, kind: str, option: str, settings: LoadSettings, **extra: Any
+    auto_class: Any, name: str, kind: str, option: str, settings: LoadSettings, num_labels: int | None = None
 ) -> PreTrainedModel:
     """A model on its device, in eval mode, dropout off, from safetensors only.
 
@@ -193,12 +193,14 @@ def load_weights(
         kind: What it is, for error messages.
         option: The option that the name came from, for error messages.
         settings: dtype, device, trust_remote_code.
-        extra: Passed on to `from_pretrained`.
+        num_labels: Of a classifier that is to be trained; None: the configuration's.
 
     Raises:
         FileNotFoundError, ValueError: the model cannot be loaded.
     """
     config = load_config(name, kind, option, settings.trust_remote_code)
+    if num_labels is not None:
+        config.num_labels = num_labels
     try:
         with quiet_loading():
             model: PreTrainedModel = auto_class.from_pretrained(
@@ -207,7 +209,6 @@ def load_weights(
                 dtype=resolve_dtype(settings.dtype),
                 trust_remote_code=settings.trust_remote_code,
                 use_safetensors=True,
-                **extra,
             )
     except (OSError, ValueError, RuntimeError) as error:
         first_line = str(error).strip().splitlines()[0]

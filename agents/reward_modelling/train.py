@@ -201,7 +201,6 @@ def load_base(name: str, settings: TrainerSettings, own: RewardSettings, tokeniz
     torch.manual_seed(settings.seed)
     labels = max(1, len(own.heads))
     model = load_weights(AutoModelForSequenceClassification, name, "model", "model", load, num_labels=labels)
-    model.config.num_labels = labels
     if (head := getattr(model, "score", None)) is not None:
         if not isinstance(head, nn.Linear) or head.out_features != labels:
             raise ValueError(

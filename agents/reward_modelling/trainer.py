@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from trl import RewardTrainer
 
 from agents.preferences.records import Ranking
 from agents.reward_modelling.losses import LOSSES, centring_loss, pairwise_loss, plackett_luce_loss
+from llm_env.attention import packed_states
+from llm_env.packing import pack_ends
 from llm_env.prompts import encode_prompt
 from llm_env.reward_heads import Gate
 from llm_env.texts import encode_response, response_after
@@ -186,22 +189,39 @@ class RankingTrainer(RewardTrainer):
         head = getattr(own, "score", None)
         if head is None:  # an encoder, which pools by itself
             return model(input_ids=ids, attention_mask=mask).logits[:, 0].float()
-        # through the whole model, for the wrappers of distributed training; the pooled logits look for the pad id, and are
-        # not used: an end token that is also the pad would be passed over
-        out = model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
-        states = out.hidden_states[-1]
-        rows = torch.arange(len(ids), device=states.device)
-        values = head(states[rows, inputs["lengths"] - 1]).float()
+        ends, prompt_ends = self._states(model, own, inputs)
+        values = head(ends).float()
         if values.shape[1] == 1:
             return values[:, 0]
+        rows = torch.arange(len(ids), device=values.device)
         gate: Gate | None = getattr(own, "gate", None)
         if gate is not None:
-            weights = gate(states[rows, inputs["prompt_lengths"] - 1].detach())
+            weights = gate(prompt_ends.detach())
         else:
             weights = torch.tensor(self.head_weights, device=values.device).expand_as(values)
         overall = (values * weights).sum(-1)
         asked = inputs["heads"]
         return torch.where(asked < 0, overall, values[rows, asked.clamp(min=0)])
+
+    def _states(self, model: Any, own: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Hidden states at the last token of each response, and of each prompt, (n, H) each."""
+        lengths, prompts = inputs["lengths"], inputs["prompt_lengths"]
+        if self.accelerator.num_processes == 1 and not self.args.gradient_checkpointing:  # without padding
+            sequences = [ids[:n].tolist() for ids, n in zip(inputs["input_ids"], lengths.tolist(), strict=True)]
+            batch = pack_ends(sequences, lengths.device)
+            plain: Any = own.get_base_model() if isinstance(own, PeftModel) else own
+            states = packed_states(plain.base_model, batch)
+            return states[batch.index], states[batch.index - (lengths - prompts)]
+        # Through the whole model, for the wrappers of distributed training. Its pooled logits look for the pad id and are not
+        # used: an end token that is also the pad would be passed over.
+        out = model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            output_hidden_states=True,
+            use_cache=False,
+        )
+        rows = torch.arange(len(lengths), device=lengths.device)
+        return out.hidden_states[-1][rows, lengths - 1], out.hidden_states[-1][rows, prompts - 1]
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

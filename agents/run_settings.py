@@ -194,6 +194,8 @@ class RunSettings:
         for name in ("eval_every", "ref_refresh_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0.")
+        if self.kl_target is not None and self.kl_coef <= 0:
+            raise ValueError("kl_target needs a kl_coef above 0 to start from: it is multiplied.")
         if self.best_by not in BEST_BY:
             raise ValueError(f"best_by={self.best_by!r} is not known; use one of {', '.join(BEST_BY)}.")
         if self.ptx_texts is None and (self.ptx_coef is not None or self.ptx_tokens is not None):

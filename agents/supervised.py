@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from llm_env.models import quiet_loading, resolve_device
 
@@ -101,6 +102,8 @@ class TrainerSettings:
         micro = self.micro_batch_size or self.batch_size
         steps = max(1, math.ceil(self.epochs * math.ceil(records / self.batch_size)))
         every = max(1, math.ceil(steps / self.evaluations))
+        known = {f.name for f in dataclasses.fields(TrainingArguments)}
+        checkpointing = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
         return {
             "output_dir": str(self.output_dir / CHECKPOINTS),
             "num_train_epochs": self.epochs,
@@ -113,7 +116,7 @@ class TrainerSettings:
             "weight_decay": self.weight_decay,
             "max_grad_norm": self.max_grad_norm,
             "bf16": self.mixed_precision == "bf16",
-            "gradient_checkpointing": self.gradient_checkpointing,
+            checkpointing: self.gradient_checkpointing,
             "eval_strategy": "steps",
             "eval_steps": every,
             "save_strategy": "steps",

@@ -22,7 +22,8 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2em auto
 h1 { font-size: 1.7em; } h2 { margin-top: 2.2em; border-bottom: 1px solid #ccc; } img { max-width: 100%; height: auto; }
 table { border-collapse: collapse; margin: 1em 0; }
 th, td { border-bottom: 1px solid #ddd; padding: .3em .7em; text-align: left; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; } td { vertical-align: top; } .dim { color: #777; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; } td { vertical-align: top; overflow-wrap: anywhere; }
+pre { overflow-x: auto; background: #f6f6f6; padding: 1em; } .dim { color: #777; }
 """
 
 

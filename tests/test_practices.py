@@ -247,12 +247,10 @@ def test_the_critic_has_a_learning_rate_of_its_own() -> None:
     for scale in (1.0, 3.0):
         model = filled(critic_lr_scale=scale, optimizer_class=torch.optim.SGD, learning_rate=1e-3, n_epochs=1)
         model.batch_size = 48
-        before = {n: p.detach().clone() for n, p in model.policy.named_parameters()}
+        parts = (model.policy.actor, model.policy.critic)
+        before = [weights_of(part).clone() for part in parts]
         model.train()
-        after = dict(model.policy.named_parameters())
-        actor = sum((after[n] - b).norm() ** 2 for n, b in before.items() if n.startswith("actor.")) ** 0.5
-        critic = sum((after[n] - b).norm() ** 2 for n, b in before.items() if n.startswith("critic.")) ** 0.5
-        moved[scale] = [float(actor), float(critic)]
+        moved[scale] = [float((weights_of(part) - b).norm()) for part, b in zip(parts, before, strict=True)]
         assert {g["lr"] for g in model.policy.optimizer.param_groups} == {1e-3}  # SB3's schedule is not disturbed
     assert moved[3.0][0] == pytest.approx(moved[1.0][0], rel=1e-2)
     assert moved[3.0][1] == pytest.approx(3 * moved[1.0][1], rel=1e-2)
@@ -294,7 +292,7 @@ def test_a_hard_refresh_brings_the_kl_to_zero_and_touches_no_shared_model(lora: 
 
 def test_a_moving_average_goes_part_of_the_way() -> None:
     task = TextTask(TaskSettings())
-    first = weights_of(task.model.lm.model)
+    first = weights_of(load_causal_lm(DEFAULT_MODEL, LoadSettings("float32", "cpu")).model)
     other = load_causal_lm(DEFAULT_MODEL, LoadSettings("float32", "cpu")).model
     with torch.no_grad():
         for parameter in other.parameters():

@@ -289,7 +289,7 @@ def test_bad_settings_of_the_script(
 def test_a_runs_checkpoint_can_respond(tmp_path: Path, lora: str) -> None:
     from agents.preferences.collect import load_source
     from llm_env.generation import continue_prompts
-    from llm_env.models import shared_causal_lm
+    from llm_env.models import load_causal_lm, shared_causal_lm
 
     run = tmp_path / "run"
     size = ["--n-envs", "4", "--max-new-tokens", "6", "--max-prompt-length", "12", "--total-timesteps", "48"]
@@ -300,8 +300,8 @@ def test_a_runs_checkpoint_can_respond(tmp_path: Path, lora: str) -> None:
     prompts = PromptSet(["How was it?"], actor.tokenizer, 9).prompts
     one = continue_prompts(model.lm, prompts, model.eos_ids, 12, seed=3)
     assert one == continue_prompts(actor.lm, prompts, actor.eos_ids, 12, seed=3)
-    start = shared_causal_lm(DEFAULT_MODEL, CPU)
-    weights = [torch_cat(m.lm.model) for m in (model, actor, start)]
+    start = load_causal_lm(DEFAULT_MODEL, CPU)
+    weights = [torch_cat(m) for m in (model.lm.model, actor.lm.model, start.model)]
     assert np.abs(weights[0] - weights[1]).max() < 1e-5
     assert np.abs(weights[0] - weights[2]).max() > 1e-4
 

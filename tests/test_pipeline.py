@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import pipeline
+from tests.browser import needs_browser, open_page
+
+ROOT = Path(__file__).parent.parent
+
+TINY: dict[str, Any] = {
+    "text": {"script": "write_reviews", "reviews": 200, "heldout_reviews": 30},
+    "sft": {"script": "train_sft", "texts": "{text}/reviews.jsonl", "epochs": 0.2, "evaluations": 1},
+    "preferences": {
+        "script": "collect_preferences",
+        "actors": ["{sft}/actor"],
+        "prompts": "{text}/prompts.jsonl",
+        "n_prompts": 64,
+        "judge": "gold",
+    },
+    "reward": {
+        "script": "train_reward_model",
+        "model": "{sft}/actor",
+        "preferences": "{preferences}/rankings.jsonl",
+        "gold": "llm_env.gold:gold_score",
+        "evaluations": 1,
+        "learning_rate": 0.001,
+    },
+    "ppo": {
+        "script": "train",
+        "model": "{sft}/actor",
+        "reward_model": "{reward}/reward_model",
+        "prompts": "{text}/prompts.jsonl",
+        "eval_prompts": "{text}/heldout_prompts.jsonl",
+        "gold": "llm_env.gold:gold_score",
+        "n_envs": 8,
+        "max_new_tokens": 8,
+        "total_timesteps": 256,
+        "eval_every": 2,
+    },
+    "evaluation": {
+        "script": "evaluate",
+        "actor": "{ppo}/actor",
+        "n_prompts": 16,
+        "texts": "{text}/heldout_reviews.jsonl",
+    },
+}
+
+
+def config(path: Path, stages: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(stages, sort_keys=False), encoding="utf-8")
+    return path
+
+
+@pytest.mark.slow
+def test_all_stages_then_nothing_then_what_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    real = subprocess.run
+
+    def watched(words: list[str], **kwargs: Any) -> Any:
+        ran.append(Path(words[1]).stem + ("+resume" if "--resume" in words else ""))
+        return real(words, **kwargs)
+
+    monkeypatch.setattr(pipeline.subprocess, "run", watched)
+    folder = tmp_path / "out"
+    args = pipeline.Args(config(tmp_path / "c.yaml", TINY), folder)
+    assert pipeline.main(args) == 0
+    assert ran == [s["script"] for s in TINY.values()]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") >= 4
+    assert "http" not in page.replace("https://llm_env", "")
+
+    ran.clear()  # all there: nothing runs
+    assert pipeline.main(args) == 0
+    assert ran == []
+
+    changed = {**TINY, "evaluation": {**TINY["evaluation"], "n_prompts": 8}}  # only what is behind a change
+    assert pipeline.main(pipeline.Args(config(tmp_path / "c.yaml", changed), folder)) == 0
+    assert ran == ["evaluate"]
+
+    ran.clear()  # an output that somebody touched is made again, and what reads it
+    with (folder / "preferences" / "rankings.jsonl").open("a") as file:
+        file.write("\n")
+    assert pipeline.main(args) == 0
+    assert ran == ["collect_preferences"]  # the rankings come out the same, so what reads them stands
+
+    ran.clear()  # interrupted while under way: it goes on
+    whole = pipeline.Pipeline(pipeline.read_stages(args.config), folder, 0)
+    stage = whole._stage("ppo")
+    note = whole.note(stage)
+    assert note is not None
+    whole._keep(stage, pipeline.Note(note.inputs, None, note.seconds))
+    assert pipeline.main(args) == 0
+    assert ran[0] == "train+resume"
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ({"a": {"script": "trian"}}, "stage 'a': script='trian' is none of .* Did you mean 'train'"),
+        ({"a": {"script": "train", "model": "{b}/actor"}}, "{b} is no earlier stage; there is none"),
+        ({"a b": {"script": "train"}}, "letters, digits and underscores"),
+        ([], "must be a mapping"),
+    ],
+)
+def test_broken_configurations(tmp_path: Path, stages: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pipeline.read_stages(config(tmp_path / "c.yaml", stages))
+
+
+def test_a_folder_of_somebody_elses_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out" / "text").mkdir(parents=True)
+    (tmp_path / "out" / "text" / "mine.txt").write_text("precious")
+    args = pipeline.Args(config(tmp_path / "c.yaml", TINY), tmp_path / "out")
+    assert pipeline.main(args) == 1
+    assert "no stage of this pipeline made it" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "out" / "text" / "mine.txt").read_text() == "precious"
+
+
+def test_a_stage_that_fails_stops_the_rest(tmp_path: Path) -> None:
+    stages = {"text": {"script": "write_reviews", "reviews": 0}, "sft": {"script": "train_sft", "texts": "{text}/x"}}
+    assert pipeline.main(pipeline.Args(config(tmp_path / "c.yaml", stages), tmp_path / "out")) == 1
+    assert not (tmp_path / "out" / "sft").exists()
+
+
+def test_the_default_configuration_is_well_formed() -> None:
+    stages = pipeline.read_stages(ROOT / "scripts" / "configs" / "rlhf_default.yaml")
+    assert {s.script for s in stages} == set(pipeline.SCRIPTS)
+
+
+@needs_browser
+@pytest.mark.slow
+def test_the_report_in_a_browser(tmp_path: Path) -> None:
+    stages = {k: v for k, v in TINY.items() if k in ("text", "sft")}
+    folder = tmp_path / "out"
+    assert pipeline.main(pipeline.Args(config(tmp_path / "c.yaml", stages), folder)) == 0
+    with open_page(f"file://{folder / 'report.html'}") as page:
+        assert page.title() == "RLHF report"
+        widths = page.evaluate("[...document.images].map(image => image.naturalWidth)")
+        assert widths
+        assert min(widths) > 300  # drawn, not broken
+        assert page.locator("h2").count() >= 2
+        samples = json.loads((folder / "sft" / "sft.json").read_text())["samples"]
+        assert samples[0]["response"].strip() in page.locator("body").inner_text()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 1100
+        assert not page.errors

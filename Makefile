@@ -1,6 +1,7 @@
 # make demo   train the embedded default for about a minute, and evaluate it
+# make rlhf   supervised fine-tuning, preferences, reward model, PPO, evaluation: from new weights, in some minutes
 # make test   ruff, mypy, pytest
-# Both make .venv on first use, with the versions of constraints.txt.
+# All make .venv on first use, with the versions of constraints.txt.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,13 +9,16 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test clean
+.PHONY: demo rlhf test clean
 
 demo: $(VENV)/.installed
 	@if [ -e $(RUN) ]; then echo "$(RUN) is there already: make demo RUN=another/folder, or remove it"; exit 1; fi
 	$(BIN)/python scripts/train.py --config scripts/configs/demo.yaml --output-dir $(RUN)
 	$(BIN)/python scripts/evaluate.py --actor $(RUN)/actor
 	@echo "Pictures: $(RUN)/report.png   Samples: $(RUN)/samples.jsonl"
+
+rlhf: $(VENV)/.installed
+	$(BIN)/python scripts/pipeline.py --config scripts/configs/rlhf_default.yaml --output-dir runs/rlhf
 
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -4,12 +4,14 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from agents.evaluation import Estimate, compare, wilson_interval
 from llm_env.generation import respond
 from llm_env.gold import gold_score, score_review
 from llm_env.models import DEFAULT_MODEL, LoadSettings, load_causal_lm
 from llm_env.task import TaskSettings, TextTask
+from llm_env.texts import TextRecord, encode_text
 
 
 def test_estimate_by_hand() -> None:
@@ -78,3 +80,32 @@ def test_evaluate_names_what_is_missing(tmp_path: Path, capfd: pytest.CaptureFix
 
     assert evaluate.main(evaluate.Args(tmp_path / "actor")) == 1
     assert "actor=" in capfd.readouterr().err
+
+
+def test_perplexity_diversity_and_another_actor() -> None:
+    task = TextTask(TaskSettings(max_new_tokens=12))
+    lm = load_causal_lm(DEFAULT_MODEL, LoadSettings("float32", "cpu"))
+    worse = load_causal_lm(DEFAULT_MODEL, LoadSettings("float32", "cpu"))
+    with torch.no_grad():
+        for parameter in worse.model.parameters():
+            parameter.add_(0.15 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    records = [TextRecord("How was the hotel?", " The room was lovely."), TextRecord(None, "The room was awful.")]
+    texts = [encode_text(r, task.tokenizer) for r in records]
+    report = compare(lm, task, task.prompts.prompts[:48], 0, texts=texts, other=("worse", worse))
+    assert report.perplexity == pytest.approx(report.reference_perplexity)
+    nats, count = 0.0, 0
+    for text in texts:
+        log_probs = torch.log_softmax(lm.model(torch.tensor([text.ids])).logits[0], -1)
+        nats -= sum(log_probs[i - 1, text.ids[i]].item() for i in range(text.start, len(text.ids)))
+        count += len(text.ids) - text.start
+    assert report.perplexity == pytest.approx(math.exp(nats / count), rel=1e-4)
+    broken = compare(worse, task, task.prompts.prompts[:48], 0, texts=texts, other=("the reference", lm))
+    assert broken.perplexity is not None
+    assert report.perplexity is not None
+    assert broken.perplexity > 1.5 * report.perplexity
+    assert report.against is not None
+    assert broken.against is not None
+    assert report.against["win_rate"] + broken.against["win_rate"] == pytest.approx(1)
+    assert report.against["win_rate"] > 0.6
+    assert report.diversity == report.reference_diversity
+    assert 0 < report.diversity["self_bleu"] < 1

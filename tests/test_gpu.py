@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from stable_baselines3.common.logger import configure
 
-from agents import make_algorithm
+import write_reviews
+from agents import TextMetricsCallback, make_algorithm
 from agents.algorithms import ALGORITHMS
+from agents.reference_refresh import ReferenceRefresh
+from agents.reward_modelling.train import RewardSettings, train_reward_model
+from agents.sft import fine_tune
+from agents.supervised import TrainerSettings
 from llm_env.attention import packed_states
 from llm_env.decoding import CachedDecoder
 from llm_env.models import LoadSettings, load_causal_lm
@@ -95,3 +102,33 @@ def test_a_real_shortage_is_worked_through_in_parts(caplog: pytest.LogCaptureFix
     assert "does not fit in memory" in caplog.text
     for one, other in zip(want, got, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("estimator", ["k2", "exact"])
+def test_the_kl_in_reward_and_loss_and_a_reference_that_follows(estimator: str, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"prompt": "How was it?", "response": "Good."}\n')
+    model = make_algorithm(
+        "ppo", n_envs=8, seed=0, env_kwargs={**SMALL, "kl_estimator": estimator}, kl_in="both", ptx_texts=str(texts)
+    )
+    model.learn(8 * 8 * 3, callback=[TextMetricsCallback(), ReferenceRefresh(1, 0.5)], log_interval=None)
+    task = model.env.task  # type: ignore[union-attr]
+    assert task.own_reference().device.type == "cuda"
+    assert task.reference.version == 2
+    assert all(torch.isfinite(p).all() for p in model.policy.parameters())
+
+
+def test_the_supervised_stages(tmp_path: Path) -> None:
+    folder = tmp_path / "text"
+    write_reviews.main(write_reviews.Args(folder, reviews=100, heldout_reviews=20))
+    quick = {"evaluations": 1, "epochs": 0.3}
+    sft = TrainerSettings(tmp_path / "sft", **quick)
+    assert fine_tune(sft, str(folder / "reviews.jsonl"), n_samples=1)["perplexity"] < 10
+    pairs = [
+        {"prompt": f"How was it {i}?", "chosen": " The room was great.", "rejected": " The room was awful."}
+        for i in range(40)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs))
+    settings = TrainerSettings(tmp_path / "rm", str(tmp_path / "sft" / "actor"), **quick)
+    report = train_reward_model(settings, RewardSettings(str(tmp_path / "pairs.jsonl")))
+    assert report["pairs"] == 4

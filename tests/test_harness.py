@@ -49,7 +49,10 @@ def test_a_task_on_local_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for line in data.read_text().splitlines():
         record = json.loads(line)
         text = record["prompt"] + record["response"]
-        ids = [tokenizer.bos_token_id, *tokenizer(text)["input_ids"]]  # the harness puts a start token before every text
+        ids = [
+            tokenizer.bos_token_id,
+            *tokenizer(text)["input_ids"],
+        ]  # the harness puts a start token before every text
         with torch.no_grad():
             log_probs = torch.log_softmax(model(torch.tensor([ids])).logits[0], -1)
         nats -= sum(log_probs[i - 1, ids[i]].item() for i in range(1, len(ids)))

@@ -23,7 +23,7 @@ def imported(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("package", FORBIDDEN)
 def test_imports_point_one_way(package: str) -> None:
-    files = sorted((ROOT / package).glob("*.py"))
+    files = sorted((ROOT / package).rglob("*.py"))
     assert len(files) > 8
     for path in files:
         assert not imported(path) & FORBIDDEN[package], path.name

@@ -214,17 +214,22 @@ class ClassifierReward:
             assert head is not None
             batch = pack_ends(sequences, device)
             prompts = pack_ends([s[:start] for s, start in zip(sequences, starts, strict=True)], device)
-            scores = head(packed_states(self.model.base_model, batch)[batch.index]).float()
+            ends = packed_states(self.model.base_model, batch)[batch.index]
             weights = self.gate(packed_states(self.model.base_model, prompts)[prompts.index])
-            return (scores * weights).sum(-1)
+            return (self._exactly(head, ends) * weights).sum(-1)
         if self._head is not None:  # a decoder: causality is the mask
             batch = pack_ends(sequences, device)
-            return self._head(packed_states(self.model.base_model, batch)[batch.index])[:, 0].float()
+            return self._exactly(self._head, packed_states(self.model.base_model, batch)[batch.index])[:, 0]
         lengths = torch.tensor([len(s) for s in sequences])
         inside = torch.arange(int(lengths.max())) < lengths[:, None]
         ids = torch.zeros(inside.shape, dtype=torch.long)
         ids[inside] = torch.tensor([t for s in sequences for t in s])
         return self.model(input_ids=ids.to(device), attention_mask=inside.long().to(device)).logits[:, 0].float()
+
+    def _exactly(self, head: nn.Module, states: Tensor) -> Tensor:
+        """The head outside of autocast: rounded to bf16, scores would be steps of a hundredth."""
+        with torch.autocast(states.device.type, enabled=False):
+            return head(states.to(self.model.dtype)).float()
 
 
 def _linear_head(model: PreTrainedModel) -> nn.Linear | None:

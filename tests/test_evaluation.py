@@ -88,7 +88,7 @@ def test_perplexity_diversity_and_another_actor() -> None:
     worse = load_causal_lm(DEFAULT_MODEL, LoadSettings("float32", "cpu"))
     with torch.no_grad():
         for parameter in worse.model.parameters():
-            parameter.add_(0.15 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     records = [TextRecord("How was the hotel?", " The room was lovely."), TextRecord(None, "The room was awful.")]
     texts = [encode_text(r, task.tokenizer) for r in records]
     report = compare(lm, task, task.prompts.prompts[:48], 0, texts=texts, other=("worse", worse))
@@ -106,6 +106,8 @@ def test_perplexity_diversity_and_another_actor() -> None:
     assert report.against is not None
     assert broken.against is not None
     assert report.against["win_rate"] + broken.against["win_rate"] == pytest.approx(1)
-    assert report.against["win_rate"] > 0.6
+    scores, others = ([e.rm_score for e in respond(model, task, task.prompts.prompts[:48], 0)] for model in (lm, worse))
+    higher = [a > b if a != b else 0.5 for a, b in zip(scores, others, strict=True)]
+    assert report.against["win_rate"] == pytest.approx(sum(higher) / 48)
     assert report.diversity == report.reference_diversity
     assert 0 < report.diversity["self_bleu"] < 1

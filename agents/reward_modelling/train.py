@@ -267,10 +267,10 @@ def save(model: PreTrainedModel, tokenizer: Any, folder: Path, own: RewardSettin
 
 
 def raw_scores(folder: Path, rankings: Sequence[Ranking], settings: TrainerSettings) -> list[dict[str, float]]:
-    """Each response's score before normalisation, as the environment will read it; by response id, for each ranking."""
+    """Each response's score before normalisation, in float32, as the environment reads it; by response id, for each ranking."""
     load = LoadSettings("float32", str(resolve_device(settings.device)), settings.trust_remote_code)
     tokenizer = load_tokenizer(str(folder), "reward_model", settings.trust_remote_code)
-    model = ClassifierReward(str(folder), load, tokenizer, settings.mixed_precision)
+    model = ClassifierReward(str(folder), load, tokenizer)
     model.mean, model.std = 0.0, 1.0
     episodes = [episode_of(r.candidates.prompt, c, model) for r in rankings for c in r.candidates.responses]
     flat = iter(model.score(episodes))

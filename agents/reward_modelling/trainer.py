@@ -189,8 +189,8 @@ class RankingTrainer(RewardTrainer):
         head = getattr(own, "score", None)
         if head is None:  # an encoder, which pools by itself
             return model(input_ids=ids, attention_mask=mask).logits[:, 0].float()
-        ends, prompt_ends = self._states(model, own, inputs)
-        values = head(ends).float()
+        ends, prompt_ends = (states.float() for states in self._states(model, own, inputs))
+        values = head(ends)
         if values.shape[1] == 1:
             return values[:, 0]
         rows = torch.arange(len(ids), device=values.device)
@@ -210,7 +210,8 @@ class RankingTrainer(RewardTrainer):
             sequences = [ids[:n].tolist() for ids, n in zip(inputs["input_ids"], lengths.tolist(), strict=True)]
             batch = pack_ends(sequences, lengths.device)
             plain: Any = own.get_base_model() if isinstance(own, PeftModel) else own
-            states = packed_states(plain.base_model, batch)
+            with self.accelerator.autocast():  # else it wraps the model's own forward only
+                states = packed_states(plain.base_model, batch)
             return states[batch.index], states[batch.index - (lengths - prompts)]
         # Through the whole model, for the wrappers of distributed training. Its pooled logits look for the pad id and are not
         # used: an end token that is also the pad would be passed over.

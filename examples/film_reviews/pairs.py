@@ -4,9 +4,9 @@
     python examples/film_reviews/pairs.py
 
 Film reviews that begin with the same three words, one good and one bad: the beginning is the prompt, the good one's next
-words are preferred. Writes ``pairs.jsonl``, ``heldout_pairs.jsonl`` (other beginnings) and ``pair_prompts.jsonl``
-(beginnings of still other reviews, to continue), and prints the accuracy of TF-IDF with logistic regression on the same
-split.
+words are preferred. Writes ``pairs.jsonl``, ``heldout_pairs.jsonl`` (other beginnings), ``pair_prompts.jsonl`` (beginnings of
+still other reviews, to continue), ``texts.jsonl`` (reviews to mix into the update) and ``heldout_texts.jsonl`` (to measure the
+perplexity of), and prints the accuracy of TF-IDF with logistic regression on the same split.
 """
 
 from __future__ import annotations
@@ -79,7 +79,11 @@ def main() -> None:
     train = [p for o in openings if o not in held_out for p in by_opening[o]]
     test = [p for o in openings if o in held_out for p in by_opening[o]]
     prompts = [" ".join(texts[i].split(" ")[:6]) for i in rest if len(texts[i].split(" ")) > 20 and texts[i].isascii()]
+    usable = [i for i in kept if len(texts[i].split(" ")) > 20 and texts[i].isascii()]
+    others = [i for i in rest if len(texts[i].split(" ")) > 20 and texts[i].isascii()]
     for name, records in (
+        ("texts", [{"text": " ".join(texts[i].split(" ")[:80])} for i in usable[:4000]]),
+        ("heldout_texts", [{"text": " ".join(texts[i].split(" ")[:80])} for i in others[-200:]]),
         ("pairs", train),
         ("heldout_pairs", test),
         ("pair_prompts", [{"prompt": p} for p in dict.fromkeys(prompts)]),

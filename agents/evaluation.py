@@ -16,7 +16,7 @@ from agents.diversity import distinct_n, self_bleu
 from llm_env.generation import respond
 from llm_env.models import CausalLM, SharedLM
 from llm_env.prompts import Prompt
-from llm_env.reference import Reference
+from llm_env.reference import perplexity
 from llm_env.task import TextTask
 from llm_env.texts import EncodedText
 from llm_env.transition import Episode
@@ -114,6 +114,7 @@ def compare(
         ValueError: best of n of an actor that is no language model, or n below 1.
     """
     bound = best_of_n_kl(n)
+    half = task.settings.mixed_precision
     if n == 1:
         ours = actor_respond(actor, task, prompts, seed, deterministic, mask)
     elif isinstance(actor, CausalLM):
@@ -155,8 +156,8 @@ def compare(
         reference_gold_score=Estimate.of(golden[1]) if golden else None,
         diversity=diversity([e.response_text for e in ours]),
         reference_diversity=diversity([e.response_text for e in theirs]),
-        perplexity=perplexity(actor, task, texts) if texts and isinstance(actor, CausalLM) else None,
-        reference_perplexity=perplexity(task.model, task, texts) if texts else None,
+        perplexity=perplexity(lend(actor, task), texts, half) if texts and isinstance(actor, CausalLM) else None,
+        reference_perplexity=perplexity(task.model, texts, half) if texts else None,
         against=against,
         samples=[
             {
@@ -182,20 +183,9 @@ def diversity(texts: Sequence[str]) -> dict[str, float]:
     return {"distinct_1": distinct_n(texts, 1), "distinct_2": distinct_n(texts, 2), "self_bleu": self_bleu(texts)}
 
 
-def perplexity(model: CausalLM | SharedLM, task: TextTask, texts: Sequence[EncodedText]) -> float:
-    """Exp of the mean -log π of the texts' tokens, at temperature 1.
-
-    Raises:
-        ValueError: no text has a token to score.
-    """
-    shared = model if isinstance(model, SharedLM) else SharedLM(model, task.tokenizer, task.eos_ids, task.settings.load)
-    limit = shared.lm.max_positions
-    ids = [t.ids[:limit] for t in texts]
-    scored = Reference(shared, 1.0, task.settings.mixed_precision).log_probs(ids, [t.start for t in texts])
-    flat = np.concatenate([s.astype(np.float64) for s in scored])
-    if not len(flat):
-        raise ValueError("texts: none has a token to score.")
-    return float(np.exp(-flat.mean()))
+def lend(actor: CausalLM, task: TextTask) -> SharedLM:
+    """An actor as what the frozen models are."""
+    return SharedLM(actor, task.tokenizer, task.eos_ids, task.settings.load)
 
 
 def _scores(episodes: list[Episode]) -> list[float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from llm_env.models import (
     load_weights,
     quiet_loading,
 )
-from llm_env.reference import Reference
+from llm_env.reference import perplexity
 from llm_env.texts import EncodedText, TextRecord, encode_text, read_texts
 
 
@@ -144,13 +143,12 @@ def load_model(name: str, settings: TrainerSettings, from_scratch: bool) -> Any:
 
 
 def text_perplexity(model: Any, tokenizer: PreTrainedTokenizerBase, texts: list[EncodedText]) -> float:
-    """Exp of the mean -log π of the texts' learned tokens."""
+    """Perplexity of the texts' learned tokens; the model is left in the mode it was in."""
     was_training = model.training
     model.eval()
-    shared = SharedLM(CausalLM(model, "model"), tokenizer, frozenset(), LoadSettings())
-    scored = Reference(shared, 1.0).log_probs([t.ids for t in texts], [t.start for t in texts])
+    found = perplexity(SharedLM(CausalLM(model, "model"), tokenizer, frozenset(), LoadSettings()), texts)
     model.train(was_training)
-    return math.exp(-sum(float(s.sum()) for s in scored) / sum(len(s) for s in scored))
+    return found
 
 
 def sample_responses(

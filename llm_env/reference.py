@@ -14,6 +14,7 @@ from llm_env.decoding import CachedDecoder
 from llm_env.head import head_log_probs
 from llm_env.models import CausalLM, SharedLM, autocast
 from llm_env.packing import in_groups, pack
+from llm_env.texts import EncodedText
 
 SCORE_TOKENS = 16_384  # tokens read at once, padding included
 
@@ -110,3 +111,22 @@ class StepwiseReference:
             log_probs, _ = head_log_probs(lm, hidden, tokens, self.reference.temperature)
         result[busy] = log_probs.double().cpu().numpy()
         return result
+
+
+def perplexity(model: SharedLM, texts: Sequence[EncodedText], mixed_precision: str = "no") -> float:
+    """Exp of the mean -log π of the texts' learned tokens, at temperature 1.
+
+    Args:
+        model: Whose.
+        texts: Cut on the right where they are longer than the model can read.
+        mixed_precision: ``no`` or ``bf16``.
+
+    Raises:
+        ValueError: no text has a token to score.
+    """
+    limit = model.lm.max_positions
+    scored = Reference(model, 1.0, mixed_precision).log_probs([t.ids[:limit] for t in texts], [t.start for t in texts])
+    flat = np.concatenate([s.astype(np.float64) for s in scored]) if scored else np.zeros(0)
+    if not len(flat):
+        raise ValueError("texts: none has a token to score.")
+    return float(np.exp(-flat.mean()))

@@ -359,6 +359,39 @@ def test_the_order_of_the_texts_goes_through_them_before_any_comes_twice() -> No
     assert sorted(seen) == list(range(10))
 
 
+# ------------------------------------------------------------------------------------------------ stock PPO's own
+def moved(**settings: Any) -> tuple[Any, torch.Tensor]:
+    """An algorithm after two updates, and its weights."""
+    model = trained(2, learning_rate=2e-3, **settings)
+    return model, weights_of(model.policy)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("clip_range_vf", 0.001), ("ent_coef", 0.5), ("target_kl", 1e-6), ("vf_coef", 0.0), ("max_grad_norm", 1e-3)],
+)
+def test_stock_options_change_the_update(setting: str, value: float) -> None:
+    _, plain = moved()
+    model, changed = moved(**{setting: value})
+    assert (plain - changed).abs().max() > 1e-5
+    assert torch.equal(plain, moved()[1])  # else the difference would mean nothing
+    if setting == "target_kl":
+        assert (changed - weights_of(made().policy)).norm() < 0.7 * (plain - weights_of(made().policy)).norm()
+    if setting == "ent_coef":  # the bonus has a gradient
+        assert model.policy.entropy_grad
+
+
+def test_penalties_come_off_the_score_that_they_are_for() -> None:
+    model = filled({"missing_eos_penalty": 3.0, "overlong_buffer": 3, "overlong_penalty": 2.0})
+    seen = set()
+    for segment in model.rollout_buffer.segments:
+        e = segment.episode
+        overlong = 2.0 * min(1.0, max(0.0, (len(e.response_ids) - 3) / 3))
+        assert e.final_score == pytest.approx(e.rm_score - (0.0 if e.has_end else 3.0) - overlong)
+        seen.add(e.has_end)
+    assert False in seen
+
+
 # ------------------------------------------------------------------------------------------------ a whole run
 def run(folder: Path, iterations: int, *extra: str) -> int:
     size = ["--n-envs", "4", "--max-new-tokens", "6", "--max-prompt-length", "12", "--sample-every", "9"]

@@ -280,9 +280,9 @@ def test_a_hard_refresh_brings_the_kl_to_zero_and_touches_no_shared_model(lora: 
         6, [metrics, Look(), ReferenceRefresh(3)], learning_rate=lambda _: 5e-3, lora_rank=lora, critic="detached_head"
     )
     assert rows[0] == pytest.approx(0, abs=1e-3)
-    assert abs(rows[2]) > 1e-2
+    assert max(map(abs, rows[1:3])) > 1e-2
     assert rows[3] == pytest.approx(0, abs=1e-3)  # refreshed before the fourth rollout
-    assert abs(rows[5]) > 1e-2
+    assert max(map(abs, rows[4:])) > 1e-2
     task = text_env(model.env).task
     assert task.reference.shared is not task.model
     if not lora:

@@ -176,6 +176,15 @@ def preferences(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def many(preferences: Path) -> Path:
+    """The same with three sets of responses to each training prompt, for what has to be learned well."""
+    prompts = read_prompts(DEFAULT_PROMPTS) * 3
+    found = [c for part in collect_responses(prompts, [Source(DEFAULT_MODEL)], CPU, 4, 64, 32, 1) for c in part]
+    write_jsonl(preferences / "many.jsonl", [r.to_json() for r in Judge("gold", CPU, 1.0).rank(found)])
+    return preferences
+
+
 def train(folder: Path, output: Path, *extra: str, train_file: str = "train.jsonl") -> int:
     arguments = ["--preferences", str(folder / train_file), "--eval-preferences", str(folder / "test.jsonl")]
     arguments += ["--output-dir", str(output), "--device", "cpu", "--learning-rate", "1e-3", "--epochs", "2"]
@@ -189,18 +198,18 @@ def report_of(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", ["bradley_terry", "k_wise", "plackett_luce"])
-def test_each_loss_recovers_the_gold_order_on_held_out_prompts(preferences: Path, tmp_path: Path, loss: str) -> None:
-    extra = ["--loss", loss, "--gold", "llm_env.gold:gold_score"]
+def test_each_loss_recovers_the_gold_order_on_held_out_prompts(many: Path, tmp_path: Path, loss: str) -> None:
+    extra = ["--loss", loss, "--gold", "llm_env.gold:gold_score", "--epochs", "1"]
     if loss == "bradley_terry":  # a pair is an element: as many updates
-        extra += ["--batch-size", "128", "--epochs", "2"]
-    assert train(preferences, tmp_path / "rm", *extra) == 0
+        extra += ["--batch-size", "192"]
+    assert train(many, tmp_path / "rm", *extra, train_file="many.jsonl") == 0
     report = report_of(tmp_path / "rm")
     assert report["gold_accuracy"] >= 0.9
     assert report["accuracy_interval"][0] > 0.85
     # on load, scores have mean 0 and variance 1 on the training responses
     tokenizer = load_tokenizer(DEFAULT_MODEL)
     model = ClassifierReward(str(tmp_path / "rm" / "reward_model"), CPU, tokenizer)
-    rankings = read_rankings(preferences / "train.jsonl")[:200]
+    rankings = read_rankings(many / "many.jsonl")[:300]
     scores = model.score([episode_of(r.candidates.prompt, c, model) for r in rankings for c in r.candidates.responses])
     assert abs(np.mean(scores)) < 0.15
     assert np.std(scores) == pytest.approx(1, abs=0.15)

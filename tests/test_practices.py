@@ -78,6 +78,24 @@ def test_beta_moves_after_the_rollout_whose_rewards_it_paid() -> None:
     assert len(set(betas)) > 2
 
 
+@pytest.mark.slow
+def test_adaptive_kl_holds_its_target_within_a_fifth() -> None:
+    seen: list[float] = []
+
+    class Look(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            seen.append(metrics.last["rollout/kl"])
+
+    metrics = TextMetricsCallback()
+    model = make_algorithm("ppo", n_envs=64, seed=1, env_kwargs={"kl_coef": 0.1})
+    model.learn(64 * 32 * 44, callback=[metrics, Look(), AdaptiveKL(metrics, 6.0, 0.2)], log_interval=None)
+    assert np.mean(seen[-16:]) == pytest.approx(6.0, rel=0.2)
+    assert text_env(model.env).task.kl_coef < 0.09  # which 0.1 would not have done
+
+
 @pytest.mark.parametrize(
     ("target", "gain", "message"), [(0, 0.1, "kl_target=0"), (4, 0, "kl_gain=0"), (4, 5, "below 5")]
 )
@@ -277,7 +295,11 @@ def test_a_hard_refresh_brings_the_kl_to_zero_and_touches_no_shared_model(lora: 
 
     metrics = TextMetricsCallback()
     model = trained(
-        6, [metrics, Look(), ReferenceRefresh(3)], learning_rate=lambda _: 5e-3, lora_rank=lora, critic="detached_head"
+        6,
+        [metrics, Look(), ReferenceRefresh(3)],
+        learning_rate=lambda _: 5e-3 if lora else 1e-3,
+        lora_rank=lora,
+        critic="detached_head",
     )
     assert rows[0] == pytest.approx(0, abs=1e-3)
     assert max(map(abs, rows[1:3])) > 1e-2

@@ -423,6 +423,7 @@ def run(folder: Path, iterations: int, *extra: str) -> int:
 def test_the_best_evaluation_is_kept_and_the_kl_is_to_the_first_reference(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     extra = ["--eval-every", "1", "--n-eval", "8", "--learning-rate", "1e-3", "--ref-refresh-every", "1"]
+    extra += ["--lr-schedule", "constant"]
     assert run(folder, 5, *extra) == 0
     rows = read_progress(folder / "progress.csv")
     import json

@@ -116,7 +116,7 @@ def _split(
 ) -> tuple[list[TextRecord], list[TextRecord]]:
     if held_out is not None:
         return records, held_out
-    train, test = split_indices(len(records), settings.heldout_share or 0.1, settings.seed)
+    train, test = split_indices(len(records), settings.heldout_share, settings.seed)
     if not train:
         raise ValueError(f"texts: {len(records)} is too few to hold some out. Give more, or give --heldout-texts.")
     return [records[i] for i in train], [records[i] for i in test]

@@ -81,8 +81,8 @@ class TrainerSettings:
             raise ValueError(f"lr_schedule={self.lr_schedule!r} is not known; use 'cosine', 'linear' or 'constant'.")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup={self.warmup} must be a share of the steps, at least 0 and below 1.")
-        if not 0 <= self.heldout_share < 1:
-            raise ValueError(f"heldout_share={self.heldout_share} must be at least 0 and below 1.")
+        if not 0 < self.heldout_share < 1:
+            raise ValueError(f"heldout_share={self.heldout_share} must be above 0 and below 1.")
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank={self.lora_rank} must be at least 0 (0 trains all weights).")
         used = self.output_dir.exists() and any(self.output_dir.iterdir())
@@ -206,7 +206,7 @@ def quiet_trainer() -> None:
 
 
 def split_indices(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
-    """(train, held out): at least one held out, unless the share is 0."""
-    held = 0 if share == 0 else max(1, round(share * count))
+    """(train, held out): at least one held out."""
+    held = max(1, round(share * count))
     order = np.random.default_rng(seed).permutation(count).tolist()
     return sorted(order[held:]), sorted(order[:held])

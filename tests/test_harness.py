@@ -29,7 +29,7 @@ metric_list: [{{metric: bits_per_byte}}]
 
 @pytest.mark.slow
 def test_a_task_on_local_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("lm_eval", reason="pip install 'llm-env[harness]'")
+    pytest.importorskip("lm_eval", reason="pip install '.[harness]'")
     assert write_reviews.main(write_reviews.Args(tmp_path / "text", reviews=1, heldout_reviews=30)) == 0
     data = tmp_path / "text" / "heldout_reviews.jsonl"
     (tmp_path / "tasks").mkdir()

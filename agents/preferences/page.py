@@ -237,7 +237,7 @@ def serve(
     try:
         page = build(answers)
     except ImportError as error:
-        raise ValueError("--people needs gradio: pip install 'llm-env[people]'.") from error
+        raise ValueError("--people needs gradio: pip install '.[people]'.") from error
     page.launch(server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, footer_links=[])
     console.print(f"Rank at http://{host}:{port}  ({len(answers.questions)} prompts). Ctrl-C ends.", highlight=False)
     try:

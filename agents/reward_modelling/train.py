@@ -170,7 +170,7 @@ def read_split(own: RewardSettings, settings: TrainerSettings) -> tuple[list[Ran
         check_leaks(rankings, held_out)
         return rankings, held_out
     prompts = list(dict.fromkeys(prompt_key(r.candidates.prompt) for r in rankings))
-    train, test = split_indices(len(prompts), settings.heldout_share or 0.1, settings.seed)
+    train, test = split_indices(len(prompts), settings.heldout_share, settings.seed)
     if not train or not test:
         raise ValueError(
             f"preferences={own.preferences!r} has {len(prompts)} different prompt(s); with fewer than two none can be held out."

@@ -15,6 +15,7 @@ import tyro
 import train_reward_model as script
 from agents.preferences.collect import Judge, Source, collect_responses, episode_of
 from agents.preferences.records import Candidates, Ranking, Response, read_rankings, write_jsonl
+from agents.preferences.rows import encode_rankings
 from agents.reward_modelling.losses import centring_loss, pairwise_loss, plackett_luce_loss
 from agents.reward_modelling.report import (
     JudgedPair,
@@ -24,7 +25,7 @@ from agents.reward_modelling.report import (
     summarise,
     worst_mistakes,
 )
-from agents.reward_modelling.trainer import RankingLoss, collate, encode_rankings
+from agents.reward_modelling.trainer import RankingLoss, collate
 from llm_env.models import DEFAULT_HELDOUT_PROMPTS, DEFAULT_MODEL, DEFAULT_PROMPTS, LoadSettings, load_tokenizer
 from llm_env.prompts import read_prompts
 from llm_env.reward_heads import Gate, load_gate
@@ -111,7 +112,7 @@ def test_rows_hold_what_the_environment_would_show_the_model() -> None:
     tokenizer = load_tokenizer(DEFAULT_MODEL)
     texts = [" The room was great.", " The room was poor.", " I left."]
     one = ranking("How was the hotel?", texts, [["r0"], ["r1"], ["r2"]])
-    rows, left_out = encode_rankings([one], tokenizer, 64, "k_wise", None)
+    rows, left_out = encode_rankings([one], tokenizer, 64, False)
     assert len(rows) == 1
     assert rows[0]["ids"][1] == [
         *tokenizer("How was the hotel?")["input_ids"],
@@ -119,7 +120,7 @@ def test_rows_hold_what_the_environment_would_show_the_model() -> None:
         tokenizer.eos_token_id,
     ]
     assert rows[0]["tiers"] == [0, 1, 2]
-    pairs, _ = encode_rankings([one], tokenizer, 64, "bradley_terry", None)
+    pairs, _ = encode_rankings([one], tokenizer, 64, True)
     assert [len(r["ids"]) for r in pairs] == [2, 2, 2]
     batch = collate(pairs)
     assert batch["lengths"].tolist() == [len(ids) for r in pairs for ids in r["ids"]]
@@ -128,7 +129,7 @@ def test_rows_hold_what_the_environment_would_show_the_model() -> None:
         ranking("A?", texts, [], all_bad=True),
         ranking("A?", [" Same.", " Same."], [["r0"], ["r1"]]),
     ]
-    rows, left_out = encode_rankings(nothing, tokenizer, 64, "k_wise", None)
+    rows, left_out = encode_rankings(nothing, tokenizer, 64, False)
     assert not rows
     assert left_out == {"all bad": 1, "all tied": 1, "equal texts": 1, "cut": 0}
 

@@ -17,10 +17,11 @@ from transformers import AutoModelForSequenceClassification, EarlyStoppingCallba
 
 from agents.actor_network import adapter_config
 from agents.preferences.collect import episode_of
-from agents.preferences.records import Ranking, check_leaks, prompt_key, read_rankings
+from agents.preferences.records import Ranking, prompt_key, read_rankings
+from agents.preferences.rows import encode_rankings, read_split
 from agents.reward_modelling.report import accuracy_by_margin, judged_pairs, summarise, worst_mistakes, write_report
-from agents.reward_modelling.trainer import RankingLoss, RankingTrainer, encode_rankings
-from agents.supervised import TrainerSettings, quiet_trainer, run_trainer, split_indices
+from agents.reward_modelling.trainer import RankingLoss, RankingTrainer
+from agents.supervised import TrainerSettings, quiet_trainer, run_trainer
 from llm_env.models import (
     DEFAULT_MODEL,
     LoadSettings,
@@ -110,12 +111,12 @@ def train_reward_model(
     settings.check()
     own.check()
     gold = FunctionReward(own.gold).function if own.gold else None
-    train, held_out = read_split(own, settings)
+    train, held_out = read_split(own.preferences, own.eval_preferences, settings.heldout_share, settings.seed)
     name = settings.model or DEFAULT_MODEL
     tokenizer = load_tokenizer(name, trust_remote_code=settings.trust_remote_code)
     heads = list(own.heads) or None
-    rows, left_out = encode_rankings(train, tokenizer, own.max_length, own.loss.name, heads)
-    test_rows, _ = encode_rankings(held_out, tokenizer, own.max_length, own.loss.name, heads)
+    rows, left_out = encode_rankings(train, tokenizer, own.max_length, own.loss.name == "bradley_terry", heads)
+    test_rows, _ = encode_rankings(held_out, tokenizer, own.max_length, own.loss.name == "bradley_terry", heads)
     for what, some in (("training", rows), ("held-out", test_rows)):
         if not some:
             raise ValueError(f"No {what} preference is left to learn from; left out: {left_out}.")
@@ -156,30 +157,6 @@ def train_reward_model(
     mistakes = report.pop("worst_mistakes")
     write_report(settings.output_dir, report, mistakes)
     return {**report, "worst_mistakes": mistakes}
-
-
-def read_split(own: RewardSettings, settings: TrainerSettings) -> tuple[list[Ranking], list[Ranking]]:
-    """Training and held-out preferences; a prompt stands on one side only.
-
-    Raises:
-        FileNotFoundError, ValueError: as `read_rankings`; a side is empty; a prompt is on both sides of two files.
-    """
-    rankings = read_rankings(own.preferences)
-    if own.eval_preferences is not None:
-        held_out = read_rankings(own.eval_preferences)
-        check_leaks(rankings, held_out)
-        return rankings, held_out
-    prompts = list(dict.fromkeys(prompt_key(r.candidates.prompt) for r in rankings))
-    train, test = split_indices(len(prompts), settings.heldout_share, settings.seed)
-    if not train or not test:
-        raise ValueError(
-            f"preferences={own.preferences!r} has {len(prompts)} different prompt(s); with fewer than two none can be held out."
-        )
-    kept = {prompts[i] for i in train}
-    sides: tuple[list[Ranking], list[Ranking]] = ([], [])
-    for ranking in rankings:
-        sides[prompt_key(ranking.candidates.prompt) not in kept].append(ranking)
-    return sides
 
 
 def head_shares(own: RewardSettings) -> list[float] | None:

@@ -11,13 +11,10 @@ from peft import PeftModel
 from torch import Tensor
 from trl import RewardTrainer
 
-from agents.preferences.records import Ranking
 from agents.reward_modelling.losses import LOSSES, centring_loss, pairwise_loss, plackett_luce_loss
 from llm_env.attention import packed_states
 from llm_env.packing import pack_ends
-from llm_env.prompts import encode_prompt
 from llm_env.reward_heads import Gate
-from llm_env.texts import encode_response, response_after
 
 MARGINS = ("none", "given", "rank")
 
@@ -75,67 +72,6 @@ class RankingLoss:
         return self.margin_scale * (ranks[None] - ranks[:, None] - 1).clamp(min=0).float()
 
 
-def encode_rankings(
-    rankings: Sequence[Ranking], tokenizer: Any, max_length: int, loss: str, heads: Sequence[str] | None
-) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Training rows of rankings: ids, prompt lengths, tiers, head.
-
-    Args:
-        rankings: Checked ones.
-        tokenizer: The model's.
-        max_length: In tokens; a longer prompt is cut on the left, a longer response on the right.
-        loss: For ``bradley_terry`` each pair is a row.
-        heads: The heads' names, or None.
-
-    Returns:
-        The rows, and how many records were left out, by reason.
-
-    Raises:
-        ValueError: an aspect is none of the heads.
-    """
-    rows: list[dict[str, Any]] = []
-    left_out = {"all bad": 0, "all tied": 0, "equal texts": 0, "cut": 0}
-    for ranking in rankings:
-        head = -1
-        if ranking.aspect is not None and heads is not None:
-            if ranking.aspect not in heads:
-                raise ValueError(f"{ranking.where}: aspect {ranking.aspect!r} is none of the heads {', '.join(heads)}.")
-            head = list(heads).index(ranking.aspect)
-        ranks = ranking.ranks()
-        if len(ranks) < 2:
-            left_out["all bad"] += 1
-            continue
-        if len(set(ranks.values())) < 2:
-            left_out["all tied"] += 1
-            continue
-        prompt, _ = encode_prompt(ranking.candidates.prompt, tokenizer, max_length - 1)
-        encoded: dict[str, tuple[list[int], int]] = {}
-        for name in ranks:
-            response = ranking.candidates.response(name)
-            text = response.text if prompt.messages else response_after(prompt.text, response.text)
-            end = [int(tokenizer.eos_token_id)] if response.finished and tokenizer.eos_token_id is not None else []
-            ids = [*prompt.ids, *encode_response(text, tokenizer), *end]
-            left_out["cut"] += len(ids) > max_length
-            encoded[name] = (ids[:max_length], len(prompt.ids))
-        groups = [list(ranks)]
-        if loss == "bradley_terry":
-            groups = [[better.id, worse.id] for better, worse, _ in ranking.pairs()]
-        for names in groups:
-            if len({tuple(encoded[n][0]) for n in names}) < 2:
-                left_out["equal texts"] += 1
-                continue
-            rows.append(
-                {
-                    "ids": [encoded[n][0] for n in names],
-                    "prompt_length": encoded[names[0]][1],
-                    "tiers": [ranks[n] for n in names],
-                    "head": head,
-                    "margin": float("nan") if ranking.margin is None else ranking.margin,
-                }
-            )
-    return rows, left_out
-
-
 def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Lays all responses of all rows into one right-padded batch: each is read once."""
     sequences = [ids for row in rows for ids in row["ids"]]
@@ -156,7 +92,7 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class RankingTrainer(RewardTrainer):
-    """`RewardTrainer` on rows of `encode_rankings`.
+    """`RewardTrainer` on rows of `agents.preferences.rows.encode_rankings`.
 
     Args:
         args: As `RewardTrainer`'s.

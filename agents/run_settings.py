@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import math
@@ -13,6 +12,7 @@ from typing import Any, Self
 
 import yaml
 
+from agents.named_values import named_values
 from llm_env.task import TaskSettings
 
 ALGORITHM_FIELDS = (
@@ -227,17 +227,10 @@ class RunSettings:
         left_out = {"lora_rank": 0, "mixed_precision": "no", "gradient_checkpointing": False}
         given = {name: getattr(self, name) for name in ALGORITHM_FIELDS}
         arguments = {n: v for n, v in given.items() if v is not None and (n not in left_out or v != left_out[n])}
-        for entry in self.algo_kwargs:
-            name, equals, value = entry.partition("=")
-            name = name.strip()
-            if not equals or not name:
-                raise ValueError(f"algo_kwargs: {entry!r} must be name=value.")
-            if name in arguments or name in ALGORITHM_FIELDS:
+        for name, value in named_values("algo_kwargs", self.algo_kwargs).items():
+            if name in ALGORITHM_FIELDS:
                 raise ValueError(f"algo_kwargs: {name} has a setting of its own; use --{name.replace('_', '-')}.")
-            arguments[name] = yaml.safe_load(value)
-            if isinstance(arguments[name], str):
-                with contextlib.suppress(ValueError):  # YAML reads 3e-4 as a text
-                    arguments[name] = float(arguments[name])
+            arguments[name] = value
         return arguments
 
     def task_arguments(self, prompts: Any) -> dict[str, Any]:

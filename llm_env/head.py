@@ -112,6 +112,7 @@ def head_kl(
     ref_hidden: Tensor,
     temperature: float,
     masks: Tensor | None = None,
+    forward: bool = False,
 ) -> Tensor:
     """KL(π‖π_ref) of the whole next-token distributions at single positions, in float32; differentiable in π.
 
@@ -125,6 +126,7 @@ def head_kl(
         ref_hidden: Its last hidden states at the same positions, shape (n, H').
         temperature: Divides both models' logits.
         masks: Which tokens π may choose, as bits, shape (n, ⌈V/8⌉); None: all.
+        forward: The other direction, KL(π_ref‖π); without masks, which would make it infinite.
 
     Returns:
         Nats, at least 0 up to rounding, shape (n,).
@@ -137,6 +139,8 @@ def head_kl(
         log_pi = torch.log_softmax(logits, -1)
         with torch.no_grad():
             log_ref = torch.log_softmax(ref_lm.logits(ref_states).float() / temperature, -1)
+        if forward:
+            return (log_ref.exp() * (log_ref - log_pi)).sum(-1)
         pi = log_pi.exp()
         return torch.where(pi > 0, pi * (log_pi - log_ref), 0.0).sum(-1)
 

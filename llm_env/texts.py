@@ -2,7 +2,7 @@
 
 A source is a file (``.txt``: one text a line; ``.jsonl``, ``.csv``, ``.parquet``) or a dataset id, as for prompts. A record has
 
-- ``prompt`` (a text, or a list of messages) and ``response`` (or ``completion``),
+- ``prompt`` (a text, or a list of messages) and ``response`` (or ``completion``); ``"finished": false`` where it was cut off,
 - ``messages``, the last of them the assistant's: everything before it is the prompt; or
 - ``text``.
 
@@ -24,10 +24,11 @@ RESPONSE_FIELDS = ("response", "completion")
 
 
 class TextRecord(NamedTuple):
-    """A text with or without a prompt before it."""
+    """A text with or without a prompt before it; one that is not finished gets no end token."""
 
     prompt: RawPrompt | None
     response: str
+    finished: bool = True
 
 
 class EncodedText(NamedTuple):
@@ -62,7 +63,10 @@ def _record(where: str, record: Any) -> TextRecord:
         raise ValueError(f"{where}: a record is an object with 'prompt' and 'response', 'messages' or 'text'.")
     field = next((name for name in RESPONSE_FIELDS if name in record), None)
     if field is not None and "prompt" in record:
-        return TextRecord(checked_prompt(where, record["prompt"]), _text(where, field, record[field]))
+        finished = record.get("finished", True)
+        if not isinstance(finished, bool):
+            raise ValueError(f"{where}: finished={finished!r} must be true or false.")
+        return TextRecord(checked_prompt(where, record["prompt"]), _text(where, field, record[field]), finished)
     if "messages" in record:
         messages = checked_prompt(where, record["messages"])
         if isinstance(messages, str) or len(messages) < 2 or messages[-1]["role"] != "assistant":
@@ -91,7 +95,7 @@ def encode_text(
         tokenizer: The model's.
         max_prompt_length: Longer prompts are cut on the left, as the environment does; None: never.
     """
-    end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    end = [] if tokenizer.eos_token_id is None or not record.finished else [int(tokenizer.eos_token_id)]
     if record.prompt is None:
         ids = list(tokenizer(record.response)["input_ids"])
         if not end or ids[-1:] != end:

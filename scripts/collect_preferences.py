@@ -18,7 +18,6 @@ from pathlib import Path
 
 import tyro
 from rich.console import Console
-from rich.progress import track
 
 from agents.terminal import plain_warnings, print_error
 
@@ -92,8 +91,9 @@ def collect(args: Args) -> None:
         FileNotFoundError, ValueError: something cannot be loaded, or a setting breaks its rule.
     """
     from agents.preferences.collect import Judge
+    from agents.preferences.folder import rank_in
     from agents.preferences.label_studio import export_tasks, import_rankings, labelling_config
-    from agents.preferences.records import append_jsonl, read_rankings, write_jsonl
+    from agents.preferences.records import append_jsonl, read_rankings
     from llm_env.models import LoadSettings, resolve_device
 
     check(args)
@@ -115,11 +115,7 @@ def collect(args: Args) -> None:
             append_jsonl(path, record)
         console.print(f"{len(fresh)} of {len(imported)} imported rankings are new.", highlight=False)
     if judge is not None:
-        said = read_rankings(path) if path.is_file() else []
-        done = {r.candidates.id for r in said if r.annotator == judge.name}
-        left = [c for c in candidates if c.id not in done]
-        others = [r.to_json() for r in said]
-        write_jsonl(path, [*others, *(r.to_json() for r in judge.rank(left))] if left else others)
+        rank_in(args.output_dir, candidates, judge)
     if args.people:
         from agents.preferences.page import serve
 
@@ -148,48 +144,21 @@ def check(args: Args) -> None:
 
 def responses(args: Args, load):
     """The responses to rank: sampled, or those that are there."""
-    from agents.preferences.collect import Source, collect_responses
-    from agents.preferences.records import append_jsonl, drop_unfinished_line, read_candidates
+    from agents.preferences.collect import Source
+    from agents.preferences.folder import Sampling, candidates_in
     from llm_env.models import DEFAULT_MODEL, DEFAULT_PROMPTS
     from llm_env.prompts import read_prompts
 
-    settings = {
-        name: getattr(args, name)
-        for name in ("actors", "temperatures", "prompts", "n_prompts", "repeats", "n_responses", "seed")
-    } | {"max_prompt_length": args.max_prompt_length, "max_new_tokens": args.max_new_tokens}
-    settings = json.loads(json.dumps(settings))
-    note, path = args.output_dir / "responses.json", args.output_dir / "responses.jsonl"
-    before = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
-    if path.is_file() and before is None:
-        return read_candidates(path)  # of the user's own
-    if before is not None and before["settings"] != settings:
-        changed = [k for k, v in settings.items() if before["settings"].get(k) != v]
-        raise ValueError(
-            f"output_dir={str(args.output_dir)!r} has responses that were sampled with other settings ({', '.join(changed)}). "
-            "Choose another folder, or the same settings."
-        )
     prompts = read_prompts(args.prompts or DEFAULT_PROMPTS)
     if args.n_prompts is not None:
         import numpy as np
 
         prompts = [prompts[i] for i in np.random.default_rng(0).permutation(len(prompts))[: args.n_prompts]]
     asked = [p for _ in range(args.repeats) for p in prompts]
-    sources = [Source(a, t) for t in args.temperatures for a in args.actors or (DEFAULT_MODEL,)]
-    done = before["asked"] if before is not None else 0
-    if before is not None and done < len(asked):
-        drop_unfinished_line(path)
-        keep_first(path, done)
-    chunk = 128
-    rounds = collect_responses(
-        asked, sources, load, args.n_responses, args.max_prompt_length, args.max_new_tokens, args.seed, done, chunk
-    )
-    left = -(-(len(asked) - done) // chunk)
-    for made in track(rounds, "responses", total=left, console=console, disable=not console.is_terminal or not left):
-        for candidates in made:
-            append_jsonl(path, candidates.to_json())
-        done = min(done + chunk, len(asked))
-        note.write_text(json.dumps({"settings": settings, "asked": done}, indent=1) + "\n", encoding="utf-8")
-    found = read_candidates(path)
+    sources = tuple(Source(a, t) for t in args.temperatures for a in args.actors or (DEFAULT_MODEL,))
+    sampling = Sampling(sources, args.n_responses, args.max_prompt_length, args.max_new_tokens, args.seed)
+    described = {name: getattr(args, name) for name in ("prompts", "n_prompts", "repeats")}
+    found = candidates_in(args.output_dir, asked, sampling, load, described, console)
     short = sum(len(c.responses) < args.n_responses for c in found)
     console.print(
         f"{len(found):,} prompts with responses"
@@ -198,14 +167,6 @@ def responses(args: Args, load):
         highlight=False,
     )
     return found
-
-
-def keep_first(path: Path, asked: int) -> None:
-    """Drops responses to prompts behind the first `asked`: of a chunk that was interrupted."""
-    if not path.is_file():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    path.write_text("".join(x for x in lines if int(json.loads(x)["id"][1:]) < asked), encoding="utf-8")
 
 
 def write_jsonl_array(path: Path, records: list) -> None:

@@ -248,7 +248,7 @@ def test_the_script_goes_on_where_it_stopped_and_ends_the_same(
     assert pairs
     assert all(gold_score([""], [p["chosen"]]) > gold_score([""], [p["rejected"]]) for p in pairs)
 
-    from agents.preferences import collect as module
+    from agents.preferences import folder as module
 
     real = module.collect_responses
 

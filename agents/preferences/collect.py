@@ -171,7 +171,8 @@ class Judge:
         for response, value in zip(candidates.responses, worth.tolist(), strict=True):
             tiers.setdefault(value, []).append(response.id)
         ordered = tuple(tuple(tiers[value]) for value in sorted(tiers, reverse=True))
-        return Ranking(candidates, ordered, self.name)
+        named = None if self.noise else dict(zip([r.id for r in candidates.responses], scores, strict=True))
+        return Ranking(candidates, ordered, self.name, scores=named)
 
     def _episode(self, raw: RawPrompt, response: Response) -> Episode:
         if self.tokenizer is None:

@@ -95,7 +95,7 @@ def _ranking(where: str, candidates: Candidates, annotation: dict[str, Any]) -> 
     annotator = annotation.get("completed_by", "")
     if isinstance(annotator, dict):  # exports differ in how much they tell of a person
         annotator = annotator.get("email") or annotator.get("id", "")
-    return Ranking(candidates, tuple(tiers), str(annotator), None, all_bad, None, where)
+    return Ranking(candidates, tuple(tiers), str(annotator), None, all_bad, where=where)
 
 
 def _tiers(ranker: dict[str, list[str]]) -> list[tuple[str, ...]]:

@@ -75,6 +75,12 @@ class Answers:
         """How many the annotator has answered."""
         return sum((annotator, q.candidates.id, q.aspect) in self.given for q in self.questions)
 
+    @property
+    def complete(self) -> bool:
+        """Whether somebody has answered each question."""
+        answered = {key[1:] for key in self.given}
+        return all((q.candidates.id, q.aspect) in answered for q in self.questions)
+
     def add(self, annotator: str, number: int, ranks: Sequence[int] | None) -> None:
         """Keeps an answer: on the disk when this returns.
 
@@ -217,7 +223,13 @@ def build(answers: Answers) -> Any:
 
 
 def serve(
-    candidates: Sequence[Candidates], path: Path, aspects: Sequence[str], host: str, port: int, console: Console
+    candidates: Sequence[Candidates],
+    path: Path,
+    aspects: Sequence[str],
+    host: str,
+    port: int,
+    console: Console,
+    until_complete: bool = False,
 ) -> None:
     """Serves the page until Ctrl-C.
 
@@ -228,6 +240,7 @@ def serve(
         host: Address to listen at.
         port: Port.
         console: Where to say so.
+        until_complete: End as well when somebody has answered each question.
 
     Raises:
         ValueError: gradio is not installed, or the file of answers holds something else.
@@ -241,7 +254,7 @@ def serve(
     page.launch(server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, footer_links=[])
     console.print(f"Rank at http://{host}:{port}  ({len(answers.questions)} prompts). Ctrl-C ends.", highlight=False)
     try:
-        while True:
+        while not (until_complete and answers.complete):
             time.sleep(1)
     finally:
         page.close()

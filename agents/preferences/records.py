@@ -10,7 +10,8 @@
      "annotator": "ann", "aspect": null}
 
 A ranking lists response ids from best to worst, ties together; responses that it leaves out were not ranked. An aspect
-(helpful, polite, …) says in which respect. ``finished`` is false where a response was cut off at the length cap.
+(helpful, polite, …) says in which respect. ``finished`` is false where a response was cut off at the length cap. A judge that
+scores adds ``"scores": {"a": 1.2, …}``.
 
 Pairs are TRL's format, ``{"prompt": …, "chosen": …, "rejected": …}``, with an optional ``margin``; they are read wherever
 rankings are.
@@ -21,7 +22,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ class Ranking:
         aspect: In which respect; None: overall.
         all_bad: Whether none is any good.
         margin: How much better the first of a pair is, where somebody said so.
+        scores: Each response's score, where whoever ranked gave scores.
         where: File and line, for errors.
     """
 
@@ -84,6 +86,7 @@ class Ranking:
     aspect: str | None = None
     all_bad: bool = False
     margin: float | None = None
+    scores: Mapping[str, float] | None = None
     where: str = field(default="", compare=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -96,6 +99,8 @@ class Ranking:
         }
         if self.margin is not None:
             own["margin"] = self.margin
+        if self.scores is not None:
+            own["scores"] = dict(self.scores)
         return {**self.candidates.to_json(), **own}
 
     def ranks(self) -> dict[str, int]:
@@ -197,8 +202,8 @@ def _ranking(where: str, record: dict[str, Any]) -> Ranking:
     if len(ranked) < 2 and not all_bad:
         raise ValueError(f"{where}: the ranking holds {len(ranked)} response; it needs at least two.")
     aspect = record.get("aspect")
-    margin = _margin(where, record)
-    return Ranking(candidates, tiers, str(record.get("annotator", "")), aspect, all_bad, margin, where)
+    annotator, margin, scores = str(record.get("annotator", "")), _margin(where, record), _scores(where, record, known)
+    return Ranking(candidates, tiers, annotator, aspect, all_bad, margin, scores, where)
 
 
 def _pair(where: str, record: dict[str, Any]) -> Ranking:
@@ -228,9 +233,8 @@ def _pair(where: str, record: dict[str, Any]) -> Ranking:
     responses = (Response("chosen", sides[0]), Response("rejected", sides[1]))
     candidates = Candidates(str(record.get("id", where)), checked_prompt(where, prompt), responses)
     tiers = (("chosen",), ("rejected",))
-    return Ranking(
-        candidates, tiers, str(record.get("annotator", "")), record.get("aspect"), False, _margin(where, record), where
-    )
+    annotator, aspect, margin = str(record.get("annotator", "")), record.get("aspect"), _margin(where, record)
+    return Ranking(candidates, tiers, annotator, aspect, False, margin, None, where)
 
 
 def _margin(where: str, record: dict[str, Any]) -> float | None:
@@ -240,6 +244,18 @@ def _margin(where: str, record: dict[str, Any]) -> float | None:
     if isinstance(margin, bool) or not isinstance(margin, int | float) or margin < 0:
         raise ValueError(f"{where}: margin={margin!r} must be a number, at least 0.")
     return float(margin)
+
+
+def _scores(where: str, record: dict[str, Any], known: set[str]) -> dict[str, float] | None:
+    scores = record.get("scores")
+    if scores is None:
+        return None
+    numbers = isinstance(scores, dict) and all(
+        isinstance(v, int | float) and not isinstance(v, bool) for v in scores.values()
+    )
+    if not numbers or not set(scores) <= known:
+        raise ValueError(f"{where}: 'scores' must give numbers to response ids; got {scores!r:.80}.")
+    return {str(k): float(v) for k, v in scores.items()}
 
 
 def check_leaks(train: Sequence[Ranking], held_out: Sequence[Ranking]) -> None:

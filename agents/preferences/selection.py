@@ -1,0 +1,133 @@
+"""What to train on, or to ask about, next: the best of each prompt, clear pairs, prompts that were lost, disputed ones."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Sequence
+
+from agents.preferences.records import Ranking, Response, prompt_key
+from llm_env.texts import TextRecord
+
+PAIRS = ("all", "best_worst")
+
+
+def pairs_of(rankings: Sequence[Ranking], which: str = "all") -> list[Ranking]:
+    """Each ranking's pairs, as rankings of two.
+
+    The margin is the difference of the scores where there are any, else how many tiers lie between.
+
+    Args:
+        rankings: What was said.
+        which: ``all`` pairs of a ranking, or its ``best_worst``.
+
+    Raises:
+        ValueError: `which` is neither.
+    """
+    if which not in PAIRS:
+        raise ValueError(f"pairs={which!r} is not known; use one of {', '.join(PAIRS)}.")
+    found = []
+    for ranking in rankings:
+        pairs = ranking.pairs()
+        if which == "best_worst" and pairs:
+            pairs = [max(pairs, key=lambda pair: (_margin(ranking, *pair), pair[2]))]
+        for better, worse, apart in pairs:
+            if better.text.strip() != worse.text.strip():
+                found.append(_pair(ranking, better, worse, _margin(ranking, better, worse, apart)))
+    return found
+
+
+def _margin(ranking: Ranking, better: Response, worse: Response, apart: int) -> float:
+    if ranking.scores is not None and better.id in ranking.scores and worse.id in ranking.scores:
+        return max(0.0, ranking.scores[better.id] - ranking.scores[worse.id])
+    return float(apart) if ranking.margin is None else ranking.margin
+
+
+def _pair(ranking: Ranking, better: Response, worse: Response, margin: float) -> Ranking:
+    whole = ranking.candidates
+    two = type(whole)(whole.id, whole.prompt, (better, worse))
+    scores = None if ranking.scores is None else {r.id: ranking.scores[r.id] for r in two.responses}
+    tiers = ((better.id,), (worse.id,))
+    return Ranking(two, tiers, ranking.annotator, ranking.aspect, False, margin, scores, ranking.where)
+
+
+def clearest(pairs: Sequence[Ranking], share: float) -> list[Ranking]:
+    """The pairs with the largest margins, in the order given; at least one where there is one.
+
+    Args:
+        pairs: As from `pairs_of`.
+        share: Of them, above 0 and at most 1.
+
+    Raises:
+        ValueError: the share is out of range.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"margin_share={share} must be above 0 and at most 1.")
+    count = -(-len(pairs) * share // 1)
+    order = sorted(range(len(pairs)), key=lambda i: -(pairs[i].margin or 0.0))
+    kept = set(order[: int(count)])
+    return [pair for i, pair in enumerate(pairs) if i in kept]
+
+
+def lost(rankings: Sequence[Ranking], source: str) -> list[Ranking]:
+    """Rankings in which another source stands above all of `source`'s responses: what it has to learn.
+
+    The arena idea of Luo et al. 2024, "WizardArena" (https://arxiv.org/abs/2407.10627): train on the prompts that the model
+    loses against stronger ones, with the winner's response to prefer.
+
+    Args:
+        rankings: Of responses from two or more sources.
+        source: Whose losses; a response's own `source`, which begins with the model's name.
+    """
+    found = []
+    for ranking in rankings:
+        best = [ranking.candidates.response(name) for tier in ranking.tiers[:1] for name in tier]
+        ranked = [ranking.candidates.response(name) for tier in ranking.tiers for name in tier]
+        took_part = any(_is(r, source) for r in ranked) and not all(_is(r, source) for r in ranked)
+        if took_part and best and not any(_is(r, source) for r in best):
+            found.append(ranking)
+    return found
+
+
+def _is(response: Response, source: str) -> bool:
+    return response.source == source or response.source.startswith(f"{source} at ")
+
+
+def agreement_by_prompt(rankings: Sequence[Ranking]) -> dict[str, float]:
+    """For each prompt that two or more annotators ranked: the share of their verdicts on the same pairs that agree.
+
+    A verdict is better, worse or tied; keys are `prompt_key`s.
+    """
+    verdicts: dict[str, dict[tuple[str, str], list[int]]] = defaultdict(lambda: defaultdict(list))
+    for ranking in rankings:
+        ranks = ranking.ranks()
+        texts = {name: ranking.candidates.response(name).text for name in ranks}
+        for one, other in itertools.combinations(sorted(ranks, key=lambda name: texts[name]), 2):
+            sign = (ranks[one] > ranks[other]) - (ranks[one] < ranks[other])
+            verdicts[prompt_key(ranking.candidates.prompt)][texts[one], texts[other]].append(sign)
+    found = {}
+    for key, pairs in verdicts.items():
+        both = [a == b for signs in pairs.values() for a, b in itertools.combinations(signs, 2)]
+        if both:
+            found[key] = sum(both) / len(both)
+    return found
+
+
+def disputed_first(rankings: Sequence[Ranking]) -> list[Ranking]:
+    """Rankings by their prompt's agreement, lowest first; prompts that only one annotator ranked come last."""
+    agreement = agreement_by_prompt(rankings)
+    return sorted(rankings, key=lambda r: agreement.get(prompt_key(r.candidates.prompt), 2.0))
+
+
+def best_texts(rankings: Sequence[Ranking]) -> list[TextRecord]:
+    """Each ranking's best response, to fine-tune on: rejection sampling, or best of n.
+
+    Dong et al. 2023, "RAFT" (https://arxiv.org/abs/2304.06767); Touvron et al. 2023, "Llama 2", section 3.2.3. A ranking in
+    which nothing was found good, or all are tied, gives none.
+    """
+    found = []
+    for ranking in rankings:
+        if len(ranking.tiers) > 1 and not ranking.all_bad:
+            best = ranking.candidates.response(ranking.tiers[0][0])
+            found.append(TextRecord(ranking.candidates.prompt, best.text, best.finished))
+    return found

@@ -3,6 +3,11 @@ r"""Compares all algorithms on the embedded default, with the same budget of gen
     python scripts/compare.py --search --output-dir runs/compare        find each one's settings (Optuna's TPE), recorded
     python scripts/compare.py --output-dir runs/compare --peers         train all with what was found, TRL's beside ours
     python scripts/compare.py --output-dir runs/compare --algos ppo grpo --seeds 0 1
+    python scripts/compare.py --output-dir runs/offline --labels 900 --algos ppo grpo dpo dpop orpo iterated_dpo
+    python scripts/compare.py --output-dir runs/film --task examples/film_reviews/compare.yaml --labels 1000 --algos ppo dpo
+
+With --labels, all start from the same preference labels: whoever needs scores trains on those of a reward model fitted to them,
+whoever trains on preferences has the labels, and its own tokens' worth of responses that this reward model ranks.
 
 The search sees only prompts that are trained on, and maximises score - beta x KL, the objective itself. Every trial and every
 run is a line or a file of JSON; what is there already is not run again, so both can be interrupted. Writes table.md,
@@ -14,8 +19,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import sys
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +29,12 @@ import tyro
 from rich.console import Console
 
 from comparison.figures import draw, markdown_table, samples_table
-from comparison.jobs import BASELINES, PEERS, Job, make_peer_environment, run_job
+from comparison.jobs import BASELINES, PEERS, PREFERENCE, Job, make_peer_environment, run_job
 from comparison.spaces import SPACES, first_trial, job_params, suggest
+from comparison.tasks import ComparedTask, Labels, make_labels
 
 console = Console(soft_wrap=True)
+SEARCH_SEED = 1000
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,8 @@ class Args:
     search: bool = False
     """Search settings instead of comparing."""
     algos: tuple[str, ...] = ()
-    """Default: all algorithms of agents.algorithms, and with --peers TRL's."""
+    """Default: all algorithms of agents.algorithms, and with --peers TRL's. Losses of train_preference.py, dpo_labels (with no
+    responses but the labels'), rejection_sampling and iterated_dpo have to be named."""
     peers: bool = False
     """Run TRL's PPO (1.12.0), RLOO and GRPO (1.16.0) too, each in an environment of its own, which is made if need be."""
     peer_envs: Path = Path(".venv-peers")
@@ -53,24 +62,38 @@ class Args:
     """Beta; several draw several points on the frontier of score against KL."""
     n_prompts: int = 180
     """Held-out prompts of each evaluation."""
+    task: Path | None = None
+    """YAML file of a task of your own (see comparison/tasks.py). Default: the embedded one."""
+    labels: int = 0
+    """Preference rankings that all start from, others for each seed. 0: none; the reward model is there already."""
     trials: int = 10
     """Trials of each algorithm's search."""
     search_tokens: int = 12_000
     """Tokens of a trial."""
     jobs: int = 2
-    """Runs at a time, each on one CPU thread."""
+    """Runs at a time …"""
+    threads: int = 1
+    """… each on so many CPU threads."""
 
 
 def main(args: Args) -> int:
     """Searches or compares; returns the exit status."""
     from agents.algorithms import ALGORITHMS
 
-    known = [*ALGORITHMS, *PEERS]
+    known = [*ALGORITHMS, *PREFERENCE, *PEERS]
     algos = args.algos or [*ALGORITHMS, *(PEERS if args.peers else ())]
     for name in algos:
         if name not in known:
             console.print(f"error: algos: {name!r} is not known; there is {', '.join(known)}.", style="red")
             return 1
+    try:
+        task = ComparedTask() if args.task is None else ComparedTask.read(args.task)
+    except (ValueError, OSError) as error:
+        console.print(f"error: {error}", style="red", highlight=False, markup=False)
+        return 1
+    if args.task is not None and any(name in PEERS for name in algos):
+        console.print("error: algos: the peers run on the embedded task only.", style="red")
+        return 1
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for name in algos:
         if name in PEERS:
@@ -79,10 +102,12 @@ def main(args: Args) -> int:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.jobs, mp_context=context) as pool:
         if args.search:
+            prepare_labels(args, task, (SEARCH_SEED,), pool)
             for name in algos:
-                search(args, name, pool)
+                search(args, task, name, pool)
             return 0
-        failed = compare(args, list(algos), pool)
+        prepare_labels(args, task, sorted({*args.seeds, *(args.ppo_seeds if "ppo" in algos else ())}), pool)
+        failed = compare(args, task, list(algos), pool)
     results = read_results(args.output_dir)
     table = markdown_table(results)
     (args.output_dir / "table.md").write_text(table, encoding="utf-8")
@@ -94,13 +119,33 @@ def main(args: Args) -> int:
     return 1 if failed else 0
 
 
-def search(args: Args, algo: str, pool: ProcessPoolExecutor) -> None:
+def labels_of(args: Args, task: ComparedTask, seed: int) -> Labels | None:
+    """The labels of a seed, if the comparison has any."""
+    if not args.labels:
+        return None
+    return Labels(str((args.output_dir / "labels" / f"seed{seed}").resolve()), args.labels, seed, task)
+
+
+def prepare_labels(args: Args, task: ComparedTask, seeds: Sequence[int], pool: ProcessPoolExecutor) -> None:
+    """Collects the labels of each seed, and trains their reward models."""
+    waiting = [pool.submit(make_labels, found, args.threads) for s in seeds if (found := labels_of(args, task, s))]
+    for seed, future in zip(seeds, waiting, strict=False):
+        found = future.result()
+        console.print(
+            f"labels of seed {seed}: {found['rankings']:,} rankings, {found['tokens']:,} tokens, reward model right on "
+            f"{found['accuracy']:.1%} of held-out pairs, {found['seconds']:.0f} s",
+            highlight=False,
+        )
+
+
+def search(args: Args, task: ComparedTask, algo: str, pool: ProcessPoolExecutor) -> None:
     """Optuna's TPE on score - beta x KL, `jobs` trials at a time; goes on where the record ends."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     record = args.output_dir / "search.jsonl"
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=4))
+    labels = labels_of(args, task, SEARCH_SEED)
     done = [t for t in read_lines(record) if t["algo"] == algo]
     distributions = {
         name: optuna.distributions.FloatDistribution(*values, log=True)
@@ -123,11 +168,14 @@ def search(args: Args, algo: str, pool: ProcessPoolExecutor) -> None:
             job = Job(
                 algo,
                 job_params(algo, chosen),
-                seed=1000,
+                seed=SEARCH_SEED,
                 tokens=args.search_tokens,
                 kl_coef=args.kl_coefs[0],
                 split="validation",
                 peer_envs=str(args.peer_envs.resolve()),
+                task=asdict(task),
+                labels=labels.folder if labels else "",
+                threads=args.threads,
             )
             running[pool.submit(run_job, job)] = (trial, chosen)
             started += 1
@@ -149,19 +197,22 @@ def search(args: Args, algo: str, pool: ProcessPoolExecutor) -> None:
             console.print(f"{algo:14s} {objective:6.3f}  {chosen}", highlight=False)
 
 
-def compare(args: Args, algos: list[str], pool: ProcessPoolExecutor) -> list[str]:
+def compare(args: Args, task: ComparedTask, algos: list[str], pool: ProcessPoolExecutor) -> list[str]:
     """Trains and evaluates what is not there yet; returns what failed."""
     folder = args.output_dir / "runs"
     folder.mkdir(exist_ok=True)
     jobs: list[Job] = []
     for algo in [*BASELINES, *algos]:
-        params = {} if algo in BASELINES else best_settings(args.output_dir, algo)
+        params = {} if algo in BASELINES else task.params.get(algo) or best_settings(args.output_dir, algo)
         seeds = args.ppo_seeds if algo in ("ppo", "trl_ppo") else args.seeds
         betas = args.kl_coefs if algo not in BASELINES else (Job.kl_coef,)  # which plays no part there
         for kl_coef in betas:
             for seed in seeds:
                 envs = str(args.peer_envs.resolve())
-                jobs.append(Job(algo, params, seed, args.tokens, kl_coef, "heldout", args.n_prompts, envs))
+                labels = labels_of(args, task, seed)
+                job = Job(algo, params, seed, args.tokens, kl_coef, "heldout", args.n_prompts, envs)
+                folder_of = labels.folder if labels else ""
+                jobs.append(replace(job, task=asdict(task), labels=folder_of, threads=args.threads))
     missing = [job for job in jobs if not (folder / f"{job.name}.json").is_file()]
     running = {pool.submit(run_job, job): job for job in missing}
     failed: list[str] = []
@@ -175,7 +226,8 @@ def compare(args: Args, algos: list[str], pool: ProcessPoolExecutor) -> list[str
                 failed.append(job.name)
                 console.print(f"failed: {job.name}: {error}", style="red", highlight=False, markup=False)
                 continue
-            result.pop("peer_envs")
+            for name in ("peer_envs", "task", "labels", "threads"):
+                result.pop(name)
             partial = folder / f".{job.name}.partial"
             partial.write_text(json.dumps(result) + "\n", encoding="utf-8")
             partial.replace(folder / f"{job.name}.json")

@@ -190,7 +190,9 @@ def test_near_duplicates() -> None:
 def test_responses_differ_and_come_from_all_sources() -> None:
     sources = [Source(DEFAULT_MODEL, 0.5), Source(DEFAULT_MODEL, 1.5)]
     prompts = ["How was the hotel?", "Review of the bakery:", "How was the taxi?"]
-    (found,) = collect_responses(prompts, sources, CPU, 4, 32, 16, seed=0)
+    (collected,) = collect_responses(prompts, sources, CPU, 4, 32, 16, seed=0)
+    found = collected.candidates
+    assert collected.tokens >= sum(len(c.responses) for c in found)
     assert [c.id for c in found] == ["p0", "p1", "p2"]
     for candidates in found:
         texts = [r.text for r in candidates.responses]

@@ -172,7 +172,9 @@ def preferences(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         prompts = read_prompts(source)
         some = [prompts[i] for i in np.random.default_rng(0).permutation(len(prompts))[:count]]
-        found = [c for part in collect_responses(some, [Source(DEFAULT_MODEL)], CPU, 4, 64, 32, 0) for c in part]
+        found = [
+            c for part in collect_responses(some, [Source(DEFAULT_MODEL)], CPU, 4, 64, 32, 0) for c in part.candidates
+        ]
         write_jsonl(folder / f"{name}.jsonl", [r.to_json() for r in Judge("gold", CPU, noise).rank(found)])
     return folder
 
@@ -181,7 +183,9 @@ def preferences(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def many(preferences: Path) -> Path:
     """The same with three sets of responses to each training prompt, for what has to be learned well."""
     prompts = read_prompts(DEFAULT_PROMPTS) * 3
-    found = [c for part in collect_responses(prompts, [Source(DEFAULT_MODEL)], CPU, 4, 64, 32, 1) for c in part]
+    found = [
+        c for part in collect_responses(prompts, [Source(DEFAULT_MODEL)], CPU, 4, 64, 32, 1) for c in part.candidates
+    ]
     write_jsonl(preferences / "many.jsonl", [r.to_json() for r in Judge("gold", CPU, 1.0).rank(found)])
     return preferences
 

@@ -28,7 +28,8 @@ from rich.console import Console
 from agents.iteration.evaluate import evaluate_actor
 from agents.iteration.report import draw_rounds, rounds_table
 from agents.iteration.settings import PEOPLE, REJECTION_SAMPLING, IterationSettings
-from agents.preference_optimisation.train import PreferenceSettings, optimise
+from agents.named_values import named_values
+from agents.preference_optimisation.train import METHOD_OPTIONS, PreferenceSettings, optimise
 from agents.preferences.collect import Judge, Source
 from agents.preferences.folder import Sampling, candidates_in, rank_in
 from agents.preferences.records import Ranking, read_rankings, write_jsonl
@@ -295,6 +296,8 @@ class Rounds:
             length = s.max_prompt_length + s.max_new_tokens + 1
             fine_tune(settings, str(data), max_length=length, n_samples=0, console=self.console)
         else:
+            given = named_values("method_kwargs", s.method_kwargs)
+            own = {k: v for k, v in given.items() if k in METHOD_OPTIONS}
             optimise(
                 PreferenceSettings(
                     **self._trainer_settings(number, folder, 3e-4),
@@ -305,7 +308,8 @@ class Rounds:
                     max_prompt_length=s.max_prompt_length,
                     max_length=max(512, s.max_prompt_length + s.max_new_tokens + 1),
                     n_samples=0,
-                    trl_kwargs=s.trl_kwargs,
+                    trl_kwargs=tuple(k for k in s.method_kwargs if k.partition("=")[0].strip() not in own),
+                    **own,
                 ),
                 self.console,
             )
@@ -370,7 +374,7 @@ class Rounds:
                 max_new_tokens=s.max_new_tokens,
                 temperature=s.temperature,
                 learning_rate=s.learning_rate,
-                algo_kwargs=s.algo_kwargs,
+                algo_kwargs=s.method_kwargs,
                 lora_rank=s.lora_rank,
                 mixed_precision=s.mixed_precision,
                 device=s.device,

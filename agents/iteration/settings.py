@@ -77,10 +77,9 @@ class IterationSettings:
     """Pairs or texts in memory at a time. Default: batch_size."""
     beta: float | None = None
     """The loss's beta; for algorithms of train.py kl_coef. Default: the method's."""
-    trl_kwargs: tuple[str, ...] = ()
-    """Other settings of TRL's trainer, as name=value."""
-    algo_kwargs: tuple[str, ...] = ()
-    """Other settings of an algorithm of train.py, as name=value: n_epochs=2 …"""
+    method_kwargs: tuple[str, ...] = ()
+    """Other settings of the method, as name=value: those of train_preference.py (dpop_lambda=5 sft_coef=0.1 …) and of TRL's
+    trainer, or those of the algorithm (n_epochs=2 …)."""
     total_timesteps: int = 20_480
     """For algorithms of train.py: environment steps of a round."""
     n_envs: int = 64
@@ -166,5 +165,5 @@ class IterationSettings:
             )
         if self.is_algorithm and len(self.judge) > 1:
             raise ValueError(f"{self.method} takes one judge; got {', '.join(self.judge)}.")
-        named_values("trl_kwargs", self.trl_kwargs)
-        named_values("algo_kwargs", self.algo_kwargs)
+        if named_values("method_kwargs", self.method_kwargs) and self.method == REJECTION_SAMPLING:
+            raise ValueError("method_kwargs: rejection_sampling has no other settings.")

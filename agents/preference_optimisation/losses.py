@@ -1,10 +1,27 @@
-"""Preference losses that TRL lacks: pure functions of a batch of pairs."""
+"""Losses of `PairTrainer`'s own pass: pure functions of a batch of pairs. All but the first are losses that TRL lacks."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+
+
+def dpo_loss(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
+    """Direct preference optimisation, eq. 7 of Rafailov et al. 2023 (https://arxiv.org/abs/2305.18290).
+
+    -log σ(β (r_w - r_l)): the Bradley-Terry likelihood of the pair under the implicit reward β r, whose optimum over all
+    policies is π ∝ π_ref exp(reward / β).
+
+    Args:
+        chosen: r_w = log π(y_w|x) - log π_ref(y_w|x), in nats, shape (B,).
+        rejected: r_l, shape (B,).
+        beta: β.
+
+    Returns:
+        To minimise, shape (B,).
+    """
+    return -F.logsigmoid(beta * (chosen - rejected))
 
 
 def dpop_loss(chosen: Tensor, rejected: Tensor, beta: float, penalty: float) -> Tensor:

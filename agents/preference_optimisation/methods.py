@@ -18,7 +18,7 @@ class Method:
         source: The paper.
         beta: Default β, the paper's or TRL's. What it means is the method's own.
         config: What else TRL's configuration is given.
-        own: Whether the loss is one of `agents.preference_optimisation.losses`.
+        own: Whether TRL lacks the loss, and it is one of `agents.preference_optimisation.losses`.
         reference: Whether it needs a reference model.
         whole: Whether it needs the reference's whole distributions, which no cache of log-probs holds.
         options: Settings of ours that it takes.

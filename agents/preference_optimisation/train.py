@@ -16,7 +16,7 @@ from rich.console import Console
 
 from agents.actor_network import adapter_config
 from agents.named_values import named_values
-from agents.preference_optimisation.losses import dpop_loss, tdpo1_loss, tdpo2_loss
+from agents.preference_optimisation.losses import dpo_loss, dpop_loss, tdpo1_loss, tdpo2_loss
 from agents.preference_optimisation.methods import CONTRASTIVE, METHODS, ODDS, UNPAIRED, Method, method
 from agents.preferences.records import Ranking
 from agents.preferences.rows import encode_rankings, read_split
@@ -24,6 +24,9 @@ from agents.sft import load_model, sample_responses
 from agents.supervised import TrainerSettings, quiet_trainer, run_trainer
 from llm_env.models import DEFAULT_MODEL, load_tokenizer, quiet_loading
 from llm_env.texts import TextRecord
+
+METHOD_OPTIONS = ("dpop_lambda", "tdpo_alpha", "label_smoothing", "simpo_gamma", "sft_coef")
+"""Settings that only some methods have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +75,7 @@ class PreferenceSettings(TrainerSettings):
         """
         super().check()
         row = method(self.loss)
-        for name in ("dpop_lambda", "tdpo_alpha", "label_smoothing", "simpo_gamma", "sft_coef"):
+        for name in METHOD_OPTIONS:
             value = getattr(self, name)
             if value is None:
                 continue
@@ -228,8 +231,13 @@ def make_trainer(
 
 
 def _own_loss(settings: PreferenceSettings, row: Method) -> Any:
-    """Our loss of a method, its coefficients filled in; None where TRL has it."""
+    """The loss of our own pass, its coefficients filled in; None where TRL computes it.
+
+    DPO runs in our pass, which is faster (no padding, no logits' statistics), unless TRL is asked for something beside it.
+    """
     beta = settings.beta or row.beta
+    if settings.loss == "dpo" and settings.sft_coef is None and not settings.trl_kwargs:
+        return lambda chosen, rejected, *_: dpo_loss(chosen, rejected, beta)
     if settings.loss == "dpop":
         penalty = 50.0 if settings.dpop_lambda is None else settings.dpop_lambda
         return lambda chosen, rejected, *_: dpop_loss(chosen, rejected, beta, penalty)

@@ -1,7 +1,8 @@
 """TRL's preference trainers, on rows that are encoded as the environment encodes them, and with the losses TRL lacks.
 
 What the subclasses change: rows come encoded (`encode_rankings`), so that prompt and response are split where the policy will
-split them and a response that was cut off gets no end token; and `PairTrainer` has three losses of its own.
+split them and a response that was cut off gets no end token; and `PairTrainer` has a pass over pairs without padding for the
+losses that are given to it.
 """
 
 from __future__ import annotations

@@ -35,6 +35,19 @@ class Source:
         return f"{self.name} at {self.temperature:g}"
 
 
+@dataclass(frozen=True)
+class Collected:
+    """What was sampled for some prompts.
+
+    Attributes:
+        candidates: A prompt with fewer than two different responses makes none.
+        tokens: Response tokens generated, those of near-duplicates that were dropped among them.
+    """
+
+    candidates: list[Candidates]
+    tokens: int
+
+
 def load_source(name: str, load: LoadSettings) -> SharedLM:
     """A model folder, a hub id, or a checkpoint of a run (``RUN/checkpoints/step_…``).
 
@@ -65,7 +78,7 @@ def collect_responses(
     seed: int,
     first: int = 0,
     chunk: int = 128,
-) -> Iterator[list[Candidates]]:
+) -> Iterator[Collected]:
     """Samples responses; the sources take turns; near-duplicates are drawn anew a few times, then left out.
 
     Args:
@@ -80,7 +93,7 @@ def collect_responses(
         chunk: Prompts at a time.
 
     Yields:
-        The candidates of each chunk; a prompt with fewer than two different responses makes none.
+        Each chunk's.
 
     Raises:
         FileNotFoundError, ValueError: a source cannot be loaded, or a number is out of range.
@@ -94,16 +107,20 @@ def collect_responses(
     for start in range(first, len(prompts), chunk):
         members = range(start, min(start + chunk, len(prompts)))
         found: dict[int, list[Response]] = {i: [] for i in members}
+        tokens = 0
         for attempt in range(TRIES):
             for number in range(n_responses):
                 wanted = [i for i in members if len(found[i]) < (n_responses if attempt else number + 1)]
                 source = sources[(number + attempt) % len(sources)]
                 if wanted:
                     own_seed = seed + 1_000_003 * (start * TRIES * n_responses + attempt * n_responses + number)
-                    _sample(models[source.name], source, sets[source.name], wanted, found, max_new_tokens, own_seed)
+                    tokens += _sample(
+                        models[source.name], source, sets[source.name], wanted, found, max_new_tokens, own_seed
+                    )
             if all(len(r) >= n_responses for r in found.values()):
                 break
-        yield [Candidates(f"p{i}", prompts[i], tuple(found[i][:n_responses])) for i in members if len(found[i]) >= 2]
+        enough = [i for i in members if len(found[i]) >= 2]
+        yield Collected([Candidates(f"p{i}", prompts[i], tuple(found[i][:n_responses])) for i in enough], tokens)
 
 
 def _sample(
@@ -114,8 +131,8 @@ def _sample(
     found: dict[int, list[Response]],
     max_new_tokens: int,
     seed: int,
-) -> None:
-    """Adds one response to each prompt wanted, where it is unlike those that are there."""
+) -> int:
+    """Adds one response to each prompt wanted, where it is unlike those that are there; returns the tokens generated."""
     with model.frozen() as lm:
         responses = continue_prompts(
             lm, [prompts[i] for i in wanted], model.eos_ids, max_new_tokens, seed % 2**63, source.temperature
@@ -125,6 +142,7 @@ def _sample(
         text = str(model.tokenizer.decode([t for t in ids if t < size], skip_special_tokens=True))
         if text.strip() and not any(near_duplicate(text, r.text) for r in found[i]):
             found[i].append(Response(f"r{len(found[i])}", text, ids[-1] in model.eos_ids, str(source)))
+    return sum(map(len, responses))
 
 
 class Judge:

@@ -57,7 +57,8 @@ def candidates_in(
     """The responses in a folder: those that are there, and sampled ones for what is missing.
 
     Args:
-        folder: Holds ``responses.jsonl``, and ``responses.json`` to say how far it is and how it was made.
+        folder: Holds ``responses.jsonl``, and ``responses.json`` to say how far it is, how it was made and
+            how many response tokens that took.
         asked: Prompts, in order.
         sampling: How.
         load: How models are loaded.
@@ -84,7 +85,7 @@ def candidates_in(
             f"{str(folder)!r} has responses that were sampled with other settings ({', '.join(changed)}). "
             "Choose another folder, or the same settings."
         )
-    done = before["asked"] if before is not None else 0
+    done, tokens = (before["asked"], before["tokens"]) if before is not None else (0, 0)
     if before is None or done < len(asked):
         drop_unfinished_line(path)
         keep_first(path, done)
@@ -101,10 +102,12 @@ def candidates_in(
     )
     left = -(-(len(asked) - done) // CHUNK)
     for made in track(rounds, "responses", total=left, console=console, disable=not console.is_terminal or not left):
-        for candidates in made:
+        for candidates in made.candidates:
             append_jsonl(path, candidates.to_json())
         done = min(done + CHUNK, len(asked))
-        note.write_text(json.dumps({"settings": settings, "asked": done}, indent=1) + "\n", encoding="utf-8")
+        tokens += made.tokens
+        progress = {"settings": settings, "asked": done, "tokens": tokens}
+        note.write_text(json.dumps(progress, indent=1) + "\n", encoding="utf-8")
     return read_candidates(path)
 
 

@@ -42,11 +42,13 @@ def markdown_table(results: Results) -> str:
     groups = grouped(results)
     reference = next((runs for (algo, _), runs in groups.items() if algo == "reference"), [])
     lines = [
-        "| algorithm | β | seeds | score | gold | KL (nats) | score - β·KL | tokens | tokens/s | above the reference |\n",
-        "|---|---|---|---|---|---|---|---|---|---|\n",
+        "| algorithm | β | seeds | score | gold | KL (nats) | score - β·KL | tokens | tokens/s | seconds | "
+        "above the reference |\n",
+        "|---|---|---|---|---|---|---|---|---|---|---|\n",
     ]
     for (algo, kl_coef), runs in groups.items():
         speed = [r["tokens_per_second"] for r in runs if r["tokens_per_second"]]
+        times = [r["train_seconds"] for r in runs if r.get("train_seconds") is not None]
         baseline = algo in ORDER
         lines.append(
             f"| {algo} | {'' if baseline else f'{kl_coef:g}'} | {len(runs)} | {spread([r['rm_score'] for r in runs])} | "
@@ -54,6 +56,7 @@ def markdown_table(results: Results) -> str:
             f"{spread([r['rm_score'] - kl_coef * r['kl'] for r in runs])} | "
             f"{'' if baseline else format(np.mean([r['trained_tokens'] for r in runs]), ',.0f')} | "
             f"{format(np.median(speed), '.0f') if speed else ''} | "
+            f"{'' if baseline or not times else format(np.median(times), '.0f')} | "
             f"{'' if algo == 'reference' or not reference else beats(runs, reference)} |\n"
         )
     return "".join(lines)

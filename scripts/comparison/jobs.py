@@ -15,10 +15,17 @@ from typing import Any
 
 import numpy as np
 
+from agents.iteration.settings import REJECTION_SAMPLING
+from agents.preference_optimisation.methods import METHODS
+from comparison.preference_jobs import ALONE, train_on_preferences
+from comparison.tasks import ComparedTask, Labels
+
 PEERS = {"trl_ppo": "1.12.0", "trl_rloo": "1.16.0", "trl_grpo": "1.16.0"}
 """Peers, and the release of TRL that each is run from: the last with PPO, and a current one."""
 BASELINES = {"reference": 1, "reference_greedy": 1, "best_of_4": 4, "best_of_16": 16}
 """What needs no training, and how many responses it takes."""
+PREFERENCE = (*METHODS, ALONE, REJECTION_SAMPLING, "iterated_dpo")
+"""What trains on preferences, or on the best of several responses."""
 PEER_SCRIPT = Path(__file__).parent / "trl_peer.py"
 
 
@@ -27,7 +34,7 @@ class Job:
     """What to run.
 
     Attributes:
-        algo: A row of `agents.algorithms.ALGORITHMS`, a peer or a baseline.
+        algo: A row of `agents.algorithms.ALGORITHMS`, one of `PREFERENCE`, a peer or a baseline.
         params: Its settings; `n_envs` among them.
         seed: Of training.
         tokens: Budget: response tokens generated for training, greedy baselines included.
@@ -35,6 +42,9 @@ class Job:
         split: ``validation`` answers prompts that are trained on too, for a search; ``heldout`` those that are not.
         n_prompts: How many.
         peer_envs: Folder of the peers' environments.
+        task: A `ComparedTask`'s fields.
+        labels: Folder of the labels that are trained on, and of their reward model; empty: there are none.
+        threads: Of torch.
     """
 
     algo: str
@@ -45,6 +55,29 @@ class Job:
     split: str = "heldout"
     n_prompts: int = 180
     peer_envs: str = ""
+    task: dict[str, Any] = field(default_factory=dict)
+    labels: str = ""
+    threads: int = 1
+
+    @property
+    def compared(self) -> ComparedTask:
+        """The task."""
+        return ComparedTask(**self.task)
+
+    @property
+    def reward_model(self) -> str | None:
+        """Whom training listens to: the labels', the task's, or (None) the embedded one."""
+        if self.labels and self.compared.reward_model is None:
+            return str(self.known_labels().reward_model)  # type: ignore[union-attr]
+        return self.compared.reward_model
+
+    def known_labels(self) -> Labels | None:
+        """The labels, where there are any."""
+        return Labels(self.labels, 0, self.seed, self.compared) if self.labels else None
+
+    def train_prompts(self) -> list[Any]:
+        """What is trained on."""
+        return self.compared.split_prompts()[0]
 
     @property
     def name(self) -> str:
@@ -60,44 +93,63 @@ def run_job(job: Job) -> dict[str, Any]:
     """
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(job.threads)
     started = time.perf_counter()
     if job.algo in BASELINES:
         outcome = _baseline(job)
     elif job.algo in PEERS:
         outcome = _peer(job)
+    elif job.algo in PREFERENCE:
+        outcome = _preference(job)
     else:
         outcome = _ours(job)
     return {**dataclasses.asdict(job), **outcome, "seconds": round(time.perf_counter() - started, 1)}
 
 
-def make_task(kl_coef: float) -> Any:
-    """The embedded default."""
+def env_kwargs(job: Job) -> dict[str, Any]:
+    """The environment's arguments."""
+    task = job.compared
+    return {
+        "model": task.model,
+        "reward_model": job.reward_model,
+        "prompts": None if task.prompts is None else job.train_prompts(),
+        "max_prompt_length": task.max_prompt_length,
+        "max_new_tokens": task.max_new_tokens,
+        "temperature": task.temperature,
+        "kl_coef": job.kl_coef,
+        "device": "cpu",
+    }
+
+
+def make_task(job: Job) -> Any:
+    """The environment's task, in float32: what everything is measured with."""
     from llm_env.task import TaskSettings, TextTask
 
-    return TextTask(TaskSettings(kl_coef=kl_coef, device="cpu"))
+    return TextTask(TaskSettings(**env_kwargs(job)))
 
 
 def prompts_for(job: Job, task: Any) -> list[Any]:
     """What is answered."""
-    from llm_env.models import DEFAULT_HELDOUT_PROMPTS, DEFAULT_PROMPTS
     from llm_env.prompts import PromptSet
 
-    source = DEFAULT_HELDOUT_PROMPTS if job.split == "heldout" else DEFAULT_PROMPTS
+    train, held_out = job.compared.split_prompts()
+    source = held_out if job.split == "heldout" else train
     return list(PromptSet(source, task.tokenizer, task.settings.max_prompt_length).spread(job.n_prompts))
 
 
-def measured(episodes: list[Any], kl_bound: float = 0.0, certain: bool = False) -> dict[str, Any]:
+def measured(job: Job, episodes: list[Any], kl_bound: float = 0.0, certain: bool = False) -> dict[str, Any]:
     """Means over episodes, and the first eight as samples.
 
     Args:
+        job: Says what is gold.
         episodes: Scored.
         kl_bound: Added to the KL, for best-of-n.
         certain: The policy takes each token with certainty: log π is 0.
     """
-    from llm_env.gold import gold_score
+    from llm_env.rewards import FunctionReward
 
-    gold = gold_score([e.prompt.text for e in episodes], [e.response_text for e in episodes])
+    score: Any = FunctionReward(job.compared.gold).function
+    gold = score([e.prompt.text for e in episodes], [e.response_text for e in episodes])
     kl = [(0.0 if certain else sum(e.log_probs)) - sum(e.ref_log_probs) + kl_bound for e in episodes]
     return {
         "rm_score": float(np.mean([e.rm_score for e in episodes])),
@@ -112,7 +164,7 @@ def _baseline(job: Job) -> dict[str, Any]:
     from agents.best_of_n import best_of_n, best_of_n_kl
     from llm_env.generation import respond
 
-    task = make_task(job.kl_coef)
+    task = make_task(job)
     n = BASELINES[job.algo]
     greedy = job.algo == "reference_greedy"
     with task.model.frozen() as lm:
@@ -121,9 +173,10 @@ def _baseline(job: Job) -> dict[str, Any]:
         else:
             episodes = best_of_n(lm, task, prompts_for(job, task), n, 1 + job.seed)
     return {
-        **measured(episodes, best_of_n_kl(n), certain=greedy),
+        **measured(job, episodes, best_of_n_kl(n), certain=greedy),
         "curve": [],
         "trained_tokens": 0,
+        "train_seconds": 0.0,
         "tokens_per_second": None,
     }
 
@@ -135,21 +188,25 @@ def _ours(job: Job) -> dict[str, Any]:
     from agents.actor import respond_with
     from agents.algorithms import algorithm
     from agents.callbacks import TokenBudget
-    from llm_env.gold import gold_score
+    from llm_env.rewards import FunctionReward
 
+    gold: Any = FunctionReward(job.compared.gold).function
     row = algorithm(job.algo)
     params = dict(job.params)
     rate = params.pop("learning_rate", row.defaults["learning_rate"])
+    half = job.compared.mixed_precision
+    precision: dict[str, Any] = {} if half == "no" else {"mixed_precision": half}
     model = make_algorithm(
         job.algo,
-        env_kwargs={"kl_coef": job.kl_coef, "device": "cpu", **params.pop("env_kwargs", {})},
+        env_kwargs={**env_kwargs(job), **precision, **params.pop("env_kwargs", {})},
         seed=job.seed,
         device="cpu",
         learning_rate=LinearSchedule(rate, 0.0, 1.0),
+        **precision,
         **params,
     )
     curve: list[list[float]] = []
-    metrics = TextMetricsCallback(gold=gold_score)
+    metrics = TextMetricsCallback(gold=gold)
     metrics.after_iteration = lambda: curve.append(  # type: ignore[method-assign]
         [
             metrics.tokens,
@@ -160,15 +217,30 @@ def _ours(job: Job) -> dict[str, Any]:
     started = time.perf_counter()
     model.learn(10**9 if idle else job.tokens, callback=[metrics, TokenBudget(metrics, job.tokens)], log_interval=None)  # type: ignore[arg-type]
     seconds = time.perf_counter() - started
-    task = model.env.task  # type: ignore[union-attr]
+    task = make_task(job)
     greedy = row.family == "black box"
     episodes = respond_with(model.policy, task, prompts_for(job, task), 1 + job.seed, deterministic=greedy)
     return {
-        **measured(episodes, certain=greedy),
+        **measured(job, episodes, certain=greedy),
         "curve": curve,
         "trained_tokens": metrics.tokens,
+        "train_seconds": seconds,
         "tokens_per_second": metrics.tokens / seconds,
     }
+
+
+def _preference(job: Job) -> dict[str, Any]:
+    """On preferences: the labels', and its own responses', ranked by the reward model."""
+    import shutil
+
+    from agents.actor import actor_respond, load_actor
+    from llm_env.models import DEFAULT_REWARD_MODEL
+
+    task = make_task(job)
+    folder, told = train_on_preferences(job, job.known_labels(), job.reward_model or DEFAULT_REWARD_MODEL, task)
+    episodes = actor_respond(load_actor(folder, task), task, prompts_for(job, task), 1 + job.seed)
+    shutil.rmtree(folder.parents[1], ignore_errors=True)
+    return {**measured(job, episodes), **told, "curve": [], "tokens_per_second": None}
 
 
 def _peer(job: Job) -> dict[str, Any]:
@@ -176,7 +248,7 @@ def _peer(job: Job) -> dict[str, Any]:
     from agents.actor import actor_respond, load_actor
     from llm_env.models import DEFAULT_MODEL, DEFAULT_PROMPTS, DEFAULT_REWARD_MODEL
 
-    task = make_task(job.kl_coef)
+    task = make_task(job)
     python = Path(job.peer_envs) / f"trl-{PEERS[job.algo]}" / "bin" / "python"
     if not python.is_file():
         raise FileNotFoundError(f"{job.algo}: there is no {python}; compare.py makes it with --peers.")
@@ -198,7 +270,8 @@ def _peer(job: Job) -> dict[str, Any]:
         actor = load_actor(work / "out" / "actor", task)
         episodes = actor_respond(actor, task, prompts_for(job, task), 1 + job.seed)
     seconds = told.pop("seconds")
-    return {**measured(episodes), **told, "tokens_per_second": told["trained_tokens"] / seconds}
+    rate = told["trained_tokens"] / seconds
+    return {**measured(job, episodes), **told, "train_seconds": seconds, "tokens_per_second": rate}
 
 
 def make_peer_environment(folder: Path, version: str) -> None:

@@ -71,6 +71,20 @@ SPACES: dict[str, Space] = {
         "group_size": one_of(4, 8),
     },
 }
+_PAIRS: Space = {"learning_rate": log(3e-5, 1e-3), "beta": log(0.03, 1.0), "epochs": one_of(1, 2)}
+SPACES |= {
+    **dict.fromkeys(("dpo", "dpo_labels", "iterated_dpo", "tdpo1", "ipo", "kto"), _PAIRS),
+    "dpop": {**_PAIRS, "dpop_lambda": one_of(1.0, 5.0, 50.0)},
+    "tdpo2": {**_PAIRS, "tdpo_alpha": one_of(0.25, 0.5, 1.0)},
+    "orpo": {**_PAIRS, "beta": log(0.05, 5.0)},
+    "simpo": {**_PAIRS, "beta": log(0.5, 5.0)},
+    "rejection_sampling": {
+        "learning_rate": log(1e-4, 2e-3),
+        "n_responses": one_of(4, 8, 16),
+        "epochs": one_of(1, 2, 4),
+        "rounds": one_of(1, 3),
+    },
+}
 SPACES["trl_grpo"] = SPACES["trl_rloo"]
 DEFAULT_TRIALS: dict[str, dict[str, Any]] = {
     "trl_ppo": {"learning_rate": 3e-4, "batch_size": 64, "n_epochs": 4, "vf_coef": 0.1},
@@ -78,6 +92,17 @@ DEFAULT_TRIALS: dict[str, dict[str, Any]] = {
     "trl_grpo": {"learning_rate": 3e-4, "batch_size": 64, "n_epochs": 2, "group_size": 4},
     "maskable_ppo": {"top_p": 0.95, "mask_refresh": 0},
     "ars": {"searched": "last_norm", "n_envs": 16},
+    **{
+        name: {"learning_rate": 2e-4, "beta": 0.1, "epochs": 2}
+        for name in ("dpo", "dpo_labels", "iterated_dpo", "tdpo1")
+    },
+    "tdpo2": {"learning_rate": 2e-4, "beta": 0.1, "tdpo_alpha": 0.5, "epochs": 2},
+    "ipo": {"learning_rate": 2e-4, "beta": 0.1, "epochs": 2},
+    "kto": {"learning_rate": 2e-4, "beta": 0.1, "epochs": 2},
+    "dpop": {"learning_rate": 2e-4, "beta": 0.3, "dpop_lambda": 5.0, "epochs": 2},
+    "orpo": {"learning_rate": 2e-4, "beta": 1.0, "epochs": 2},
+    "simpo": {"learning_rate": 2e-4, "beta": 2.0, "epochs": 2},
+    "rejection_sampling": {"learning_rate": 5e-4, "n_responses": 8, "epochs": 2, "rounds": 3},
 }
 
 

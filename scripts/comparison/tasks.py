@@ -1,0 +1,184 @@
+"""What a comparison is made on: the embedded default or a task of one's own, and the preference labels that all start from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HELD_OUT_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class ComparedTask:
+    """Names, paths and numbers; the defaults are the embedded one's.
+
+    Attributes:
+        model: Reference and starting point.
+        reward_model: Trained on by whoever trains on scores. None: the embedded one; with labels, one trained on them.
+        prompts: To train on.
+        eval_prompts: To measure on. None: with the embedded prompts theirs, else a tenth, held out.
+        gold: package.module:function that nobody trains on.
+        preferences: File of labels; None: sampled from the model, and ranked by the embedded annotator.
+        max_prompt_length: In tokens.
+        max_new_tokens: In tokens.
+        temperature: Of sampling, and of the policy.
+        mixed_precision: ``no`` or ``bf16``, for whoever can.
+        reward: Settings of the reward model's training, where labels make one.
+        params: Settings of each algorithm, where no search found any.
+    """
+
+    model: str | None = None
+    reward_model: str | None = None
+    prompts: str | None = None
+    eval_prompts: str | None = None
+    gold: str = "llm_env.gold:gold_score"
+    preferences: str | None = None
+    max_prompt_length: int = 64
+    max_new_tokens: int = 32
+    temperature: float = 1.0
+    mixed_precision: str = "no"
+    reward: dict[str, Any] = field(default_factory=lambda: {"learning_rate": 1e-3, "epochs": 4.0})
+    params: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> ComparedTask:
+        """Reads a YAML file.
+
+        Raises:
+            FileNotFoundError, ValueError: there is none, or it has a key that is no setting.
+        """
+        import yaml
+
+        if not path.is_file():
+            raise FileNotFoundError(f"task={str(path)!r}: there is no such file.")
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        known = {f.name for f in dataclasses.fields(cls)}
+        for name in values:
+            if name not in known:
+                raise ValueError(f"{path}: {name!r} is not a setting; there is {', '.join(sorted(known))}.")
+        return cls(**values)
+
+    def split_prompts(self) -> tuple[list[Any], list[Any]]:
+        """(to train on, to measure on)."""
+        from llm_env.models import DEFAULT_HELDOUT_PROMPTS, DEFAULT_PROMPTS
+        from llm_env.prompts import read_prompts
+
+        prompts = read_prompts(self.prompts or DEFAULT_PROMPTS)
+        if self.eval_prompts is not None:
+            return prompts, read_prompts(self.eval_prompts)
+        if self.prompts is None:
+            return prompts, read_prompts(DEFAULT_HELDOUT_PROMPTS)
+        order = np.random.default_rng(0).permutation(len(prompts)).tolist()
+        held = max(1, round(HELD_OUT_SHARE * len(prompts)))
+        return [prompts[i] for i in order[held:]], [prompts[i] for i in order[:held]]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Preference labels that every algorithm of a seed starts from.
+
+    Attributes:
+        folder: Of ``rankings.jsonl``, and of the reward model that is trained on them.
+        count: Rankings.
+        seed: Of sampling, of the annotator and of the reward model.
+        task: Whose.
+    """
+
+    folder: str
+    count: int
+    seed: int
+    task: ComparedTask
+
+    @property
+    def rankings(self) -> Path:
+        """The labels."""
+        return Path(self.folder) / "rankings.jsonl"
+
+    @property
+    def reward_model(self) -> Path:
+        """Trained on them."""
+        return Path(self.folder) / "reward" / "reward_model"
+
+
+def make_labels(labels: Labels, threads: int) -> dict[str, Any]:
+    """Collects the labels and trains the reward model, unless both are there; for a pool's worker.
+
+    Returns:
+        Rankings, tokens of the ranked responses, held-out accuracy of the reward model, seconds.
+    """
+    import time
+
+    import torch
+
+    torch.set_num_threads(threads)
+    from agents.reward_modelling.train import RewardSettings, train_reward_model
+    from agents.reward_modelling.trainer import RankingLoss
+    from agents.supervised import TrainerSettings
+
+    folder = Path(labels.folder)
+    note = folder / "labels.json"
+    if note.is_file():
+        return json.loads(note.read_text(encoding="utf-8"))
+    started = time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
+    tokens = _collect(labels, folder)
+    own = dict(labels.task.reward)
+    special = {k: own.pop(k) for k in ("freeze_layers", "max_length") if k in own}
+    loss = RankingLoss(own.pop("loss", "k_wise"))
+    shutil.rmtree(folder / "reward", ignore_errors=True)
+    settings = TrainerSettings(
+        output_dir=folder / "reward",
+        model=labels.task.model,
+        evaluations=1,
+        device="cpu",
+        seed=labels.seed,
+        mixed_precision=labels.task.mixed_precision,
+        **own,
+    )
+    report = train_reward_model(settings, RewardSettings(str(labels.rankings), loss=loss, **special))
+    shutil.rmtree(folder / "reward" / "checkpoints", ignore_errors=True)
+    found = {
+        "rankings": labels.count,
+        "tokens": tokens,
+        "accuracy": report["accuracy"],
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    note.write_text(json.dumps(found) + "\n", encoding="utf-8")
+    return found
+
+
+def _collect(labels: Labels, folder: Path) -> int:
+    """Writes ``rankings.jsonl``; returns the tokens that were generated for it, 0 for labels from a file."""
+    from rich.console import Console
+
+    from agents.preferences.collect import GOLD, Judge, Source
+    from agents.preferences.folder import Sampling, candidates_in, rank_in
+    from agents.preferences.records import read_rankings, write_jsonl
+    from llm_env.models import DEFAULT_MODEL, LoadSettings
+
+    task = labels.task
+    rng = np.random.default_rng(labels.seed)
+    if task.preferences is not None:
+        given = read_rankings(task.preferences)
+        if len(given) < labels.count:
+            raise ValueError(
+                f"labels={labels.count}: {task.preferences} has {len(given)}. Ask for fewer, or give more."
+            )
+        chosen = sorted(rng.permutation(len(given))[: labels.count].tolist())
+        write_jsonl(labels.rankings, [given[i].to_json() for i in chosen])
+        return 0
+    prompts = task.split_prompts()[0]
+    laps = -(-labels.count // len(prompts))
+    order = [i for _ in range(laps) for i in rng.permutation(len(prompts)).tolist()][: labels.count]
+    load = LoadSettings("float32", "cpu")
+    source = Source(task.model or DEFAULT_MODEL, task.temperature)
+    sampling = Sampling((source,), 4, task.max_prompt_length, task.max_new_tokens, labels.seed)
+    candidates = candidates_in(folder, [prompts[i] for i in order], sampling, load, {}, Console(quiet=True))
+    rank_in(folder, candidates, Judge(GOLD, load, noise=1.0, seed=labels.seed))
+    return int(json.loads((folder / "responses.json").read_text(encoding="utf-8"))["tokens"])

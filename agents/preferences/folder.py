@@ -86,7 +86,9 @@ def candidates_in(
             "Choose another folder, or the same settings."
         )
     done, tokens = (before["asked"], before["tokens"]) if before is not None else (0, 0)
-    if before is None or done < len(asked):
+    if before is None:  # before the first response: a file without a note is somebody's own
+        _note(note, settings, 0, 0)
+    if done < len(asked):
         drop_unfinished_line(path)
         keep_first(path, done)
     rounds = collect_responses(
@@ -106,9 +108,15 @@ def candidates_in(
             append_jsonl(path, candidates.to_json())
         done = min(done + CHUNK, len(asked))
         tokens += made.tokens
-        progress = {"settings": settings, "asked": done, "tokens": tokens}
-        note.write_text(json.dumps(progress, indent=1) + "\n", encoding="utf-8")
+        _note(note, settings, done, tokens)
     return read_candidates(path)
+
+
+def _note(path: Path, settings: dict[str, Any], asked: int, tokens: int) -> None:
+    partial = path.with_suffix(".partial")
+    content = {"settings": settings, "asked": asked, "tokens": tokens}
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def keep_first(path: Path, asked: int) -> None:

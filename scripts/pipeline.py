@@ -36,6 +36,8 @@ SCRIPTS = {
     "train_sft": "output-dir",
     "collect_preferences": "output-dir",
     "train_reward_model": "output-dir",
+    "train_preference": "output-dir",
+    "iterate": "output-dir",
     "train": "output-dir",
     "evaluate": "output",
 }
@@ -225,7 +227,7 @@ class Pipeline:
             before = note.seconds
             if stage.script == "train" and (folder / "config.yaml").is_file():
                 words = [*words[:2], "--resume", str(folder)]
-            elif stage.script in ("train_sft", "train_reward_model"):
+            elif stage.script in ("train_sft", "train_reward_model", "train_preference"):
                 words += ["--resume", "True"]
         elif used:
             if note is None:

@@ -32,9 +32,7 @@ def write_page(pipeline: Pipeline, config: Path) -> Path:
     sections = [summary(pipeline)]
     for stage in pipeline.stages:
         folder = pipeline.folders[stage.name]
-        make = {"train_sft": sft, "collect_preferences": preferences, "train_reward_model": reward_model}.get(
-            stage.script
-        )
+        make = SECTIONS.get(stage.script)
         if make is not None:
             sections.append(make(stage, folder))
     runs = [s for s in pipeline.stages if s.script == "train"]
@@ -143,6 +141,45 @@ def reward_model(stage: Stage, folder: Path) -> str:
         "<h3>Where it is surest and wrong</h3>"
         + table(["prompt", "preferred", "the model prefers", "by"], mistakes, numbers=False)
     )
+
+
+def preference(stage: Stage, folder: Path) -> str:
+    """Preference optimisation."""
+    report = load(folder / "preference.json")
+    accuracy = report["heldout"].get("rewards/accuracies")
+    text = f"<p>{html.escape(report['source'])}; β = {report['beta']:g}; {report['pairs']:,} pairs"
+    if accuracy is not None:
+        text += f"; <b>{accuracy:.1%}</b> of {report['heldout_pairs']:,} held-out ones in the right order"
+    samples = table(["prompt", "response"], [[s["prompt"], s["response"]] for s in report["samples"]], numbers=False)
+    return f"<h2>{stage.name}: {report['loss']}</h2>{text}.</p>{image(folder / 'preference.png', 'training')}{samples}"
+
+
+def rounds(stage: Stage, folder: Path) -> str:
+    """Rounds of generating, ranking and training."""
+    found = json.loads((folder / "rounds.json").read_text(encoding="utf-8"))
+
+    def gain(entry: dict[str, Any], name: str) -> str:
+        return "" if name not in entry else f"{entry[name][0]:+.2f} ± {entry[name][1]:.2f}"
+
+    rows = []
+    for e in found:
+        gold = f"{e['gold_score']:.2f}" if "gold_score" in e else ""
+        rows.append(
+            [e["round"], f"{e['rm_score']:.2f}", gain(e, "rm_gain"), gold, gain(e, "gold_gain"), f"{e['kl']:.2f}"]
+        )
+    last = table(["prompt", "response", "score"], found[-1]["samples"], numbers=False)
+    head = ["round", "score", "gain", "gold", "gain", "KL to the first"]
+    return f"<h2>{stage.name}: rounds</h2>{image(folder / 'rounds.png', 'rounds')}{table(head, rows)}<h3>Last round</h3>{last}"
+
+
+SECTIONS: dict[str, Any] = {
+    "train_sft": sft,
+    "collect_preferences": preferences,
+    "train_reward_model": reward_model,
+    "train_preference": preference,
+    "iterate": rounds,
+}
+"""What shows a script's results, for those that have a section of their own."""
 
 
 def training(pipeline: Pipeline, runs: list[Stage]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from stable_baselines3.common.logger import configure
 import write_reviews
 from agents import TextMetricsCallback, make_algorithm
 from agents.algorithms import ALGORITHMS
+from agents.iteration import IterationSettings, iterate
+from agents.preference_optimisation import PreferenceSettings, optimise
 from agents.reference_refresh import ReferenceRefresh
 from agents.reward_modelling.train import RewardSettings, train_reward_model
 from agents.sft import fine_tune
@@ -132,3 +135,23 @@ def test_the_supervised_stages(tmp_path: Path) -> None:
     settings = TrainerSettings(tmp_path / "rm", str(tmp_path / "sft" / "actor"), **quick)
     report = train_reward_model(settings, RewardSettings(str(tmp_path / "pairs.jsonl")))
     assert report["pairs"] == 4
+
+
+@pytest.mark.parametrize("loss", ["dpo", "tdpo2", "ipo", "kto", "orpo", "simpo"])
+@pytest.mark.parametrize("extra", [{}, {"lora_rank": 4, "mixed_precision": "bf16"}], ids=["all", "lora-bf16"])
+def test_preference_optimisation(loss: str, extra: dict[str, Any], tmp_path: Path) -> None:
+    pairs = [
+        {"prompt": f"How was it {i}?", "chosen": " The room was great.", "rejected": " The room was awful, very awful."}
+        for i in range(40)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs))
+    settings = PreferenceSettings(
+        output_dir=tmp_path / "out", preferences=str(tmp_path / "pairs.jsonl"), loss=loss, evaluations=1, **extra
+    )
+    assert all(math.isfinite(e["loss"]) for e in optimise(settings)["log"] if "loss" in e)
+    assert (tmp_path / "out" / "actor" / "model.safetensors").is_file()
+
+
+def test_rounds(tmp_path: Path) -> None:
+    settings = IterationSettings(output_dir=tmp_path / "out", rounds=2, prompts_per_round=24, n_eval=16)
+    assert [e["round"] for e in iterate(settings)] == [0, 1, 2]

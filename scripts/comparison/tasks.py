@@ -132,15 +132,8 @@ def make_labels(labels: Labels, threads: int) -> dict[str, Any]:
     special = {k: own.pop(k) for k in ("freeze_layers", "max_length") if k in own}
     loss = RankingLoss(own.pop("loss", "k_wise"))
     shutil.rmtree(folder / "reward", ignore_errors=True)
-    settings = TrainerSettings(
-        output_dir=folder / "reward",
-        model=labels.task.model,
-        evaluations=1,
-        device="cpu",
-        seed=labels.seed,
-        mixed_precision=labels.task.mixed_precision,
-        **own,
-    )
+    common = {"evaluations": 1, "device": "cpu", "seed": labels.seed, "mixed_precision": labels.task.mixed_precision}
+    settings = TrainerSettings(output_dir=folder / "reward", model=labels.task.model, **(common | own))
     report = train_reward_model(settings, RewardSettings(str(labels.rankings), loss=loss, **special))
     shutil.rmtree(folder / "reward" / "checkpoints", ignore_errors=True)
     found = {

@@ -14,6 +14,7 @@ and threads:
     trl-full    TRL 1.12.0's PPOTrainer with its own recipe, a second network as critic
     trl-small   the same with one block of that network
     floor       nothing but the model calls that no PPO can avoid
+    dpo         DPO on the same responses in pairs, in our pass without padding; dpo-trl: in TRL's own
 
 First it is checked that they optimise the same thing: log-probs, KL and scores of the first iteration, on the same tokens.
 Writes results.json, table.md and times.png (or curve.png). Nothing is downloaded but TRL, into an environment of its own.
@@ -52,7 +53,8 @@ VARIANTS = {
     "trpo": "trpo",
     "trpo-naive": "trpo+naive",
 }
-CONTENDERS = (*VARIANTS, "trl-small", "trl-full", "floor")
+DPO = {"dpo": "ours", "dpo-trl": "trl"}
+CONTENDERS = (*VARIANTS, "trl-small", "trl-full", "floor", *DPO)
 MEASURED_AGAINST = ("trl-small", "trl-full", "naive", "floor")
 # How far means over the first iteration's responses may lie apart: nats per response, score.
 TOLERANCE = {"no": 0.01, "bf16": 1.0}
@@ -98,6 +100,13 @@ SUITES = {
         "batch",
     ),
     "algorithms": Suite((Case(prompt=16, response=16),), ("ours", "naive", "a2c", "a2c-naive", "trpo", "trpo-naive")),
+    "dpo": Suite(
+        (
+            Case(batch=32, prompt=16, response=32, lengths="spread", mini_batches=1),
+            Case(model="135m", batch=8, prompt=16, response=64, lengths="spread", mini_batches=1, epochs=1),
+        ),
+        ("dpo", "dpo-trl"),
+    ),
     "gpu": Suite(
         (
             Case(model="135m", batch=64, prompt=128, response=128, device="cuda"),
@@ -114,7 +123,7 @@ class Args:
     """Measure how fast training is, beside other ways to do the same."""
 
     suite: str = "quick"
-    """quick, floor, naive, trl, length, envs, algorithms or gpu. Ignored where --model is given."""
+    """quick, floor, naive, trl, length, envs, algorithms, dpo or gpu. Ignored where --model is given."""
     model: str | None = None
     """A case of your own: default, 135m, 1b (random weights), or the folder of a Llama-like model."""
     batch: int = 8
@@ -216,6 +225,8 @@ def run_one(args: Args, case: Case, contender: str) -> dict[str, Any] | None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(scripts)])}
     if contender == "floor":
         command = [sys.executable, "floor.py", str(written), str(result)]
+    elif contender in DPO:
+        command = [sys.executable, "dpo.py", str(written), str(result), DPO[contender]]
     elif contender.startswith("trl-"):
         environment["PYTHONPATH"] = str(scripts)
         python = peer_python(args.peer_env, log)
@@ -287,7 +298,7 @@ def summary(case: Case, runs: list[dict[str, Any]]) -> dict[str, Any]:
 def same_objective(case: Case, rows: dict[str, dict[str, Any]]) -> bool:
     """Whether the contenders agree on log-probs, KL and scores; says so where they do not."""
     sound = True
-    for name in ("log_prob", "kl", "score"):
+    for name in ("log_prob", "kl", "score", "dpo_loss"):
         told = {c: row["objective"][name] for c, row in rows.items() if name in row["objective"]}
         if told and max(told.values()) - min(told.values()) > TOLERANCE[case.precision]:
             sound = False
@@ -310,7 +321,7 @@ def show(case: Case, rows: dict[str, dict[str, Any]]) -> None:
 
 def cells(contender: str, row: dict[str, Any], rows: dict[str, dict[str, Any]]) -> list[str]:
     """A contender's line of the table; the last cell is its time over ours."""
-    ours = rows.get("ours")
+    ours = rows.get("dpo" if contender in DPO else "ours")
     ratio = f"{row['seconds']['total'] / ours['seconds']['total']:.2f}" if ours else ""
     return [
         contender,

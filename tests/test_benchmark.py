@@ -44,6 +44,16 @@ def test_contenders_have_the_same_objective(tmp_path: Path, lengths: str, capsys
     assert "| ours |" in (tmp_path / "table.md").read_text()
 
 
+@pytest.mark.slow
+def test_dpo_in_our_pass_and_in_trls_is_the_same_loss(tmp_path: Path) -> None:
+    args = Args(**SMALL, lengths="spread", contenders=("dpo", "dpo-trl"), output_dir=tmp_path)  # type: ignore[arg-type]
+    assert benchmark.main(args) == 0
+    (result,) = json.loads((tmp_path / "results.json").read_text())
+    ours, theirs = (result["contenders"][name]["objective"]["dpo_loss"] for name in ("dpo", "dpo-trl"))
+    assert ours == pytest.approx(theirs, rel=1e-4)
+    assert ours != pytest.approx(0.6931, abs=1e-4)  # the two models differ
+
+
 def test_medians_and_ratios() -> None:
     runs = [
         {"iterations": [{"generate": [t, 2 * t], "train": [1.0, 2.0]}], "peak_mb": t, "objective": {}, "threads": 2,

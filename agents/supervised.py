@@ -134,11 +134,13 @@ class TrainerSettings:
 
     @property
     def newest_checkpoint(self) -> str | None:
-        """The checkpoint to go on with, where `resume` says so and there is one."""
-        from transformers.trainer_utils import get_last_checkpoint
-
+        """The newest whole checkpoint, where `resume` says to go on and there is one."""
         folder = self.output_dir / CHECKPOINTS
-        return get_last_checkpoint(str(folder)) if self.resume and folder.is_dir() else None
+        if not self.resume or not folder.is_dir():
+            return None
+        # `Trainer` writes trainer_state.json last: a folder without it was cut off
+        whole = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
+        return str(max(whole, key=lambda p: int(p.name.rpartition("-")[2]))) if whole else None
 
 
 def run_trainer(trainer: Any, settings: TrainerSettings, console: Console) -> PreTrainedModel:

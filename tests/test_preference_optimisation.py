@@ -390,6 +390,9 @@ def test_interrupted_it_goes_on_to_the_same_weights(
         patch.setattr(supervised, "StageProgress", lambda console: Stop())
         assert run(*common, "--output-dir", str(tmp_path / "parts")) == 130
     assert supervised.StageProgress is real
+    broken = tmp_path / "parts" / "checkpoints" / "checkpoint-10"  # the process died while it wrote this one
+    broken.mkdir()
+    (broken / "model.safetensors").write_bytes(b"half")
     assert run(*common, "--output-dir", str(tmp_path / "parts"), "--resume", "True") == 0
     one, other = (load_file(tmp_path / name / "actor" / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(one[k], other[k]) for k in one)

@@ -313,7 +313,7 @@ class Rounds:
                 ),
                 self.console,
             )
-        shutil.rmtree(folder / "training" / "checkpoints", ignore_errors=True)
+        _drop(folder / "training" / "checkpoints")
 
     @property
     def _has_reference(self) -> bool:
@@ -382,7 +382,7 @@ class Rounds:
                 seed=s.seed + number,
             ).checked()
         TrainingRun(settings, target, self.console, resume=config.is_file()).train()
-        shutil.rmtree(target / "checkpoints", ignore_errors=True)
+        _drop(target / "checkpoints")
 
     # ------------------------------------------------------------------------------------------------ evaluation
     @property
@@ -417,6 +417,15 @@ class Rounds:
 
     def _read_evaluation(self, folder: Path) -> dict[str, Any]:
         return json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+
+
+def _drop(folder: Path) -> None:
+    """Removes a folder, so that an interruption leaves no part of it under its name."""
+    if folder.is_dir():
+        old = folder.with_name(f".old-{folder.name}")
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+        shutil.rmtree(old)
 
 
 def _function(judge: str) -> str:

@@ -364,8 +364,9 @@ def test_every_method_trains_and_leaves_an_actor(tmp_path: Path, preferences: Pa
     trained, first = (AutoModelForCausalLM.from_pretrained(m) for m in (tmp_path / "out" / "actor", DEFAULT_MODEL))
     moved = (trained.model.layers[0].mlp.up_proj.weight - first.model.layers[0].mlp.up_proj.weight).abs().max()
     assert 0 < moved < 0.1
-    if loss != "kto":  # which reports no pairs
-        assert report["heldout"]["rewards/accuracies"] > (0.5 if METHODS[loss].reference else 0.4)
+    log = [e["eval_loss"] for e in report["log"] if "eval_loss" in e]
+    assert len(log) == 4
+    assert log[-1] < log[0]
 
 
 @pytest.mark.slow

@@ -252,7 +252,8 @@ def serve(
     except ImportError as error:
         raise ValueError("--people needs gradio: pip install '.[people]'.") from error
     page.launch(server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, footer_links=[])
-    console.print(f"Rank at http://{host}:{port}  ({len(answers.questions)} prompts). Ctrl-C ends.", highlight=False)
+    end = "It goes on when all are answered; Ctrl-C stops." if until_complete else "Ctrl-C ends."
+    console.print(f"Rank at http://{host}:{port}  ({len(answers.questions)} prompts). {end}", highlight=False)
     try:
         while not (until_complete and answers.complete):
             time.sleep(1)

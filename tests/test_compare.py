@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import pytest
 
 import compare
 from agents.algorithms import ALGORITHMS, checked_settings, settings_of
+from agents.iteration import IterationSettings
 from comparison.figures import beats, draw, markdown_table, samples_table
-from comparison.jobs import PEERS, Job, run_job
+from comparison.jobs import PEERS, PREFERENCE, Job, run_job
 from comparison.spaces import SPACES, first_trial, job_params
+from comparison.tasks import ComparedTask
 
 
 def result(algo: str, score: float, seed: int, kl: float = 2.0) -> dict[str, Any]:
@@ -24,7 +27,11 @@ def result(algo: str, score: float, seed: int, kl: float = 2.0) -> dict[str, Any
 
 
 def test_every_algorithm_has_a_search_space_of_its_own_settings() -> None:
-    assert set(SPACES) == {*ALGORITHMS, *PEERS}
+    named = {"dpo_labels", "iterated_dpo", "rejection_sampling"}
+    assert {*ALGORITHMS, *PEERS} | named <= set(SPACES) <= {*ALGORITHMS, *PEERS, *PREFERENCE}
+    for name in set(SPACES) & set(PREFERENCE):  # each choice is a setting of what trains
+        rounds = {f.name for f in dataclasses.fields(IterationSettings)} | {"n_responses", "dpop_lambda", "tdpo_alpha"}
+        assert set(SPACES[name]) == set(first_trial(name)) <= rounds
     for name in ALGORITHMS:
         choice = {k: v[1][0] for k, v in SPACES[name].items()}
         params = job_params(name, choice)
@@ -52,6 +59,11 @@ def test_above_the_reference_means_by_more_than_the_seeds_are_apart() -> None:
     assert beats([result("ppo", s, i) for i, s in enumerate((1.0, 1.2))], reference) == "yes"
     assert beats([result("ppo", s, i) for i, s in enumerate((0.1, 0.4))], reference) == "**no**"
     assert beats([result("ppo", s, i) for i, s in enumerate((-0.1, 0.0))], reference) == "**no**"
+    both = [
+        result("reference", s, i, 0.0) for i, s in enumerate((0.0, 2.0))
+    ]  # with labels, each seed has its own scale
+    assert beats([result("ppo", s, i) for i, s in enumerate((1.0, 3.2))], both) == "yes"
+    assert beats([result("ppo", s, i) for i, s in enumerate((3.0, 3.2))], both) == "**no**"
 
 
 def test_table_and_picture(tmp_path: Path) -> None:
@@ -87,6 +99,48 @@ def test_a_run_spends_its_budget_and_is_measured(algo: str) -> None:
     else:
         assert got["trained_tokens"] == 0
         assert got["kl"] == pytest.approx({"reference": 0.0, "best_of_4": 0.6363}[algo], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_all_start_from_the_same_labels(tmp_path: Path) -> None:
+    args = compare.Args(
+        tmp_path, algos=("ppo", "dpo", "dpo_labels", "rejection_sampling", "iterated_dpo"), labels=48, tokens=900, seeds=(0,),
+        ppo_seeds=(0,), n_prompts=8,
+    )  # fmt: skip
+    assert compare.main(args) == 0
+    labels = tmp_path / "labels" / "seed0"
+    note = json.loads((labels / "labels.json").read_text())
+    assert len((labels / "rankings.jsonl").read_text().splitlines()) == note["rankings"] == 48
+    assert (labels / "reward" / "reward_model" / "model.safetensors").is_file()
+    results = {r["algo"]: r for r in json.loads((tmp_path / "results.json").read_text())}
+    assert results["dpo_labels"]["trained_tokens"] == 0
+    for name in ("ppo", "dpo", "rejection_sampling", "iterated_dpo"):
+        assert 500 < results[name]["trained_tokens"] < 2000
+    assert len({r["rm_score"] for r in results.values()}) > 3
+    before = (labels / "labels.json").stat().st_mtime_ns
+    assert compare.main(args) == 0  # nothing is done again
+    assert (labels / "labels.json").stat().st_mtime_ns == before
+
+
+def test_a_task_of_ones_own_from_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("".join(f"How was number {i}?\n" for i in range(20)))
+    path = tmp_path / "task.yaml"
+    path.write_text(
+        f"prompts: {prompts}\nmax_new_tokens: 6\ngold: tests.conftest:count_dots\nparams: {{ppo: {{n_envs: 4}}}}\n"
+    )
+    task = ComparedTask.read(path)
+    train, held_out = task.split_prompts()
+    assert (len(train), len(held_out)) == (18, 2)
+    assert not set(train) & set(held_out)
+    got = run_job(Job("reference", task=dataclasses.asdict(task), n_prompts=2))
+    assert got["response_length"] <= 6
+    assert got["gold_score"] == sum(text.count(".") for _, text, _ in got["samples"]) / 2
+    path.write_text("promts: x\n")
+    assert compare.main(compare.Args(tmp_path / "out", task=path)) == 1
+    assert "'promts' is not a setting" in capsys.readouterr().out
+    film = ComparedTask.read(Path(__file__).parents[1] / "examples" / "film_reviews" / "compare.yaml")
+    assert set(film.params) <= {*ALGORITHMS, *PREFERENCE}
 
 
 def test_a_peer_without_its_environment_is_an_error_that_says_so(tmp_path: Path) -> None:

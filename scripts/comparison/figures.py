@@ -31,10 +31,10 @@ def spread(values: Sequence[float]) -> str:
 
 
 def beats(runs: Results, reference: Results) -> str:
-    """Whether the worst seed stands above the reference by more than the seeds are apart."""
-    scores = [r["rm_score"] for r in runs]
-    base = max(r["rm_score"] for r in reference)
-    return "yes" if min(scores) - base > max(scores) - min(scores) else "**no**"
+    """Whether the worst seed stands above the reference by more than the seeds are apart, each beside its own reference."""
+    base = {r["seed"]: r["rm_score"] for r in reference}
+    gains = [r["rm_score"] - base.get(r["seed"], max(base.values())) for r in runs]
+    return "yes" if min(gains) > max(gains) - min(gains) else "**no**"
 
 
 def markdown_table(results: Results) -> str:

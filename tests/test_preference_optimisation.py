@@ -379,6 +379,7 @@ def test_interrupted_it_goes_on_to_the_same_weights(
     from agents import supervised
 
     common = ["--preferences", str(preferences), "--device", "cpu", "--n-samples", "0", "--loss", "dpop"]
+    common += ["--pairs", "best_worst", "--batch-size", "8"]
     assert run(*common, "--output-dir", str(tmp_path / "whole")) == 0
 
     class Stop(TrainerCallback):
@@ -397,6 +398,8 @@ def test_interrupted_it_goes_on_to_the_same_weights(
     assert run(*common, "--output-dir", str(tmp_path / "parts"), "--resume", "True") == 0
     one, other = (load_file(tmp_path / name / "actor" / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(one[k], other[k]) for k in one)
+    report = json.loads((tmp_path / "whole" / "preference.json").read_text())
+    assert report["pairs"] + report["heldout_pairs"] < 80  # one of each ranking that is not all tied
 
 
 @pytest.mark.parametrize(
@@ -405,6 +408,7 @@ def test_interrupted_it_goes_on_to_the_same_weights(
         (["--loss", "dppo"], "loss='dppo' is not known; use one of dpo, dpop"),
         (["--loss", "dpo", "--dpop-lambda", "3"], "dpop_lambda: loss='dpo' does not have it; dpop do"),
         (["--loss", "tdpo2", "--cache-reference", "True"], "whole distributions"),
+        (["--pairs", "some"], "pairs='some' is not known; use one of all, best_worst"),
         (["--beta", "0"], "beta=0.0 must be a finite number above 0"),
         (["--loss", "robust", "--label-smoothing", "0.5"], "label_smoothing=0.5 must be below 0.5"),
         (["--max-prompt-length", "512"], "must be at least 1 and below max_length=512"),

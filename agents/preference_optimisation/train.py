@@ -20,6 +20,7 @@ from agents.preference_optimisation.losses import dpo_loss, dpop_loss, tdpo1_los
 from agents.preference_optimisation.methods import CONTRASTIVE, METHODS, ODDS, UNPAIRED, Method, method
 from agents.preferences.records import Ranking
 from agents.preferences.rows import encode_rankings, read_split
+from agents.preferences.selection import PAIRS, pairs_of
 from agents.sft import load_model, sample_responses
 from agents.supervised import TrainerSettings, quiet_trainer, run_trainer
 from llm_env.models import DEFAULT_MODEL, load_tokenizer, quiet_loading
@@ -40,6 +41,8 @@ class PreferenceSettings(TrainerSettings):
     loss: str = "dpo"
     """dpo, dpop, tdpo1, tdpo2, ipo, kto, orpo, cpo, simpo, hinge (SLiC), robust, exo_pair, nca_pair, bco_pair, sppo_hard, aot,
     apo_zero, apo_down, discopop."""
+    pairs: str = "all"
+    """Which pairs of a ranking are trained on: all, or best_worst."""
     beta: float | None = None
     """How much the method holds to its reference; what beta is for simpo, cpo (temperature) and orpo (lambda, the weight of the
     odds ratio) their papers say. Default: the paper's, mostly 0.1."""
@@ -101,6 +104,8 @@ class PreferenceSettings(TrainerSettings):
             )
         if self.n_samples < 0:
             raise ValueError(f"n_samples={self.n_samples} must be at least 0.")
+        if self.pairs not in PAIRS:
+            raise ValueError(f"pairs={self.pairs!r} is not known; use one of {', '.join(PAIRS)}.")
         named_values("trl_kwargs", self.trl_kwargs)
 
 
@@ -157,6 +162,8 @@ def _pairs(
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     from agents.preference_optimisation.trainers import pair_rows
 
+    if settings.pairs != "all":
+        rankings = pairs_of(rankings, settings.pairs)
     rows, left_out = encode_rankings(
         rankings, tokenizer, settings.max_length, True, max_prompt_length=settings.max_prompt_length
     )

@@ -131,11 +131,10 @@ def prepare_labels(args: Args, task: ComparedTask, seeds: Sequence[int], pool: P
     waiting = [pool.submit(make_labels, found, args.threads) for s in seeds if (found := labels_of(args, task, s))]
     for seed, future in zip(seeds, waiting, strict=False):
         found = future.result()
-        console.print(
-            f"labels of seed {seed}: {found['rankings']:,} rankings, {found['tokens']:,} tokens, reward model right on "
-            f"{found['accuracy']:.1%} of held-out pairs, {found['seconds']:.0f} s",
-            highlight=False,
-        )
+        told = f"labels of seed {seed}: {found['rankings']:,} rankings, {found['tokens']:,} tokens, {found['seconds']:.0f} s"
+        if found["accuracy"] is not None:
+            told += f", reward model right on {found['accuracy']:.1%} of held-out pairs"
+        console.print(told, highlight=False)
 
 
 def search(args: Args, task: ComparedTask, algo: str, pool: ProcessPoolExecutor) -> None:

@@ -24,7 +24,10 @@ class ComparedTask:
         prompts: To train on.
         eval_prompts: To measure on. None: with the embedded prompts theirs, else a tenth, held out.
         gold: package.module:function that nobody trains on.
-        preferences: File of labels; None: sampled from the model, and ranked by the embedded annotator.
+        preferences: File of labels; None: four responses of the model to each prompt, ranked by the annotator.
+        annotator: Who ranks them: the embedded rule, or any name of a reward model or function.
+        noise: Temperature of the annotator; 1 is Bradley and Terry's.
+        label_pairs: Which pairs of these rankings are labels: all, or best_worst.
         max_prompt_length: In tokens.
         max_new_tokens: In tokens.
         temperature: Of sampling, and of the policy.
@@ -39,6 +42,9 @@ class ComparedTask:
     eval_prompts: str | None = None
     gold: str = "llm_env.gold:gold_score"
     preferences: str | None = None
+    annotator: str = "llm_env.gold:gold_score"
+    noise: float = 1.0
+    label_pairs: str = "all"
     max_prompt_length: int = 64
     max_new_tokens: int = 32
     temperature: float = 1.0
@@ -107,20 +113,16 @@ class Labels:
 
 
 def make_labels(labels: Labels, threads: int) -> dict[str, Any]:
-    """Collects the labels and trains the reward model, unless both are there; for a pool's worker.
+    """Collects the labels and trains the reward model, unless they are there or the task has one; for a pool's worker.
 
     Returns:
-        Rankings, tokens of the ranked responses, held-out accuracy of the reward model, seconds.
+        Rankings, tokens of the ranked responses, held-out accuracy of the reward model (None without one), seconds.
     """
     import time
 
     import torch
 
     torch.set_num_threads(threads)
-    from agents.reward_modelling.train import RewardSettings, train_reward_model
-    from agents.reward_modelling.trainer import RankingLoss
-    from agents.supervised import TrainerSettings
-
     folder = Path(labels.folder)
     note = folder / "labels.json"
     if note.is_file():
@@ -128,6 +130,20 @@ def make_labels(labels: Labels, threads: int) -> dict[str, Any]:
     started = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     tokens = _collect(labels, folder)
+    found = {"rankings": labels.count, "tokens": tokens, "accuracy": None}
+    if labels.task.reward_model is None:
+        found["accuracy"] = _train_reward_model(labels, folder)["accuracy"]
+    found["seconds"] = round(time.perf_counter() - started, 1)
+    note.write_text(json.dumps(found) + "\n", encoding="utf-8")
+    return found
+
+
+def _train_reward_model(labels: Labels, folder: Path) -> dict[str, Any]:
+    """On the labels; returns its report."""
+    from agents.reward_modelling.train import RewardSettings, train_reward_model
+    from agents.reward_modelling.trainer import RankingLoss
+    from agents.supervised import TrainerSettings
+
     own = dict(labels.task.reward)
     special = {k: own.pop(k) for k in ("freeze_layers", "max_length") if k in own}
     loss = RankingLoss(own.pop("loss", "k_wise"))
@@ -136,23 +152,17 @@ def make_labels(labels: Labels, threads: int) -> dict[str, Any]:
     settings = TrainerSettings(output_dir=folder / "reward", model=labels.task.model, **(common | own))
     report = train_reward_model(settings, RewardSettings(str(labels.rankings), loss=loss, **special))
     shutil.rmtree(folder / "reward" / "checkpoints", ignore_errors=True)
-    found = {
-        "rankings": labels.count,
-        "tokens": tokens,
-        "accuracy": report["accuracy"],
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    note.write_text(json.dumps(found) + "\n", encoding="utf-8")
-    return found
+    return report
 
 
 def _collect(labels: Labels, folder: Path) -> int:
     """Writes ``rankings.jsonl``; returns the tokens that were generated for it, 0 for labels from a file."""
     from rich.console import Console
 
-    from agents.preferences.collect import GOLD, Judge, Source
+    from agents.preferences.collect import Judge, Source
     from agents.preferences.folder import Sampling, candidates_in, rank_in
     from agents.preferences.records import read_rankings, write_jsonl
+    from agents.preferences.selection import pairs_of
     from llm_env.models import DEFAULT_MODEL, LoadSettings
 
     task = labels.task
@@ -173,5 +183,7 @@ def _collect(labels: Labels, folder: Path) -> int:
     source = Source(task.model or DEFAULT_MODEL, task.temperature)
     sampling = Sampling((source,), 4, task.max_prompt_length, task.max_new_tokens, labels.seed)
     candidates = candidates_in(folder, [prompts[i] for i in order], sampling, load, {}, Console(quiet=True))
-    rank_in(folder, candidates, Judge(GOLD, load, noise=1.0, seed=labels.seed))
+    found = rank_in(folder, candidates, Judge(task.annotator, load, noise=task.noise, seed=labels.seed))
+    if task.label_pairs != "all":
+        write_jsonl(labels.rankings, [pair.to_json() for pair in pairs_of(found, task.label_pairs)])
     return int(json.loads((folder / "responses.json").read_text(encoding="utf-8"))["tokens"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import subprocess
@@ -93,6 +94,8 @@ def run_job(job: Job) -> dict[str, Any]:
     """
     import torch
 
+    from llm_env.models import forget_shared_models
+
     torch.set_num_threads(job.threads)
     started = time.perf_counter()
     if job.algo in BASELINES:
@@ -103,6 +106,8 @@ def run_job(job: Job) -> dict[str, Any]:
         outcome = _preference(job)
     else:
         outcome = _ours(job)
+    forget_shared_models()  # the next job of this worker has others
+    gc.collect()
     return {**dataclasses.asdict(job), **outcome, "seconds": round(time.perf_counter() - started, 1)}
 
 

@@ -15,7 +15,7 @@ from agents.iteration import IterationSettings
 from comparison.figures import beats, draw, markdown_table, samples_table
 from comparison.jobs import PEERS, PREFERENCE, Job, run_job
 from comparison.spaces import SPACES, first_trial, job_params
-from comparison.tasks import ComparedTask
+from comparison.tasks import ComparedTask, Labels, make_labels
 
 
 def result(algo: str, score: float, seed: int, kl: float = 2.0) -> dict[str, Any]:
@@ -120,6 +120,20 @@ def test_all_start_from_the_same_labels(tmp_path: Path) -> None:
     before = (labels / "labels.json").stat().st_mtime_ns
     assert compare.main(args) == 0  # nothing is done again
     assert (labels / "labels.json").stat().st_mtime_ns == before
+
+
+def test_labels_by_an_annotator_of_ones_own_where_a_reward_model_is_there(tmp_path: Path) -> None:
+    dots = "tests.conftest:count_dots"
+    task = ComparedTask(reward_model=dots, annotator=dots, noise=0.0, label_pairs="best_worst")
+    note = make_labels(Labels(str(tmp_path), 8, 0, task), threads=1)
+    assert note["accuracy"] is None
+    assert not (tmp_path / "reward").exists()
+    records = [json.loads(x) for x in (tmp_path / "rankings.jsonl").read_text().splitlines()]
+    assert 0 < len(records) <= 8
+    for record in records:
+        best, worst = (record["scores"][tier[0]] for tier in record["ranking"])
+        assert best > worst
+        assert len(record["responses"]) == 2
 
 
 def test_a_task_of_ones_own_from_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

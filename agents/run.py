@@ -45,12 +45,12 @@ from agents.reference_refresh import ReferenceRefresh
 from agents.report import draw_report, read_progress
 from agents.run_settings import RunSettings
 from llm_env.models import DEFAULT_HELDOUT_PROMPTS
-from llm_env.prompts import PromptSet, RawPrompt, read_prompts
+from llm_env.prompts import PromptSet, RawPrompt, hold_out, read_prompts
 from llm_env.rewards import FunctionReward
 from llm_env.task import TextTask
 
 PACKAGES = ("llm-env", "torch", "transformers", "gymnasium", "stable-baselines3", "peft", "numpy", "tokenizers")
-HELD_OUT_SHARE, HELD_OUT_MOST, HELD_OUT_LEAST_PROMPTS = 0.1, 256, 10
+HELD_OUT_LEAST_PROMPTS = 10
 SAMPLE_SEED = 12_345
 
 
@@ -195,10 +195,7 @@ class TrainingRun:
         prompts = read_prompts(settings.prompts)
         if len(prompts) < HELD_OUT_LEAST_PROMPTS:
             return prompts, []
-        count = min(HELD_OUT_MOST, max(1, round(HELD_OUT_SHARE * len(prompts))))
-        order = np.random.default_rng(settings.seed).permutation(len(prompts))
-        chosen = set(order[:count].tolist())
-        return [p for i, p in enumerate(prompts) if i not in chosen], [p for i, p in enumerate(prompts) if i in chosen]
+        return hold_out(prompts, settings.seed)
 
     def _train_prompts(self) -> Any:
         if self._split is not None:

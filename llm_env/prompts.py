@@ -22,6 +22,7 @@ Message: TypeAlias = dict[str, str]
 RawPrompt: TypeAlias = str | list[Message]
 
 COLUMNS = ("prompt", "messages", "text")
+HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 256
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,13 @@ def encode_prompt(
         raise ValueError(f"The prompt {raw!r:.80} has no tokens.")
     cut = max(0, len(ids) - max_prompt_length)
     return Prompt(text, tuple(ids[cut:]), messages, index), cut
+
+
+def hold_out(prompts: Sequence[RawPrompt], seed: int) -> tuple[list[RawPrompt], list[RawPrompt]]:
+    """(to train on, to measure on): a tenth is held out, at least one and at most 256 of them, both in the order given."""
+    count = min(HELD_OUT_MOST, max(1, round(HELD_OUT_SHARE * len(prompts))))
+    held = set(np.random.default_rng(seed).permutation(len(prompts))[:count].tolist())
+    return [p for i, p in enumerate(prompts) if i not in held], [p for i, p in enumerate(prompts) if i in held]
 
 
 class PromptSet:

@@ -177,7 +177,8 @@ def write_jsonl_array(path: Path, records: list) -> None:
 def summarise(folder: Path, rankings) -> None:
     """Writes pairs and agreement, and says how many there are."""
     from agents.preferences.agreement import agreement
-    from agents.preferences.records import pair_records, write_jsonl
+    from agents.preferences.records import write_jsonl
+    from agents.preferences.selection import pair_records
 
     pairs = pair_records(rankings)
     write_jsonl(folder / "pairs.jsonl", pairs)

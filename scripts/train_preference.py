@@ -28,9 +28,6 @@ console = Console(soft_wrap=True)
 class Args(PreferenceSettings):
     """Train on preferences."""
 
-    learning_rate: float = 3e-4
-    """Step size of AdamW after warm-up. The default suits the tiny model; for 100M parameters 1e-5 to 5e-5, for LoRA 1e-4."""
-
 
 def main(args: Args) -> int:
     """Trains; returns the exit status."""

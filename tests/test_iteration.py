@@ -160,6 +160,14 @@ def test_rounds_can_be_added_and_other_settings_are_refused(
     assert "is not empty and holds no rounds" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_first_attempt_that_failed_can_be_mended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path / "out", "--judge", "./nothing", "--rounds", "1") == 1
+    assert "./nothing" in capsys.readouterr().err
+    (tmp_path / "out" / "mine.txt").write_text("precious")
+    assert run(tmp_path / "out", "--judge", "gold", "--rounds", "1") == 0
+    assert (tmp_path / "out" / "mine.txt").read_text() == "precious"
+
+
 def test_rejection_sampling_learns_the_best_of_each_prompt(tmp_path: Path) -> None:
     assert run(tmp_path / "raft", "--method", "rejection_sampling", "--judge", "gold", "--rounds", "1") == 0
     folder = tmp_path / "raft" / "round_1"

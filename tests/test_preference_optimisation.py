@@ -124,9 +124,8 @@ def by_hand(loss: str, policy: Any, reference: Any) -> Tensor:
     if loss == "cpo":
         total_w, total_v = (torch.stack([t.sum() for t in side]) for side in (chosen, rejected))
         return (-log_sigmoid(beta * (total_w - total_v))).mean() - torch.cat(chosen).mean()
-    if loss == "simpo":
-        return -log_sigmoid(beta * (mean_w - mean_v) - 1.0).mean()
-    raise NotImplementedError(loss)
+    assert loss == "simpo"
+    return -log_sigmoid(beta * (mean_w - mean_v) - 1.0).mean()
 
 
 HAND = [

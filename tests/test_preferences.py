@@ -19,10 +19,10 @@ from agents.preferences.records import (
     Ranking,
     Response,
     check_leaks,
-    pair_records,
     read_candidates,
     read_rankings,
 )
+from agents.preferences.selection import pair_records
 from llm_env.gold import gold_score
 from llm_env.models import DEFAULT_MODEL, LoadSettings
 from llm_env.prompts import PromptSet

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from agents.preferences.records import Candidates, Ranking, Response
-from agents.preferences.selection import agreement_by_prompt, best_texts, clearest, disputed_first, lost, pairs_of
+from agents.preferences.selection import (
+    agreement_by_prompt,
+    best_texts,
+    clearest,
+    disputed_first,
+    lost,
+    pair_records,
+    pairs_of,
+)
 
 
 def ranking(
@@ -25,13 +33,16 @@ def shown(pairs: list[Ranking]) -> list[tuple[str, str, float | None]]:
 
 def test_pairs_have_margins_of_scores_or_of_places() -> None:
     assert shown(pairs_of([ranking("a>bc>d")])) == [
-        ("a", "b", 1.0), ("a", "c", 1.0), ("a", "d", 2.0), ("b", "d", 1.0), ("c", "d", 1.0),
+        ("a", "b", 0.0), ("a", "c", 0.0), ("a", "d", 1.0), ("b", "d", 0.0), ("c", "d", 0.0),
     ]  # fmt: skip
     scored = ranking("a>b>c", scores={"a": 2.0, "b": 1.5, "c": -1.0})
     assert shown(pairs_of([scored])) == [("a", "b", 0.5), ("a", "c", 3.0), ("b", "c", 2.5)]
     assert shown(pairs_of([scored], "best_worst")) == [("a", "c", 3.0)]
     assert shown(pairs_of([ranking("ab")], "best_worst")) == []  # a tie makes no pair
     assert pairs_of([scored])[0].scores == {"a": 2.0, "b": 1.5}
+    assert [p["margin"] for p in pair_records([scored])] == [0.5, 3.0, 2.5]
+    some = ranking("a>b>c", scores={"a": 2.0, "b": 1.5})  # c was ranked, not scored
+    assert shown(pairs_of([some])) == [("a", "b", 0.5), ("a", "c", 1.0), ("b", "c", 0.0)]
     with pytest.raises(ValueError, match="pairs='some' is not known"):
         pairs_of([], "some")
 

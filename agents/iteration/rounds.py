@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -29,10 +30,11 @@ from agents.iteration.evaluate import evaluate_actor
 from agents.iteration.report import draw_rounds, rounds_table
 from agents.iteration.settings import PEOPLE, REJECTION_SAMPLING, IterationSettings
 from agents.named_values import named_values
+from agents.preference_optimisation.methods import METHODS
 from agents.preference_optimisation.train import METHOD_OPTIONS, PreferenceSettings, optimise
 from agents.preferences.collect import Judge, Source
 from agents.preferences.folder import Sampling, candidates_in, rank_in
-from agents.preferences.records import Ranking, read_rankings, write_jsonl
+from agents.preferences.records import Ranking, read_candidates, read_rankings, write_jsonl
 from agents.preferences.selection import best_texts, clearest, disputed_first, lost, pairs_of
 from agents.supervised import TrainerSettings
 from llm_env.models import (
@@ -44,9 +46,8 @@ from llm_env.models import (
     forget_shared_model,
     resolve_device,
 )
-from llm_env.prompts import RawPrompt, read_prompts
+from llm_env.prompts import RawPrompt, hold_out, read_prompts
 
-HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 256
 FREE = ("output_dir", "rounds", "host", "port", "evaluate_every")
 """Settings that may be other ones when a run is gone on with."""
 
@@ -110,10 +111,7 @@ class Rounds:
             return prompts, read_prompts(DEFAULT_HELDOUT_PROMPTS)
         if len(prompts) < 2:
             raise ValueError(f"prompts={s.prompts!r} has {len(prompts)}; with fewer than two none can be held out.")
-        count = min(HELD_OUT_MOST, max(1, round(HELD_OUT_SHARE * len(prompts))))
-        order = np.random.default_rng(s.seed).permutation(len(prompts))
-        held = set(order[:count].tolist())
-        return [p for i, p in enumerate(prompts) if i not in held], [prompts[i] for i in sorted(held)]
+        return hold_out(prompts, s.seed)
 
     def _keep_settings(self) -> None:
         own = {k: v for k, v in dataclasses.asdict(self.settings).items() if k not in FREE}
@@ -122,13 +120,16 @@ class Rounds:
         if path.is_file():
             before = json.loads(path.read_text(encoding="utf-8"))
             changed = [k for k, v in own.items() if before.get(k) != v]
-            if changed:
+            if not changed:
+                return
+            if any(self.folder.glob("round_*/*")):
                 raise ValueError(
                     f"output_dir={str(self.folder)!r} has rounds with other settings ({', '.join(changed)}). Choose another "
                     "folder, or the same settings."
                 )
-            return
-        if self.folder.exists() and any(self.folder.iterdir()):
+            for name in ("settings.json", "steps.json", "evaluation.json"):  # a first attempt that came to no round
+                (self.folder / name).unlink(missing_ok=True)
+        elif self.folder.exists() and any(self.folder.iterdir()):
             raise ValueError(
                 f"output_dir={str(self.folder)!r} is not empty and holds no rounds. Choose another folder."
             )
@@ -209,8 +210,6 @@ class Rounds:
         return found
 
     def _rank(self, number: int, folder: Path) -> None:
-        from agents.preferences.records import read_candidates
-
         s = self.settings
         candidates = read_candidates(folder / "responses.jsonl")
         for i, name in enumerate(self.judges):
@@ -232,7 +231,7 @@ class Rounds:
                 rankings = lost(rankings, str(self.actor(number - 1)))
             elif name == "disputed":
                 ordered = disputed_first(rankings)
-                rankings = ordered[: -int(-len(ordered) * s.select_share // 1)]
+                rankings = ordered[: math.ceil(len(ordered) * s.select_share)]
             counts[name] = len(rankings)
         path = folder / "train.jsonl"
         if s.method == REJECTION_SAMPLING:
@@ -304,7 +303,7 @@ class Rounds:
                     preferences=str(data),
                     loss=s.method,
                     beta=s.beta,
-                    ref_model=self.first if s.takes_reference == "first" and self._has_reference else None,
+                    ref_model=self.first if s.takes_reference == "first" and METHODS[s.method].reference else None,
                     max_prompt_length=s.max_prompt_length,
                     max_length=max(512, s.max_prompt_length + s.max_new_tokens + 1),
                     n_samples=0,
@@ -314,12 +313,6 @@ class Rounds:
                 self.console,
             )
         _drop(folder / "training" / "checkpoints")
-
-    @property
-    def _has_reference(self) -> bool:
-        from agents.preference_optimisation.methods import METHODS
-
-        return METHODS[self.settings.method].reference
 
     def _train_reward_model(self, number: int, folder: Path) -> None:
         """On what people said in all rounds so far."""

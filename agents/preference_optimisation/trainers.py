@@ -116,9 +116,10 @@ class PairTrainer(DPOTrainer):
         }
         if kls[0] is not None and kls[1] is not None:
             found |= {"kl/chosen": kls[0], "kl/rejected": kls[1]}
-        metrics = self._metrics["train" if model.training else "eval"]
-        for name, values in found.items():
-            metrics[name].append(float(self.accelerator.gather_for_metrics(values.detach()).mean()))
+        table = torch.stack([values.detach() for values in found.values()], 1)  # (B, metrics): one transfer for all
+        means = self.accelerator.gather_for_metrics(table).mean(0).tolist()
+        for name, mean in zip(found, means, strict=True):
+            self._metrics["train" if model.training else "eval"][name].append(mean)
         return (loss, {"rewards": (chosen - rejected).detach()}) if return_outputs else loss
 
     def _compare(
@@ -175,7 +176,8 @@ def _packed(inputs: dict[str, Any]) -> PackedBatch:
 
 def _sums(values: Tensor, batch: PackedBatch) -> Tensor:
     """Sums of tokens' values over each sequence, shape (2B,)."""
-    return torch.stack([part.sum() for part in values.split(list(batch.counts))])
+    rows = torch.repeat_interleave(torch.arange(len(batch.counts)), torch.tensor(batch.counts)).to(values.device)
+    return values.new_zeros(len(batch.counts)).index_add(0, rows, values)
 
 
 class UnpairedTrainer(KTOTrainer):

@@ -304,20 +304,3 @@ def drop_unfinished_line(path: Path) -> None:
         file.seek(0)
         content = file.read()
         file.truncate(content.rfind(b"\n") + 1)
-
-
-def pair_records(rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
-    """All pairs in TRL's format; the margin is how many tiers lie between, less one, unless one was given."""
-    return [
-        {
-            "prompt": r.candidates.prompt,
-            "chosen": better.text,
-            "rejected": worse.text,
-            "margin": float(apart - 1) if r.margin is None else r.margin,
-            "annotator": r.annotator,
-            "aspect": r.aspect,
-        }
-        for r in rankings
-        for better, worse, apart in r.pairs()
-        if better.text.strip() != worse.text.strip()
-    ]

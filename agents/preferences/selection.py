@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 from agents.preferences.records import Ranking, Response, prompt_key
 from llm_env.texts import TextRecord
@@ -15,7 +17,8 @@ PAIRS = ("all", "best_worst")
 def pairs_of(rankings: Sequence[Ranking], which: str = "all") -> list[Ranking]:
     """Each ranking's pairs, as rankings of two.
 
-    The margin is the difference of the scores where there are any, else how many tiers lie between.
+    The margin is the difference of the scores where there are any, else the one that was given, else how many tiers lie
+    between, less one.
 
     Args:
         rankings: What was said.
@@ -40,15 +43,37 @@ def pairs_of(rankings: Sequence[Ranking], which: str = "all") -> list[Ranking]:
 def _margin(ranking: Ranking, better: Response, worse: Response, apart: int) -> float:
     if ranking.scores is not None and better.id in ranking.scores and worse.id in ranking.scores:
         return max(0.0, ranking.scores[better.id] - ranking.scores[worse.id])
-    return float(apart) if ranking.margin is None else ranking.margin
+    return float(apart - 1) if ranking.margin is None else ranking.margin
 
 
 def _pair(ranking: Ranking, better: Response, worse: Response, margin: float) -> Ranking:
     whole = ranking.candidates
     two = type(whole)(whole.id, whole.prompt, (better, worse))
-    scores = None if ranking.scores is None else {r.id: ranking.scores[r.id] for r in two.responses}
+    scores = (
+        None
+        if ranking.scores is None
+        else {r.id: ranking.scores[r.id] for r in two.responses if r.id in ranking.scores}
+    )
     tiers = ((better.id,), (worse.id,))
     return Ranking(two, tiers, ranking.annotator, ranking.aspect, False, margin, scores, ranking.where)
+
+
+def pair_records(rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
+    """All pairs in TRL's format, with their margins."""
+    found = []
+    for pair in pairs_of(rankings):
+        better, worse = pair.candidates.responses
+        found.append(
+            {
+                "prompt": pair.candidates.prompt,
+                "chosen": better.text,
+                "rejected": worse.text,
+                "margin": pair.margin,
+                "annotator": pair.annotator,
+                "aspect": pair.aspect,
+            }
+        )
+    return found
 
 
 def clearest(pairs: Sequence[Ranking], share: float) -> list[Ranking]:
@@ -63,9 +88,9 @@ def clearest(pairs: Sequence[Ranking], share: float) -> list[Ranking]:
     """
     if not 0 < share <= 1:
         raise ValueError(f"margin_share={share} must be above 0 and at most 1.")
-    count = -(-len(pairs) * share // 1)
+    count = math.ceil(len(pairs) * share)
     order = sorted(range(len(pairs)), key=lambda i: -(pairs[i].margin or 0.0))
-    kept = set(order[: int(count)])
+    kept = set(order[:count])
     return [pair for i, pair in enumerate(pairs) if i in kept]
 
 

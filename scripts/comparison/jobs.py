@@ -19,7 +19,7 @@ import numpy as np
 from agents.iteration.settings import REJECTION_SAMPLING
 from agents.preference_optimisation.methods import METHODS
 from comparison.preference_jobs import ALONE, train_on_preferences
-from comparison.tasks import ComparedTask, Labels
+from comparison.tasks import ComparedTask, reward_model_in
 
 PEERS = {"trl_ppo": "1.12.0", "trl_rloo": "1.16.0", "trl_grpo": "1.16.0"}
 """Peers, and the release of TRL that each is run from: the last with PPO, and a current one."""
@@ -69,12 +69,8 @@ class Job:
     def reward_model(self) -> str | None:
         """Whom training listens to: the labels', the task's, or (None) the embedded one."""
         if self.labels and self.compared.reward_model is None:
-            return str(self.known_labels().reward_model)  # type: ignore[union-attr]
+            return str(reward_model_in(self.labels))
         return self.compared.reward_model
-
-    def known_labels(self) -> Labels | None:
-        """The labels, where there are any."""
-        return Labels(self.labels, 0, self.seed, self.compared) if self.labels else None
 
     def train_prompts(self) -> list[Any]:
         """What is trained on."""
@@ -236,15 +232,14 @@ def _ours(job: Job) -> dict[str, Any]:
 
 def _preference(job: Job) -> dict[str, Any]:
     """On preferences: the labels', and its own responses', ranked by the reward model."""
-    import shutil
-
     from agents.actor import actor_respond, load_actor
     from llm_env.models import DEFAULT_REWARD_MODEL
 
     task = make_task(job)
-    folder, told = train_on_preferences(job, job.known_labels(), job.reward_model or DEFAULT_REWARD_MODEL, task)
-    episodes = actor_respond(load_actor(folder, task), task, prompts_for(job, task), 1 + job.seed)
-    shutil.rmtree(folder.parents[1], ignore_errors=True)
+    with tempfile.TemporaryDirectory() as work:
+        told = train_on_preferences(job, Path(work), job.reward_model or DEFAULT_REWARD_MODEL, task)
+        actor = load_actor(Path(work) / "run" / "actor", task)
+    episodes = actor_respond(actor, task, prompts_for(job, task), 1 + job.seed)
     return {**measured(job, episodes), **told, "curve": [], "tokens_per_second": None}
 
 

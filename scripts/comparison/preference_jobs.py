@@ -8,40 +8,39 @@ are trained on too (in the first round). `dpo_labels` has the labels alone and g
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from agents.iteration.settings import REJECTION_SAMPLING
+from comparison.tasks import rankings_in
 
 ROUNDS = {"iterated_dpo": 3, REJECTION_SAMPLING: 3}
 ALONE = "dpo_labels"
 
 
-def train_on_preferences(job: Any, labels: Any, reward_model: str, task: Any) -> tuple[Path, dict[str, Any]]:
-    """Trains; gives the actor's folder, which is temporary, and what to record.
+def train_on_preferences(job: Any, work: Path, reward_model: str, task: Any) -> dict[str, Any]:
+    """Trains, and leaves the actor in ``run/actor`` of a folder; returns what to record.
 
     Args:
         job: A `comparison.jobs.Job`.
-        labels: The comparison's `Labels`, or None.
+        work: The folder.
         reward_model: Who ranks.
         task: A `TextTask`: its prompts are sampled from.
     """
     from agents.iteration import IterationSettings, iterate
     from agents.preference_optimisation import PreferenceSettings, optimise
 
-    work = Path(tempfile.mkdtemp(prefix="compare-"))
     compared = job.compared
     params = dict(job.params)
     common: dict[str, Any] = {"model": compared.model, "mixed_precision": compared.mixed_precision, "device": "cpu"}
     started = time.perf_counter()
     if job.algo == ALONE:
-        if labels is None:
+        if not job.labels:
             raise ValueError(f"{ALONE} trains on labels alone; give --labels.")
         given = PreferenceSettings(
             output_dir=work / "run",
-            preferences=str(labels.rankings),
+            preferences=str(rankings_in(job.labels)),
             evaluations=1,
             n_samples=0,
             max_prompt_length=compared.max_prompt_length,
@@ -50,19 +49,19 @@ def train_on_preferences(job: Any, labels: Any, reward_model: str, task: Any) ->
             **params,
         )
         optimise(given)
-        return work / "run" / "actor", {"trained_tokens": 0, "train_seconds": time.perf_counter() - started}
+        return {"trained_tokens": 0, "train_seconds": time.perf_counter() - started}
     rounds = int(params.pop("rounds", ROUNDS.get(job.algo, 1)))
     n_responses = int(params.pop("n_responses", 4))
     extra = {k: params.pop(k) for k in ("dpop_lambda", "tdpo_alpha") if k in params}
     prompts = work / "prompts.jsonl"
     write_prompts(prompts, job.train_prompts())
-    length = mean_response_length(task, labels)
+    length = mean_response_length(task, job.labels)
     settings = IterationSettings(
         output_dir=work / "run",
         method="dpo" if job.algo == "iterated_dpo" else job.algo,
         rounds=rounds,
         judge=(reward_model,),
-        first_preferences=None if labels is None or job.algo == REJECTION_SAMPLING else str(labels.rankings),
+        first_preferences=str(rankings_in(job.labels)) if job.labels and job.algo != REJECTION_SAMPLING else None,
         prompts=str(prompts),
         eval_prompts=str(prompts),
         prompts_per_round=max(2, round(job.tokens / rounds / n_responses / length)),
@@ -82,7 +81,7 @@ def train_on_preferences(job: Any, labels: Any, reward_model: str, task: Any) ->
     seconds = time.perf_counter() - started
     notes = sorted((work / "run").glob("round_*/responses.json"))
     tokens = sum(int(json.loads(p.read_text(encoding="utf-8"))["tokens"]) for p in notes)
-    return work / "run" / "actor", {"trained_tokens": tokens, "train_seconds": seconds}
+    return {"trained_tokens": tokens, "train_seconds": seconds}
 
 
 def write_prompts(path: Path, prompts: list[Any]) -> None:
@@ -92,10 +91,10 @@ def write_prompts(path: Path, prompts: list[Any]) -> None:
     write_jsonl(path, [{"prompt": p} if isinstance(p, str) else {"messages": p} for p in prompts])
 
 
-def mean_response_length(task: Any, labels: Any) -> float:
+def mean_response_length(task: Any, labels: str) -> float:
     """Tokens of the reference's responses."""
-    note = None if labels is None else Path(labels.folder) / "responses.json"
-    if note is not None and note.is_file():
+    note = Path(labels) / "responses.json"
+    if labels and note.is_file():
         known = json.loads(note.read_text(encoding="utf-8"))
         return known["tokens"] / known["asked"] / known["settings"]["n_responses"]
     from llm_env.generation import respond

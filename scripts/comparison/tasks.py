@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 
-HELD_OUT_SHARE = 0.1
-
 
 @dataclass(frozen=True)
 class ComparedTask:
@@ -73,16 +71,14 @@ class ComparedTask:
     def split_prompts(self) -> tuple[list[Any], list[Any]]:
         """(to train on, to measure on)."""
         from llm_env.models import DEFAULT_HELDOUT_PROMPTS, DEFAULT_PROMPTS
-        from llm_env.prompts import read_prompts
+        from llm_env.prompts import hold_out, read_prompts
 
         prompts = read_prompts(self.prompts or DEFAULT_PROMPTS)
         if self.eval_prompts is not None:
             return prompts, read_prompts(self.eval_prompts)
         if self.prompts is None:
             return prompts, read_prompts(DEFAULT_HELDOUT_PROMPTS)
-        order = np.random.default_rng(0).permutation(len(prompts)).tolist()
-        held = max(1, round(HELD_OUT_SHARE * len(prompts)))
-        return [prompts[i] for i in order[held:]], [prompts[i] for i in order[:held]]
+        return hold_out(prompts, 0)
 
 
 @dataclass(frozen=True)
@@ -101,15 +97,15 @@ class Labels:
     seed: int
     task: ComparedTask
 
-    @property
-    def rankings(self) -> Path:
-        """The labels."""
-        return Path(self.folder) / "rankings.jsonl"
 
-    @property
-    def reward_model(self) -> Path:
-        """Trained on them."""
-        return Path(self.folder) / "reward" / "reward_model"
+def rankings_in(folder: str | Path) -> Path:
+    """The labels in their folder."""
+    return Path(folder) / "rankings.jsonl"
+
+
+def reward_model_in(folder: str | Path) -> Path:
+    """The reward model that was trained on them."""
+    return Path(folder) / "reward" / "reward_model"
 
 
 def make_labels(labels: Labels, threads: int) -> dict[str, Any]:
@@ -150,7 +146,7 @@ def _train_reward_model(labels: Labels, folder: Path) -> dict[str, Any]:
     shutil.rmtree(folder / "reward", ignore_errors=True)
     common = {"evaluations": 1, "device": "cpu", "seed": labels.seed, "mixed_precision": labels.task.mixed_precision}
     settings = TrainerSettings(output_dir=folder / "reward", model=labels.task.model, **(common | own))
-    report = train_reward_model(settings, RewardSettings(str(labels.rankings), loss=loss, **special))
+    report = train_reward_model(settings, RewardSettings(str(rankings_in(labels.folder)), loss=loss, **special))
     shutil.rmtree(folder / "reward" / "checkpoints", ignore_errors=True)
     return report
 
@@ -174,7 +170,7 @@ def _collect(labels: Labels, folder: Path) -> int:
                 f"labels={labels.count}: {task.preferences} has {len(given)}. Ask for fewer, or give more."
             )
         chosen = sorted(rng.permutation(len(given))[: labels.count].tolist())
-        write_jsonl(labels.rankings, [given[i].to_json() for i in chosen])
+        write_jsonl(rankings_in(labels.folder), [given[i].to_json() for i in chosen])
         return 0
     prompts = task.split_prompts()[0]
     laps = -(-labels.count // len(prompts))
@@ -185,5 +181,5 @@ def _collect(labels: Labels, folder: Path) -> int:
     candidates = candidates_in(folder, [prompts[i] for i in order], sampling, load, {}, Console(quiet=True))
     found = rank_in(folder, candidates, Judge(task.annotator, load, noise=task.noise, seed=labels.seed))
     if task.label_pairs != "all":
-        write_jsonl(labels.rankings, [pair.to_json() for pair in pairs_of(found, task.label_pairs)])
+        write_jsonl(rankings_in(labels.folder), [pair.to_json() for pair in pairs_of(found, task.label_pairs)])
     return int(json.loads((folder / "responses.json").read_text(encoding="utf-8"))["tokens"])

@@ -10,8 +10,8 @@ With --labels, all start from the same preference labels: whoever needs scores t
 whoever trains on preferences has the labels, and its own tokens' worth of responses that this reward model ranks.
 
 The search sees only prompts that are trained on, and maximises score - beta x KL, the objective itself. Every trial and every
-run is a line or a file of JSON; what is there already is not run again, so both can be interrupted. Writes table.md,
-samples.md, results.json and compare.png.
+run is a line or a file of JSON; what is there already is not run again, so both can be interrupted, and what is there of
+other settings is an error. Writes table.md, samples.md, results.json and compare.png.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from rich.console import Console
 from comparison.figures import draw, markdown_table, samples_table
 from comparison.jobs import BASELINES, PEERS, PREFERENCE, Job, make_peer_environment, run_job
 from comparison.spaces import SPACES, first_trial, job_params, suggest
-from comparison.tasks import ComparedTask, Labels, make_labels
+from comparison.tasks import ComparedTask, Labels, MadeOtherwiseError, check_made_with, make_labels
 
 console = Console(soft_wrap=True)
 SEARCH_SEED = 1000
@@ -101,13 +101,17 @@ def main(args: Args) -> int:
             make_peer_environment(args.peer_envs, PEERS[name])
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.jobs, mp_context=context) as pool:
-        if args.search:
-            prepare_labels(args, task, (SEARCH_SEED,), pool)
-            for name in algos:
-                search(args, task, name, pool)
-            return 0
-        prepare_labels(args, task, sorted({*args.seeds, *(args.ppo_seeds if "ppo" in algos else ())}), pool)
-        failed = compare(args, task, list(algos), pool)
+        try:
+            if args.search:
+                prepare_labels(args, task, (SEARCH_SEED,), pool)
+                for name in algos:
+                    search(args, task, name, pool)
+                return 0
+            prepare_labels(args, task, sorted({*args.seeds, *(args.ppo_seeds if "ppo" in algos else ())}), pool)
+            failed = compare(args, task, list(algos), pool)
+        except MadeOtherwiseError as error:
+            console.print(f"error: {error}", style="red", highlight=False, markup=False)
+            return 1
     results = read_results(args.output_dir)
     table = markdown_table(results)
     (args.output_dir / "table.md").write_text(table, encoding="utf-8")
@@ -212,7 +216,7 @@ def compare(args: Args, task: ComparedTask, algos: list[str], pool: ProcessPoolE
                 job = Job(algo, params, seed, args.tokens, kl_coef, "heldout", args.n_prompts, envs)
                 folder_of = labels.folder if labels else ""
                 jobs.append(replace(job, task=asdict(task), labels=folder_of, threads=args.threads))
-    missing = [job for job in jobs if not (folder / f"{job.name}.json").is_file()]
+    missing = [job for job in jobs if not made_already(job, args.labels, folder / f"{job.name}.json")]
     running = {pool.submit(run_job, job): job for job in missing}
     failed: list[str] = []
     while running:
@@ -227,6 +231,7 @@ def compare(args: Args, task: ComparedTask, algos: list[str], pool: ProcessPoolE
                 continue
             for name in ("peer_envs", "task", "labels", "threads"):
                 result.pop(name)
+            result |= {"task_digest": job.compared.digest, "label_count": args.labels}
             partial = folder / f".{job.name}.partial"
             partial.write_text(json.dumps(result) + "\n", encoding="utf-8")
             partial.replace(folder / f"{job.name}.json")
@@ -236,6 +241,22 @@ def compare(args: Args, task: ComparedTask, algos: list[str], pool: ProcessPoolE
                 highlight=False,
             )
     return failed
+
+
+def made_already(job: Job, label_count: int, path: Path) -> bool:
+    """Whether a job's result is there.
+
+    Raises:
+        MadeOtherwiseError: there is one, of a job with other settings.
+    """
+    if not path.is_file():
+        return False
+    wanted: dict[str, Any] = {"n_prompts": job.n_prompts, "label_count": label_count}
+    wanted["task_digest"] = job.compared.digest
+    if job.algo not in BASELINES:
+        wanted |= {"params": json.loads(json.dumps(job.params)), "tokens": job.tokens}
+    check_made_with(json.loads(path.read_text(encoding="utf-8")), wanted, path)
+    return True
 
 
 def best_settings(folder: Path, algo: str) -> dict[str, Any]:

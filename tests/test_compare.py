@@ -15,7 +15,7 @@ from agents.iteration import IterationSettings
 from comparison.figures import beats, draw, markdown_table, samples_table
 from comparison.jobs import PEERS, PREFERENCE, Job, run_job
 from comparison.spaces import SPACES, first_trial, job_params
-from comparison.tasks import ComparedTask, Labels, make_labels
+from comparison.tasks import ComparedTask, Labels, MadeOtherwiseError, make_labels
 
 
 def result(algo: str, score: float, seed: int, kl: float = 2.0) -> dict[str, Any]:
@@ -136,6 +136,39 @@ def test_labels_by_an_annotator_of_ones_own_where_a_reward_model_is_there(tmp_pa
         assert len(record["responses"]) == 2
 
 
+def test_results_and_labels_of_other_settings_are_not_taken_for_these(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    base = {"task_digest": ComparedTask().digest, "label_count": 0}
+    (runs / "ppo-beta0.05-seed0.json").write_text(
+        json.dumps({"params": {"n_envs": 3}, "tokens": 32_000, "n_prompts": 180, **base})
+    )
+    again = compare.Args(tmp_path, algos=("ppo",), seeds=(0,), ppo_seeds=(0,))
+    assert compare.main(again) == 1
+    printed = capsys.readouterr().out
+    assert "ppo-beta0.05-seed0.json was made with params={'n_envs': 3}" in printed
+    assert "Remove it to make it again" in printed
+    job = Job("reference", n_prompts=4)
+    path = runs / "reference-beta0.05-seed0.json"
+    assert not compare.made_already(job, 0, path)
+    path.write_text(json.dumps({"params": {}, "tokens": 1, "n_prompts": 4, **base}))
+    assert compare.made_already(job, 0, path)  # which spends no tokens: their number says nothing
+    for changed, count, name in (
+        (dataclasses.replace(job, n_prompts=5), 0, "n_prompts=4"),
+        (job, 10, "label_count=0"),
+        (dataclasses.replace(job, task={"temperature": 0.7}), 0, "task_digest="),
+    ):
+        with pytest.raises(MadeOtherwiseError, match=name):
+            compare.made_already(changed, count, path)
+    same = dataclasses.replace(job, task={"params": {"ppo": {"n_envs": 4}}})
+    assert compare.made_already(same, 0, path)  # another algorithm's settings are not this one's
+    (tmp_path / "labels.json").write_text(json.dumps({"rankings": 48, "task_digest": ComparedTask().digest}))
+    with pytest.raises(MadeOtherwiseError, match="rankings=48, and rankings=8"):
+        make_labels(Labels(str(tmp_path), 8, 0, ComparedTask()), threads=1)
+
+
 def test_a_task_of_ones_own_from_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"How was number {i}?\n" for i in range(20)))
@@ -153,8 +186,9 @@ def test_a_task_of_ones_own_from_yaml(tmp_path: Path, capsys: pytest.CaptureFixt
     path.write_text("promts: x\n")
     assert compare.main(compare.Args(tmp_path / "out", task=path)) == 1
     assert "'promts' is not a setting" in capsys.readouterr().out
-    film = ComparedTask.read(Path(__file__).parents[1] / "examples" / "film_reviews" / "compare.yaml")
-    assert set(film.params) <= {*ALGORITHMS, *PREFERENCE}
+    for name in ("compare.yaml", "compare_pairs.yaml"):
+        film = ComparedTask.read(Path(__file__).parents[1] / "examples" / "film_reviews" / name)
+        assert {"ppo", "dpo"} < set(film.params) <= {*ALGORITHMS, *PREFERENCE}
 
 
 def test_a_peer_without_its_environment_is_an_error_that_says_so(tmp_path: Path) -> None:

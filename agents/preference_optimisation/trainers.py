@@ -113,6 +113,7 @@ class PairTrainer(DPOTrainer):
             "rewards/margins": self.beta * (chosen - rejected),
             "logps/chosen": log_probs.chunk(2)[0],
             "logps/rejected": log_probs.chunk(2)[1],
+            "logps/shortfall": torch.relu(-chosen),  # nats below the reference, what DPOP's λ charges for
         }
         if kls[0] is not None and kls[1] is not None:
             found |= {"kl/chosen": kls[0], "kl/rejected": kls[1]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from dataclasses import dataclass, field
@@ -68,6 +69,12 @@ class ComparedTask:
                 raise ValueError(f"{path}: {name!r} is not a setting; there is {', '.join(sorted(known))}.")
         return cls(**values)
 
+    @property
+    def digest(self) -> str:
+        """Of all but the algorithms' settings: a result with another one is of another task."""
+        fields = {k: v for k, v in dataclasses.asdict(self).items() if k != "params"}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
+
     def split_prompts(self) -> tuple[list[Any], list[Any]]:
         """(to train on, to measure on)."""
         from llm_env.models import DEFAULT_HELDOUT_PROMPTS, DEFAULT_PROMPTS
@@ -79,6 +86,24 @@ class ComparedTask:
         if self.prompts is None:
             return prompts, read_prompts(DEFAULT_HELDOUT_PROMPTS)
         return hold_out(prompts, 0)
+
+
+class MadeOtherwiseError(ValueError):
+    """What lies in the output folder was made with other settings."""
+
+
+def check_made_with(found: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
+    """Compares the settings that a file notes with those that are asked for; what it does not note is taken on trust.
+
+    Raises:
+        MadeOtherwiseError: one differs.
+    """
+    for name, value in wanted.items():
+        if found.get(name, value) != value:
+            raise MadeOtherwiseError(
+                f"{path} was made with {name}={found[name]}, and {name}={value} is asked for. "
+                "Remove it to make it again, or choose another output_dir."
+            )
 
 
 @dataclass(frozen=True)
@@ -113,6 +138,9 @@ def make_labels(labels: Labels, threads: int) -> dict[str, Any]:
 
     Returns:
         Rankings, tokens of the ranked responses, held-out accuracy of the reward model (None without one), seconds.
+
+    Raises:
+        MadeOtherwiseError: the folder has other labels.
     """
     import time
 
@@ -121,12 +149,15 @@ def make_labels(labels: Labels, threads: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     folder = Path(labels.folder)
     note = folder / "labels.json"
+    made_with = {"rankings": labels.count, "task_digest": labels.task.digest}
     if note.is_file():
-        return json.loads(note.read_text(encoding="utf-8"))
+        found = json.loads(note.read_text(encoding="utf-8"))
+        check_made_with(found, made_with, note)
+        return found
     started = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     tokens = _collect(labels, folder)
-    found = {"rankings": labels.count, "tokens": tokens, "accuracy": None}
+    found = {**made_with, "tokens": tokens, "accuracy": None}
     if labels.task.reward_model is None:
         found["accuracy"] = _train_reward_model(labels, folder)["accuracy"]
     found["seconds"] = round(time.perf_counter() - started, 1)

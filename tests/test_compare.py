@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import compare
 from agents.algorithms import ALGORITHMS, checked_settings, settings_of
+from agents.evaluation import Estimate
 from agents.iteration import IterationSettings
 from comparison.figures import beats, draw, markdown_table, samples_table
 from comparison.jobs import PEERS, PREFERENCE, Job, run_job
@@ -66,6 +68,25 @@ def test_above_the_reference_means_by_more_than_the_seeds_are_apart() -> None:
     assert beats([result("ppo", s, i) for i, s in enumerate((3.0, 3.2))], both) == "**no**"
 
 
+def test_of_one_seed_the_prompts_say_whether_it_stands_above_the_reference() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.normal(0, 2, 100)
+    reference = result("reference", 0.0, 0, 0.0)
+    reference["values"] = {"rm_score": base.tolist(), "gold_score": base.tolist()}
+    runs = []
+    for algo, lift in (("ppo", 0.5), ("dpo", 0.02)):
+        lifted = base + lift + rng.normal(0, 1, 100)
+        run = result(algo, float(lifted.mean()), 0)
+        runs.append({**run, "values": {"rm_score": lifted.tolist(), "gold_score": (base + 1).tolist()}})
+    assert [beats([run], [reference]) for run in runs] == ["yes", "**no**"]
+    assert beats([result("ppo", 9.0, 0)], [reference]) == ""  # its prompts' scores were not recorded
+    table = markdown_table([reference, *runs])
+    found = Estimate.of((np.array(runs[0]["values"]["rm_score"]) - base).tolist())
+    assert f"| {runs[0]['rm_score']:.2f} ({found.mean:+.2f} ± {found.half_width:.2f}) | " in table
+    assert "(+1.00 ± 0.00)" in table
+    assert "| reference |  | 1 | 0.00 | 0.00 | 0.00 | 0.00 |" in table
+
+
 def test_table_and_picture(tmp_path: Path) -> None:
     results = [result("reference", 0.0, 0, 0.0)]
     results += [result("ppo", s, i) for i, s in enumerate((1.0, 2.0))] + [result("trl_ppo", 0.5, 0)]
@@ -92,6 +113,8 @@ def test_a_run_spends_its_budget_and_is_measured(algo: str) -> None:
     params = {"dqn": {"n_envs": 8, "gradient_steps": 1}, "grpo": {"n_envs": 8}}.get(algo, {})
     got = run_job(Job(algo, params, tokens=600, n_prompts=16))
     assert len(got["samples"]) == 8
+    assert np.mean(got["values"]["rm_score"]) == pytest.approx(got["rm_score"], abs=1e-4)
+    assert len(got["values"]["gold_score"]) == got["n_prompts"]
     assert got["response_length"] > 2
     if algo in ALGORITHMS:
         assert 600 <= got["trained_tokens"] < 1300

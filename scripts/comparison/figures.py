@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from agents.evaluation import Estimate
+
 Results = list[dict[str, Any]]
 ORDER = ("reference", "reference_greedy", "best_of_4", "best_of_16")
 
@@ -26,19 +28,43 @@ def grouped(results: Results) -> dict[tuple[str, float], Results]:
 
 
 def spread(values: Sequence[float]) -> str:
-    """``mean (lowest to highest)``."""
-    return f"{np.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+    """``mean (lowest to highest)``, or a single seed's value."""
+    mean = f"{np.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.2f} to {max(values):.2f})"
+
+
+def score_cell(runs: Results, reference: Results, name: str) -> str:
+    """`spread` over seeds; of one seed, its value with the gain over the reference and the gain's 95 % interval."""
+    text = spread([r[name] for r in runs])
+    found = gain(runs[0], reference, name) if len(runs) == 1 and runs[0]["algo"] != "reference" else None
+    return text if found is None else f"{text} ({found.mean:+.2f} ± {found.half_width:.2f})"
+
+
+def gain(run: dict[str, Any], reference: Results, name: str) -> Estimate | None:
+    """How much higher a run's score is than its seed's reference, prompt by prompt; None where that was not recorded."""
+    same = [r for r in reference if r["seed"] == run["seed"]]
+    if not same or "values" not in run or "values" not in same[0]:
+        return None
+    pairs = zip(run["values"][name], same[0]["values"][name], strict=True)
+    return Estimate.of([own - other for own, other in pairs])
 
 
 def beats(runs: Results, reference: Results) -> str:
-    """Whether the worst seed stands above the reference by more than the seeds are apart, each beside its own reference."""
+    """Whether the runs stand above the reference, each beside its own seed's.
+
+    Several seeds: whether the worst one's gain is more than they are apart. One seed: whether its gain is more than the
+    half-width of its 95 % interval over the prompts; empty where each prompt's scores were not recorded.
+    """
+    if len(runs) == 1:
+        found = gain(runs[0], reference, "rm_score")
+        return "" if found is None else "yes" if found.mean > found.half_width else "**no**"
     base = {r["seed"]: r["rm_score"] for r in reference}
     gains = [r["rm_score"] - base.get(r["seed"], max(base.values())) for r in runs]
     return "yes" if min(gains) > max(gains) - min(gains) else "**no**"
 
 
 def markdown_table(results: Results) -> str:
-    """One row an algorithm and β, over its seeds."""
+    """One row an algorithm and β, over its seeds; of a single seed, with its gain over the reference, prompt by prompt."""
     groups = grouped(results)
     reference = next((runs for (algo, _), runs in groups.items() if algo == "reference"), [])
     lines = [
@@ -51,8 +77,8 @@ def markdown_table(results: Results) -> str:
         times = [r["train_seconds"] for r in runs if r.get("train_seconds") is not None]
         baseline = algo in ORDER
         lines.append(
-            f"| {algo} | {'' if baseline else f'{kl_coef:g}'} | {len(runs)} | {spread([r['rm_score'] for r in runs])} | "
-            f"{spread([r['gold_score'] for r in runs])} | {spread([r['kl'] for r in runs])} | "
+            f"| {algo} | {'' if baseline else f'{kl_coef:g}'} | {len(runs)} | {score_cell(runs, reference, 'rm_score')} | "
+            f"{score_cell(runs, reference, 'gold_score')} | {spread([r['kl'] for r in runs])} | "
             f"{spread([r['rm_score'] - kl_coef * r['kl'] for r in runs])} | "
             f"{'' if baseline else format(np.mean([r['trained_tokens'] for r in runs]), ',.0f')} | "
             f"{format(np.median(speed), '.0f') if speed else ''} | "

@@ -86,7 +86,8 @@ def run_job(job: Job) -> dict[str, Any]:
     """Trains and evaluates; for a pool's worker.
 
     Returns:
-        The job, and score, gold score, KL (nats), length (tokens), tokens per second of training, a curve, samples.
+        The job, and score, gold score, KL (nats), length (tokens), tokens per second of training, a curve, samples, and each
+        prompt's score and gold score.
     """
     import torch
 
@@ -139,7 +140,7 @@ def prompts_for(job: Job, task: Any) -> list[Any]:
 
 
 def measured(job: Job, episodes: list[Any], kl_bound: float = 0.0, certain: bool = False) -> dict[str, Any]:
-    """Means over episodes, and the first eight as samples.
+    """Means over episodes, each one's scores, and the first eight as samples.
 
     Args:
         job: Says what is gold.
@@ -152,9 +153,10 @@ def measured(job: Job, episodes: list[Any], kl_bound: float = 0.0, certain: bool
     score: Any = FunctionReward(job.compared.gold).function
     gold = score([e.prompt.text for e in episodes], [e.response_text for e in episodes])
     kl = [(0.0 if certain else sum(e.log_probs)) - sum(e.ref_log_probs) + kl_bound for e in episodes]
+    scores = {"rm_score": [float(e.rm_score) for e in episodes], "gold_score": [float(v) for v in gold]}
     return {
-        "rm_score": float(np.mean([e.rm_score for e in episodes])),
-        "gold_score": float(np.mean(gold)),
+        **{name: float(np.mean(values)) for name, values in scores.items()},
+        "values": {name: [round(v, 4) for v in values] for name, values in scores.items()},
         "kl": float(np.mean(kl)),
         "response_length": float(np.mean([len(e.response_ids) for e in episodes])),
         "samples": [[e.prompt.text, e.response_text, round(e.rm_score, 2)] for e in episodes[:8]],

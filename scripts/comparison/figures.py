@@ -141,8 +141,9 @@ def draw(results: Results, path: Path) -> None:
                     alpha=0.8,
                 )
     floor = min((r["rm_score"] for r in results if r["algo"] == "reference"), default=-1.0)
-    inside = [r for r in results if r["rm_score"] >= floor]
-    outside = sorted({r["algo"] for r in results if r["rm_score"] < floor})
+    edge = 1.25 * max((r["kl"] for r in results if r["algo"] != "reference_greedy"), default=0.0)
+    inside = [r for r in results if r["rm_score"] >= floor and (r["kl"] <= edge or r["algo"] != "reference_greedy")]
+    outside = sorted({r["algo"] for r in results if r not in inside})
     for panel, title, label in zip(
         panels,
         ("reward-model score", "gold score (not trained on)", "score while training, first seed"),
@@ -160,7 +161,7 @@ def draw(results: Results, path: Path) -> None:
         panel.set_xlim(-0.5, 1.05 * max(r["kl"] for r in inside) + 0.5)
         panel.set_ylim(min(values) - room, max(values) + room)
     if outside:
-        panels[0].set_title(f"reward-model score\n(below the picture: {', '.join(outside)})", fontsize=10)
+        panels[0].set_title(f"reward-model score\n(outside the picture: {', '.join(outside)})", fontsize=10)
     panels[2].xaxis.set_major_formatter(lambda tokens, _: f"{tokens / 1000:g}k")
     figure.legend(loc="outside lower center", ncols=7, fontsize=8)
     figure.savefig(path, dpi=110)

@@ -74,7 +74,7 @@ SPACES: dict[str, Space] = {
 _PAIRS: Space = {"learning_rate": log(3e-5, 1e-3), "beta": log(0.03, 1.0), "epochs": one_of(1, 2)}
 SPACES |= {
     **dict.fromkeys(("dpo", "dpo_labels", "iterated_dpo", "tdpo1", "ipo", "kto"), _PAIRS),
-    "dpop": {**_PAIRS, "dpop_lambda": one_of(1.0, 5.0, 50.0)},
+    "dpop": {**_PAIRS, "dpop_lambda": log(0.3, 50.0)},
     "tdpo2": {**_PAIRS, "tdpo_alpha": one_of(0.25, 0.5, 1.0)},
     "orpo": {**_PAIRS, "beta": log(0.05, 5.0)},
     "simpo": {**_PAIRS, "beta": log(0.5, 5.0)},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -60,8 +59,6 @@ def adapter_config(model: nn.Module, rank: int, alpha: float | None = None, task
         alpha: α; None: 2r.
         task_type: PEFT's.
     """
-    # PEFT asks transformers for it under its old name, at every start.
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     return LoraConfig(
         r=rank,
         lora_alpha=2 * rank if alpha is None else alpha,  # type: ignore[arg-type]  # any number will do

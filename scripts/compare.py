@@ -28,8 +28,9 @@ from typing import Any
 import tyro
 from rich.console import Console
 
+from agents.terminal import plain_warnings
 from comparison.figures import draw, markdown_table, samples_table
-from comparison.jobs import BASELINES, PEERS, PREFERENCE, Job, make_peer_environment, run_job
+from comparison.jobs import BASELINES, PEERS, PREFERENCE, Job, make_peer_environment, run_job, start_worker
 from comparison.spaces import SPACES, first_trial, job_params, suggest
 from comparison.tasks import ComparedTask, Labels, MadeOtherwiseError, check_made_with, make_labels
 
@@ -80,6 +81,7 @@ def main(args: Args) -> int:
     """Searches or compares; returns the exit status."""
     from agents.algorithms import ALGORITHMS
 
+    plain_warnings(console)
     known = [*ALGORITHMS, *PREFERENCE, *PEERS]
     algos = args.algos or [*ALGORITHMS, *(PEERS if args.peers else ())]
     for name in algos:
@@ -100,7 +102,7 @@ def main(args: Args) -> int:
             console.print(f"environment of {name}: {args.peer_envs / f'trl-{PEERS[name]}'}", highlight=False)
             make_peer_environment(args.peer_envs, PEERS[name])
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.jobs, mp_context=context) as pool:
+    with ProcessPoolExecutor(args.jobs, mp_context=context, initializer=start_worker) as pool:
         try:
             if args.search:
                 prepare_labels(args, task, (SEARCH_SEED,), pool)

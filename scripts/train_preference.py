@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 
 from agents.preference_optimisation.train import PreferenceSettings
-from agents.terminal import plain_warnings, print_error
+from agents.terminal import attempt, print_left_out, print_samples
 
 console = Console(soft_wrap=True)
 
@@ -29,19 +29,18 @@ class Args(PreferenceSettings):
     """Train on preferences."""
 
 
+def train(args: Args) -> dict[str, Any]:
+    """Trains; returns the report."""
+    from agents.preference_optimisation.train import optimise
+
+    return optimise(args, console)
+
+
 def main(args: Args) -> int:
     """Trains; returns the exit status."""
-    plain_warnings(console)
-    try:
-        from agents.preference_optimisation.train import optimise
-
-        report = optimise(args, console)
-    except KeyboardInterrupt:
-        console.print("Stopped. Go on with the same command and --resume True", highlight=False)
-        return 130
-    except (ValueError, TypeError, OSError) as error:
-        print_error(error)
-        return 1
+    report, status = attempt(lambda: train(args), console)
+    if report is None:
+        return status
     held_out = report["heldout"]
     accuracy = held_out.get("rewards/accuracies", float("nan"))
     console.print(
@@ -49,11 +48,8 @@ def main(args: Args) -> int:
         f"{accuracy:.1%} of {report['heldout_pairs']:,} held-out pairs in the right order.",
         highlight=False,
     )
-    noted = ", ".join(f"{count} {reason}" for reason, count in report["left_out"].items() if count)
-    if noted:
-        console.print(f"Training records, noted: {noted}.", highlight=False)
-    for sample in report["samples"]:
-        console.print(f"[dim]{escape(sample['prompt'])}[/dim]{escape(sample['response'])}", highlight=False)
+    print_left_out(report["left_out"], console)
+    print_samples(report["samples"], console)
     console.print(
         f"Done. Model: {args.output_dir / 'actor'}   numbers: {args.output_dir / 'preference.json'}   "
         f"picture: {args.output_dir / 'preference.png'}",

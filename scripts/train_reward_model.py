@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import tyro
 from rich.console import Console
 
 from agents.supervised import TrainerSettings
-from agents.terminal import plain_warnings, print_error
+from agents.terminal import attempt, print_left_out
 
 console = Console(soft_wrap=True)
 
@@ -63,36 +64,34 @@ class Args(TrainerSettings):
     """File of rankings whose responses are to score mean 0, variance 1. Default: the training preferences."""
 
 
+def train(args: Args) -> dict[str, Any]:
+    """Trains; returns the report."""
+    from agents.reward_modelling.train import RewardSettings, train_reward_model
+    from agents.reward_modelling.trainer import RankingLoss
+
+    own = RewardSettings(
+        preferences=args.preferences,
+        eval_preferences=args.eval_preferences,
+        loss=RankingLoss(args.loss, args.margins, args.margin_scale, args.centring, args.label_smoothing),
+        max_length=args.max_length,
+        freeze_layers=args.freeze_layers,
+        dropout=args.dropout,
+        early_stopping=args.early_stopping,
+        heads=args.heads,
+        head_weights=args.head_weights,
+        gate=args.gate,
+        gold=args.gold,
+        normalise_on=args.normalise_on,
+    )
+    return train_reward_model(args, own, console)
+
+
 def main(args: Args) -> int:
     """Trains and reports; returns the exit status."""
-    plain_warnings(console)
-    try:
-        from agents.reward_modelling.train import RewardSettings, train_reward_model
-        from agents.reward_modelling.trainer import RankingLoss
-
-        own = RewardSettings(
-            preferences=args.preferences,
-            eval_preferences=args.eval_preferences,
-            loss=RankingLoss(args.loss, args.margins, args.margin_scale, args.centring, args.label_smoothing),
-            max_length=args.max_length,
-            freeze_layers=args.freeze_layers,
-            dropout=args.dropout,
-            early_stopping=args.early_stopping,
-            heads=args.heads,
-            head_weights=args.head_weights,
-            gate=args.gate,
-            gold=args.gold,
-            normalise_on=args.normalise_on,
-        )
-        report = train_reward_model(args, own, console)
-    except KeyboardInterrupt:
-        console.print("Stopped. Go on with the same command and --resume True", highlight=False)
-        return 130
-    except (ValueError, TypeError, OSError) as error:
-        print_error(error)
-        return 1
+    report, status = attempt(lambda: train(args), console)
+    if report is None:
+        return status
     low, high = report["accuracy_interval"]
-    left_out = ", ".join(f"{count} {reason}" for reason, count in report["left_out"].items() if count)
     console.print(
         f"Held-out accuracy {report['accuracy']:.1%} ({low:.1%} to {high:.1%}) on {report['pairs']:,} pairs of "
         f"{report['rankings']:,} rankings; always the longer: {report['longer_is_better']:.1%}.",
@@ -103,8 +102,7 @@ def main(args: Args) -> int:
             f"Of the gold order: {report['gold_accuracy']:.1%}; the annotators: {report['annotator_gold_accuracy']:.1%}.",
             highlight=False,
         )
-    if left_out:
-        console.print(f"Training records, noted: {left_out}.", highlight=False)
+    print_left_out(report["left_out"], console)
     console.print(
         f"Done. Model: {args.output_dir / 'reward_model'}   report: {args.output_dir / 'report.png'}, "
         f"{args.output_dir / 'mistakes.md'}",

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import tyro
 from rich.console import Console
 
 from agents.supervised import TrainerSettings
-from agents.terminal import plain_warnings, print_error
+from agents.terminal import attempt, print_samples
 
 console = Console(soft_wrap=True)
 
@@ -41,36 +42,34 @@ class Args(TrainerSettings):
     """Held-out prompts to respond to in the end."""
 
 
+def train(args: Args) -> dict[str, Any]:
+    """Trains; returns the report."""
+    from agents.sft import fine_tune
+
+    return fine_tune(
+        args,
+        args.texts,
+        args.heldout_texts,
+        args.response_only,
+        args.from_scratch,
+        args.max_length,
+        args.n_samples,
+        console,
+    )
+
+
 def main(args: Args) -> int:
     """Trains; returns the exit status."""
-    plain_warnings(console)
-    try:
-        from agents.sft import fine_tune
-
-        report = fine_tune(
-            args,
-            args.texts,
-            args.heldout_texts,
-            args.response_only,
-            args.from_scratch,
-            args.max_length,
-            args.n_samples,
-            console,
-        )
-    except KeyboardInterrupt:
-        console.print("Stopped. Go on with the same command and --resume True", highlight=False)
-        return 130
-    except (ValueError, TypeError, OSError) as error:
-        print_error(error)
-        return 1
+    report, status = attempt(lambda: train(args), console)
+    if report is None:
+        return status
     before, after = report["perplexity_before"], report["perplexity"]
     console.print(
         f"Perplexity of {report['heldout_texts']:,} held-out texts: {before:.2f} before, {after:.2f} after "
         f"{report['train_texts']:,} texts.",
         highlight=False,
     )
-    for sample in report["samples"]:
-        console.print(f"[dim]{sample['prompt']}[/dim]{sample['response']}", highlight=False)
+    print_samples(report["samples"], console)
     console.print(
         f"Done. Model: {args.output_dir / 'actor'}   numbers: {args.output_dir / 'sft.json'}", highlight=False
     )

@@ -18,6 +18,7 @@ import numpy as np
 
 from agents.iteration.settings import REJECTION_SAMPLING
 from agents.preference_optimisation.methods import METHODS
+from agents.terminal import plain_warnings
 from comparison.preference_jobs import ALONE, train_on_preferences
 from comparison.tasks import ComparedTask, reward_model_in
 
@@ -80,6 +81,13 @@ class Job:
     def name(self) -> str:
         """Of the file that holds its result."""
         return f"{self.algo}-beta{self.kl_coef:g}-seed{self.seed}"
+
+
+def start_worker() -> None:
+    """Has a pool's worker print warnings as the scripts do."""
+    from rich.console import Console
+
+    plain_warnings(Console(soft_wrap=True))
 
 
 def run_job(job: Job) -> dict[str, Any]:

@@ -72,3 +72,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]
 def count_dots(prompts: list[str], responses: list[str]) -> list[float]:
     """A reward function: how many full stops a response has."""
     return [float(r.count(".")) for r in responses]
+
+
+def count_words(prompts: list[str], responses: list[str]) -> list[float]:
+    """Another reward."""
+    return [float(len(response.split())) for response in responses]

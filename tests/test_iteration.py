@@ -11,11 +11,15 @@ from typing import Any
 import pytest
 import torch
 import tyro
+from rich.console import Console
 from safetensors.torch import load_file
 
 import iterate as script
+from agents.iteration import IterationSettings
 from agents.iteration import rounds as module
 from agents.iteration.report import rounds_table
+from agents.iteration.rounds import Rounds
+from agents.preferences.records import Candidates, Response, read_rankings, write_jsonl
 from llm_env.models import DEFAULT_MODEL, DEFAULT_REWARD_MODEL
 
 SMALL = ("--prompts-per-round", "40", "--n-responses", "3", "--n-eval", "24", "--device", "cpu", "--rounds", "2")
@@ -47,12 +51,14 @@ def test_rounds_leave_what_they_did(whole: Path) -> None:
     assert [e["round"] for e in evaluations] == [0, 1, 2]
     assert abs(evaluations[0]["kl"]) < 1e-4
     assert "gold_gain" not in evaluations[0]
-    ours, theirs = evaluations[2]["values"]["gold_score"], evaluations[1]["values"]["gold_score"]
-    assert evaluations[2]["gold_gain"][0] == pytest.approx(sum(ours) / 24 - sum(theirs) / 24)
+    for number in (1, 2):
+        ours, theirs = (evaluations[n]["values"]["gold_score"] for n in (number, number - 1))
+        assert evaluations[number]["gold_gain"][0] == pytest.approx(sum(ours) / 24 - sum(theirs) / 24)
     assert (whole / "rounds.png").stat().st_size > 10_000
     table = (whole / "rounds.md").read_text()
     assert table.count("± ") >= 8
     first, second = (json.loads((whole / f"round_{n}" / "responses.json").read_text()) for n in (1, 2))
+    assert first["settings"]["seed"] != second["settings"]["seed"]
     assert first["settings"]["actors"] == [DEFAULT_MODEL]
     assert second["settings"]["actors"] == [str(whole / "round_1" / "training" / "actor")]
     prompts = [
@@ -69,6 +75,20 @@ def test_rounds_leave_what_they_did(whole: Path) -> None:
     assert note["reference"] == DEFAULT_MODEL
     assert not same(weights(whole / "round_1" / "training"), weights(whole))
     assert same(weights(whole / "round_2" / "training"), weights(whole))
+
+
+def test_prompts_come_round_again_in_another_order(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("".join(f"How was number {i}?\n" for i in range(12)))
+    settings = IterationSettings(
+        output_dir=tmp_path / "out", prompts=str(prompts), eval_prompts=str(prompts), prompts_per_round=4
+    )
+    rounds = Rounds(settings, Console(quiet=True))
+    asked = [rounds._asked(number) for number in range(1, 7)]
+    laps = [[p for some in asked[i : i + 3] for p in some] for i in (0, 3)]
+    assert sorted(laps[0]) == sorted(laps[1]) == sorted(rounds.prompts)
+    assert laps[0] != laps[1]
+    assert asked == [rounds._asked(number) for number in range(1, 7)]
 
 
 @pytest.mark.parametrize("where", ["responses", "rankings", "selection", "training", "after training", "evaluation"])
@@ -204,6 +224,36 @@ def test_judges_that_disagree(tmp_path: Path) -> None:
     assert run(tmp_path / "out", *judges, "--rounds", "1") == 0
     counts = json.loads((tmp_path / "out" / "round_1" / "selection.json").read_text())
     assert counts["disputed"] == -(-counts["rankings"] // 4)
+
+
+def test_each_round_trains_from_a_seed_of_its_own_and_not_over_half_an_actor(tmp_path: Path) -> None:
+    rounds = Rounds(IterationSettings(output_dir=tmp_path / "out"), Console(quiet=True))
+    half = tmp_path / "out" / "round_1" / "training" / "actor" / "model-00002.safetensors"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"half")
+    given = [rounds._trainer_settings(n, tmp_path / "out" / f"round_{n}", 3e-4) for n in (1, 2)]
+    assert given[0]["seed"] != given[1]["seed"]
+    assert [g["model"] for g in given] == [DEFAULT_MODEL, str(half.parent)]
+    assert not half.exists()
+
+
+def test_noisy_judges_err_each_in_their_own_way_and_in_each_round_anew(tmp_path: Path) -> None:
+    judges = ("tests.conftest:count_dots", "tests.conftest:count_words")
+    settings = IterationSettings(output_dir=tmp_path / "out", judge=judges, noise=1.0)
+    rounds = Rounds(settings, Console(quiet=True))
+    candidates = [
+        Candidates(f"p{i}", f"Prompt {i}:", tuple(Response(f"r{j}", f" word{j}") for j in range(4))) for i in range(8)
+    ]
+    orders = []
+    for number in (1, 2):
+        folder = tmp_path / "out" / f"round_{number}"
+        folder.mkdir()
+        write_jsonl(folder / "responses.jsonl", [c.to_json() for c in candidates])
+        rounds._rank(number, folder)
+        said = read_rankings(folder / "rankings.jsonl")
+        orders += [tuple(r.tiers for r in said if r.annotator == name) for name in judges]
+    assert [len(order) for order in orders] == [8] * 4
+    assert len(set(orders)) == 4  # by score, all of them are tied: the orders are the noise's
 
 
 def test_people_rank_on_the_page_and_the_round_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,15 +174,32 @@ def test_tdpo2_sends_no_gradient_through_the_preferred_responses_kl(tmp_path: Pa
 
 
 def test_our_pass_and_trls_agree_on_dpo(tmp_path: Path, models: tuple[str, str]) -> None:
-    found = []
+    found, told = [], []
     for i, extra in enumerate(({}, {"trl_kwargs": ("f_divergence_type=reverse_kl",)})):
         trainer = trainer_of(tmp_path / str(i), models, "dpo", **extra)
         assert (trainer.pair_loss is None) == bool(extra)
         loss = loss_of(trainer)
         loss.backward()
         found.append((loss.detach(), trainer.model.model.embed_tokens.weight.grad))
-        assert trainer._metrics["train"]["rewards/margins"]
+        told.append({name: values[-1] for name, values in trainer._metrics["train"].items()})
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+    names = [f"{group}/{side}" for group in ("rewards", "logps") for side in ("chosen", "rejected")]
+    for name in (*names, "rewards/margins", "rewards/accuracies"):
+        assert told[0][name] == pytest.approx(told[1][name], rel=1e-4, abs=1e-5)
+    assert told[0]["rewards/margins"] != 0
+
+
+def test_the_shortfall_is_what_preferred_responses_lost_against_the_reference(
+    tmp_path: Path, models: tuple[str, str]
+) -> None:
+    trainer = trainer_of(tmp_path, models, "dpo")
+    loss_of(trainer)
+    with torch.no_grad():
+        ours, theirs = (plain(AutoModelForCausalLM.from_pretrained(name))[0] for name in models)
+    ratios = [float(a.sum() - b.sum()) for a, b in zip(ours, theirs, strict=True)]
+    assert min(ratios) < 0
+    expected = sum(max(0.0, -ratio) for ratio in ratios) / len(ratios)
+    assert trainer._metrics["train"]["logps/shortfall"] == [pytest.approx(expected, rel=1e-4)]
 
 
 def test_padded_and_packed_passes_agree(tmp_path: Path, models: tuple[str, str]) -> None:
@@ -359,6 +376,10 @@ def test_every_method_trains_and_leaves_an_actor(tmp_path: Path, preferences: Pa
     assert report["loss"] == loss
     assert report["pairs"] > 300
     assert len(report["samples"]) == 2
+    from agents.preferences.rows import read_split
+
+    held_out_prompts = {r.candidates.prompt for r in read_split(str(preferences), None, 0.1, 0)[1]}
+    assert {s["prompt"] for s in report["samples"]} <= held_out_prompts
     assert (tmp_path / "out" / "preference.png").stat().st_size > 10_000
     trained, first = (AutoModelForCausalLM.from_pretrained(m) for m in (tmp_path / "out" / "actor", DEFAULT_MODEL))
     moved = (trained.model.layers[0].mlp.up_proj.weight - first.model.layers[0].mlp.up_proj.weight).abs().max()

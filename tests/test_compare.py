@@ -15,7 +15,8 @@ from agents.algorithms import ALGORITHMS, checked_settings, settings_of
 from agents.evaluation import Estimate
 from agents.iteration import IterationSettings
 from comparison.figures import beats, draw, markdown_table, samples_table
-from comparison.jobs import PEERS, PREFERENCE, Job, run_job
+from comparison.jobs import PEERS, PREFERENCE, Job, make_task, run_job
+from comparison.preference_jobs import train_on_preferences
 from comparison.spaces import SPACES, first_trial, job_params
 from comparison.tasks import ComparedTask, Labels, MadeOtherwiseError, make_labels
 
@@ -157,6 +158,36 @@ def test_labels_by_an_annotator_of_ones_own_where_a_reward_model_is_there(tmp_pa
         best, worst = (record["scores"][tier[0]] for tier in record["ranking"])
         assert best > worst
         assert len(record["responses"]) == 2
+    noisy = dataclasses.replace(task, noise=1.0)
+    make_labels(Labels(str(tmp_path / "noisy"), 8, 0, noisy), threads=1)
+    lines = (tmp_path / "noisy" / "rankings.jsonl").read_text().splitlines()
+    assert len(lines) == 8  # drawn, not scored: none is tied
+    assert not any("scores" in json.loads(x) for x in lines)
+
+
+@pytest.mark.parametrize(
+    ("algo", "rounds", "takes_labels"), [("dpo", 1, True), ("iterated_dpo", 3, True), ("rejection_sampling", 2, False)]
+)
+def test_who_trains_on_the_labels_and_on_how_many_tokens_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algo: str, rounds: int, takes_labels: bool
+) -> None:
+    asked: list[IterationSettings] = []
+    monkeypatch.setattr("agents.iteration.iterate", asked.append)
+    folder = tmp_path / "labels"
+    task = ComparedTask(reward_model="tests.conftest:count_dots")
+    make_labels(Labels(str(folder), 4, 0, task), threads=1)
+    params = {"rounds": rounds, "n_responses": 8} if algo == "rejection_sampling" else {}
+    job = Job(algo, params, tokens=2400, labels=str(folder), task=dataclasses.asdict(task))
+    told = train_on_preferences(job, tmp_path, "judge", make_task(job))
+    (settings,) = asked
+    assert settings.method == {"iterated_dpo": "dpo"}.get(algo, algo)
+    assert (settings.first_preferences is not None) == takes_labels
+    note = json.loads((folder / "responses.json").read_text())
+    length = note["tokens"] / 16
+    assert settings.rounds == rounds
+    generated = settings.rounds * (settings.prompts_per_round or 0) * settings.n_responses * length
+    assert generated == pytest.approx(2400, rel=0.2)
+    assert told["trained_tokens"] == 0  # nothing was generated
 
 
 def test_results_and_labels_of_other_settings_are_not_taken_for_these(

@@ -108,7 +108,7 @@ def lost(rankings: Sequence[Ranking], source: str) -> list[Ranking]:
     for ranking in rankings:
         best = [ranking.candidates.response(name) for tier in ranking.tiers[:1] for name in tier]
         ranked = [ranking.candidates.response(name) for tier in ranking.tiers for name in tier]
-        took_part = any(_is(r, source) for r in ranked) and not all(_is(r, source) for r in ranked)
+        took_part = any(_is(r, source) for r in ranked)
         if took_part and best and not any(_is(r, source) for r in best):
             found.append(ranking)
     return found

@@ -82,6 +82,11 @@ def load(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def heading(stage: Stage, what: str) -> str:
+    """A stage's name and what it is, where the name does not say so."""
+    return f"<h2>{html.escape(stage.name if stage.name == what else f'{stage.name}: {what}')}</h2>"
+
+
 def summary(pipeline: Pipeline) -> str:
     """All stages and how long they took."""
     rows = []
@@ -100,7 +105,7 @@ def sft(stage: Stage, folder: Path) -> str:
         f"{report['perplexity_before']:.2f} before, <b>{report['perplexity']:.2f}</b> after.</p>"
     )
     samples = table(["prompt", "response"], [[s["prompt"], s["response"]] for s in report["samples"]], numbers=False)
-    return f"<h2>{stage.name}: supervised fine-tuning</h2>{text}{image(folder / 'sft.png', 'loss')}{samples}"
+    return f"{heading(stage, 'supervised fine-tuning')}{text}{image(folder / 'sft.png', 'loss')}{samples}"
 
 
 def preferences(stage: Stage, folder: Path) -> str:
@@ -117,7 +122,7 @@ def preferences(stage: Stage, folder: Path) -> str:
     example = f"<p class='dim'>For example: {html.escape(str(first['prompt']))}</p>" + table(
         ["rank", "response"], rows, False
     )
-    return f"<h2>{stage.name}: preferences</h2>{text}</p>{example}"
+    return f"{heading(stage, 'preferences')}{text}</p>{example}"
 
 
 def reward_model(stage: Stage, folder: Path) -> str:
@@ -136,9 +141,10 @@ def reward_model(stage: Stage, folder: Path) -> str:
         [m["prompt"], m["preferred"], m["model_prefers"], f"{m['by']:.2f}"] for m in report["worst_mistakes"][:6]
     ]
     return (
-        f"<h2>{stage.name}: reward model ({report['loss']})</h2>{table(['', 'value'], rows)}"
-        f"{image(folder / 'report.png', 'calibration, accuracy by margin, accuracy over training')}"
-        "<h3>Where it is surest and wrong</h3>"
+        heading(stage, f"reward model ({report['loss']})")
+        + table(["", "value"], rows)
+        + image(folder / "report.png", "calibration, accuracy by margin, accuracy over training")
+        + "<h3>Where it is surest and wrong</h3>"
         + table(["prompt", "preferred", "the model prefers", "by"], mistakes, numbers=False)
     )
 
@@ -151,7 +157,7 @@ def preference(stage: Stage, folder: Path) -> str:
     if accuracy is not None:
         text += f"; <b>{accuracy:.1%}</b> of {report['heldout_pairs']:,} held-out ones in the right order"
     samples = table(["prompt", "response"], [[s["prompt"], s["response"]] for s in report["samples"]], numbers=False)
-    return f"<h2>{stage.name}: {report['loss']}</h2>{text}.</p>{image(folder / 'preference.png', 'training')}{samples}"
+    return f"{heading(stage, report['loss'])}{text}.</p>{image(folder / 'preference.png', 'training')}{samples}"
 
 
 def rounds(stage: Stage, folder: Path) -> str:
@@ -169,7 +175,7 @@ def rounds(stage: Stage, folder: Path) -> str:
         )
     last = table(["prompt", "response", "score"], found[-1]["samples"], numbers=False)
     head = ["round", "score", "gain", "gold", "gain", "KL to the first"]
-    return f"<h2>{stage.name}: rounds</h2>{image(folder / 'rounds.png', 'rounds')}{table(head, rows)}<h3>Last round</h3>{last}"
+    return f"{heading(stage, 'rounds')}{image(folder / 'rounds.png', 'rounds')}{table(head, rows)}<h3>Last round</h3>{last}"
 
 
 SECTIONS: dict[str, Any] = {
@@ -242,6 +248,9 @@ def evaluation(pipeline: Pipeline, stages: list[Stage]) -> str:
     def estimate(name: str) -> Any:
         return lambda r: "" if r[name] is None else f"{r[name]['mean']:.2f} ± {r[name]['half_width']:.2f}"
 
+    def number(name: str) -> Any:
+        return lambda r: "" if r[name] is None else f"{r[name]:.2f}"
+
     def diversity(side: str, name: str) -> Any:
         return lambda r: f"{r[side][name]:.3f}"
 
@@ -251,37 +260,20 @@ def evaluation(pipeline: Pipeline, stages: list[Stage]) -> str:
         row("win rate against the reference", lambda r: f"{r['win_rate']:.1%}", lambda r: ""),
         row("KL, nats per response", estimate("kl"), lambda r: "0"),
         row("length, tokens", estimate("response_length"), estimate("reference_response_length")),
+        row("self-BLEU", diversity("diversity", "self_bleu"), diversity("reference_diversity", "self_bleu")),
         row(
-            "self-BLEU",
-            lambda r: f"{r['diversity']['self_bleu']:.3f}",
-            lambda r: f"{r['reference_diversity']['self_bleu']:.3f}",
+            "distinct word pairs", diversity("diversity", "distinct_2"), diversity("reference_diversity", "distinct_2")
         ),
+        row("perplexity of held-out text", number("perplexity"), number("reference_perplexity")),
         row(
-            "distinct word pairs",
-            lambda r: f"{r['diversity']['distinct_2']:.3f}",
-            lambda r: f"{r['reference_diversity']['distinct_2']:.3f}",
+            "win rate against another actor",
+            lambda r: (
+                f"{r['against']['win_rate']:.1%} ({Path(r['against']['actor']).parent.name})" if r["against"] else ""
+            ),
+            lambda r: "",
         ),
     ]
-    if first["perplexity"] is not None:
-        rows.append(
-            row(
-                "perplexity of held-out text",
-                lambda r: f"{r['perplexity']:.2f}",
-                lambda r: f"{r['reference_perplexity']:.2f}",
-            )
-        )
-    if any(r["against"] for r in reports):
-        rows.append(
-            row(
-                "win rate against another actor",
-                lambda r: (
-                    f"{r['against']['win_rate']:.1%} ({Path(r['against']['actor']).parent.name})"
-                    if r["against"]
-                    else ""
-                ),
-                lambda r: "",
-            )
-        )
+    rows = [cells for cells in rows if any(cells[1:])]
     parts = [f"<h2>Evaluation on {first['n_prompts']} held-out prompts</h2>"]
     parts.append(table(["", "reference", *(s.name for s in stages)], rows))
     for stage, report in zip(stages, reports, strict=True):

@@ -4,13 +4,15 @@ import dataclasses
 import importlib
 import json
 import subprocess
+import types
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
 
 import pipeline
+import pipeline_report
 from tests.browser import needs_browser, open_page
 
 ROOT = Path(__file__).parent.parent
@@ -155,6 +157,31 @@ def test_the_default_configurations_are_well_formed_and_have_all_scripts() -> No
         script = importlib.import_module(stage.script)
         options = {f.name for f in dataclasses.fields(script.Args)}
         assert set(stage.options) <= options, stage.name
+
+
+def test_the_evaluations_table_has_the_rows_that_somebody_has(tmp_path: Path) -> None:
+    one = {"mean": 1.0, "half_width": 0.25}
+    same = {
+        "n_prompts": 4, "rm_score": one, "reference_rm_score": one, "win_rate": 0.5, "kl": one, "response_length": one,
+        "reference_response_length": one, "diversity": {"self_bleu": 0.5, "distinct_2": 0.25}, "samples": [],
+        "reference_diversity": {"self_bleu": 0.5, "distinct_2": 0.25}, "gold_score": None, "reference_gold_score": None,
+        "against": None,
+    }  # fmt: skip
+    stages = [types.SimpleNamespace(name=name) for name in ("plain", "with_texts")]
+    for stage, perplexity in zip(stages, (None, 12.5), strict=True):
+        folder = tmp_path / stage.name
+        folder.mkdir()
+        report = {**same, "perplexity": perplexity, "reference_perplexity": perplexity}
+        (folder / "evaluation.json").write_text(json.dumps(report))
+    asked: Any = types.SimpleNamespace(folders={s.name: tmp_path / s.name for s in stages})
+    page = pipeline_report.evaluation(asked, cast(Any, stages))
+    assert "perplexity" in page
+    assert "12.50" in page
+    assert "gold score" not in page
+    assert "another actor" not in page
+    stage: Any = types.SimpleNamespace(name="rounds")
+    assert pipeline_report.heading(stage, "rounds") == "<h2>rounds</h2>"
+    assert pipeline_report.heading(stage, "dpo") == "<h2>rounds: dpo</h2>"
 
 
 @needs_browser

@@ -10,8 +10,8 @@ With --labels, all start from the same preference labels: whoever needs scores t
 whoever trains on preferences has the labels, and its own tokens' worth of responses that this reward model ranks.
 
 The search sees only prompts that are trained on, and maximises score - beta x KL, the objective itself. Every trial and every
-run is a line or a file of JSON; what is there already is not run again, so both can be interrupted, and what is there of
-other settings is an error. Writes table.md, samples.md, results.json and compare.png.
+run is a line or a file of JSON; what is there already is not run again, so both can be interrupted. Runs and labels of
+other settings are an error. Writes table.md, samples.md, results.json and compare.png.
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ def make_labels(labels: Labels, threads: int) -> dict[str, Any]:
     made_with = {"rankings": labels.count, "task_digest": labels.task.digest}
     if note.is_file():
         found = json.loads(note.read_text(encoding="utf-8"))
-        check_made_with(found, made_with, note)
+        check_made_with(found, made_with, folder)
         return found
     started = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)

@@ -75,8 +75,9 @@ def test_of_one_seed_the_prompts_say_whether_it_stands_above_the_reference() -> 
     reference = result("reference", 0.0, 0, 0.0)
     reference["values"] = {"rm_score": base.tolist(), "gold_score": base.tolist()}
     runs = []
-    for algo, lift in (("ppo", 0.5), ("dpo", 0.02)):
-        lifted = base + lift + rng.normal(0, 1, 100)
+    for algo, lift in (("ppo", 0.5), ("dpo", 0.1)):  # the interval is ± 0.2
+        noise = rng.normal(0, 1, 100)
+        lifted = base + lift + noise - noise.mean()
         run = result(algo, float(lifted.mean()), 0)
         runs.append({**run, "values": {"rm_score": lifted.tolist(), "gold_score": (base + 1).tolist()}})
     assert [beats([run], [reference]) for run in runs] == ["yes", "**no**"]

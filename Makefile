@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 demo: $(VENV)/.installed
 	@if [ -e $(RUN) ]; then echo "$(RUN) is there already: make demo RUN=another/folder, or remove it"; exit 1; fi
 	$(BIN)/python scripts/train.py --config scripts/configs/demo.yaml --output-dir $(RUN)
-	$(BIN)/python scripts/evaluate.py --actor $(RUN)/actor
+	$(BIN)/python scripts/evaluate_actor.py --actor $(RUN)/actor
 	@echo "Pictures: $(RUN)/report.png   Samples: $(RUN)/samples.jsonl"
 
 rlhf: $(VENV)/.installed

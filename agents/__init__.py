@@ -11,11 +11,11 @@ import importlib
 from typing import Any
 
 _EXPORTS = {
-    "LLMActorCriticPolicy": "agents.policy",
-    "LLMTextVecEnv": "agents.vec_env",
-    "TextMetricsCallback": "agents.callbacks",
-    "TokenRolloutBuffer": "agents.buffers",
-    "make_algorithm": "agents.factory",
+    "LLMActorCriticPolicy": "agents.policies.actor_critic",
+    "LLMTextVecEnv": "agents.rollouts.vec_env",
+    "TextMetricsCallback": "agents.callbacks.metrics",
+    "TokenRolloutBuffer": "agents.rollouts.buffer",
+    "make_algorithm": "agents.algorithms.factory",
 }
 __all__ = list(_EXPORTS)
 

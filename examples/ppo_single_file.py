@@ -19,7 +19,7 @@ from torch.distributions import Categorical
 from transformers import AutoModelForCausalLM
 
 import llm_env  # noqa: F401  (registers LLMText-v0)
-from llm_env.models import DEFAULT_MODEL
+from llm_env.default_task import DEFAULT_MODEL
 from llm_env.wrappers import VectorPolicyKLReward
 
 

@@ -8,9 +8,10 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_env.batch import EpisodeBatch, prompt_from_options
 from llm_env.rendering import render_episode
-from llm_env.task import TaskSettings, TextTask
+from llm_env.settings import check_temperature, task_settings
+from llm_env.slots import EpisodeBatch, prompt_from_options
+from llm_env.task import TextTask
 
 Observation = dict[str, NDArray[np.int64]]
 RENDER_MODES = ("ansi", "rgb_array")
@@ -63,7 +64,7 @@ class LLMTextEnv(gymnasium.Env[Observation, np.int64]):
     over the response, in nats), ``response_length`` (tokens), ``has_end``.
 
     ## Arguments
-    See `llm_env.task.TaskSettings`; and `render_mode`, ``"ansi"`` or ``"rgb_array"``.
+    See `llm_env.settings.TaskSettings`; and `render_mode`, ``"ansi"`` or ``"rgb_array"``.
 
     ```python
     import gymnasium as gym
@@ -140,35 +141,3 @@ class LLMTextEnv(gymnasium.Env[Observation, np.int64]):
 
     def _observation(self) -> Observation:
         return {name: values[0] for name, values in self.batch.observation().items()}
-
-
-def check_temperature(of_policy: float | None, of_reference: float) -> None:
-    """Refuses log-probs that were taken at another temperature than the reference's.
-
-    Raises:
-        ValueError: the KL would compare two different families of distributions.
-    """
-    if of_policy != of_reference:
-        raise ValueError(
-            f"The policy samples at temperature {of_policy}, the environment's reference is at {of_reference}. "
-            "Give both the same: policy_kwargs={'temperature': …} and the environment's temperature=…."
-        )
-
-
-def task_settings(settings: dict[str, Any]) -> TaskSettings:
-    """Keyword arguments as `TaskSettings`.
-
-    Raises:
-        TypeError: an unknown one; a near one is suggested.
-        ValueError: a value breaks its rule.
-    """
-    import dataclasses
-    import difflib
-
-    known = [f.name for f in dataclasses.fields(TaskSettings)]
-    for name in settings:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f" Did you mean {near[0]!r}?" if near else f" It has {', '.join(known)}."
-            raise TypeError(f"LLMText-v0 got an unexpected keyword argument {name!r}.{hint}")
-    return TaskSettings(**settings)

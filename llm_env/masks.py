@@ -10,52 +10,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from llm_env.task import TaskSettings
-
-NEVER = -1e30  # a logit of no probability; finite, so that 0 x it is 0
-
-
-def pack_bits(masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Masks (N, V) as bits (N, ⌈V/8⌉), the first token in the lowest bit."""
-    return np.packbits(masks, axis=-1, bitorder="little")
-
-
-def unpack_bits(bits: Tensor, vocab_size: int) -> Tensor:
-    """Bits (N, ⌈V/8⌉), uint8, as a boolean tensor (N, V)."""
-    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
-    return ((bits[:, :, None] >> places) & 1).flatten(1)[:, :vocab_size].bool()
-
-
-def restrict(logits: Tensor, allowed: Tensor) -> Tensor:
-    """Logits (..., V) with `NEVER` where not allowed."""
-    return logits.masked_fill(~allowed, NEVER)
-
-
-def top_k_mask(logits: Tensor, k: int) -> Tensor:
-    """The k likeliest tokens of each row (and what ties with the last), Fan et al. 2018; logits (N, V) to bool (N, V)."""
-    if not 0 < k < logits.shape[-1]:
-        return torch.ones_like(logits, dtype=torch.bool)
-    return logits >= logits.topk(k, -1).values[:, -1:]
-
-
-def top_p_mask(logits: Tensor, p: float) -> Tensor:
-    """The fewest likeliest tokens of each row that hold probability p or more.
-
-    Nucleus sampling, Holtzman et al. 2020 (https://arxiv.org/abs/1904.09751); logits (N, V) to bool (N, V).
-    """
-    ordered, order = torch.sort(logits, -1, descending=True)
-    before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # probability of what stands before each
-    keep = before < p
-    keep[:, 0] = True
-    return torch.zeros_like(keep).scatter(-1, order, keep)
+from llm_env.lm.sampling import restrict, top_k_mask, top_p_mask
+from llm_env.settings import TaskSettings
 
 
 class TokenMasks:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_env.shaping import kl_k1
+from llm_env.reward.kl import kl_k1
 
 if TYPE_CHECKING:
+    from llm_env.episode import Episode
     from llm_env.task import TextTask
-    from llm_env.transition import Episode
 
 FULL_COLOUR = 4.0  # nats at which the colour is strongest
 WIDTH, FONT_SIZE, MARGIN, LINE_CHARS = 720, 16, 16, 70

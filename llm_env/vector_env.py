@@ -11,9 +11,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from llm_env.batch import RESET_OPTIONS, EpisodeBatch, check_options, prompt_from_options
-from llm_env.env import RENDER_MODES, Observation, check_render_mode, task_settings
+from llm_env.env import RENDER_MODES, Observation, check_render_mode
 from llm_env.rendering import render_episode
+from llm_env.settings import task_settings
+from llm_env.slots import RESET_OPTIONS, EpisodeBatch, check_options, prompt_from_options
 from llm_env.task import TextTask
 
 
@@ -27,7 +28,7 @@ class LLMTextVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         num_envs: N.
         render_mode: ``"ansi"``, ``"rgb_array"`` or None; `render` returns a tuple of N.
         max_episode_steps: Not supported: `max_new_tokens` is the length cap.
-        settings: See `llm_env.task.TaskSettings`.
+        settings: See `llm_env.settings.TaskSettings`.
 
     Raises:
         TypeError, ValueError: an unknown or a bad setting.

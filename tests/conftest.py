@@ -16,8 +16,10 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
 
-from llm_env.models import DEFAULT_MODEL, quiet_loading
+from llm_env.default_task import DEFAULT_MODEL
+from llm_env.lm.loading import quiet_loading
 
+ROOT = Path(__file__).parent.parent
 SIZE = {"vocab_size": 1024, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 WIDE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 

@@ -12,21 +12,22 @@ import pytest
 import torch
 from stable_baselines3.common.logger import configure
 
-import write_reviews
 from agents import TextMetricsCallback, make_algorithm
-from agents.algorithms import ALGORITHMS
+from agents.algorithms.table import ALGORITHMS
+from agents.callbacks.reference_refresh import ReferenceRefresh
+from agents.cli import write_reviews
 from agents.iteration import IterationSettings, iterate
-from agents.preference_optimisation import PreferenceSettings, optimise
-from agents.reference_refresh import ReferenceRefresh
-from agents.reward_modelling.train import RewardSettings, train_reward_model
-from agents.sft import fine_tune
-from agents.supervised import TrainerSettings
-from llm_env.attention import packed_states
-from llm_env.decoding import CachedDecoder
-from llm_env.models import LoadSettings, load_causal_lm
-from llm_env.packing import pack
-from tests.test_attention import SEQUENCES, STARTS
-from tests.test_decoding import Slots, full_forward
+from agents.supervised.preference import PreferenceSettings, optimise
+from agents.supervised.reward_model.train import RewardSettings, train_reward_model
+from agents.supervised.sft import fine_tune
+from agents.supervised.trainer import TrainerSettings
+from llm_env.lm.causal_lm import load_causal_lm
+from llm_env.lm.decoding import CachedDecoder
+from llm_env.lm.names import LoadSettings
+from llm_env.lm.packed_attention import packed_states
+from llm_env.lm.packing import pack
+from tests.llm_env.lm.test_decoding import Slots, full_forward
+from tests.llm_env.lm.test_packed_attention import SEQUENCES, STARTS
 
 pytestmark = [
     pytest.mark.gpu,
@@ -123,7 +124,7 @@ def test_the_kl_in_reward_and_loss_and_a_reference_that_follows(estimator: str, 
 
 def test_the_supervised_stages(tmp_path: Path) -> None:
     folder = tmp_path / "text"
-    write_reviews.main(write_reviews.Args(folder, reviews=100, heldout_reviews=20))
+    write_reviews.run(write_reviews.Args(folder, reviews=100, heldout_reviews=20))
     quick = {"evaluations": 1, "epochs": 0.3}
     sft = TrainerSettings(tmp_path / "sft", **quick)
     assert fine_tune(sft, str(folder / "reviews.jsonl"), n_samples=1)["perplexity"] < 10

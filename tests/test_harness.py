@@ -12,8 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import write_reviews
-from llm_env.models import DEFAULT_MODEL, load_tokenizer
+from agents.cli import write_reviews
+from llm_env.default_task import DEFAULT_MODEL
+from llm_env.lm.loading import load_tokenizer
 
 TASK = """\
 task: heldout_reviews
@@ -30,7 +31,7 @@ metric_list: [{{metric: bits_per_byte}}]
 @pytest.mark.slow
 def test_a_task_on_local_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lm_eval", reason="pip install '.[harness]'")
-    assert write_reviews.main(write_reviews.Args(tmp_path / "text", reviews=1, heldout_reviews=30)) == 0
+    assert write_reviews.run(write_reviews.Args(tmp_path / "text", reviews=1, heldout_reviews=30)) == 0
     data = tmp_path / "text" / "heldout_reviews.jsonl"
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "reviews.yaml").write_text(TASK.format(data=data))

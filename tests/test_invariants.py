@@ -11,9 +11,11 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.logger import configure
 
 from agents import make_algorithm
-from agents.policy import LLMActorCriticPolicy
-from agents.vec_env import LLMTextVecEnv
-from llm_env.models import DEFAULT_MODEL, DEFAULT_REWARD_MODEL, LoadSettings, forget_shared_models, shared_causal_lm
+from agents.policies.actor_critic import LLMActorCriticPolicy
+from agents.rollouts.vec_env import LLMTextVecEnv
+from llm_env.default_task import DEFAULT_MODEL, DEFAULT_REWARD_MODEL
+from llm_env.lm.names import LoadSettings
+from llm_env.lm.registry import forget_shared_models, shared_causal_lm
 
 SMALL: dict[str, Any] = {"max_new_tokens": 8, "max_prompt_length": 12}
 
@@ -126,7 +128,7 @@ def test_two_runs_with_one_seed_are_identical(episodes: str) -> None:
 def test_there_is_no_dropout_left(tmp_path: Any) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from llm_env.models import load_causal_lm
+    from llm_env.lm.causal_lm import load_causal_lm
     from tests.conftest import SIZE, save_model
 
     config = GPT2Config(**SIZE, n_embd=32, n_layer=2, n_head=4, attn_pdrop=0.5, resid_pdrop=0.5, embd_pdrop=0.5)

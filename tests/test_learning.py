@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from agents import TextMetricsCallback, make_algorithm
-from agents.callbacks import TokenBudget
-from llm_env.gold import gold_score
+from agents.callbacks.token_budget import TokenBudget
+from llm_env.default_task.gold import gold_score
 
 WORD = " lovely"
 CAP = 16

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 import llm_env  # noqa: F401
-
-ROOT = Path(__file__).parent.parent
+from tests.conftest import ROOT
 
 
 def test_the_single_file_example_learns_and_is_short(capsys: pytest.CaptureFixture[str]) -> None:

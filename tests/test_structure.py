@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.conftest import ROOT
+
 FORBIDDEN = {"llm_env": {"agents", "scripts", "stable_baselines3", "sb3_contrib"}, "agents": {"scripts"}}
 
 

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from agents.actor import actor_respond, load_actor
-from agents.evaluation import Estimate, diversity
+from agents.evaluation.compare import diversity
+from agents.evaluation.statistics import Estimate
 from agents.iteration.settings import IterationSettings
-from llm_env.models import DEFAULT_MODEL, DEFAULT_REWARD_MODEL, LoadSettings
-from llm_env.prompts import RawPrompt
-from llm_env.rewards import FunctionReward
-from llm_env.task import TaskSettings, TextTask
+from agents.policies.text_policy import actor_respond, load_actor
+from llm_env.default_task import DEFAULT_MODEL, DEFAULT_REWARD_MODEL
+from llm_env.lm.names import LoadSettings
+from llm_env.reward.models import FunctionReward
+from llm_env.settings import TaskSettings
+from llm_env.task import TextTask
+from llm_env.text.prompts import RawPrompt
 
 SAMPLE_SEED = 12_345
 

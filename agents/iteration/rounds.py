@@ -30,23 +30,26 @@ from agents.iteration.evaluate import evaluate_actor
 from agents.iteration.report import draw_rounds, rounds_table
 from agents.iteration.settings import PEOPLE, REJECTION_SAMPLING, IterationSettings
 from agents.named_values import named_values
-from agents.preference_optimisation.methods import METHODS
-from agents.preference_optimisation.train import METHOD_OPTIONS, PreferenceSettings, optimise
-from agents.preferences.collect import Judge, Source
 from agents.preferences.folder import Sampling, candidates_in, rank_in
+from agents.preferences.judge import Judge
 from agents.preferences.records import Ranking, read_candidates, read_rankings, write_jsonl
+from agents.preferences.sampling import Source
 from agents.preferences.selection import best_texts, clearest, disputed_first, lost, pairs_of
-from agents.supervised import TrainerSettings
-from llm_env.models import (
+from agents.supervised.preference.methods import METHODS
+from agents.supervised.preference.train import METHOD_OPTIONS, PreferenceSettings, optimise
+from agents.supervised.trainer import TrainerSettings
+from llm_env.default_task import (
+    DEFAULT_GOLD,
     DEFAULT_HELDOUT_PROMPTS,
     DEFAULT_MODEL,
     DEFAULT_PROMPTS,
     DEFAULT_REWARD_MODEL,
-    LoadSettings,
-    forget_shared_model,
-    resolve_device,
 )
-from llm_env.prompts import RawPrompt, hold_out, read_prompts
+from llm_env.lm.loading import resolve_device
+from llm_env.lm.names import LoadSettings
+from llm_env.lm.registry import forget_shared_model
+from llm_env.text.prompts import RawPrompt, read_prompts
+from llm_env.text.split import hold_out
 
 FREE = ("output_dir", "rounds", "host", "port", "evaluate_every")
 """Settings that may be other ones when a run is gone on with."""
@@ -289,7 +292,7 @@ class Rounds:
         data = folder / "training_data.jsonl"
         data.write_text("".join(lines), encoding="utf-8")
         if s.method == REJECTION_SAMPLING:
-            from agents.sft import fine_tune
+            from agents.supervised.sft import fine_tune
 
             settings = TrainerSettings(**self._trainer_settings(number, folder, 1e-3))
             length = s.max_prompt_length + s.max_new_tokens + 1
@@ -316,7 +319,7 @@ class Rounds:
 
     def _train_reward_model(self, number: int, folder: Path) -> None:
         """On what people said in all rounds so far."""
-        from agents.reward_modelling.train import RewardSettings, train_reward_model
+        from agents.supervised.reward_model.train import RewardSettings, train_reward_model
 
         s = self.settings
         rankings: list[Ranking] = []
@@ -338,8 +341,8 @@ class Rounds:
         train_reward_model(settings, RewardSettings(str(data)), self.console)
 
     def _train_algorithm(self, number: int, folder: Path, judge: str) -> None:
-        from agents.run import TrainingRun
-        from agents.run_settings import RunSettings
+        from agents.runs.run import TrainingRun
+        from agents.runs.settings import RunSettings
 
         s = self.settings
         target = folder / "training"
@@ -380,11 +383,10 @@ class Rounds:
     # ------------------------------------------------------------------------------------------------ evaluation
     @property
     def _gold(self) -> str | None:
-        from agents.preferences.collect import GOLD
 
         if self.settings.gold is not None:
             return self.settings.gold
-        return GOLD if self.settings.prompts is None else None
+        return DEFAULT_GOLD if self.settings.prompts is None else None
 
     def _evaluate(self, number: int, folder: Path) -> None:
         s = self.settings
@@ -423,14 +425,12 @@ def _drop(folder: Path) -> None:
 
 def _function(judge: str) -> str:
     """A judge as a reward model's name."""
-    from agents.preferences.collect import GOLD
-
-    return GOLD if judge == "gold" else judge
+    return DEFAULT_GOLD if judge == "gold" else judge
 
 
 def _gains(found: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
     """How much higher than the evaluation before, prompt by prompt: mean and half-width of its 95 % interval."""
-    from agents.evaluation import Estimate
+    from agents.evaluation.statistics import Estimate
 
     gains: dict[str, Any] = {}
     for name in ("rm_score", "gold_score"):

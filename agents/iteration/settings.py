@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.algorithms import ALGORITHMS
+from agents.algorithms.table import ALGORITHMS
 from agents.named_values import named_values
-from agents.preference_optimisation.methods import METHODS
 from agents.preferences.selection import PAIRS
+from agents.supervised.preference.methods import METHODS
 
 REJECTION_SAMPLING = "rejection_sampling"
 PEOPLE = "people"
@@ -111,7 +111,7 @@ class IterationSettings:
 
     @property
     def is_algorithm(self) -> bool:
-        """Whether the method is an algorithm of `agents.algorithms`, which generates for itself."""
+        """Whether the method is an algorithm of `agents.algorithms.table`, which generates for itself."""
         return self.method in ALGORITHMS
 
     @property

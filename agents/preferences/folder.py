@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from agents.preferences.collect import Judge, Source, collect_responses
+from agents.preferences.judge import Judge
 from agents.preferences.records import (
     Candidates,
     Ranking,
@@ -21,8 +21,9 @@ from agents.preferences.records import (
     read_rankings,
     write_jsonl,
 )
-from llm_env.models import LoadSettings
-from llm_env.prompts import RawPrompt
+from agents.preferences.sampling import Source, collect_responses
+from llm_env.lm.names import LoadSettings
+from llm_env.text.prompts import RawPrompt
 
 CHUNK = 128
 

@@ -27,8 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm_env.prompts import RawPrompt, checked_prompt
-from llm_env.records import read_records
+from llm_env.text.prompts import RawPrompt, checked_prompt
+from llm_env.text.records import read_records
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from agents.preferences.records import Ranking, Response, prompt_key
-from llm_env.texts import TextRecord
+from llm_env.text.texts import TextRecord
 
 PAIRS = ("all", "best_worst")
 

@@ -15,7 +15,7 @@ hyperparams = {
     "LLMText-v0": {
         "n_timesteps": 40_000,
         "n_envs": 16,
-        "policy": "agents.policy.LLMActorCriticPolicy",
+        "policy": "agents.policies.actor_critic.LLMActorCriticPolicy",
         "policy_kwargs": {"critic": "detached_head"},
         "rollout_buffer_class": TokenRolloutBuffer,
         "rollout_buffer_kwargs": {"whiten_advantages": True},
@@ -32,4 +32,4 @@ hyperparams = {
         "normalize_advantage": False,
     }
 }
-assert LLMActorCriticPolicy.__module__ == "agents.policy"  # the name above
+assert LLMActorCriticPolicy.__module__ == "agents.policies.actor_critic"  # the name above

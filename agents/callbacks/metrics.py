@@ -1,0 +1,147 @@
+"""Callbacks: the metrics of a language task, in stable-baselines3's logger."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from sb3_contrib import ARS
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from agents.rollouts.vec_env import text_env
+
+GoldFunction = Callable[[list[str], list[str]], Sequence[float]]
+
+
+def episode_statistics(infos: list[dict[str, Any]]) -> dict[str, float]:
+    """Means over ended episodes; see the README's table of metrics."""
+    if not infos:
+        return {}
+    kl = np.array([info["kl"] for info in infos])
+    length = np.array([info["response_length"] for info in infos])
+    score = np.array([info["rm_score"] for info in infos])
+    return {
+        "rollout/rm_score": float(score.mean()),
+        "rollout/rm_score_std": float(score.std()),
+        "rollout/kl": float(kl.mean()),
+        "rollout/kl_per_token": float(kl.sum() / length.sum()),
+        "rollout/eos_rate": float(np.mean([info["has_end"] for info in infos])),
+        "rollout/response_length": float(length.mean()),
+    }
+
+
+class TextMetricsCallback(BaseCallback):
+    """Logs the language task's metrics, and one row of the log per iteration with all that belongs to it.
+
+    SB3 writes its log between collecting and training: the row has the previous update's ``train/*``, and the last
+    update's is never written. Pass ``log_interval=None`` to `learn` and this callback writes after the update.
+
+    An iteration is a rollout and its update; of algorithms that collect a few steps at a time, as many as it takes for
+    `n_envs` responses' worth of tokens.
+
+    Args:
+        gold: A function of (prompts, responses) logged as ``rollout/gold_score``, which nobody trains on.
+        verbose: SB3's.
+    """
+
+    def __init__(self, gold: GoldFunction | None = None, verbose: int = 0) -> None:
+        super().__init__(verbose)
+        self.gold = gold
+        self.tokens = 0
+        self.iteration = 0
+        self.tokens_per_second = 0.0
+        self.last: dict[str, float] = {}
+        """The latest iteration's `rollout/*` numbers."""
+        self.episodes: list[dict[str, Any]] = []
+        """The latest iteration's ended episodes, as info dictionaries."""
+        self._pending = False
+        self._counted = 0  # what `_generated` said at the start of this iteration
+        self._started = 0.0
+
+    def _on_training_start(self) -> None:
+        self._steps_before, self._tokens_before = self.model.num_timesteps, text_env(self.training_env).tokens
+        self._begin()
+
+    def _on_rollout_start(self) -> None:
+        if self._pending and self._is_whole():
+            self._write()
+            self._begin()
+
+    def _on_step(self) -> bool:
+        if isinstance(self.model, ARS):  # it counts a step of all slots once for each slot
+            env = text_env(self.training_env)
+            self.model.num_timesteps = self._steps_before + env.tokens - self._tokens_before
+        return True
+
+    def _on_rollout_end(self) -> None:
+        env = text_env(self.training_env)
+        self.episodes += env.ended
+        env.ended.clear()
+        self.last = episode_statistics(self.episodes)
+        if self.gold is not None and self.episodes:
+            scores = self.gold([i["prompt"] for i in self.episodes], [i["response"] for i in self.episodes])
+            self.last["rollout/gold_score"] = float(np.mean(scores))
+        for name, value in self.last.items():
+            self.logger.record(name, value)
+        self.logger.record("rollout/tokens", self.total_tokens)
+        self.logger.record("train/kl_coef", env.task.kl_coef)
+        self._pending = True
+
+    def _on_training_end(self) -> None:
+        self._write()
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens generated so far, those of the iteration under way included."""
+        return self.tokens + self._generated() - self._counted
+
+    def _begin(self) -> None:
+        env = text_env(self.training_env)
+        env.ended.clear()
+        self.episodes = []
+        self._counted = self._generated()
+        self._started = time.perf_counter()
+
+    def _generated(self) -> int:
+        """Tokens that this process generated for training."""
+        return text_env(self.training_env).tokens + getattr(
+            getattr(self.model, "rollout_buffer", None), "extra_tokens", 0
+        )
+
+    def _is_whole(self) -> bool:
+        """Whether what was collected makes an iteration."""
+        if isinstance(self.model, OnPolicyAlgorithm):
+            return True
+        env = text_env(self.training_env)
+        return self._generated() - self._counted >= env.num_envs * env.task.settings.max_new_tokens
+
+    def _write(self) -> None:
+        """Writes the row of the iteration that has just been trained on."""
+        if not self._pending:
+            return
+        self._pending = False
+        self.iteration += 1
+        generated = self._generated() - self._counted
+        self.tokens += generated
+        self.tokens_per_second = generated / (time.perf_counter() - self._started)
+        self.logger.record("time/tokens_per_second", self.tokens_per_second)
+        auxiliary: dict[str, list[float]] = getattr(self.model.policy, "auxiliary_losses", {})
+        for name, values in auxiliary.items():
+            self.logger.record(name, float(np.mean(values)))
+        auxiliary.clear()
+        self.before_row()
+        if isinstance(self.model, OnPolicyAlgorithm):
+            self.model.dump_logs(self.iteration)
+        else:
+            self.logger.record("time/iterations", self.iteration, exclude="tensorboard")
+            self.model.dump_logs()  # type: ignore[attr-defined]
+        self.after_iteration()
+
+    def before_row(self) -> None:
+        """Called when an iteration's numbers are recorded, before its row is written; for subclasses with more of them."""
+
+    def after_iteration(self) -> None:
+        """Called once the iteration's row is written; for subclasses."""

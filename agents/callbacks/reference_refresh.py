@@ -1,0 +1,46 @@
+"""A reference that follows the policy."""
+
+from __future__ import annotations
+
+from stable_baselines3.common.callbacks import BaseCallback
+
+from agents.policies.actor_critic import LLMActorCriticPolicy
+from agents.rollouts.vec_env import text_env
+
+
+class ReferenceRefresh(BaseCallback):
+    """Moves the environment's reference towards the policy every few rollouts.
+
+    The KL then restrains how fast the policy moves, not how far it goes: ``rollout/kl`` is the distance from the refreshed
+    reference. Hard (`share` 1): Shao et al. 2024, "DeepSeekMath", algorithm 1's outer loop (https://arxiv.org/abs/2402.03300);
+    Liu et al. 2025, "ProRL" (https://arxiv.org/abs/2505.24864). As a moving average: Ramé et al. 2024, "WARP"
+    (https://arxiv.org/abs/2406.16768).
+
+    Args:
+        every: Rollouts between refreshes.
+        share: How far towards the policy; see `TextTask.refresh_reference`.
+
+    Raises:
+        ValueError: `every` is below 1, or the share not above 0 and at most 1.
+    """
+
+    def __init__(self, every: int, share: float = 1.0) -> None:
+        super().__init__()
+        if every < 1:
+            raise ValueError(f"ref_refresh_every={every} must be at least 1.")
+        if not 0 < share <= 1:
+            raise ValueError(f"ref_refresh_share={share} must be above 0, at most 1.")
+        self.every = every
+        self.share = share
+        self.rollouts = 0
+        """Rollouts so far; a checkpoint keeps it."""
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        if self.rollouts and self.rollouts % self.every == 0:
+            policy = self.model.policy
+            assert isinstance(policy, LLMActorCriticPolicy)
+            text_env(self.training_env).task.refresh_reference(policy.merged_actor(), self.share)
+        self.rollouts += 1

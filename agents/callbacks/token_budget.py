@@ -1,0 +1,38 @@
+"""Training for a number of generated tokens instead of a number of environment steps."""
+
+from __future__ import annotations
+
+from stable_baselines3.common.callbacks import BaseCallback
+
+from agents.callbacks.metrics import TextMetricsCallback
+
+
+class TokenBudget(BaseCallback):
+    """Ends training when a number of tokens has been generated, and lets schedules run over that number.
+
+    Environment steps count idle slots too, and say little about the work done where responses differ in length.
+
+    Args:
+        metrics: Counts the tokens; must stand before this callback.
+        tokens: The budget.
+    """
+
+    def __init__(self, metrics: TextMetricsCallback, tokens: int) -> None:
+        super().__init__()
+        self.metrics = metrics
+        self.budget = tokens
+
+    def _on_training_start(self) -> None:
+        # SB3's schedules are functions of 1 - steps / total, which every algorithm sets through this method
+        def by_tokens(num_timesteps: int, total_timesteps: int) -> None:
+            self.model._current_progress_remaining = max(0.0, 1.0 - self.metrics.total_tokens / self.budget)
+
+        self.model._update_current_progress_remaining = by_tokens  # type: ignore[method-assign]
+
+    def _on_training_end(self) -> None:
+        vars(self.model).pop("_update_current_progress_remaining", None)
+
+    def _on_step(self) -> bool:
+        # what was begun is finished: only a rollout's first step, as SB3 counts them, may be the end
+        first = self.locals.get("n_steps") == 0 or self.locals.get("num_collected_steps") == 1
+        return not (first and self.metrics.total_tokens >= self.budget)

@@ -1,0 +1,63 @@
+r"""Rounds of generating, ranking and training: iterated DPO, online DPO, rejection sampling (RAFT), iterated RLHF.
+
+    python scripts/iterate.py --output-dir runs/iterated-dpo                                       three rounds of DPO
+    python scripts/iterate.py --method rejection_sampling --n-responses 8 --output-dir runs/raft
+    python scripts/iterate.py --method dpo --rounds 40 --prompts-per-round 64 --n-responses 2 --lr-schedule constant \
+        --evaluate-every 10 --output-dir runs/online-dpo                                           online DPO
+    python scripts/iterate.py --opponent runs/demo/actor --select lost --output-dir runs/arena     learn where it loses
+    python scripts/iterate.py --method ppo --judge people --output-dir runs/rlhf-rounds            people, a reward model, PPO
+
+In each round the current actor responds to prompts, the judge ranks (a reward model, a function, or people on a page), the
+method trains, and held-out prompts tell how it went. Leaves rounds.md, rounds.png and actor/. Interrupted, the same command
+goes on where it stopped and ends with the same result; with more --rounds it adds some.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tyro
+from rich.console import Console
+
+from agents.console import plain_warnings, print_error
+from agents.iteration.settings import IterationSettings
+
+console = Console(soft_wrap=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(IterationSettings):
+    """Iterate."""
+
+
+def run(args: Args) -> int:
+    """Runs the rounds; returns the exit status."""
+    plain_warnings(console)
+    try:
+        from agents.iteration.report import rounds_table
+        from agents.iteration.rounds import iterate
+        from agents.runs.run import Interrupted
+
+        try:
+            evaluations = iterate(args, console)
+        except (KeyboardInterrupt, Interrupted):
+            console.print("Stopped. The same command goes on.", highlight=False)
+            return 130
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        print_error(error)
+        return 1
+    console.print(rounds_table(evaluations), highlight=False, markup=False)
+    folder = args.output_dir
+    console.print(f"Done. Actor: {folder / 'actor'}   picture: {folder / 'rounds.png'}", highlight=False)
+    return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Reads the command line and runs it; returns the exit status."""
+    return run(tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.FlagConversionOff,)))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,71 @@
+"""Writes the default task's text: reviews to learn from, and prompts, with some topics held out.
+
+    python scripts/write_reviews.py --output-dir runs/text
+
+Leaves ``reviews.jsonl`` and ``heldout_reviews.jsonl`` (prompt and response), ``prompts.jsonl`` and
+``heldout_prompts.jsonl``. No topic stands on both sides, unless --all-topics True lets the reviews mention them.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from agents.console import print_error
+from llm_env.default_task.grammar import HELD_OUT_TOPICS, all_prompts, topic_of, write_review
+
+
+@dataclass(frozen=True)
+class Args:
+    """Write reviews."""
+
+    output_dir: Path
+    """Folder to write to."""
+    reviews: int = 20_000
+    """Reviews to learn from."""
+    heldout_reviews: int = 500
+    """Reviews of topics that the others do not mention."""
+    all_topics: bool = False
+    """Reviews, on both sides, are of all topics; prompts stay apart. For a model that starts from nothing, and has to meet
+    the words."""
+    seed: int = 0
+    """Seed of the text."""
+
+
+def run(args: Args) -> int:
+    """Writes the four files; returns the exit status."""
+    if min(args.reviews, args.heldout_reviews) < 1:
+        print_error(f"reviews={args.reviews} and heldout_reviews={args.heldout_reviews} must be at least 1.")
+        return 1
+    rng = random.Random(args.seed)
+    held_out = [p for p in all_prompts() if topic_of(p) in HELD_OUT_TOPICS]
+    kept = [p for p in all_prompts() if topic_of(p) not in HELD_OUT_TOPICS]
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    for name, prompts, count in (("", kept, args.reviews), ("heldout_", held_out, args.heldout_reviews)):
+        asked = [rng.choice(all_prompts() if args.all_topics else prompts) for _ in range(count)]
+        reviews = [{"prompt": p, "response": " " + write_review(rng, p)} for p in asked]
+        write(args.output_dir / f"{name}reviews.jsonl", reviews)
+        write(args.output_dir / f"{name}prompts.jsonl", [{"prompt": p} for p in prompts])
+    Console().print(f"{args.reviews:,} reviews in {args.output_dir}", highlight=False)
+    return 0
+
+
+def write(path: Path, records: list[dict[str, str]]) -> None:
+    """Writes a JSONL file."""
+    path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Reads the command line and runs it; returns the exit status."""
+    return run(tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.FlagConversionOff,)))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

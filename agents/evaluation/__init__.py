@@ -1,0 +1,1 @@
+"""Comparing a trained actor with its reference."""

@@ -1,0 +1,289 @@
+"""The page of a pipeline: one HTML file with plots, tables and samples of all stages."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from agents.pipeline.stages import Pipeline, Stage
+from agents.runs.figure import read_progress
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; padding: 0 1em; color: #1c1c1c; }
+h1 { font-size: 1.7em; } h2 { margin-top: 2.2em; border-bottom: 1px solid #ccc; } img { max-width: 100%; height: auto; }
+table { border-collapse: collapse; margin: 1em 0; }
+th, td { border-bottom: 1px solid #ddd; padding: .3em .7em; text-align: left; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; } td { vertical-align: top; overflow-wrap: anywhere; }
+pre { overflow-x: auto; background: #f6f6f6; padding: 1em; } .dim { color: #777; }
+"""
+
+
+def write_page(pipeline: Pipeline, config: Path) -> Path:
+    """Writes ``report.html``; returns its path."""
+    sections = [summary(pipeline)]
+    for stage in pipeline.stages:
+        folder = pipeline.folders[stage.name]
+        make = SECTIONS.get(stage.script)
+        if make is not None:
+            sections.append(make(stage, folder))
+    runs = [s for s in pipeline.stages if s.script == "train"]
+    if runs:
+        sections.append(training(pipeline, runs))
+    evaluations = [s for s in pipeline.stages if s.script == "evaluate"]
+    if evaluations:
+        sections.append(evaluation(pipeline, evaluations))
+    sections.append(f"<h2>Configuration</h2><pre>{html.escape(config.read_text(encoding='utf-8'))}</pre>")
+    page = (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>RLHF report</title>"
+        f"<link rel='icon' href='data:,'><style>{STYLE}</style></head><body><h1>RLHF, stage by stage</h1>"
+        + "\n".join(sections)
+        + "</body></html>\n"
+    )
+    path = pipeline.folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def table(head: list[str], rows: list[list[Any]], numbers: bool = True) -> str:
+    """An HTML table; with `numbers`, all columns but the first are set right."""
+    mark = [" class='n'" if numbers and i else "" for i in range(len(head))]
+    lines = [
+        "<table><thead><tr>",
+        *(f"<th{m}>{html.escape(h)}</th>" for m, h in zip(mark, head, strict=True)),
+        "</tr></thead>",
+    ]
+    for row in rows:
+        cells = "".join(f"<td{m}>{html.escape(str(c))}</td>" for m, c in zip(mark, row, strict=True))
+        lines.append(f"<tr>{cells}</tr>")
+    return "".join(lines) + "</table>"
+
+
+def image(path: Path, alt: str) -> str:
+    """A PNG, inside the page."""
+    return embedded(path.read_bytes(), alt)
+
+
+def embedded(content: bytes, alt: str) -> str:
+    """PNG bytes as an ``img``."""
+    return f"<img alt='{html.escape(alt)}' src='data:image/png;base64,{base64.b64encode(content).decode()}'>"
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def heading(stage: Stage, what: str) -> str:
+    """A stage's name and what it is, where the name does not say so."""
+    return f"<h2>{html.escape(stage.name if stage.name == what else f'{stage.name}: {what}')}</h2>"
+
+
+def summary(pipeline: Pipeline) -> str:
+    """All stages and how long they took."""
+    rows = []
+    for stage in pipeline.stages:
+        note = pipeline.note(stage)
+        rows.append([stage.name, f"{stage.script}.py", f"{note.seconds:.0f} s" if note else ""])
+    total = sum(note.seconds for s in pipeline.stages if (note := pipeline.note(s)) is not None)
+    return table(["stage", "script", "time"], [*rows, ["all", "", f"{total:.0f} s"]])
+
+
+def sft(stage: Stage, folder: Path) -> str:
+    """Supervised fine-tuning."""
+    report = load(folder / "sft.json")
+    text = (
+        f"<p>{report['train_texts']:,} texts; perplexity of {report['heldout_texts']:,} held-out ones "
+        f"{report['perplexity_before']:.2f} before, <b>{report['perplexity']:.2f}</b> after.</p>"
+    )
+    samples = table(["prompt", "response"], [[s["prompt"], s["response"]] for s in report["samples"]], numbers=False)
+    return f"{heading(stage, 'supervised fine-tuning')}{text}{image(folder / 'sft.png', 'loss')}{samples}"
+
+
+def preferences(stage: Stage, folder: Path) -> str:
+    """What was ranked, by whom."""
+    lines = (folder / "rankings.jsonl").read_text(encoding="utf-8").splitlines()
+    found = load(folder / "agreement.json")
+    pairs = len((folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines())
+    text = f"<p>{len(lines):,} rankings by {html.escape(', '.join(found['annotators']))}; {pairs:,} pairs."
+    if found["pairs_judged_twice"]:
+        text += f" Krippendorff's α = {found['alpha']:.2f} on {found['pairs_judged_twice']:,} pairs judged twice."
+    first = json.loads(lines[0])
+    texts = {r["id"]: r["text"] for r in first["responses"]}
+    rows = [[place, texts[name]] for place, tier in enumerate(first["ranking"], 1) for name in tier]
+    example = f"<p class='dim'>For example: {html.escape(str(first['prompt']))}</p>" + table(
+        ["rank", "response"], rows, False
+    )
+    return f"{heading(stage, 'preferences')}{text}</p>{example}"
+
+
+def reward_model(stage: Stage, folder: Path) -> str:
+    """The reward model's report."""
+    report = load(folder / "report.json")
+    low, high = report["accuracy_interval"]
+    rows = [
+        ["held-out accuracy", f"{report['accuracy']:.1%} ({low:.1%} to {high:.1%})"],
+        ["calibration error", f"{report['calibration_error']:.3f}"],
+        ["rank correlation of score and length", f"{report['length_correlation']:.2f}"],
+        ["accuracy of 'the longer is better'", f"{report['longer_is_better']:.1%}"],
+    ]
+    if "gold_accuracy" in report:
+        rows.append(["accuracy of the gold order", f"{report['gold_accuracy']:.1%}"])
+    mistakes = [
+        [m["prompt"], m["preferred"], m["model_prefers"], f"{m['by']:.2f}"] for m in report["worst_mistakes"][:6]
+    ]
+    return (
+        heading(stage, f"reward model ({report['loss']})")
+        + table(["", "value"], rows)
+        + image(folder / "report.png", "calibration, accuracy by margin, accuracy over training")
+        + "<h3>Where it is surest and wrong</h3>"
+        + table(["prompt", "preferred", "the model prefers", "by"], mistakes, numbers=False)
+    )
+
+
+def preference(stage: Stage, folder: Path) -> str:
+    """Preference optimisation."""
+    report = load(folder / "preference.json")
+    accuracy = report["heldout"].get("rewards/accuracies")
+    text = f"<p>{html.escape(report['source'])}; β = {report['beta']:g}; {report['pairs']:,} pairs"
+    if accuracy is not None:
+        text += f"; <b>{accuracy:.1%}</b> of {report['heldout_pairs']:,} held-out ones in the right order"
+    samples = table(["prompt", "response"], [[s["prompt"], s["response"]] for s in report["samples"]], numbers=False)
+    return f"{heading(stage, report['loss'])}{text}.</p>{image(folder / 'preference.png', 'training')}{samples}"
+
+
+def rounds(stage: Stage, folder: Path) -> str:
+    """Rounds of generating, ranking and training."""
+    found = json.loads((folder / "rounds.json").read_text(encoding="utf-8"))
+
+    def gain(entry: dict[str, Any], name: str) -> str:
+        return "" if name not in entry else f"{entry[name][0]:+.2f} ± {entry[name][1]:.2f}"
+
+    rows = []
+    for e in found:
+        gold = f"{e['gold_score']:.2f}" if "gold_score" in e else ""
+        rows.append(
+            [e["round"], f"{e['rm_score']:.2f}", gain(e, "rm_gain"), gold, gain(e, "gold_gain"), f"{e['kl']:.2f}"]
+        )
+    last = table(["prompt", "response", "score"], found[-1]["samples"], numbers=False)
+    head = ["round", "score", "gain", "gold", "gain", "KL to the first"]
+    return f"{heading(stage, 'rounds')}{image(folder / 'rounds.png', 'rounds')}{table(head, rows)}<h3>Last round</h3>{last}"
+
+
+SECTIONS: dict[str, Any] = {
+    "train_sft": sft,
+    "collect_preferences": preferences,
+    "train_reward_model": reward_model,
+    "train_preference": preference,
+    "iterate": rounds,
+}
+"""What shows a script's results, for those that have a section of their own."""
+
+
+def training(pipeline: Pipeline, runs: list[Stage]) -> str:
+    """Curves of the runs, and score against KL of all of them."""
+    parts = [
+        "<h2>Reinforcement learning</h2>",
+        embedded(score_against_kl(pipeline, runs), "score and gold score against KL"),
+    ]
+    parts.append(
+        "<p>Lines: the score of the learned reward model, which is trained on. Dashed: the gold score, which nobody trains on. "
+        "Where the first rises and the second falls, the policy has found what the reward model gets wrong.</p>"
+    )
+    for stage in runs:
+        folder = pipeline.folders[stage.name]
+        parts.append(f"<h3>{stage.name}</h3>{image(folder / 'report.png', stage.name)}")
+        best = folder / "best" / "best.json"
+        if best.is_file():
+            found = load(best)
+            parts.append(f"<p class='dim'>Best by held-out evaluation: step {found['timestep']:,}.</p>")
+    return "".join(parts)
+
+
+def score_against_kl(pipeline: Pipeline, runs: list[Stage]) -> bytes:
+    """PNG of learned and gold score over the KL to the reference, a colour a run."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for number, stage in enumerate(runs):
+        folder = pipeline.folders[stage.name]
+        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        run = read_progress(folder / "progress.csv")
+        label = f"β = {settings['kl_coef']:g}"
+        axes.plot(run["rollout/kl"], smooth(run["rollout/rm_score"]), color=f"C{number}", label=label)
+        if "rollout/gold_score" in run:
+            axes.plot(run["rollout/kl"], smooth(run["rollout/gold_score"]), color=f"C{number}", linestyle="--")
+    axes.set(xlabel="KL to the reference (nats per response)", ylabel="score")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110, format="png")
+    return buffer.getvalue()
+
+
+def smooth(values: np.ndarray, width: int = 3) -> np.ndarray:
+    """Running mean, shorter at the ends."""
+    return np.array([values[max(0, i - width // 2) : i + width // 2 + 1].mean() for i in range(len(values))])
+
+
+def evaluation(pipeline: Pipeline, stages: list[Stage]) -> str:
+    """One table over all evaluations, and samples of the first."""
+    reports = [load(pipeline.folders[s.name] / "evaluation.json") for s in stages]
+    first = reports[0]
+
+    def row(label: str, ours: Any, reference: Any) -> list[Any]:
+        return [label, reference(first), *(ours(r) for r in reports)]
+
+    def estimate(name: str) -> Any:
+        return lambda r: "" if r[name] is None else f"{r[name]['mean']:.2f} ± {r[name]['half_width']:.2f}"
+
+    def number(name: str) -> Any:
+        return lambda r: "" if r[name] is None else f"{r[name]:.2f}"
+
+    def diversity(side: str, name: str) -> Any:
+        return lambda r: f"{r[side][name]:.3f}"
+
+    rows = [
+        row("reward-model score", estimate("rm_score"), estimate("reference_rm_score")),
+        row("gold score", estimate("gold_score"), estimate("reference_gold_score")),
+        row("win rate against the reference", lambda r: f"{r['win_rate']:.1%}", lambda r: ""),
+        row("KL, nats per response", estimate("kl"), lambda r: "0"),
+        row("length, tokens", estimate("response_length"), estimate("reference_response_length")),
+        row("self-BLEU", diversity("diversity", "self_bleu"), diversity("reference_diversity", "self_bleu")),
+        row(
+            "distinct word pairs", diversity("diversity", "distinct_2"), diversity("reference_diversity", "distinct_2")
+        ),
+        row("perplexity of held-out text", number("perplexity"), number("reference_perplexity")),
+        row(
+            "win rate against another actor",
+            lambda r: (
+                f"{r['against']['win_rate']:.1%} ({Path(r['against']['actor']).parent.name})" if r["against"] else ""
+            ),
+            lambda r: "",
+        ),
+    ]
+    rows = [cells for cells in rows if any(cells[1:])]
+    parts = [f"<h2>Evaluation on {first['n_prompts']} held-out prompts</h2>"]
+    parts.append(table(["", "reference", *(s.name for s in stages)], rows))
+    for stage, report in zip(stages, reports, strict=True):
+        samples = [
+            [
+                s["prompt"],
+                f"{s['reference_response'].strip()} ({s['reference_rm_score']:.2f})",
+                f"{s['response'].strip()} ({s['rm_score']:.2f})",
+            ]
+            for s in report["samples"]
+        ]
+        parts.append(
+            f"<h3>{stage.name}: samples</h3>" + table(["prompt", "reference (score)", "actor (score)"], samples, False)
+        )
+    return "".join(parts)

@@ -1,0 +1,1 @@
+"""Policies of stable-baselines3 on language models."""

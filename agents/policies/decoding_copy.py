@@ -1,0 +1,64 @@
+"""A copy of the actor that is brought up to date when asked: in bfloat16 to decode with, or as an older self to look at.
+
+Under autocast every decoding step would cast all weights anew, which costs more than the step itself. Adapters are merged
+in the copy. Its log-probs are rounded differently from those of training; that is why, in mixed precision, the buffer
+asks for the old log-probs again (`LLMActorCriticPolicy.rescores_log_probs`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from llm_env.lm.causal_lm import CausalLM
+
+
+class DecodingCopy(CausalLM):
+    """`CausalLM` on a copy of another one.
+
+    Args:
+        source: The actor; LoRA layers may have been put into it.
+        dtype: Of the copy's weights.
+    """
+
+    def __init__(self, source: CausalLM, dtype: torch.dtype = torch.bfloat16) -> None:
+        self._source = source.model
+        model = copy.deepcopy(source.model)
+        for name, module in list(model.named_modules()):
+            if isinstance(module, BaseTunerLayer):
+                parent, _, leaf = name.rpartition(".")
+                setattr(model.get_submodule(parent), leaf, module.get_base_layer())
+        model.requires_grad_(False)
+        for parameter in model.parameters():  # not the buffers: rotary frequencies stay float32
+            parameter.data = parameter.data.to(dtype)
+        super().__init__(model.eval(), source.name)
+        self.update()
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Takes over the actor's weights, adapters merged, in place."""
+        own = dict(self.model.named_parameters())
+        with torch.autocast(self.device.type, enabled=False):  # the adapters' product is rounded once, with the sum
+            for name, value in _merged(self._source):
+                own[name].copy_(value)
+
+
+def _merged(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """A model's parameters under the names that they had before adapters came in, the adapters' part added."""
+    adapters: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
+    for name, parameter in model.named_parameters():
+        owner, inside, rest = name.partition(".base_layer.")
+        if not inside:
+            if not any(name.startswith(f"{n}.") for n in adapters):
+                yield name, parameter
+        elif rest == "weight":
+            layer = adapters[owner]
+            deltas = [layer.get_delta_weight(adapter) for adapter in layer.active_adapters]
+            yield f"{owner}.{rest}", sum(deltas, start=parameter.float())
+        else:
+            yield f"{owner}.{rest}", parameter

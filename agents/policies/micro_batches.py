@@ -1,0 +1,137 @@
+"""A mini-batch that does not fit in memory, worked through in parts, with the same gradient.
+
+`PPO.train` evaluates a mini-batch, forms a loss and calls `backward`. To the loss, `MicroBatches` is one differentiable
+function. Inside, it keeps the graph of the whole mini-batch as long as that fits; where memory runs out, forward or
+backward, it goes on in parts that are read again, one at a time, when their gradient is due. The sum of the parts'
+gradients is the mini-batch's, so stock `train` need not know.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llm_env.lm.memory import free_after, is_out_of_memory
+from llm_env.lm.packing import PackedBatch
+
+logger = logging.getLogger(__name__)
+
+Outputs = tuple[Tensor, ...]
+Evaluate = Callable[[PackedBatch], Outputs]
+
+
+class MicroBatches:
+    """Evaluates packed batches in parts of at most `max_tokens`.
+
+    Args:
+        evaluate: Tensors of one entry for each scored token, differentiable in `module`'s parameters.
+        module: Where the gradients go.
+        max_tokens: Tokens of a part; None: everything at once, until that does not fit. A sequence is never cut.
+    """
+
+    def __init__(self, evaluate: Evaluate, module: nn.Module, max_tokens: int | None = None) -> None:
+        self.evaluate = evaluate
+        self.module = module
+        self.max_tokens = max_tokens
+
+    def __call__(self, batch: PackedBatch) -> Outputs:
+        """What `evaluate` gives for the batch.
+
+        Raises:
+            torch.OutOfMemoryError, RuntimeError: a single sequence does not fit.
+        """
+        if not torch.is_grad_enabled():
+            return self.without_graph(batch)
+        anchor = torch.zeros((), requires_grad=True, device=batch.device)
+        return _Evaluation.apply(anchor, self, batch)  # type: ignore[no-untyped-call]
+
+    def parts(self, batch: PackedBatch) -> list[tuple[PackedBatch, Tensor]]:
+        """The batch's parts, each with the places of its scored tokens among all."""
+        return batch.split(self.max_tokens or len(batch.input_ids))
+
+    def without_graph(self, batch: PackedBatch) -> Outputs:
+        """Values only, part by part."""
+        while True:
+            try:
+                with torch.no_grad():
+                    pieces = [(self.evaluate(part), places) for part, places in self.parts(batch)]
+                break
+            except RuntimeError as error:
+                self.shrink(batch, error)
+        whole = tuple(piece.new_empty(len(batch.targets)) for piece in pieces[0][0])
+        for values, places in pieces:
+            for target, piece in zip(whole, values, strict=True):
+                target[places] = piece
+        return whole
+
+    def shrink(self, batch: PackedBatch, error: RuntimeError) -> None:
+        """Halves the parts after running out of memory.
+
+        Raises:
+            RuntimeError: `error` itself, where it is another one or nothing is left to halve.
+        """
+        if not is_out_of_memory(error) or len(self.parts(batch)) == len(batch.lengths):
+            raise error
+        free_after(error, batch.device)
+        self.max_tokens = min(self.max_tokens or len(batch.input_ids), len(batch.input_ids)) // 2
+        logger.warning(
+            "A mini-batch of %d tokens does not fit in memory: it is worked through in micro-batches of at most %d "
+            "tokens, with the same gradient, each read twice. micro_batch_tokens=%d starts so.",
+            len(batch.input_ids),
+            self.max_tokens,
+            self.max_tokens,
+        )
+
+
+class _Evaluation(torch.autograd.Function):
+    """`MicroBatches` as one node of the caller's graph; the parts' own graphs hang inside."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, micro: MicroBatches, batch: PackedBatch) -> Outputs:
+        ctx.micro, ctx.batch, ctx.graph = micro, batch, None
+        if len(micro.parts(batch)) == 1:
+            try:
+                with torch.enable_grad():
+                    ctx.graph = micro.evaluate(batch)
+            except RuntimeError as error:
+                micro.shrink(batch, error)
+        ctx.set_materialize_grads(False)
+        if ctx.graph is None:
+            return micro.without_graph(batch)
+        return tuple(t.detach() for t in ctx.graph)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, None, None]:  # type: ignore[override]
+        micro, batch = ctx.micro, ctx.batch
+        parameters = [p for p in micro.module.parameters() if p.requires_grad]
+        fresh = all(p.grad is None for p in parameters)
+        graph, ctx.graph = ctx.graph, None
+        while True:
+            try:
+                if graph is not None:
+                    _backward(graph, grads)
+                else:
+                    for part, places in micro.parts(batch):
+                        with torch.enable_grad():
+                            values = micro.evaluate(part)
+                        _backward(values, [None if g is None else g[places] for g in grads])
+                return None, None, None
+            except RuntimeError as error:
+                graph = None
+                if not fresh:  # what was added to earlier gradients cannot be taken back
+                    raise
+                micro.shrink(batch, error)
+                for parameter in parameters:
+                    parameter.grad = None
+
+
+def _backward(values: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+    """Adds to the parameters' gradients what these outputs contribute."""
+    pairs = [(v, g) for v, g in zip(values, grads, strict=True) if g is not None and v.requires_grad]
+    if pairs:
+        torch.autograd.backward([v for v, _ in pairs], [g for _, g in pairs])

@@ -1,0 +1,253 @@
+"""`LLMQPolicy`: a causal LM as the Q-network of stock DQN and QR-DQN.
+
+The environment pays β·log π_ref(a|s) + 1[last]·R. Soft Q-learning with entropy coefficient τ = β on that reward has the
+fixed point Q*(s,a) = β·log π*(a|s) + V*(s) with π* ∝ π_ref·exp(R/β), the optimum of KL-regularised RLHF (Haarnoja et al.
+2017, https://arxiv.org/abs/1702.08165; Rafailov et al. 2024, "From r to Q*", https://arxiv.org/abs/2404.12358). So the
+network is
+
+    Q(s,a) = τ·log π_θ(a|s) + V_θ(s),
+
+π_θ being the language model and V_θ a critic. With θ the reference's weights and V = 0 this *is* the solution for R = 0, and
+softmax(Q/τ) = π_θ is what samples actions. The soft value τ·log Σ_a exp(Q(s,a)/τ) is V_θ(s).
+
+Stock DQN takes the maximum of what the target network gives over its last axis. Our target network gives one column: V_θ(s)
+for a soft backup, max_a Q(s,a) for a hard one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from agents.policies.actor import load_actor_network, optimizer_defaults
+from agents.policies.critic import CriticNetwork, load_critic, zero_head
+from agents.policies.observations import sequences_of, split_observation
+from agents.policies.sampled_actions import ActionTensor, CarriesLogProbs
+from llm_env.default_task import DEFAULT_REWARD_MODEL
+from llm_env.lm.causal_lm import CausalLM
+from llm_env.lm.decoding import CachedDecoder
+from llm_env.lm.packed_attention import packed_states
+from llm_env.lm.packing import PackedBatch, pack_ends
+from llm_env.lm.sampling import sample_tokens
+
+BACKUPS = ("soft", "hard")
+
+
+class TextQNetwork(nn.Module):
+    """Q(s,·) = τ·log π_θ(·|s) + V_θ(s), or its quantiles with V_θ's quantiles in the place of V_θ.
+
+    The quantiles of all actions in a state have one shape: a head of n_quantiles values for every token would be
+    n_quantiles LM heads.
+
+    Args:
+        lm: π_θ.
+        critic: A network of its own, or a linear head on the LM's hidden states.
+        detach: Whether the head's gradients stop at the hidden states.
+        q_scale: τ, in score per nat.
+        temperature: Divides the logits of π_θ.
+        n_quantiles: 0 for plain Q-values.
+        backup: ``soft`` or ``hard`` makes it a target network, which gives one column.
+    """
+
+    def __init__(
+        self,
+        lm: CausalLM,
+        critic: CriticNetwork | nn.Linear,
+        detach: bool,
+        q_scale: float,
+        temperature: float,
+        n_quantiles: int = 0,
+        backup: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.lm = lm
+        self.actor = lm.model
+        self.critic = critic
+        self.detach = detach
+        self.q_scale = q_scale
+        self.temperature = temperature
+        self.backup = backup
+        self.quantiles: nn.Linear | None = None
+        if n_quantiles:
+            head = critic.head if isinstance(critic, CriticNetwork) else critic
+            assert isinstance(head, nn.Linear)
+            self.quantiles = nn.Linear(head.in_features, n_quantiles)
+            nn.init.zeros_(self.quantiles.weight)
+            nn.init.zeros_(self.quantiles.bias)
+
+    def forward(self, obs: PyTorchObs | PackedBatch) -> Tensor:
+        """Q-values (n, V), or quantiles (n, n_quantiles, V); a target network's last axis has one entry."""
+        if not isinstance(obs, PackedBatch):
+            ids, lengths = split_observation(obs)
+            obs = pack_ends(sequences_of(ids, lengths), ids.device)
+        hidden: Tensor | None = None
+        if self.backup != "soft" or not isinstance(self.critic, CriticNetwork):
+            hidden = packed_states(self.lm.trunk, obs)[obs.index]
+        values = self._values(obs, hidden)
+        if self.backup == "soft":
+            return values[..., None]
+        assert hidden is not None
+        advantages = self.q_scale * torch.log_softmax(self.lm.logits(hidden).float() / self.temperature, -1)
+        if self.backup == "hard":
+            advantages = advantages.amax(-1, keepdim=True)
+        return values[..., None] + (advantages if self.quantiles is None else advantages[:, None])
+
+    def _values(self, batch: PackedBatch, hidden: Tensor | None) -> Tensor:
+        """V_θ, shape (n,), or its quantiles, shape (n, n_quantiles)."""
+        if isinstance(self.critic, CriticNetwork):
+            states = packed_states(self.critic.trunk, batch)[batch.index]
+            values = (self.critic.head(states)[:, 0].float() - self.critic.mean) / self.critic.std
+        else:
+            assert hidden is not None
+            states = hidden.detach() if self.detach else hidden
+            values = self.critic(states)[:, 0].float()
+        return values if self.quantiles is None else values[:, None] + self.quantiles(states).float()
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Train or eval mode; there is no dropout."""
+        self.train(mode)
+
+
+class LLMQPolicy(CarriesLogProbs, BasePolicy):
+    """Q-network, target network, and decoding with a cache, for `DQN` and `QRDQN`.
+
+    Acting samples from softmax(Q/τ) = π_θ, which is what explores: SB3's ε, uniformly random tokens, is best left at 0.
+
+    Args:
+        observation_space: Of `LLMText-v0`.
+        action_space: Of `LLMText-v0`.
+        lr_schedule: Learning rate as a function of the progress remaining.
+        model: Folder or hub id of the actor. None: the embedded default.
+        temperature: Divides the logits of π_θ; must be the environment's.
+        critic: V_θ: ``reward_model``, ``actor``, ``head`` or ``detached_head``; see `agents.policies.critic`.
+        reward_model: Folder or hub id that a ``reward_model`` critic starts from.
+        q_scale: τ, in score per nat: the environment's β, for the KL-regularised optimum.
+        backup: ``soft`` or ``hard``.
+        n_quantiles: Of QR-DQN; 0 for DQN.
+        trust_remote_code: Whether model code from a hub may run.
+        optimizer_class: Default: `torch.optim.AdamW`, without weight decay, eps 1e-5.
+        optimizer_kwargs: For the optimizer, besides the learning rate.
+
+    Raises:
+        FileNotFoundError, ValueError: something cannot be loaded, or a setting breaks its rule.
+    """
+
+    mixed_precision = "no"
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Discrete,
+        lr_schedule: Schedule,
+        *,
+        model: str | None = None,
+        temperature: float = 1.0,
+        critic: str = "reward_model",
+        reward_model: str | None = None,
+        q_scale: float = 0.05,
+        backup: str = "soft",
+        n_quantiles: int = 0,
+        trust_remote_code: bool = False,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.AdamW,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        if backup not in BACKUPS:
+            raise ValueError(f"backup={backup!r} is not known; use one of {', '.join(BACKUPS)}.")
+        if critic == "none":
+            raise ValueError(
+                "critic='none': Q = τ·log π + V needs a V. Choose reward_model, actor, head or detached_head."
+            )
+        if q_scale <= 0:
+            raise ValueError(f"q_scale={q_scale} must be above 0.")
+        if reward_model is None and model is None:
+            reward_model = DEFAULT_REWARD_MODEL
+        if optimizer_kwargs is None:
+            optimizer_kwargs = optimizer_defaults(optimizer_class)
+        super().__init__(
+            observation_space, action_space, optimizer_class=optimizer_class, optimizer_kwargs=optimizer_kwargs
+        )
+        self._own: dict[str, Any] = {
+            "model": model,
+            "temperature": temperature,
+            "critic": critic,
+            "reward_model": reward_model,
+            "q_scale": q_scale,
+            "backup": backup,
+            "n_quantiles": n_quantiles,
+            "trust_remote_code": trust_remote_code,
+        }
+        self.n_quantiles = n_quantiles
+        self.q_net = self._network(None)
+        self.q_net_target = self._network(backup)
+        self.q_net_target.load_state_dict(self.q_net.state_dict())
+        self.q_net_target.requires_grad_(False)
+        self.q_net_target.set_training_mode(False)
+        self.lm = self.q_net.lm
+        max_length = int(observation_space["input_ids"].shape[0])  # type: ignore[index]
+        self._decoder = CachedDecoder(self.lm, max_length)
+        self.optimizer = optimizer_class(self.q_net.parameters(), lr=lr_schedule(1), **optimizer_kwargs)  # type: ignore[call-arg]
+
+    def _network(self, backup: str | None) -> TextQNetwork:
+        own = self._own
+        lm = load_actor_network(own["model"], self.action_space, own["trust_remote_code"])
+        critic: CriticNetwork | nn.Linear
+        if own["critic"] in ("head", "detached_head"):
+            critic = zero_head(int(lm.model.get_output_embeddings().weight.shape[1]))
+        else:
+            critic = load_critic(own["critic"], lm.name, own["reward_model"], own["trust_remote_code"])
+        detach = own["critic"] == "detached_head"
+        return TextQNetwork(lm, critic, detach, own["q_scale"], own["temperature"], self.n_quantiles, backup)
+
+    @property
+    def quantile_net(self) -> TextQNetwork:
+        """QR-DQN's name of the Q-network."""
+        return self.q_net
+
+    @property
+    def quantile_net_target(self) -> TextQNetwork:
+        """QR-DQN's name of the target network."""
+        return self.q_net_target
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> Tensor:
+        """The next tokens, shape (N,)."""
+        return self._predict(obs, deterministic)
+
+    @torch.no_grad()
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
+        """The next tokens (N,), which carry their log-probs: argmax Q, or a sample from softmax(Q/τ)."""
+        ids, lengths = split_observation(observation)
+        logits = self.lm.logits(self._decoder.hidden(ids, lengths)).float() / self._own["temperature"]
+        actions, log_probs = sample_tokens(logits, deterministic)
+        return ActionTensor.carry(actions, log_probs, self._own["temperature"])
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Train or eval mode; the cache is dropped, for the weights are about to change."""
+        if mode:
+            self._decoder.clear()
+        self.q_net.set_training_mode(mode)
+        self.training = mode
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Loads weights, and drops the cache."""
+        self._decoder.clear()
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def merged_actor(self) -> PreTrainedModel:
+        """π_θ as an ordinary causal LM."""
+        return self.lm.model
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
+            "lr_schedule": self._dummy_schedule,
+            "optimizer_class": self.optimizer_class,
+            "optimizer_kwargs": self.optimizer_kwargs,
+            **self._own,
+        }

@@ -1,0 +1,1 @@
+"""What happens between policy and algorithm: the `VecEnv`, the buffers, the advantages."""

@@ -1,0 +1,251 @@
+"""`LLMTextVecEnv`: the environment as stable-baselines3 sees it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+
+from agents.policies.sampled_actions import DeferredRewards, carried_log_probs
+from llm_env.env import LLMTextEnv, check_render_mode
+from llm_env.episode import Episode
+from llm_env.rendering import render_episode
+from llm_env.settings import task_settings
+from llm_env.slots import EpisodeBatch, prompt_from_options
+from llm_env.task import TextTask
+from llm_env.text.prompts import Prompt
+
+EPISODE_MODES = ("continuous", "synchronous")
+SCORING_MODES = ("step", "deferred")
+_MOST_ENDED = 100_000  # where nobody reads them
+
+
+class LLMTextVecEnv(VecEnv):
+    """N slots of `LLMText-v0` behind stable-baselines3's `VecEnv`; an adapter of `llm_env.slots.EpisodeBatch`.
+
+    Args:
+        n_envs: N.
+        episodes: ``"continuous"``: a slot that ends takes the next prompt at once, as SB3's own VecEnvs do.
+            ``"synchronous"``: all slots start together every `max_new_tokens` steps, and one that ends early is idle
+            until then (``length`` 0); for `TokenRolloutBuffer`, which drops the idle steps.
+        group_size: Slots that share a prompt, next to each other: for advantages within a group. Needs synchronous episodes.
+        pay_policy_kl: Whether rewards hold -β·log π where the policy tells it. False: they are the environment's part alone,
+            for soft Q-learning, whose backup has the rest.
+        scoring: ``"step"``: every step pays its reward. ``"deferred"``: rewards are promises (NaN) that
+            `TokenRolloutBuffer` redeems in a few large batches after collection. The numbers are the same.
+        render_mode: ``"ansi"``, ``"rgb_array"`` or None.
+        settings: See `llm_env.settings.TaskSettings`.
+
+    Where the actions come from a policy that tells their log-probability (`LLMActorCriticPolicy` does), rewards are the
+    full formula of `llm_env.reward.formula`; else they are the environment's part of it. The last step's info has
+    ``log_prob`` and ``kl`` (sums over the response, in nats) besides those of `LLMTextEnv`, and ``episode`` as from
+    SB3's `Monitor`.
+
+    Raises:
+        TypeError, ValueError: an unknown or a bad setting.
+    """
+
+    def __init__(
+        self,
+        n_envs: int = 8,
+        episodes: str = "continuous",
+        scoring: str = "step",
+        group_size: int = 1,
+        pay_policy_kl: bool = True,
+        render_mode: str | None = None,
+        **settings: Any,
+    ) -> None:
+        if n_envs < 1:
+            raise ValueError(f"n_envs={n_envs} must be at least 1.")
+        if episodes not in EPISODE_MODES:
+            raise ValueError(f"episodes={episodes!r} is not known; use one of {', '.join(EPISODE_MODES)}.")
+        if scoring not in SCORING_MODES:
+            raise ValueError(f"scoring={scoring!r} is not known; use one of {', '.join(SCORING_MODES)}.")
+        if group_size < 1 or n_envs % group_size:
+            raise ValueError(f"group_size={group_size} must be at least 1 and divide n_envs={n_envs}.")
+        if group_size > 1 and episodes != "synchronous":
+            raise ValueError(f"group_size={group_size} needs episodes='synchronous': a group starts together.")
+        check_render_mode(render_mode)
+        self.render_mode = render_mode
+        self.task = TextTask(task_settings(settings))
+        self.episodes = episodes
+        self.scoring = scoring
+        self.group_size = group_size
+        self.ended: list[dict[str, Any]] = []
+        """Info dictionaries of episodes that ended; whoever reads them empties the list."""
+        self.tokens = 0
+        """Tokens generated so far; idle slots generate none."""
+        self.pay_policy_kl = pay_policy_kl
+        self.batch = EpisodeBatch(self.task, n_envs, score_steps=scoring == "step")
+        self.batch.seed(np.random.default_rng())
+        self.metadata = LLMTextEnv.metadata
+        super().__init__(n_envs, self.task.observation_space, self.task.action_space)
+        self._actions: Any = None
+        self._clock = 0  # steps since the slots last started together
+        self._start_time = time.time()
+
+    def reset(self) -> VecEnvObs:
+        """Starts a response in every slot, at the prompts that `set_options` named, if it did."""
+        seed = self._seeds[0]
+        if seed is not None:
+            self.batch.seed(np.random.default_rng(seed))
+        for slot, options in enumerate(self._options):
+            episode = self._begin(slot, prompt_from_options(self.task, options))
+            self.reset_infos[slot] = {"prompt": episode.prompt.text}
+        self._clock = 0
+        self._reset_seeds()
+        self._reset_options()
+        return self.batch.observation()  # type: ignore[return-value]
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Takes note of the next tokens, shape (n_envs,)."""
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Appends them; ended slots start anew, or become idle until the round is over.
+
+        Raises:
+            ValueError: an action is not a token, or was drawn at another temperature than the reference's.
+        """
+        log_probs = carried_log_probs(self._actions, self.task.settings.temperature)
+        actions = np.asarray(self._actions, dtype=np.int64).reshape(self.num_envs)
+        acted = list(self.batch.episodes)
+        paid = self.batch.step(actions, log_probs, self.pay_policy_kl)
+        self.tokens += sum(episode is not None for episode in acted)
+        self._clock += 1
+        rewards = DeferredRewards.of(acted, self.task) if self.scoring == "deferred" else paid.astype(np.float32)
+        dones = np.array([episode is not None and episode.done for episode in acted])
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        if dones.any():
+            last = self.batch.observation()
+            for slot in np.flatnonzero(dones).tolist():
+                episode = acted[slot]
+                assert episode is not None
+                infos[slot] = episode.info = {
+                    **full_info(self.task, episode, self._start_time),
+                    "terminal_observation": {name: values[slot] for name, values in last.items()},
+                    "TimeLimit.truncated": False,
+                }
+                self.ended.append(infos[slot])
+            del self.ended[:-_MOST_ENDED]
+        self._restart(dones)
+        return self.batch.observation(), rewards, dones, infos  # type: ignore[return-value]
+
+    def _restart(self, dones: np.ndarray) -> None:
+        if self.episodes == "continuous":
+            for slot in np.flatnonzero(dones).tolist():
+                self.batch.begin(slot)
+        elif self._clock == self.task.settings.max_new_tokens:
+            self._clock = 0
+            for slot in range(self.num_envs):
+                self._begin(slot)
+        else:
+            for slot in np.flatnonzero(dones).tolist():
+                self.batch.idle(slot)
+
+    def _begin(self, slot: int, prompt: Prompt | None = None) -> Episode:
+        """Starts an episode; all but a group's first slot take the first one's prompt."""
+        first = self.batch.episodes[slot - slot % self.group_size]
+        if prompt is None and slot % self.group_size and first is not None:
+            prompt = first.prompt
+        return self.batch.begin(slot, prompt)
+
+    def action_masks(self) -> np.ndarray:
+        """Which tokens may come next in each slot, shape (n_envs, V); see `llm_env.masks`."""
+        return self.batch.action_masks()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Slots, prompt order and clock in plain values: what a checkpoint needs to go on."""
+        return {"batch": self.batch.state_dict(), "clock": self._clock, "kl_coef": self.task.kl_coef}
+
+    def load_state_dict(self, state: dict[str, Any]) -> VecEnvObs:
+        """Goes on where `state_dict` was taken; returns the current observation."""
+        self.batch.load_state_dict(state["batch"])
+        self._clock = int(state["clock"])
+        self.task.kl_coef = float(state["kl_coef"])
+        return self.batch.observation()  # type: ignore[return-value]
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """One picture a slot."""
+        if self.render_mode != "rgb_array":
+            return [None for _ in range(self.num_envs)]
+        return [render_episode(self.task, e, "rgb_array") for e in self.batch.episodes]  # type: ignore[misc]
+
+    def render(self, mode: str | None = None) -> Any:
+        """All slots as one picture, or as one text with ``"ansi"``."""
+        if (mode or self.render_mode) == "ansi":
+            return "\n".join(str(render_episode(self.task, e, "ansi")) for e in self.batch.episodes)
+        return super().render(mode)
+
+    def close(self) -> None:
+        """Nothing to close: the models are shared by the process."""
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """An attribute of this object, once for each slot asked about."""
+        value = getattr(self, attr_name)
+        return [value for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Sets an attribute of this object; the slots have none of their own."""
+        setattr(self, attr_name, value)
+
+    def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
+        """Calls a method of this object, once for each slot asked about."""
+        if method_name == "action_masks":  # the one method that has something to say of each slot
+            masks = self.action_masks()
+            return [masks[i] for i in self._get_indices(indices)]
+        return [getattr(self, method_name)(*args, **kwargs) for _ in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type[Any], indices: VecEnvIndices = None) -> list[bool]:
+        """True for `Monitor`, whose ``episode`` information is given out here too; there are no other wrappers."""
+        indices_list: Iterable[int] = self._get_indices(indices)
+        return [issubclass(wrapper_class, Monitor) for _ in indices_list]
+
+
+def full_info(task: TextTask, episode: Episode, start_time: float | None = None) -> dict[str, Any]:
+    """An ended episode's information, with what the policy told; NaN for what is not known yet.
+
+    Args:
+        task: Where the episode comes from.
+        episode: It.
+        start_time: When the environment was made, for ``episode["t"]``; None: leave that out.
+    """
+    info = task.final_info(episode)
+    n = len(episode.response_ids)
+    info["log_prob"] = float(sum(episode.log_probs)) if len(episode.log_probs) == n else np.nan
+    info["kl"] = info["log_prob"] - info["ref_log_prob"]
+    known = len(episode.ref_log_probs) == n and episode.final_score is not None
+    if task.settings.kl_estimator == "exact":
+        known = known and len(episode.exact_kl) == n
+    own = episode.log_probs if len(episode.log_probs) == n else None
+    total = float(task.rewards(episode, 0, own).sum()) if known else np.nan
+    info["episode"] = {"r": total, "l": n}
+    if start_time is not None:
+        info["episode"]["t"] = round(time.time() - start_time, 6)
+    return info
+
+
+def complete_info(task: TextTask, episode: Episode) -> None:
+    """Fills in, in place, what an ended episode's information could not know when it was given out."""
+    if episode.info is None:
+        return
+    fresh = full_info(task, episode)
+    episode.info["episode"].update(fresh.pop("episode"))
+    episode.info.update(fresh)
+
+
+def text_env(env: VecEnv | None) -> LLMTextVecEnv:
+    """The `LLMTextVecEnv` inside an algorithm's environment.
+
+    Raises:
+        TypeError: there is none.
+    """
+    base = env.unwrapped if env is not None else None
+    if not isinstance(base, LLMTextVecEnv):
+        raise TypeError(f"This callback needs an LLMTextVecEnv; the algorithm's environment is {type(base).__name__}.")
+    return base

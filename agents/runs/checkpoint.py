@@ -1,0 +1,239 @@
+"""Checkpoints: everything that a run needs to go on as if it had never stopped.
+
+A checkpoint is a folder ``step_000123456`` of safetensors and JSON; nothing in it is unpickled. It is written under
+another name, flushed to the disk, and renamed when it is whole, so a half-written one is never taken for a checkpoint.
+It is taken between two iterations, when the rollout buffer holds nothing that is still needed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from sb3_contrib import RecurrentPPO
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+from agents.policies.maskable import MaskableLLMPolicy
+from agents.rollouts.replay import TokenReplayBuffer
+from agents.rollouts.vec_env import text_env
+
+FORMAT = 1
+COUNTERS = ("num_timesteps", "_total_timesteps", "_episode_num", "_n_updates", "_current_progress_remaining")
+_MORE_COUNTERS = ("_n_calls", "exploration_rate")  # of DQN and QR-DQN
+_PARTIAL = ".partial-"
+_REFERENCE = "reference/"
+
+
+def save_checkpoint(model: BaseAlgorithm, folder: Path, extra: dict[str, Any] | None = None, keep: int = 2) -> Path:
+    """Writes a checkpoint and removes all but the newest `keep`.
+
+    Args:
+        model: The algorithm, between two iterations, on an `LLMTextVecEnv`.
+        folder: Where checkpoints are collected.
+        extra: Plain values to keep with it.
+        keep: How many to keep, at least 1.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        OSError: the disk is full or cannot be written; earlier checkpoints are untouched.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step_{model.num_timesteps:012d}"
+    partial = folder / f"{_PARTIAL}{target.name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        optimizer_tensors, optimizer_values = _optimizer_state(model.policy.optimizer)
+        save_file(_contiguous(model.policy.state_dict()), partial / "policy.safetensors")
+        save_file(optimizer_tensors, partial / "optimizer.safetensors")
+        if own := _algorithm_tensors(model):
+            save_file(own, partial / "algorithm.safetensors")
+        save_file(_torch_random_state(), partial / "random.safetensors")
+        state = {
+            "format": FORMAT,
+            "counters": {name: getattr(model, name) for name in (*COUNTERS, *_MORE_COUNTERS) if hasattr(model, name)},
+            "optimizer": optimizer_values,
+            "random": _random_state(model),
+            "env": text_env(model.env).state_dict(),
+            "episode_starts": _episode_starts(model).tolist(),
+            "ep_info_buffer": [_plain(info) for info in model.ep_info_buffer or []],
+            "mix": mix.order.state_dict() if (mix := getattr(model.policy, "mix", None)) is not None else None,
+            "extra": extra or {},
+        }
+        (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        for path in (*partial.iterdir(), partial):
+            _flush(path)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+        _flush(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints in a folder, oldest first."""
+    return sorted(p for p in folder.glob("step_*") if (p / "state.json").is_file())
+
+
+def load_checkpoint(model: BaseAlgorithm, checkpoint: Path) -> dict[str, Any]:
+    """Puts an algorithm, made with the same settings, where `save_checkpoint` left off.
+
+    Go on with ``model.learn(total - model.num_timesteps, reset_num_timesteps=False)``.
+
+    Returns:
+        The `extra` values.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: it was made with another number of slots or another format.
+        RuntimeError: its weights do not fit.
+    """
+    if not (checkpoint / "state.json").is_file():
+        raise FileNotFoundError(f"{checkpoint} holds no checkpoint.")
+    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    if state["format"] != FORMAT:
+        raise ValueError(f"{checkpoint} has format {state['format']}; this version reads {FORMAT}.")
+    if len(state["episode_starts"]) != model.n_envs:
+        raise ValueError(f"{checkpoint} has {len(state['episode_starts'])} slots, the environment {model.n_envs}.")
+    model.policy.load_state_dict(load_file(checkpoint / "policy.safetensors", device="cpu"))
+    _load_optimizer(model.policy.optimizer, load_file(checkpoint / "optimizer.safetensors"), state["optimizer"])
+    for name, value in state["counters"].items():
+        setattr(model, name, value)
+    if (checkpoint / "algorithm.safetensors").is_file():
+        _load_algorithm_tensors(model, load_file(checkpoint / "algorithm.safetensors"))
+    if state.get("mix") is not None:
+        model.policy.mix.order.load_state_dict(state["mix"])  # type: ignore[union-attr]
+    model.ep_info_buffer = deque(state["ep_info_buffer"], maxlen=model._stats_window_size)
+    model.ep_success_buffer = deque(maxlen=model._stats_window_size)
+    model._last_obs = text_env(model.env).load_state_dict(state["env"])  # type: ignore[assignment]
+    model._last_episode_starts = np.array(state["episode_starts"], dtype=bool)
+    _load_random_state(model, state["random"], load_file(checkpoint / "random.safetensors"))
+    return dict(state["extra"])
+
+
+def _algorithm_tensors(model: BaseAlgorithm) -> dict[str, torch.Tensor]:
+    """What an algorithm keeps besides policy and optimizer: a replay buffer, the states of LSTMs."""
+    if isinstance(model, OffPolicyAlgorithm):
+        assert isinstance(model.replay_buffer, TokenReplayBuffer)
+        return model.replay_buffer.state_tensors()
+    if isinstance(model, RecurrentPPO):
+        states = model._last_lstm_states
+        assert states is not None
+        return _contiguous({f"{k}{i}": t for k in ("pi", "vf") for i, t in enumerate(getattr(states, k))})
+    tensors: dict[str, torch.Tensor] = {}
+    if isinstance(model.policy, MaskableLLMPolicy):
+        tensors.update(_contiguous(model.policy.mask_state()))
+    task = text_env(model.env).task
+    if task.reference.version:  # it is no longer what its name says
+        weights = dict(task.own_reference().named_parameters())
+        tensors.update(_contiguous({f"{_REFERENCE}{name}": p for name, p in weights.items()}))
+    return tensors
+
+
+def _load_algorithm_tensors(model: BaseAlgorithm, tensors: dict[str, torch.Tensor]) -> None:
+    if isinstance(model, OffPolicyAlgorithm):
+        assert isinstance(model.replay_buffer, TokenReplayBuffer)
+        model.replay_buffer.load_state_tensors(tensors)
+        return
+    if isinstance(model, RecurrentPPO):
+        on = {name: tensor.to(model.device) for name, tensor in tensors.items()}
+        model._last_lstm_states = RNNStates(  # type: ignore[assignment]
+            (on["pi0"], on["pi1"]), (on["vf0"], on["vf1"])
+        )
+        return
+    reference = {n.removeprefix(_REFERENCE): t for n, t in tensors.items() if n.startswith(_REFERENCE)}
+    if reference:
+        text_env(model.env).task.load_reference(reference)
+    masks = {n: t for n, t in tensors.items() if not n.startswith(_REFERENCE)}
+    if isinstance(model.policy, MaskableLLMPolicy):
+        model.policy.load_mask_state(masks)
+
+
+def _episode_starts(model: BaseAlgorithm) -> np.ndarray:
+    starts = model._last_episode_starts
+    return np.zeros(model.n_envs, dtype=bool) if starts is None else np.asarray(starts).astype(bool)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies for safetensors, which refuses tensors that share memory (tied embeddings do)."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    state = optimizer.state_dict()
+    tensors, scalars = {}, {}
+    for index, entries in state["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{index}/{name}"] = value
+            else:
+                scalars[f"{index}/{name}"] = value
+    return _contiguous(tensors), {"groups": state["param_groups"], "scalars": scalars}
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in [*tensors.items(), *values["scalars"].items()]:
+        index, _, name = key.partition("/")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": values["groups"]})
+
+
+def _torch_random_state() -> dict[str, torch.Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states.update({f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())})
+    return states
+
+
+def _random_state(model: BaseAlgorithm) -> dict[str, Any]:
+    version, internal, gauss = random.getstate()
+    name, keys, pos, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": [name, np.asarray(keys).tolist(), int(pos), int(has_gauss), float(cached)],
+        "action_space": model.action_space.np_random.bit_generator.state,
+    }
+
+
+def _load_random_state(model: BaseAlgorithm, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    version, internal, gauss = values["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, pos, has_gauss, cached = values["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), pos, has_gauss, cached))
+    model.action_space.np_random.bit_generator.state = values["action_space"]
+    torch.set_rng_state(tensors["cpu"])
+    cuda = [tensors[f"cuda{i}"] for i in range(len(tensors) - 1)]
+    if cuda and torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(cuda)
+
+
+def _flush(path: Path) -> None:
+    """Makes sure that a file or folder is on the disk, not only in the system's cache."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Language models as the environment and the policies use them: loading, decoding, packed passes, log-probabilities."""

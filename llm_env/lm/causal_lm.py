@@ -1,0 +1,132 @@
+"""A causal LM split where token-level RL needs it split: trunk, then LM head on the positions that are scored."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from llm_env.lm.loading import load_weights
+from llm_env.lm.names import LoadSettings
+
+
+def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> frozenset[int]:
+    """The tokens that end a response: the generation config's and the tokenizer's.
+
+    Raises:
+        ValueError: there is none, so no response could ever end.
+    """
+    ids: set[int] = set()
+    generation = getattr(model, "generation_config", None)
+    from_generation = getattr(generation, "eos_token_id", None)
+    if isinstance(from_generation, int):
+        ids.add(from_generation)
+    elif from_generation is not None:
+        ids.update(int(i) for i in from_generation)
+    if tokenizer.eos_token_id is not None:
+        ids.add(int(tokenizer.eos_token_id))
+    if not ids:
+        raise ValueError(
+            f"model={name!r}: neither the tokenizer nor the generation config names an end token, so no response "
+            "could end. Set tokenizer.eos_token and save the folder again."
+        )
+    return frozenset(ids)
+
+
+def attention_span(config: Any) -> float:
+    """How many tokens back a decoder's plain attention sees: its sliding window, or infinity; 0 for other caches."""
+    try:
+        layers = DynamicCache(config=config.get_text_config()).layers
+    except Exception:  # a configuration that transformers has no cache for
+        return 0
+    span = math.inf
+    for layer in layers:
+        if type(layer) is DynamicSlidingWindowLayer:
+            span = min(span, layer.sliding_window)
+        elif type(layer) is not DynamicLayer:
+            return 0
+    return span
+
+
+class CausalLM:
+    """A causal LM, split where token-level RL needs it split: trunk, then LM head on the positions that are scored.
+
+    Works with any decoder-only `AutoModelForCausalLM` whose logits are its output embedding of the trunk's last
+    hidden state, with the usual after-treatments (soft-capping, scaling); construction checks that on four tokens.
+
+    Args:
+        model: The transformers model. It is not copied.
+        name: What to call it in errors.
+
+    Raises:
+        ValueError: trunk and head do not reproduce the model's own logits.
+    """
+
+    def __init__(self, model: PreTrainedModel, name: str) -> None:
+        self.model = model
+        self.name = name
+        self.trunk: nn.Module = model.base_model
+        self.config = model.config.get_text_config()
+        self._takes_positions = "position_ids" in inspect.signature(self.trunk.forward).parameters
+        self._check_split()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.model.device
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits V, which may be larger than the tokenizer's vocabulary."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest sequence, in tokens, that the position embedding allows; None where there is no such limit."""
+        return getattr(self.config, "max_position_embeddings", None)
+
+    def hidden(self, input_ids: Tensor, **kwargs: Any) -> Any:
+        """The trunk's output for right-padded ids (B, T); causality keeps the padding away from real tokens."""
+        if not self._takes_positions:
+            kwargs.pop("position_ids", None)
+        return self.trunk(input_ids=input_ids, **kwargs)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """LM head and its after-treatment on hidden states (..., H); returns (..., V) in the model's dtype."""
+        logits = self.model.get_output_embeddings()(hidden)
+        if (scale := getattr(self.config, "logit_scale", None)) is not None:
+            logits = logits * scale
+        if (divisor := getattr(self.config, "logits_scaling", None)) is not None:
+            logits = logits / divisor
+        if (cap := getattr(self.config, "final_logit_softcapping", None)) is not None:
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+    @torch.no_grad()
+    def _check_split(self) -> None:
+        ids = torch.arange(4, device=self.device)[None] % self.vocab_size
+        was_training = self.model.training
+        self.model.eval()
+        own = self.model(input_ids=ids, use_cache=False).logits.float()
+        split = self.logits(self.hidden(ids, use_cache=False).last_hidden_state).float()
+        self.model.train(was_training)
+        tolerance = 1e-3 if own.abs().max() == 0 else float(own.abs().max()) * 2e-2
+        if own.shape != split.shape or float((own - split).abs().max()) > tolerance:
+            raise ValueError(
+                f"model={self.name!r} ({type(self.model).__name__}): its logits are not its output embedding of the "
+                "trunk's last hidden state, so single positions cannot be scored; this architecture is not supported."
+            )
+
+
+def load_causal_lm(name: str, settings: LoadSettings, option: str = "model") -> CausalLM:
+    """A causal LM of one's own, not shared.
+
+    Raises:
+        FileNotFoundError, ValueError: it cannot be loaded or split.
+    """
+    return CausalLM(load_weights(AutoModelForCausalLM, name, "causal language model", option, settings), name)

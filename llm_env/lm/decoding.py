@@ -1,0 +1,310 @@
+"""Cached decoding for rows that sit at different positions.
+
+An RL environment asks for the next token of N prefixes, over and over: rows end and restart on their own, a second
+user (an evaluation callback) may ask about other prefixes in between, and the weights change between rollouts.
+`CachedDecoder` keeps `hidden` a pure function of the prefixes all the same. Each row remembers which token ids its
+cache encodes; a row whose prefix is that plus one token is decoded, any other is read from the start.
+
+transformers' own caches append one column for all rows, which needs left padding and equal ages. Here every row has
+its own write position (`RaggedLayer`); stale columns behind it are masked until they are overwritten.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from llm_env.lm.causal_lm import CausalLM, attention_span
+
+logger = logging.getLogger(__name__)
+
+_GROW = 32  # columns are allocated in multiples of this
+_COMPACT_BELOW = 0.75  # storage is compacted when fewer of its rows than this are in use
+
+
+class _Positions:
+    """Where this step writes, and how far it looks; one object for all layers."""
+
+    def __init__(self) -> None:
+        self.rows = torch.empty(0, dtype=torch.long)
+        self.columns = torch.empty(0, dtype=torch.long)
+        self.kv_length = 0
+
+
+class RaggedLayer(DynamicLayer):
+    """A full-attention cache layer with a write position for each row.
+
+    Keys and values have shape (rows, heads, columns, head_dim). `update` takes one new token a row.
+    """
+
+    keys: Tensor  # type: ignore[assignment]  # None only before the first `store`
+    values: Tensor  # type: ignore[assignment]
+
+    def __init__(self, positions: _Positions) -> None:
+        super().__init__()
+        self.positions = positions
+
+    def store(self, rows: Tensor, keys: Tensor, values: Tensor, n_rows: int, n_columns: int) -> None:
+        """Writes the prefill's keys and values (n, heads, T, head_dim) into `rows`, growing to n_rows, n_columns."""
+        if not self.is_initialized:
+            self.dtype, self.device = keys.dtype, keys.device
+            self.keys = keys.new_zeros(n_rows, keys.shape[1], n_columns, keys.shape[3])
+            self.values = values.new_zeros(n_rows, values.shape[1], n_columns, values.shape[3])
+            self.is_initialized = True
+        self.reserve(n_rows, n_columns)
+        self.keys[rows, :, : keys.shape[2]] = keys
+        self.values[rows, :, : values.shape[2]] = values
+
+    def reserve(self, n_rows: int, n_columns: int) -> None:
+        """Grows the storage to at least that many rows and columns; what is there stays."""
+        have_rows, _, have_columns, _ = self.keys.shape
+        if n_rows <= have_rows and n_columns <= have_columns:
+            return
+        shape = (max(n_rows, have_rows), max(n_columns, have_columns))
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = old.new_zeros(shape[0], old.shape[1], shape[1], old.shape[3])
+            new[:have_rows, :, :have_columns] = old
+            setattr(self, name, new)
+
+    def keep(self, rows: Tensor) -> None:
+        """Drops all rows but these, in this order."""
+        self.keys = self.keys.index_select(0, rows)
+        self.values = self.values.index_select(0, rows)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Writes one token a row and returns the columns that any row may look at."""
+        at = self.positions
+        self.keys[at.rows, :, at.columns] = key_states[:, :, 0].to(self.keys.dtype)
+        self.values[at.rows, :, at.columns] = value_states[:, :, 0].to(self.values.dtype)
+        return self.keys[:, :, : at.kv_length], self.values[:, :, : at.kv_length]
+
+    def get_seq_length(self) -> int:
+        """Columns before this step's token, for the row that has most."""
+        return self.positions.kv_length - 1
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """(columns looked at, offset of the first)."""
+        return self.positions.kv_length, 0
+
+
+class CachedDecoder:
+    """The last hidden state of N prefixes, at the cost of one token each where they grew by one.
+
+    Args:
+        lm: The model. Its weights may change between calls if `clear` is called after.
+        max_length: Longest prefix, in tokens, that will be asked about; a sliding window that is no shorter does not
+            stand in the way of the cache.
+        use_cache: False reads every prefix from the start; it is also what models without a plain attention cache
+            fall back to, with one line in the log.
+        refresh: Called before the model is used for the first time, and for the first time after `clear`.
+
+    Not thread-safe. Memory: O(rows × longest prefix) keys and values a layer.
+    """
+
+    def __init__(
+        self, lm: CausalLM, max_length: int, use_cache: bool = True, refresh: Callable[[], None] | None = None
+    ) -> None:
+        self.lm = lm
+        self._refresh = refresh
+        self.max_length = max_length
+        self.use_cache = use_cache
+        self._checked = not use_cache
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets everything; must follow every change of the weights."""
+        self._stale = True
+        self._positions = _Positions()
+        self._layers: list[RaggedLayer] = []
+        self._tokens = torch.empty(0, 0, dtype=torch.long)  # (slots, columns): what each slot's row encodes
+        self._lengths = torch.empty(0, dtype=torch.long)  # (slots,)
+        self._row_of_slot = torch.empty(0, dtype=torch.long)  # (slots,), -1: none
+        self._n_rows = 0
+        self._last: Tensor | None = None  # (slots, H): the last hidden state of each slot's row
+
+    @torch.no_grad()
+    def hidden(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
+        """The hidden state at each prefix's last token.
+
+        Args:
+            input_ids: Right-padded prefixes, shape (N, L); what stands beyond a row's length is not looked at.
+            lengths: Tokens of each prefix, shape (N,); 0 marks an idle row, which costs nothing.
+
+        Returns:
+            Shape (N, H), in the model's dtype, on its device; zeros for idle rows. It is the caller's to keep.
+        """
+        ids, lengths = input_ids.detach().cpu().long(), lengths.detach().cpu().long().flatten()
+        longest = int(lengths.max()) if len(lengths) else 0
+        if not self._checked:
+            self._check()
+        if self._stale and self._refresh is not None:
+            self._refresh()
+        self._stale = False
+        if not self.use_cache:
+            return self._uncached(ids, lengths)
+        if len(lengths) != len(self._lengths):
+            self.clear()
+            self._lengths = torch.zeros_like(lengths)
+            self._row_of_slot = torch.full_like(lengths, -1)
+            self._tokens = torch.zeros(len(lengths), 0, dtype=torch.long)
+        self._widen(longest)
+
+        width = min(ids.shape[1], self._tokens.shape[1])
+        inside = torch.arange(width) < self._lengths[:, None]
+        same = ((ids[:, :width] == self._tokens[:, :width]) | ~inside).all(1) & (self._lengths > 0)
+        fresh = (lengths > 0) & ~(same & ((lengths == self._lengths) | (lengths == self._lengths + 1)))
+        grown = same & (lengths == self._lengths + 1)
+        self._release(lengths == 0)
+        if grown.any():
+            self._decode(ids, grown)
+        if fresh.any():
+            self._prefill(ids, lengths, fresh)
+        assert self._last is not None or longest == 0
+        if self._last is None:
+            hidden_size = self.lm.model.get_output_embeddings().weight.shape[1]
+            return torch.zeros(len(lengths), hidden_size, device=self.lm.device)
+        return self._last * (lengths > 0).to(self._last.device)[:, None]
+
+    # ------------------------------------------------------------------------------------------------ storage
+    def _widen(self, longest: int) -> None:
+        """Makes room for `longest` tokens a row."""
+        have = self._tokens.shape[1]
+        if longest <= have:
+            return
+        want = -(-max(longest, have + have // 2) // _GROW) * _GROW
+        wider = torch.zeros(len(self._tokens), want, dtype=torch.long)
+        wider[:, :have] = self._tokens
+        self._tokens = wider
+        for layer in self._layers:
+            layer.reserve(self._n_rows, want)
+
+    def _release(self, idle: Tensor) -> None:
+        """Takes idle slots' rows away, and compacts the storage when many have gone."""
+        self._row_of_slot[idle] = -1
+        self._lengths[idle] = 0
+        used = self._row_of_slot >= 0
+        n_used = int(used.sum())
+        if self._layers and 0 < n_used < _COMPACT_BELOW * self._n_rows:
+            rows = self._row_of_slot[used]
+            for layer in self._layers:
+                layer.keep(rows.to(layer.keys.device))
+            self._row_of_slot[used] = torch.arange(n_used)
+            self._n_rows = n_used
+        elif self._layers and n_used == 0:
+            self._layers, self._n_rows = [], 0
+
+    def _remember(self, slots: Tensor, hidden: Tensor, lengths: Tensor, ids: Tensor) -> None:
+        if self._last is None or self._last.dtype != hidden.dtype:
+            self._last = hidden.new_zeros(len(self._lengths), hidden.shape[1])
+        self._last = self._last.index_copy(0, slots.to(hidden.device), hidden)
+        width = min(ids.shape[1], self._tokens.shape[1])
+        self._tokens[slots, :width] = ids[slots, :width]
+        self._lengths[slots] = lengths[slots]
+
+    # ------------------------------------------------------------------------------------------------ the model
+    def _prefill(self, ids: Tensor, lengths: Tensor, fresh: Tensor) -> None:
+        slots = fresh.nonzero()[:, 0]
+        n = lengths[slots]
+        longest = int(n.max())
+        batch = ids[slots, :longest].masked_fill(torch.arange(longest) >= n[:, None], 0).to(self.lm.device)
+        cache: Any = DynamicCache(config=self.lm.config)
+        out = self.lm.hidden(batch, past_key_values=cache, use_cache=True)
+        hidden = out.last_hidden_state[torch.arange(len(slots), device=batch.device), n.to(batch.device) - 1]
+
+        new = slots[self._row_of_slot[slots] < 0]
+        self._row_of_slot[new] = self._free_rows(len(new))
+        if not self._layers:
+            self._layers = [RaggedLayer(self._positions) for _ in cache.layers]
+        rows = self._row_of_slot[slots].to(batch.device)
+        for layer, filled in zip(self._layers, cache.layers, strict=True):
+            layer.store(rows, filled.keys, filled.values, self._n_rows, self._tokens.shape[1])
+        self._remember(slots, hidden, lengths, ids)
+
+    def _free_rows(self, count: int) -> Tensor:
+        taken = set(self._row_of_slot[self._row_of_slot >= 0].tolist())
+        free = [r for r in range(self._n_rows) if r not in taken][:count]
+        free += range(self._n_rows, self._n_rows + count - len(free))
+        self._n_rows = max([self._n_rows, *(r + 1 for r in free)])
+        return torch.tensor(free, dtype=torch.long)
+
+    def _decode(self, ids: Tensor, grown: Tensor) -> None:
+        """One new token for the grown slots; rows of others ride along and write where they will be overwritten."""
+        self._widen(int(self._lengths.max()) + 1)
+        device = self.lm.device
+        slots = grown.nonzero()[:, 0]
+        rows = self._row_of_slot[slots]
+        columns = torch.zeros(self._n_rows, dtype=torch.long)
+        others = (self._row_of_slot >= 0) & ~grown
+        columns[self._row_of_slot[others]] = self._lengths[others]
+        columns[rows] = self._lengths[slots]
+        tokens = torch.zeros(self._n_rows, dtype=torch.long)
+        tokens[rows] = ids[slots, self._lengths[slots]]
+        at = self._positions
+        at.rows = torch.arange(self._n_rows, device=device)  # every stored row runs: a subset would copy the cache
+        at.columns = columns.to(device)
+        at.kv_length = int(columns.max()) + 1
+        mask = torch.arange(at.kv_length, device=device) <= at.columns[:, None]
+        out = self.lm.hidden(
+            tokens.to(device)[:, None],
+            attention_mask=mask.long(),
+            position_ids=at.columns[:, None],
+            past_key_values=Cache(layers=list(self._layers)),
+            use_cache=True,
+        )
+        hidden = out.last_hidden_state[rows.to(device), 0]
+        self._remember(slots, hidden, self._lengths + grown.long(), ids)
+
+    def _uncached(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        slots = (lengths > 0).nonzero()[:, 0]
+        hidden_size = self.lm.model.get_output_embeddings().weight.shape[1]
+        if not len(slots):
+            return torch.zeros(len(lengths), hidden_size, device=self.lm.device)
+        n = lengths[slots]
+        longest = int(n.max())
+        batch = ids[slots, :longest].masked_fill(torch.arange(longest) >= n[:, None], 0).to(self.lm.device)
+        states = self.lm.hidden(batch, use_cache=False).last_hidden_state
+        last = states[torch.arange(len(slots), device=batch.device), n.to(batch.device) - 1]
+        return last.new_zeros(len(lengths), last.shape[1]).index_copy(0, slots.to(batch.device), last)
+
+    # ------------------------------------------------------------------------------------------------ self-check
+    def _check(self) -> None:
+        """Decides once whether this model can be cached: by its configuration, then by trying it on ragged rows."""
+        self._checked = True
+        reason = None
+        if attention_span(self.lm.config) < self.max_length:
+            reason = "its cache is not plain attention over the whole prefix"
+        elif not self._agrees_with_full_forward():
+            reason = "its cached step disagrees with a full forward pass"
+        self.clear()
+        if reason is not None:
+            self.use_cache = False
+            logger.warning(
+                "%s (%s) decodes without a cache, which is slow: %s.",
+                self.lm.name,
+                type(self.lm.model).__name__,
+                reason,
+            )
+
+    def _agrees_with_full_forward(self) -> bool:
+        trial = CachedDecoder(self.lm, self.max_length)
+        trial._checked = True
+        vocab = self.lm.vocab_size
+        ids = (torch.arange(2 * 8).reshape(2, 8) * 7 + 1) % vocab
+        try:
+            trial.hidden(ids, torch.tensor([2, 5]))
+            trial.hidden(ids, torch.tensor([3, 6]))
+            got = trial.hidden(ids, torch.tensor([4, 6])).float()
+        except Exception as error:  # an architecture that refuses our cache or a ragged mask
+            logger.debug("cached decoding of %s failed: %s", self.lm.name, error)
+            return False
+        want = trial._uncached(ids, torch.tensor([4, 6])).float()
+        tolerance = 1e-3 if want.dtype == torch.float32 and self.lm.model.dtype == torch.float32 else 5e-2
+        if torch.is_autocast_enabled(self.lm.device.type):
+            tolerance = 5e-2
+        return bool((got - want).abs().max() <= tolerance * want.abs().max().clamp(min=1e-6))

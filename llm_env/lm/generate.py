@@ -1,0 +1,58 @@
+"""Plain generation with a causal LM: no task, no scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from llm_env.lm.causal_lm import CausalLM
+from llm_env.lm.decoding import CachedDecoder
+from llm_env.lm.sampling import sample_tokens
+from llm_env.text.prompts import Prompt
+
+
+@torch.no_grad()
+def continue_prompts(
+    lm: CausalLM,
+    prompts: Sequence[Prompt],
+    eos_ids: frozenset[int],
+    max_new_tokens: int,
+    seed: int,
+    temperature: float = 1.0,
+    batch_size: int = 128,
+) -> list[list[int]]:
+    """One sampled response to each prompt, end token included, without a task: nothing is scored.
+
+    Args:
+        lm: The model, in eval mode.
+        prompts: What to respond to.
+        eos_ids: Tokens that end a response.
+        max_new_tokens: Length cap.
+        seed: Of the sampling.
+        temperature: Divides the logits.
+        batch_size: Prompts at once.
+    """
+    generator = torch.Generator(device=lm.device).manual_seed(seed)
+    finished: list[list[int]] = []
+    for start in range(0, len(prompts), batch_size):
+        some = prompts[start : start + batch_size]
+        longest = max(len(p.ids) for p in some) + max_new_tokens
+        ids = torch.zeros(len(some), longest, dtype=torch.long)
+        lengths = torch.tensor([len(p.ids) for p in some])
+        for row, prompt in enumerate(some):
+            ids[row, : len(prompt.ids)] = torch.tensor(prompt.ids)
+        responses: list[list[int]] = [[] for _ in some]
+        decoder = CachedDecoder(lm, longest)
+        while lengths.any():
+            logits = lm.logits(decoder.hidden(ids, lengths[:, None])).float() / temperature
+            tokens = sample_tokens(logits, False, generator)[0].cpu()
+            for row in torch.nonzero(lengths)[:, 0].tolist():
+                token = int(tokens[row])
+                responses[row].append(token)
+                ids[row, lengths[row]] = token
+                lengths[row] += 1
+                if token in eos_ids or len(responses[row]) == max_new_tokens:
+                    lengths[row] = 0
+        finished += responses
+    return finished

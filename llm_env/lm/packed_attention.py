@@ -1,0 +1,175 @@
+"""Hidden states of packed sequences: no padding in the linear layers, attention one group of similar lengths at a time.
+
+transformers calls attention through a table of functions (`AttentionInterface`). While a packed batch is read, the
+model's configuration points to `_packed_attention` here, which cuts queries, keys and values into the sequences that they
+belong to and hands each group to transformers' own scaled-dot-product attention. Each model is tried once on two short
+sequences; one that does not give the same states as with padding is padded from then on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import weakref
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from llm_env.lm.causal_lm import attention_span
+from llm_env.lm.packing import PackedBatch, pack
+
+logger = logging.getLogger(__name__)
+
+_NAME = "llm_env_packed"
+_SIMILAR = 0.8  # on a CPU, sequences down to this share of a group's longest one are padded to it, in attention only
+
+
+class _Group:
+    """Neighbours in a packed batch whose attention is computed together.
+
+    Args:
+        lengths: Their tokens.
+        device: Where the batch lies.
+    """
+
+    def __init__(self, lengths: list[int], device: torch.device) -> None:
+        self.rows, self.longest, self.tokens = len(lengths), lengths[0], sum(lengths)
+        self.pad: Tensor | None = None
+        if lengths[-1] != self.longest:
+            counts = torch.tensor(lengths)
+            place = torch.arange(self.longest)
+            inside = place < counts[:, None]
+            starts = counts.cumsum(0) - counts
+            # what stands in the padding does not matter: causality keeps it from the real tokens before it
+            self.pad = (starts[:, None] + torch.minimum(place, counts[:, None] - 1)).flatten().to(device)
+            self.unpad = inside.flatten().nonzero()[:, 0].to(device)
+
+    def padded(self, states: Tensor) -> Tensor:
+        """(tokens, heads, D) as (rows, heads, longest, D)."""
+        if self.pad is not None:
+            states = states.index_select(0, self.pad)
+        return states.view(self.rows, self.longest, *states.shape[1:]).transpose(1, 2)
+
+    def unpadded(self, states: Tensor) -> Tensor:
+        """(rows, longest, heads, D) as (tokens, heads, D)."""
+        flat = states.flatten(0, 1)
+        return flat if self.pad is None else flat.index_select(0, self.unpad)
+
+
+_groups: ContextVar[list[_Group]] = ContextVar("groups")
+
+
+def _grouped(lengths: tuple[int, ...], device: torch.device) -> list[_Group]:
+    similar = _SIMILAR if device.type == "cpu" else 0.0  # a GPU would rather start fewer kernels
+    found: list[list[int]] = []
+    for length in lengths:
+        if not found or length < similar * found[-1][0]:
+            found.append([])
+        found[-1].append(length)
+    return [_Group(group, device) for group in found]
+
+
+def _packed_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Causal attention inside each sequence of a packed batch; (1, heads, N, D) to (1, N, heads, D)."""
+    groups = _groups.get()
+    sizes = [g.tokens for g in groups]
+    parts = zip(*((t[0].transpose(0, 1).split(sizes)) for t in (query, key, value)), strict=True)
+    kwargs.pop("is_causal", None)
+    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    out = []
+    for group, (q, k, v) in zip(groups, parts, strict=True):
+        states, _ = attend(module, group.padded(q), group.padded(k), group.padded(v), None, is_causal=True, **kwargs)
+        out.append(group.unpadded(states))
+    return torch.cat(out)[None], None
+
+
+AttentionInterface.register(_NAME, _packed_attention)
+
+
+@contextlib.contextmanager
+def _reading(config: Any, groups: list[_Group]) -> Iterator[None]:
+    """Points a model's configuration to packed attention for the duration of a `with` block."""
+    before = config._attn_implementation
+    token = _groups.set(groups)
+    config._attn_implementation = _NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+        _groups.reset(token)
+
+
+_recomputing: ContextVar[tuple[Any, list[_Group]] | None] = ContextVar("recomputing", default=None)
+
+
+def recompute_contexts() -> tuple[contextlib.AbstractContextManager[Any], contextlib.AbstractContextManager[Any]]:
+    """`context_fn` for gradient checkpointing: what is recomputed in the backward pass is packed as it was."""
+    now = _recomputing.get()
+    return contextlib.nullcontext(), contextlib.nullcontext() if now is None else _reading(*now)
+
+
+_packs: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+
+
+def packed_states(trunk: nn.Module, batch: PackedBatch) -> Tensor:
+    """The last hidden state of every token of a packed batch, shape (N, H).
+
+    Args:
+        trunk: A causal decoder without its head, `PreTrainedModel.base_model`.
+        batch: Sequences laid end to end.
+    """
+    if batch.lengths[0] == batch.lengths[-1]:  # equally long: an ordinary batch
+        ids = batch.input_ids.view(len(batch.lengths), -1)
+        return trunk(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
+    if trunk not in _packs:
+        _packs[trunk] = _can_pack(trunk)
+    if _packs[trunk] and attention_span(trunk.config) >= batch.lengths[0]:
+        return _packed(trunk, batch)
+    return _padded(trunk, batch)
+
+
+def _packed(trunk: nn.Module, batch: PackedBatch) -> Tensor:
+    config: Any = trunk.config
+    positions = torch.cat([torch.arange(n) for n in batch.lengths]).to(batch.device)
+    groups = _grouped(batch.lengths, batch.device)
+    token = _recomputing.set((config, groups))
+    try:
+        with _reading(config, groups):
+            out = trunk(input_ids=batch.input_ids[None], position_ids=positions[None], use_cache=False)
+    finally:
+        _recomputing.reset(token)
+    return out.last_hidden_state[0]
+
+
+def _padded(trunk: nn.Module, batch: PackedBatch) -> Tensor:
+    lengths = torch.tensor(batch.lengths)
+    inside = (torch.arange(batch.lengths[0]) < lengths[:, None]).to(batch.device)
+    ids = batch.input_ids.new_zeros(inside.shape).masked_scatter(inside, batch.input_ids)
+    return trunk(input_ids=ids, use_cache=False).last_hidden_state[inside]
+
+
+@torch.no_grad()
+def _can_pack(trunk: nn.Module) -> bool:
+    """Tries packing on two short sequences."""
+    if "position_ids" not in inspect.signature(trunk.forward).parameters:
+        return False
+    size = trunk.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    sequences = [[(7 * i + 1) % size for i in range(n)] for n in (9, 5, 8)]
+    batch = pack(sequences, [1, 1, 1], next(trunk.parameters()).device)
+    want = _padded(trunk, batch).float()
+    try:
+        got = _packed(trunk, batch).float()
+    except Exception as error:  # an architecture that has its own way with attention
+        logger.debug("%s cannot be packed: %s", type(trunk).__name__, error)
+        return False
+    half = want.dtype != torch.float32 or torch.is_autocast_enabled(batch.device.type)
+    half = half or next(trunk.parameters()).dtype != torch.float32
+    return bool((got - want).abs().max() <= (5e-2 if half else 1e-3) * want.abs().max().clamp(min=1e-6))

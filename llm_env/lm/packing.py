@@ -1,0 +1,180 @@
+"""One causal pass over whole sequences instead of one pass for every token.
+
+Sequences of different lengths are laid end to end, without padding: every linear layer reads real tokens only, and
+attention, the one place where tokens meet, is taken apart again into sequences (`llm_env.lm.packed_attention`). Models that
+cannot be run so read a right-padded batch, where causality alone keeps what stands behind a row's end away from its tokens.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llm_env.lm.memory import free_after, is_out_of_memory
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Sequences of which some tokens are scored.
+
+    Shapes: B sequences, N tokens in all, n of them predict a scored token.
+
+    Attributes:
+        input_ids: All tokens that are read, the longest sequence's first, shape (N,), long.
+        lengths: Tokens read of each sequence, in that order, B entries.
+        index: The place among the N of the token that predicts each scored one, in the order of the sequences as they
+            were given, shape (n,).
+        targets: The scored tokens, shape (n,).
+        counts: Scored tokens of each sequence, in the order given, B entries.
+        order: Which of the given sequences each of those laid out is, B entries.
+        masks: Which tokens the policy may choose from where each scored token was chosen, as bits
+            (`llm_env.lm.sampling.pack_bits`), shape (n, ⌈V/8⌉), uint8; None: any.
+        ref_log_probs: log π_ref of the scored tokens, in nats, shape (n,), where a loss needs them.
+        kl_coef: β of a KL term in the loss; 0: the loss has none.
+        reference: Where that term compares whole distributions: the reference model (`llm_env.reward.reference.Reference`).
+    """
+
+    input_ids: Tensor
+    lengths: tuple[int, ...]
+    index: Tensor
+    targets: Tensor
+    counts: tuple[int, ...]
+    order: tuple[int, ...]
+    masks: Tensor | None = None
+    ref_log_probs: Tensor | None = None
+    kl_coef: float = 0.0
+    reference: Any = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors lie."""
+        return self.input_ids.device
+
+    def split(self, max_tokens: int) -> list[tuple[PackedBatch, Tensor]]:
+        """Parts of at most `max_tokens` tokens, each of whole sequences, and of at least one.
+
+        Returns:
+            Pairs of a part and the places of its scored tokens among the n of this batch.
+        """
+        if len(self.input_ids) <= max_tokens:
+            return [(self, torch.arange(len(self.index), device=self.device))]
+        ends = list(itertools.accumulate(self.counts))
+        parts = []
+        first = start = 0
+        while first < len(self.lengths):
+            last, stop = first + 1, start + self.lengths[first]
+            while last < len(self.lengths) and stop - start + self.lengths[last] <= max_tokens:
+                stop += self.lengths[last]
+                last += 1
+            members = self.order[first:last]
+            places = torch.cat([torch.arange(ends[i] - self.counts[i], ends[i]) for i in members]).to(self.device)
+            part = PackedBatch(
+                self.input_ids[start:stop],
+                self.lengths[first:last],
+                self.index[places] - start,
+                self.targets[places] if len(self.targets) else self.targets,
+                tuple(self.counts[i] for i in members),
+                tuple(range(len(members))),
+                None if self.masks is None else self.masks[places],
+                None if self.ref_log_probs is None else self.ref_log_probs[places],
+                self.kl_coef,
+                self.reference,
+            )
+            parts.append((part, places))
+            first, start = last, stop
+        return parts
+
+
+def pack(sequences: Sequence[Sequence[int]], starts: Sequence[int], device: torch.device | str) -> PackedBatch:
+    """Packs sequences whose tokens from `starts` on are scored.
+
+    The last token of a sequence predicts nothing here and is not read.
+
+    Args:
+        sequences: B token id sequences, prompt and response.
+        starts: For each, the index of the first scored token, at least 1 and at most its length.
+        device: Where to put the batch.
+
+    Raises:
+        ValueError: a start is 0, and nothing precedes the first scored token.
+    """
+    if any(start < 1 for start in starts):
+        raise ValueError("A scored token needs at least one token before it; got a start of 0.")
+    read = [max(1, len(s) - 1) for s in sequences]
+    ids, lengths, places, order = _lay_out(sequences, read)
+    index = torch.cat(
+        [torch.arange(p + s - 1, p + len(t) - 1) for p, s, t in zip(places, starts, sequences, strict=True)]
+    )
+    targets = torch.tensor([t for s, start in zip(sequences, starts, strict=True) for t in s[start:]], dtype=torch.long)
+    counts = tuple(len(s) - start for s, start in zip(sequences, starts, strict=True))
+    return PackedBatch(ids.to(device), lengths, index.to(device), targets.to(device), counts, order)
+
+
+def pack_ends(sequences: Sequence[Sequence[int]], device: torch.device | str) -> PackedBatch:
+    """Packs sequences of which the last token's hidden state is wanted; `targets` is empty, `counts` are ones."""
+    ids, lengths, places, order = _lay_out(sequences, [len(s) for s in sequences])
+    index = torch.tensor([p + len(s) - 1 for p, s in zip(places, sequences, strict=True)])
+    nothing = torch.zeros(0, dtype=torch.long, device=device)
+    return PackedBatch(ids.to(device), lengths, index.to(device), nothing, (1,) * len(sequences), order)
+
+
+def _lay_out(
+    sequences: Sequence[Sequence[int]], read: Sequence[int]
+) -> tuple[Tensor, tuple[int, ...], list[int], tuple[int, ...]]:
+    """The first `read` ids of each sequence, longest first; their lengths; where each given one starts; the order."""
+    order = sorted(range(len(sequences)), key=lambda i: -read[i])
+    places, end = [0] * len(sequences), 0
+    for i in order:
+        places[i] = end
+        end += read[i]
+    ids = torch.tensor([t for i in order for t in sequences[i][: read[i]]], dtype=torch.long)
+    return ids, tuple(read[i] for i in order), places, tuple(order)
+
+
+def micro_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Indices of sequences grouped by similar length, each group at most `max_tokens` with its padding.
+
+    A sequence longer than `max_tokens` makes a group of its own.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    group: list[int] = []
+    for i in order:
+        if group and lengths[group[0]] * (len(group) + 1) > max_tokens:
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group
+
+
+def in_groups(lengths: Sequence[int], max_tokens: int, device: torch.device, run: Callable[[list[int]], None]) -> None:
+    """Calls `run` with groups of indices as `micro_batches` makes them; a group that does not fit in memory is halved.
+
+    Args:
+        lengths: Tokens of each sequence.
+        max_tokens: Of a group, padding included.
+        device: Where `run` works.
+        run: May be called again with parts of a group for which it ran out of memory.
+
+    Raises:
+        torch.OutOfMemoryError, RuntimeError: a single sequence does not fit, or `run` failed otherwise.
+    """
+    waiting = list(micro_batches(lengths, max_tokens))[::-1]
+    while waiting:
+        group = waiting.pop()
+        try:
+            run(group)
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or len(group) == 1:
+                raise
+            free_after(error, device)
+            logger.warning("%d sequences do not fit in memory at once: they are read in halves.", len(group))
+            waiting += [group[len(group) // 2 :], group[: len(group) // 2]]

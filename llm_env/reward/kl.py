@@ -1,0 +1,40 @@
+"""Estimators of the KL divergence between the policy and the reference, token by token."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def kl_k1(log_probs: ArrayLike, ref_log_probs: ArrayLike) -> NDArray[np.float64]:
+    """k1 = log π - log π_ref on samples of π: unbiased for KL(π‖π_ref), of either sign.
+
+    Schulman 2020, "Approximating KL divergence" (http://joschu.net/blog/kl-approx.html). In nats, shape kept.
+    """
+    return np.asarray(log_probs, dtype=np.float64) - np.asarray(ref_log_probs, dtype=np.float64)
+
+
+def kl_k2(log_probs: ArrayLike, ref_log_probs: ArrayLike) -> NDArray[np.float64]:
+    """k2 = (log π - log π_ref)² / 2: biased, positive, low in variance. Source as `kl_k1`."""
+    return kl_k1(log_probs, ref_log_probs) ** 2 / 2
+
+
+def kl_k3(log_probs: ArrayLike, ref_log_probs: ArrayLike) -> NDArray[np.float64]:
+    """k3 = π_ref/π - 1 - log(π_ref/π): unbiased and positive. Source as `kl_k1`."""
+    k1 = kl_k1(log_probs, ref_log_probs)
+    return np.expm1(-k1) + k1
+
+
+_ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
+KL_ESTIMATORS = (*_ESTIMATORS, "exact")
+
+
+def kl_estimate(name: str, log_probs: ArrayLike, ref_log_probs: ArrayLike) -> NDArray[np.float64]:
+    """One of the three estimators by name.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in _ESTIMATORS:
+        raise ValueError(f"kl_estimator={name!r} is not known; use one of {', '.join(KL_ESTIMATORS)}.")
+    return _ESTIMATORS[name](log_probs, ref_log_probs)

@@ -1,0 +1,114 @@
+"""Log-probabilities under the frozen reference model π_ref."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from llm_env.lm.causal_lm import CausalLM
+from llm_env.lm.decoding import CachedDecoder
+from llm_env.lm.loading import autocast
+from llm_env.lm.log_probs import head_log_probs
+from llm_env.lm.packed_attention import packed_states
+from llm_env.lm.packing import in_groups, pack
+from llm_env.lm.registry import SharedLM
+
+SCORE_TOKENS = 16_384  # tokens read at once, padding included
+
+
+class Reference:
+    """A frozen causal LM that tells how likely it finds tokens.
+
+    Args:
+        shared: The model.
+        temperature: Divides its logits, as it does the policy's: the KL compares distributions at one temperature.
+        mixed_precision: ``no`` or ``bf16``: as the policy's, so that equal weights give equal log-probs.
+    """
+
+    def __init__(self, shared: SharedLM, temperature: float, mixed_precision: str = "no") -> None:
+        self.shared = shared
+        self.temperature = temperature
+        self.mixed_precision = mixed_precision
+        self.version = 0
+        """Rises when the weights change, which they do only where a run refreshes its reference."""
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[CausalLM]:
+        """The model without gradients and adapters, in its precision."""
+        with self.shared.frozen() as lm, autocast(lm.device, self.mixed_precision):
+            yield lm
+
+    def log_probs(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[NDArray[np.float32]]:
+        """Log π_ref of every token from `starts` on, in nats, one array a sequence; whole sequences in one pass.
+
+        Args:
+            sequences: Prompt and response ids.
+            starts: For each, the index of the first token asked about, at least 1.
+        """
+        results: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(sequences)
+        asked = [i for i in range(len(sequences)) if len(sequences[i]) > starts[i]]
+
+        def run(group: list[int]) -> None:
+            members = [asked[g] for g in group]
+            with self.frozen() as lm:
+                batch = pack([sequences[i] for i in members], [starts[i] for i in members], lm.device)
+                hidden = packed_states(lm.trunk, batch)[batch.index]
+                log_probs, _ = head_log_probs(lm, hidden, batch.targets, self.temperature)
+            for i, part in zip(members, log_probs.cpu().split(batch.counts), strict=True):
+                results[i] = part.numpy()
+
+        in_groups([len(sequences[i]) for i in asked], SCORE_TOKENS, self.shared.lm.device, run)
+        return results
+
+
+class StepwiseReference:
+    """The same, one token at a time for N growing prefixes, with a cache of its own.
+
+    Args:
+        reference: The model and its temperature.
+        max_length: Longest prefix, in tokens.
+    """
+
+    def __init__(self, reference: Reference, max_length: int) -> None:
+        self.reference = reference
+        self.max_length = max_length
+        self.decoder = CachedDecoder(reference.shared.lm, max_length)
+        self._version = reference.version
+
+    def _current_decoder(self) -> CachedDecoder:
+        if self._version != self.reference.version:  # other weights: nothing that was cached is right
+            self.decoder = CachedDecoder(self.reference.shared.lm, self.max_length)
+            self._version = self.reference.version
+        return self.decoder
+
+    def logits(self, input_ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> torch.Tensor:
+        """The model's logits over the temperature after each prefix that is not idle, float32, shape (busy rows, V)."""
+        with self.reference.frozen() as lm:
+            busy = np.flatnonzero(lengths)
+            hidden = self._current_decoder().hidden(torch.from_numpy(input_ids), torch.from_numpy(lengths))[busy]
+            return lm.logits(hidden).float() / self.reference.temperature
+
+    def log_probs(
+        self, input_ids: NDArray[np.int64], lengths: NDArray[np.int64], actions: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Log π_ref of each action after its prefix, in nats.
+
+        Args:
+            input_ids: Right-padded prefixes, shape (N, L).
+            lengths: Tokens of each prefix, shape (N,); 0 for idle rows, which get 0.
+            actions: Next tokens, shape (N,).
+        """
+        result = np.zeros(len(lengths))
+        busy = np.flatnonzero(lengths)
+        if not len(busy):
+            return result
+        with self.reference.frozen() as lm:
+            hidden = self._current_decoder().hidden(torch.from_numpy(input_ids), torch.from_numpy(lengths))[busy]
+            tokens = torch.as_tensor(actions[busy], device=lm.device)
+            log_probs, _ = head_log_probs(lm, hidden, tokens, self.reference.temperature)
+        result[busy] = log_probs.double().cpu().numpy()
+        return result

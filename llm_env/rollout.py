@@ -1,0 +1,74 @@
+"""Responses of a causal LM to given prompts: as scored episodes for evaluation and samples, or as plain ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from llm_env.episode import Episode
+from llm_env.lm.causal_lm import CausalLM
+from llm_env.lm.decoding import CachedDecoder
+from llm_env.lm.sampling import restrict, sample_tokens
+from llm_env.slots import EpisodeBatch
+from llm_env.task import TextTask
+from llm_env.text.prompts import Prompt
+
+
+@torch.no_grad()
+def respond(
+    lm: CausalLM,
+    task: TextTask,
+    prompts: Sequence[Prompt],
+    seed: int,
+    batch_size: int = 128,
+    deterministic: bool = False,
+    mixed_precision: bool = False,
+    mask: str = "none",
+) -> list[Episode]:
+    """One response to each prompt, with log π, log π_ref and score; no random state outside is touched.
+
+    Args:
+        lm: The actor, in eval mode.
+        task: Gives the end tokens, the length cap, the temperature, the reference and the reward model.
+        prompts: What to respond to.
+        seed: Of the sampling.
+        batch_size: Prompts at once.
+        deterministic: Take the likeliest token instead of sampling.
+        mixed_precision: Run the actor under bf16 autocast.
+        mask: ``none``; or apply the task's masks, top-k and top-p from the ``reference`` or from the ``actor`` itself.
+
+    Returns:
+        Ended episodes, in the prompts' order.
+    """
+    generator = torch.Generator(device=lm.device).manual_seed(seed)
+    masked = mask != "none" and task.masks.active
+    was_training = lm.model.training
+    lm.model.eval()
+    finished: list[Episode] = []
+    with torch.autocast(lm.device.type, torch.bfloat16, enabled=mixed_precision):
+        for start in range(0, len(prompts), batch_size):
+            some = prompts[start : start + batch_size]
+            batch = EpisodeBatch(task, len(some), score_steps=False)
+            episodes = [batch.begin(slot, prompt) for slot, prompt in enumerate(some)]
+            decoder = CachedDecoder(lm, task.max_length)
+            while any(episode is not None for episode in batch.episodes):
+                observation = batch.observation()
+                hidden = decoder.hidden(
+                    torch.from_numpy(observation["input_ids"]), torch.from_numpy(observation["length"])
+                )
+                logits = lm.logits(hidden).float() / task.settings.temperature
+                if masked:
+                    allowed = torch.from_numpy(batch.action_masks(logits if mask == "actor" else None))
+                    logits = restrict(logits, allowed.to(logits.device))
+                actions, log_probs = sample_tokens(logits, deterministic, generator)
+                batch.step(actions.cpu().numpy(), log_probs.cpu().numpy().astype(np.float64))
+                for slot, episode in enumerate(batch.episodes):
+                    if episode is not None and episode.done:
+                        batch.idle(slot)
+            finished.extend(episodes)
+    lm.model.train(was_training)
+    task.score_reference(finished)
+    task.score_responses(finished)
+    return finished

@@ -1,0 +1,211 @@
+"""The batched transition: N slots, each with an episode or idle. Every face of the environment steps through it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llm_env.episode import Episode
+from llm_env.reward.reference import StepwiseReference
+from llm_env.task import TextTask
+from llm_env.text.prompts import Prompt, PromptOrder
+
+RESET_OPTIONS = ("prompt", "prompt_index")
+
+
+class EpisodeBatch:
+    """N slots that generate text.
+
+    Args:
+        task: Models, prompts, sizes.
+        n_slots: N.
+        score_steps: Whether `step` pays each token at once. If not, the caller scores the episodes later.
+    """
+
+    def __init__(self, task: TextTask, n_slots: int, score_steps: bool = True) -> None:
+        if score_steps and task.settings.kl_estimator == "exact":
+            raise ValueError(
+                "kl_estimator='exact' needs the policy's whole distribution, which a step does not see: it goes with "
+                "LLMTextVecEnv(scoring='deferred') and TokenRolloutBuffer."
+            )
+        self.task = task
+        self.score_steps = score_steps
+        self.episodes: list[Episode | None] = [None] * n_slots
+        self.order = PromptOrder(len(task.prompts), np.random.default_rng())
+        self._ids = np.full((n_slots, task.max_length), task.pad_value, dtype=np.int64)
+        self._lengths = np.zeros(n_slots, dtype=np.int64)
+        self._reference = StepwiseReference(task.reference, task.max_length)
+        self.mask_source = self._reference
+        """Whose distribution top-k and top-p look at."""
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    def seed(self, rng: np.random.Generator) -> None:
+        """Takes the prompt order from a generator, from a fresh pass on."""
+        self.order = PromptOrder(len(self.task.prompts), rng)
+
+    def observation(self) -> dict[str, NDArray[np.int64]]:
+        """Copies of ``input_ids`` (N, max_length) and ``length`` (N, 1)."""
+        return {"input_ids": self._ids.copy(), "length": self._lengths[:, None].copy()}
+
+    def begin(self, slot: int, prompt: Prompt | None = None) -> Episode:
+        """Starts an episode in a slot, on the next prompt of the order unless one is given."""
+        prompt = prompt if prompt is not None else self.task.prompts[self.order.next()]
+        episode = Episode(prompt)
+        self._place(slot, episode)
+        return episode
+
+    def idle(self, slot: int) -> None:
+        """Empties a slot."""
+        self._place(slot, None)
+
+    def action_masks(self, logits: Tensor | None = None) -> NDArray[np.bool_]:
+        """Which tokens may come next in each slot, by `llm_env.masks`.
+
+        Args:
+            logits: What top-k and top-p look at, shape (N, V); None: those of `mask_source`.
+
+        Returns:
+            Shape (N, V); all tokens in idle slots.
+        """
+        rules = self.task.masks
+        masks = np.ones((len(self), self.task.vocab_size), dtype=bool)
+        busy = np.flatnonzero(self._lengths)
+        if not rules.active or not len(busy):
+            return masks
+        if logits is not None:
+            logits = logits[torch.from_numpy(busy)]
+        elif rules.looks_at_a_model:
+            logits = self.mask_source.logits(self._ids, self._lengths)
+        written = [len(e.response_ids) for e in self.episodes if e is not None]
+        masks[busy] = rules.of(np.array(written), logits)
+        return masks
+
+    def step(
+        self, actions: NDArray[np.int64], log_probs: NDArray[Any] | None = None, pay_policy_kl: bool = True
+    ) -> NDArray[np.float64]:
+        """Appends one token in every busy slot; ended episodes stay in place until `begin` or `idle`.
+
+        Args:
+            actions: Next tokens, shape (N,); those of idle slots are not looked at.
+            log_probs: log π of the actions, in nats, shape (N,), where they are known.
+            pay_policy_kl: Whether rewards hold -β·log π then.
+
+        Returns:
+            Rewards, shape (N,): the full formula where log π is known, else the environment's part of it; zeros under
+            deferred scoring.
+
+        Raises:
+            ValueError: an action is not a token.
+        """
+        task = self.task
+        busy = [i for i, episode in enumerate(self.episodes) if episode is not None]
+        for i in busy:
+            if not 0 <= actions[i] < task.vocab_size:
+                raise ValueError(
+                    f"Action {actions[i]} in slot {i} is not a token; tokens are 0 … {task.vocab_size - 1}."
+                )
+        rewards = np.zeros(len(self), dtype=np.float64)
+        if self.score_steps:
+            reference = self._reference.log_probs(self._ids, self._lengths, actions)
+        ended = []
+        for i in busy:
+            episode = self.episodes[i]
+            assert episode is not None
+            token = int(actions[i])
+            if episode.append(token, task.eos_ids, task.settings.max_new_tokens):
+                ended.append(episode)
+                episode.response_text = task.decode(episode.response_ids)
+            if log_probs is not None:
+                episode.log_probs.append(float(log_probs[i]))
+            if self.score_steps:
+                episode.ref_log_probs.append(float(reference[i]))
+            self._ids[i, self._lengths[i]] = token
+            self._lengths[i] += 1
+        if self.score_steps:
+            task.score_responses(ended)
+            for i in busy:
+                episode = self.episodes[i]
+                assert episode is not None
+                own = None if log_probs is None or not pay_policy_kl else [float(log_probs[i])]
+                rewards[i] = task.rewards(episode, len(episode.response_ids) - 1, own)[0]
+        return rewards
+
+    def _place(self, slot: int, episode: Episode | None) -> None:
+        self.episodes[slot] = episode
+        ids = [] if episode is None else episode.ids
+        self._ids[slot, : len(ids)] = ids
+        self._ids[slot, len(ids) :] = self.task.pad_value
+        self._lengths[slot] = len(ids)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The slots and the prompt order, in plain values.
+
+        Caches are dropped: whoever goes on from here, and whoever comes back to it, then computes the same, bit for bit.
+        """
+        for source in (self._reference, self.mask_source):
+            source.decoder.clear()
+        return {"order": self.order.state_dict(), "episodes": [_episode_state(e) for e in self.episodes]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state_dict` was taken; the task must be the same."""
+        self.order.load_state_dict(state["order"])
+        for slot, saved in enumerate(state["episodes"]):
+            self._place(slot, None if saved is None else self._episode_from(saved))
+
+    def _episode_from(self, saved: dict[str, Any]) -> Episode:
+        known = dict(saved)
+        given = known.pop("prompt")
+        prompt = self.task.prompts[given] if isinstance(given, int) else self.task.prompts.encode(given)
+        return Episode(prompt, **known)
+
+
+def _episode_state(episode: Episode | None) -> dict[str, Any] | None:
+    """An unfinished episode in plain values."""
+    if episode is None:
+        return None
+    prompt = episode.prompt
+    raw = [{"role": r, "content": c} for r, c in prompt.messages] if prompt.messages else prompt.text
+    return {
+        "prompt": prompt.index if prompt.index is not None else raw,
+        "response_ids": list(episode.response_ids),
+        "log_probs": list(episode.log_probs),
+        "ref_log_probs": list(episode.ref_log_probs),
+        "exact_kl": list(episode.exact_kl),
+    }
+
+
+def prompt_from_options(task: TextTask, options: dict[str, Any] | None) -> Prompt | None:
+    """The prompt that `reset(options=…)` asks for, or None.
+
+    Raises:
+        ValueError: an unknown option, both options at once, or an index outside the prompt set.
+    """
+    if not options:
+        return None
+    check_options(options, RESET_OPTIONS)
+    if len(options) > 1:
+        raise ValueError("options: give 'prompt' or 'prompt_index', not both.")
+    if "prompt" in options:
+        return task.prompts.encode(options["prompt"])
+    index = options["prompt_index"]
+    if isinstance(index, bool) or not isinstance(index, int | np.integer) or not 0 <= index < len(task.prompts):
+        raise ValueError(f"options['prompt_index']={index!r} must be a whole number from 0 to {len(task.prompts) - 1}.")
+    return task.prompts[int(index)]
+
+
+def check_options(options: dict[str, Any], known: Sequence[str]) -> None:
+    """Refuses options that nobody reads.
+
+    Raises:
+        ValueError: there is one; it is named, with those that exist.
+    """
+    for name in options:
+        if name not in known:
+            raise ValueError(f"options has no {name!r}; it can have {' or '.join(repr(k) for k in known)}.")

@@ -1,0 +1,1 @@
+"""Prompts and texts: reading, encoding, splitting."""

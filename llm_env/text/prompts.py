@@ -1,0 +1,218 @@
+"""Prompts: where they come from, how they are tokenised, in which order they are asked.
+
+A prompt is a text, or a list of chat messages that the tokenizer's chat template renders. The source is a list of
+either, a file (``.txt``: one a line; ``.jsonl``, ``.csv``, ``.parquet``: a column ``prompt``, ``messages`` or
+``text``), or the id of a dataset for `datasets.load_dataset`, with an optional split: ``"stanfordnlp/imdb:train"``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from llm_env.text.records import read_records
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Message: TypeAlias = dict[str, str]
+RawPrompt: TypeAlias = str | list[Message]
+
+COLUMNS = ("prompt", "messages", "text")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt, ready to be continued.
+
+    Attributes:
+        text: What was asked; for chat messages, what the template made of them.
+        ids: Its tokens, at least one.
+        messages: The chat messages, where it was given as such.
+        index: Its place in the prompt set; None for a prompt given at `reset`.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    messages: tuple[tuple[str, str], ...] | None = None
+    index: int | None = None
+
+
+def read_prompts(source: str | Path | Sequence[RawPrompt]) -> list[RawPrompt]:
+    """Reads raw prompts from a list, a file or a dataset id.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a record is broken or empty (with its line number), there are no prompts, or no usable column.
+    """
+    if isinstance(source, str | Path):
+        name = str(source)
+        located = [(where, _prompt_of(where, record)) for where, record in read_records(source, "prompts")]
+    else:
+        name = "the list of prompts"
+        located = [(f"prompts[{i}]", prompt) for i, prompt in enumerate(source)]
+    if not located:
+        raise ValueError(f"prompts: {name} is empty; at least one prompt is needed.")
+    return [checked_prompt(where, prompt) for where, prompt in located]
+
+
+def _prompt_of(where: str, record: Any) -> Any:
+    """A record's prompt: itself, or the field that holds it."""
+    if not isinstance(record, dict):
+        return record
+    for column in COLUMNS:
+        if column in record:
+            return record[column]
+    raise ValueError(f"{where}: needs a field named {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}; it has {list(record)}.")
+
+
+def checked_prompt(where: str, prompt: Any) -> RawPrompt:
+    """A raw prompt, made sure of.
+
+    Raises:
+        ValueError: it is empty or malformed; `where` is named.
+    """
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise ValueError(f"{where}: the prompt is empty. Remove the record or give it a text.")
+        return prompt
+    if isinstance(prompt, list | tuple | np.ndarray) and len(prompt):
+        messages = [dict(m) if isinstance(m, dict) else m for m in prompt]
+        for i, message in enumerate(messages):
+            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+                raise ValueError(f"{where}: message {i} needs a 'role' and a 'content' text; got {message!r}.")
+            if not isinstance(message.get("content"), str):
+                raise ValueError(f"{where}: message {i} needs a 'content' text; got {message!r}.")
+        if not any(m["content"].strip() for m in messages):
+            raise ValueError(f"{where}: the prompt's messages are all empty.")
+        return [{"role": m["role"], "content": m["content"]} for m in messages]
+    raise ValueError(f"{where}: a prompt is a text or a list of messages; got {type(prompt).__name__} {prompt!r:.80}.")
+
+
+def encode_prompt(
+    raw: RawPrompt, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, index: int | None = None
+) -> tuple[Prompt, int]:
+    """Tokenises one prompt, cutting it on the left to `max_prompt_length` tokens.
+
+    Args:
+        raw: Text or messages.
+        tokenizer: The actor's.
+        max_prompt_length: In tokens.
+        index: Its place in the prompt set.
+
+    Returns:
+        The prompt and the number of tokens cut off.
+
+    Raises:
+        ValueError: messages without a chat template, or nothing is left of the prompt.
+    """
+    if isinstance(raw, str):
+        text, ids = raw, tokenizer(raw)["input_ids"]
+        messages = None
+        if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:  # some tokenizers close every text
+            ids = ids[:-1]
+    else:
+        if tokenizer.chat_template is None:
+            raise ValueError(
+                "A prompt is a list of chat messages, but the tokenizer has no chat template. "
+                "Give plain texts, or set tokenizer.chat_template and save the model folder again."
+            )
+        text = str(tokenizer.apply_chat_template(raw, tokenize=False, add_generation_prompt=True))
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        messages = tuple((m["role"], m["content"]) for m in raw)
+    if not ids and tokenizer.bos_token_id is not None:
+        ids = [tokenizer.bos_token_id]
+    if not ids:
+        raise ValueError(f"The prompt {raw!r:.80} has no tokens.")
+    cut = max(0, len(ids) - max_prompt_length)
+    return Prompt(text, tuple(ids[cut:]), messages, index), cut
+
+
+class PromptSet:
+    """All prompts of an environment, tokenised.
+
+    Args:
+        source: See the module's docstring.
+        tokenizer: The actor's.
+        max_prompt_length: In tokens; longer prompts are cut on the left, and one warning counts them.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_prompts` and `encode_prompt`.
+    """
+
+    def __init__(
+        self, source: str | Path | Sequence[RawPrompt], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.max_prompt_length = max_prompt_length
+        encoded = [
+            encode_prompt(raw, tokenizer, max_prompt_length, index) for index, raw in enumerate(read_prompts(source))
+        ]
+        self.prompts = [prompt for prompt, _ in encoded]
+        cuts = [cut for _, cut in encoded if cut]
+        if cuts:
+            warnings.warn(
+                f"{len(cuts)} of {len(encoded)} prompts are longer than max_prompt_length={max_prompt_length} tokens "
+                f"and were cut on the left, by up to {max(cuts)} tokens. Raise max_prompt_length to keep them whole.",
+                stacklevel=2,
+            )
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, index: int) -> Prompt:
+        return self.prompts[index]
+
+    def spread(self, count: int) -> list[Prompt]:
+        """At most `count` prompts, drawn from all over the set, always the same: neighbours in a file are often alike."""
+        order = np.random.default_rng(0).permutation(len(self.prompts))
+        return [self.prompts[i] for i in order[:count]]
+
+    def encode(self, raw: RawPrompt) -> Prompt:
+        """A prompt from outside the set.
+
+        Raises:
+            ValueError: it is empty or malformed.
+        """
+        prompt, cut = encode_prompt(checked_prompt("options['prompt']", raw), self.tokenizer, self.max_prompt_length)
+        if cut:
+            warnings.warn(
+                f"The prompt is longer than max_prompt_length={self.max_prompt_length} tokens and was cut on the left "
+                f"by {cut} tokens.",
+                stacklevel=3,
+            )
+        return prompt
+
+
+class PromptOrder:
+    """Indices of prompts, each once before any comes twice, shuffled anew for every pass.
+
+    Args:
+        n_prompts: Size of the prompt set.
+        rng: Where the shuffling comes from.
+    """
+
+    def __init__(self, n_prompts: int, rng: np.random.Generator) -> None:
+        self.n_prompts = n_prompts
+        self.rng = rng
+        self._left: list[int] = []
+
+    def next(self) -> int:
+        """The index of the next prompt."""
+        if not self._left:
+            self._left = self.rng.permutation(self.n_prompts).tolist()
+        return self._left.pop()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on in the same order; plain values."""
+        return {"left": list(self._left), "rng": self.rng.bit_generator.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state_dict` was taken."""
+        self._left = list(state["left"])
+        self.rng.bit_generator.state = state["rng"]

@@ -1,0 +1,113 @@
+"""Texts to learn from: plain ones, prompts with responses, and conversations; read from files and encoded.
+
+A source is a file (``.txt``: one text a line; ``.jsonl``, ``.csv``, ``.parquet``) or a dataset id, as for prompts. A record has
+
+- ``prompt`` (a text, or a list of messages) and ``response`` (or ``completion``); ``"finished": false`` where it was cut off,
+- ``messages``, the last of them the assistant's: everything before it is the prompt; or
+- ``text``.
+
+Prompt and response are encoded apart, as the environment does it: what a policy is asked to continue is then exactly
+what it has learned to continue.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from llm_env.text.prompts import RawPrompt, checked_prompt, encode_prompt
+from llm_env.text.records import read_records
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+RESPONSE_FIELDS = ("response", "completion")
+
+
+class TextRecord(NamedTuple):
+    """A text with or without a prompt before it; one that is not finished gets no end token."""
+
+    prompt: RawPrompt | None
+    response: str
+    finished: bool = True
+
+
+class EncodedText(NamedTuple):
+    """Token ids, and the place of the first one that is to be learned."""
+
+    ids: list[int]
+    start: int
+
+
+def response_after(prompt: str, response: str) -> str:
+    """A response with the gap that it needs behind its prompt."""
+    return response if not response or response[0].isspace() or prompt[-1:].isspace() else f" {response}"
+
+
+def read_texts(source: str | Path) -> list[TextRecord]:
+    """Reads the records of a file or dataset.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a record is broken or empty (its line is named), or there are none.
+    """
+    located = read_records(source, "texts")
+    if not located:
+        raise ValueError(f"texts={str(source)!r} is empty; at least one text is needed.")
+    return [_record(where, record) for where, record in located]
+
+
+def _record(where: str, record: Any) -> TextRecord:
+    if isinstance(record, str):
+        record = {"text": record}
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: a record is an object with 'prompt' and 'response', 'messages' or 'text'.")
+    field = next((name for name in RESPONSE_FIELDS if name in record), None)
+    if field is not None and "prompt" in record:
+        finished = record.get("finished", True)
+        if not isinstance(finished, bool):
+            raise ValueError(f"{where}: finished={finished!r} must be true or false.")
+        return TextRecord(checked_prompt(where, record["prompt"]), _text(where, field, record[field]), finished)
+    if "messages" in record:
+        messages = checked_prompt(where, record["messages"])
+        if isinstance(messages, str) or len(messages) < 2 or messages[-1]["role"] != "assistant":
+            raise ValueError(f"{where}: the last of at least two messages must be the assistant's.")
+        return TextRecord(messages[:-1], _text(where, "messages", messages[-1]["content"]))
+    if "text" in record:
+        return TextRecord(None, _text(where, "text", record["text"]))
+    raise ValueError(
+        f"{where}: needs 'prompt' and 'response', or 'messages', or 'text'; it has {', '.join(map(str, record))}."
+    )
+
+
+def _text(where: str, field: str, value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{where}: {field!r} must be a text that is not empty; got {value!r:.80}.")
+    return value
+
+
+def encode_text(
+    record: TextRecord, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int | None = None
+) -> EncodedText:
+    """Prompt, response and end token as ids; the response is what is learned, of a plain text everything.
+
+    Args:
+        record: The text.
+        tokenizer: The model's.
+        max_prompt_length: Longer prompts are cut on the left, as the environment does; None: never.
+    """
+    end = [] if tokenizer.eos_token_id is None or not record.finished else [int(tokenizer.eos_token_id)]
+    if record.prompt is None:
+        ids = list(tokenizer(record.response)["input_ids"])
+        if not end or ids[-1:] != end:
+            ids += end
+        return EncodedText(ids, 1)
+    prompt, _ = encode_prompt(record.prompt, tokenizer, max_prompt_length or 10**9)
+    response = record.response if prompt.messages else response_after(prompt.text, record.response)
+    ids = [*prompt.ids, *encode_response(response, tokenizer)]
+    return EncodedText([*ids, *end], len(prompt.ids))
+
+
+def encode_response(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids of a text that continues another, without special tokens."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,1 +1,0 @@
-"""What `scripts/benchmark.py` runs: a case, and the contenders that work through it, each in a process of its own."""

@@ -1,0 +1,151 @@
+"""Contenders on stable-baselines3: ours, and the same stock algorithm without what makes it fast.
+
+python ours.py CASE.json RESULT.json VARIANT, where VARIANT is an algorithm, and options after it: ppo, ppo+naive, a2c …
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from case import Case, Stopwatch, read_case, write_result
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+import agents.policies.actor_critic
+from agents import make_algorithm
+from agents.algorithms.table import algorithm as algorithm_row
+from agents.policies.actor_critic import LLMActorCriticPolicy
+from agents.rollouts.vec_env import LLMTextVecEnv
+from llm_env.text.prompts import Prompt
+
+LEARNING_RATE = 1e-5
+
+
+class GivenPrompts:
+    """Prompts by their ids, instead of a `PromptSet`."""
+
+    def __init__(self, ids: list[list[int]]) -> None:
+        self.prompts = [Prompt(f"prompt {i}", tuple(prompt), index=i) for i, prompt in enumerate(ids)]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, index: int) -> Prompt:
+        return self.prompts[index]
+
+
+def scripted(venv: LLMTextVecEnv, responses: list[list[int]], sample: Any) -> Any:
+    """`sample_tokens`, whose draw is replaced by the script's token."""
+
+    def sample_scripted(logits: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        sample(logits, *args)
+        busy = [e for e in venv.batch.episodes if e is not None]
+        tokens = torch.tensor([responses[e.prompt.index][len(e.response_ids)] for e in busy], device=logits.device)  # type: ignore[index]
+        log_normaliser = torch.logsumexp(logits, -1)
+        return tokens, logits.gather(-1, tokens[:, None])[:, 0] - log_normaliser
+
+    return sample_scripted
+
+
+class Objective(BaseCallback):
+    """Collects the first iteration's log-probs, KL and scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.infos: list[dict[str, Any]] = []
+        self.means: dict[str, float] = {}
+
+    def _on_step(self) -> bool:
+        if not self.means:
+            self.infos += [info for info in self.locals["infos"] if "episode" in info]
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if not self.means:
+            names = {"log_prob": "log_prob", "kl": "kl", "score": "rm_score"}
+            self.means = {name: float(np.mean([i[key] for i in self.infos])) for name, key in names.items()}
+
+
+def build(case: Case, models: dict[str, str], variant: str) -> OnPolicyAlgorithm:
+    """The algorithm, on the case's models and prompts."""
+    algorithm, *options = variant.split("+")
+    prompts, responses = case.script(_vocab_size(models["actor"]))
+    naive = "naive" in options
+    if naive and case.lengths != "equal":
+        sys.exit("naive has no way to leave idle slots out of its rollout; equal lengths only")
+    venv = LLMTextVecEnv(
+        case.batch, episodes="synchronous", scoring="step" if naive else "deferred", model=models["reference"],
+        reward_model=models["reward"], prompts=["x"], max_prompt_length=case.prompt, max_new_tokens=case.response,
+        device=case.device, mixed_precision=case.precision,
+    )  # fmt: skip
+    venv.task.prompts = GivenPrompts(prompts)  # type: ignore[assignment]
+    venv.batch.seed(np.random.default_rng(0))
+    agents.policies.actor_critic.sample_tokens = scripted(venv, responses, agents.policies.actor_critic.sample_tokens)
+    critic = next((o.removeprefix("critic=") for o in options if o.startswith("critic=")), "head")
+    policy: dict[str, Any] = {"model": models["actor"], "critic": critic, "mixed_precision": case.precision}
+    if critic == "reward_model":
+        policy["reward_model"] = models["reward"]
+    settings: dict[str, Any] = {"learning_rate": LEARNING_RATE, "gamma": 1.0, "device": case.device, "seed": 0}
+    if algorithm == "ppo":
+        settings.update(n_epochs=case.epochs, batch_size=-(-case.tokens() // case.mini_batches))
+        if case.lengths == "spread":  # whole responses do not fill mini-batches exactly
+            settings["batch_size"] += case.response // 2
+    if naive:
+        policy.update(use_cache=False, entropy_grad=False, second_derivatives=algorithm == "trpo")
+        own = {**algorithm_row(algorithm).defaults, "normalize_advantage": True, "n_steps": case.response, **settings}
+        model: Any = algorithm_row(algorithm).cls(LLMActorCriticPolicy, venv, policy_kwargs=policy, **own)
+    else:
+        model = make_algorithm(algorithm, env=venv, policy_kwargs=policy, **settings)
+    return model
+
+
+def _vocab_size(folder: str) -> int:
+    from transformers import AutoConfig
+
+    return int(AutoConfig.from_pretrained(folder).vocab_size)
+
+
+def timed(model: OnPolicyAlgorithm, watch: Stopwatch) -> None:
+    """Puts the stopwatch around the algorithm's three phases; what they do is left alone."""
+    collect, train = model.collect_rollouts, model.train
+    score = model.rollout_buffer.compute_returns_and_advantage
+
+    def timed_collect(*args: Any, **kwargs: Any) -> bool:
+        watch.start()
+        result = collect(*args, **kwargs)
+        watch.lap("generate")  # what came after the scoring: next to nothing
+        return result
+
+    def timed_score(*args: Any, **kwargs: Any) -> None:
+        watch.lap("generate")
+        score(*args, **kwargs)
+        watch.lap("score")
+
+    def timed_train() -> None:
+        train()
+        watch.lap("train")
+
+    model.collect_rollouts, model.train = timed_collect, timed_train  # type: ignore[method-assign]
+    model.rollout_buffer.compute_returns_and_advantage = timed_score  # type: ignore[method-assign]
+
+
+def main(case_path: str, result_path: str, variant: str) -> None:
+    """Runs one contender."""
+    case, models = read_case(case_path)
+    if case.threads:
+        torch.set_num_threads(case.threads)
+    model = build(case, models, variant)
+    watch, objective = Stopwatch(case.device), Objective()
+    timed(model, watch)
+    model.set_logger(configure(None, []))
+    model.learn(case.batch * case.response * (case.warmup + case.iterations), callback=objective)
+    parameters = sum(p.numel() for p in model.policy.parameters())
+    write_result(result_path, case, watch, objective.means, parameters=parameters)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

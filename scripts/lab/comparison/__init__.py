@@ -1,0 +1,1 @@
+"""What `scripts/lab/compare.py` is made of."""

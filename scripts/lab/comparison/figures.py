@@ -1,0 +1,167 @@
+"""Table and picture of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agents.evaluation.statistics import Estimate
+
+Results = list[dict[str, Any]]
+ORDER = ("reference", "reference_greedy", "best_of_4", "best_of_16")
+
+
+def grouped(results: Results) -> dict[tuple[str, float], Results]:
+    """Runs by algorithm and β, baselines first, then by mean objective."""
+    groups: dict[tuple[str, float], Results] = {}
+    for result in results:
+        groups.setdefault((result["algo"], result["kl_coef"]), []).append(result)
+
+    def rank(key: tuple[str, float]) -> tuple[Any, ...]:
+        objective = np.mean([r["rm_score"] - r["kl_coef"] * r["kl"] for r in groups[key]])
+        return (ORDER.index(key[0]) if key[0] in ORDER else len(ORDER), key[1], -objective)
+
+    return {key: groups[key] for key in sorted(groups, key=rank)}
+
+
+def spread(values: Sequence[float]) -> str:
+    """``mean (lowest to highest)``, or a single seed's value."""
+    mean = f"{np.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.2f} to {max(values):.2f})"
+
+
+def score_cell(runs: Results, reference: Results, name: str) -> str:
+    """`spread` over seeds; of one seed, its value with the gain over the reference and the gain's 95 % interval."""
+    text = spread([r[name] for r in runs])
+    found = gain(runs[0], reference, name) if len(runs) == 1 and runs[0]["algo"] != "reference" else None
+    return text if found is None else f"{text} ({found.mean:+.2f} ± {found.half_width:.2f})"
+
+
+def gain(run: dict[str, Any], reference: Results, name: str) -> Estimate | None:
+    """How much higher a run's score is than its seed's reference, prompt by prompt; None where that was not recorded."""
+    same = [r for r in reference if r["seed"] == run["seed"]]
+    if not same or "values" not in run or "values" not in same[0]:
+        return None
+    pairs = zip(run["values"][name], same[0]["values"][name], strict=True)
+    return Estimate.of([own - other for own, other in pairs])
+
+
+def beats(runs: Results, reference: Results) -> str:
+    """Whether the runs stand above the reference, each beside its own seed's.
+
+    Several seeds: whether the worst one's gain is more than they are apart. One seed: whether its gain is more than the
+    half-width of its 95 % interval over the prompts; empty where each prompt's scores were not recorded.
+    """
+    if len(runs) == 1:
+        found = gain(runs[0], reference, "rm_score")
+        return "" if found is None else "yes" if found.mean > found.half_width else "**no**"
+    base = {r["seed"]: r["rm_score"] for r in reference}
+    gains = [r["rm_score"] - base.get(r["seed"], max(base.values())) for r in runs]
+    return "yes" if min(gains) > max(gains) - min(gains) else "**no**"
+
+
+def markdown_table(results: Results) -> str:
+    """One row an algorithm and β, over its seeds; of a single seed, with its gain over the reference, prompt by prompt."""
+    groups = grouped(results)
+    reference = next((runs for (algo, _), runs in groups.items() if algo == "reference"), [])
+    lines = [
+        "| algorithm | β | seeds | score | gold | KL (nats) | score - β·KL | tokens | tokens/s | seconds | "
+        "above the reference |\n",
+        "|---|---|---|---|---|---|---|---|---|---|---|\n",
+    ]
+    for (algo, kl_coef), runs in groups.items():
+        speed = [r["tokens_per_second"] for r in runs if r["tokens_per_second"]]
+        times = [r["train_seconds"] for r in runs if r.get("train_seconds") is not None]
+        baseline = algo in ORDER
+        lines.append(
+            f"| {algo} | {'' if baseline else f'{kl_coef:g}'} | {len(runs)} | {score_cell(runs, reference, 'rm_score')} | "
+            f"{score_cell(runs, reference, 'gold_score')} | {spread([r['kl'] for r in runs])} | "
+            f"{spread([r['rm_score'] - kl_coef * r['kl'] for r in runs])} | "
+            f"{'' if baseline else format(np.mean([r['trained_tokens'] for r in runs]), ',.0f')} | "
+            f"{format(np.median(speed), '.0f') if speed else ''} | "
+            f"{'' if baseline or not times else format(np.median(times), '.0f')} | "
+            f"{'' if algo == 'reference' or not reference else beats(runs, reference)} |\n"
+        )
+    return "".join(lines)
+
+
+def samples_table(results: Results, n: int = 3) -> str:
+    """What the first seed of each algorithm wrote to the first prompts, with the reward model's score."""
+    groups = grouped(results)
+    first = next(iter(groups.values()))[0]["samples"][:n]
+    lines = [
+        "| algorithm | " + " | ".join(prompt for prompt, _, _ in first) + " |\n",
+        "|---" * (len(first) + 1) + "|\n",
+    ]
+    for (algo, kl_coef), runs in groups.items():
+        cells = [f"{text.strip().replace('|', '/')} ({score:.2f})" for _, text, score in runs[0]["samples"][:n]]
+        lines.append(f"| {algo}{'' if algo in ORDER else f', β {kl_coef:g}'} | " + " | ".join(cells) + " |\n")
+    return "".join(lines)
+
+
+def draw(results: Results, path: Path) -> None:
+    """Score and gold score against KL, a point a seed; and the way there."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    groups = grouped(results)
+    figure = Figure(figsize=(13, 5.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 3)
+    markers = "os^Dv<>ph*XP"
+    names = list(dict.fromkeys(algo for algo, _ in groups))
+    colors = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
+    for (algo, _), runs in groups.items():
+        number = names.index(algo)
+        peer, baseline = algo.startswith("trl_"), algo in ORDER
+        style: dict[str, Any] = {
+            "color": "black" if baseline else colors[number % 20],
+            "marker": ("P+*X"[ORDER.index(algo)] if baseline else markers[number % len(markers)]),
+            "markerfacecolor": "none" if peer else None,
+            "linestyle": "none",
+            "markersize": 8 if baseline else 6,
+        }
+        seen = panels[0].get_legend_handles_labels()[1]
+        kl = [r["kl"] for r in runs]
+        panels[0].plot(kl, [r["rm_score"] for r in runs], label=None if algo in seen else algo, **style)
+        panels[1].plot(kl, [r["gold_score"] for r in runs], **style)
+        for run in runs[:1]:
+            curve = np.array([row[:2] for row in run["curve"]], dtype=float)
+            if len(curve):
+                panels[2].plot(
+                    curve[:, 0],
+                    curve[:, 1],
+                    color=style["color"],
+                    linestyle="--" if peer else "-",
+                    linewidth=1,
+                    alpha=0.8,
+                )
+    floor = min((r["rm_score"] for r in results if r["algo"] == "reference"), default=-1.0)
+    edge = 1.25 * max((r["kl"] for r in results if r["algo"] != "reference_greedy"), default=0.0)
+    inside = [r for r in results if r["rm_score"] >= floor and (r["kl"] <= edge or r["algo"] != "reference_greedy")]
+    outside = sorted({r["algo"] for r in results if r not in inside})
+    for panel, title, label in zip(
+        panels,
+        ("reward-model score", "gold score (not trained on)", "score while training, first seed"),
+        ("KL to the reference (nats per response)",) * 2 + ("tokens generated",),
+        strict=True,
+    ):
+        panel.set_title(title, fontsize=10)
+        panel.set_xlabel(label)
+        panel.grid(alpha=0.3)
+    for panel, metric in zip(
+        panels[:2], ("rm_score", "gold_score"), strict=True
+    ):  # what lies below the reference would hide
+        values = [r[metric] for r in inside]  # everything else in a corner
+        room = 0.08 * (max(values) - min(values)) + 0.05
+        panel.set_xlim(-0.5, 1.05 * max(r["kl"] for r in inside) + 0.5)
+        panel.set_ylim(min(values) - room, max(values) + room)
+    if outside:
+        panels[0].set_title(f"reward-model score\n(outside the picture: {', '.join(outside)})", fontsize=10)
+    panels[2].xaxis.set_major_formatter(lambda tokens, _: f"{tokens / 1000:g}k")
+    figure.legend(loc="outside lower center", ncols=7, fontsize=8)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,297 @@
+"""One training run of a comparison: train on a token budget, answer the held-out prompts, and say how that went."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agents.console import plain_warnings
+from agents.iteration.settings import REJECTION_SAMPLING
+from agents.supervised.preference.methods import METHODS
+from comparison.preference_jobs import ALONE, train_on_preferences
+from comparison.tasks import ComparedTask, reward_model_in
+
+PEERS = {"trl_ppo": "1.12.0", "trl_rloo": "1.16.0", "trl_grpo": "1.16.0"}
+"""Peers, and the release of TRL that each is run from: the last with PPO, and a current one."""
+BASELINES = {"reference": 1, "reference_greedy": 1, "best_of_4": 4, "best_of_16": 16}
+"""What needs no training, and how many responses it takes."""
+PREFERENCE = (*METHODS, ALONE, REJECTION_SAMPLING, "iterated_dpo")
+"""What trains on preferences, or on the best of several responses."""
+PEER_SCRIPT = Path(__file__).parent / "trl_peer.py"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to run.
+
+    Attributes:
+        algo: A row of `agents.algorithms.table.ALGORITHMS`, one of `PREFERENCE`, a peer or a baseline.
+        params: Its settings; `n_envs` among them.
+        seed: Of training.
+        tokens: Budget: response tokens generated for training, greedy baselines included.
+        kl_coef: β.
+        split: ``validation`` answers prompts that are trained on too, for a search; ``heldout`` those that are not.
+        n_prompts: How many.
+        peer_envs: Folder of the peers' environments.
+        task: A `ComparedTask`'s fields.
+        labels: Folder of the labels that are trained on, and of their reward model; empty: there are none.
+        threads: Of torch.
+    """
+
+    algo: str
+    params: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    tokens: int = 32_000
+    kl_coef: float = 0.05
+    split: str = "heldout"
+    n_prompts: int = 180
+    peer_envs: str = ""
+    task: dict[str, Any] = field(default_factory=dict)
+    labels: str = ""
+    threads: int = 1
+
+    @property
+    def compared(self) -> ComparedTask:
+        """The task."""
+        return ComparedTask(**self.task)
+
+    @property
+    def reward_model(self) -> str | None:
+        """Whom training listens to: the labels', the task's, or (None) the embedded one."""
+        if self.labels and self.compared.reward_model is None:
+            return str(reward_model_in(self.labels))
+        return self.compared.reward_model
+
+    def train_prompts(self) -> list[Any]:
+        """What is trained on."""
+        return self.compared.split_prompts()[0]
+
+    @property
+    def name(self) -> str:
+        """Of the file that holds its result."""
+        return f"{self.algo}-beta{self.kl_coef:g}-seed{self.seed}"
+
+
+def start_worker() -> None:
+    """Has a pool's worker print warnings as the scripts do."""
+    from rich.console import Console
+
+    plain_warnings(Console(soft_wrap=True))
+
+
+def run_job(job: Job) -> dict[str, Any]:
+    """Trains and evaluates; for a pool's worker.
+
+    Returns:
+        The job, and score, gold score, KL (nats), length (tokens), tokens per second of training, a curve, samples, and each
+        prompt's score and gold score.
+    """
+    import torch
+
+    from llm_env.lm.registry import forget_shared_models
+
+    torch.set_num_threads(job.threads)
+    started = time.perf_counter()
+    if job.algo in BASELINES:
+        outcome = _baseline(job)
+    elif job.algo in PEERS:
+        outcome = _peer(job)
+    elif job.algo in PREFERENCE:
+        outcome = _preference(job)
+    else:
+        outcome = _ours(job)
+    forget_shared_models()  # the next job of this worker has others
+    gc.collect()
+    return {**dataclasses.asdict(job), **outcome, "seconds": round(time.perf_counter() - started, 1)}
+
+
+def env_kwargs(job: Job) -> dict[str, Any]:
+    """The environment's arguments."""
+    task = job.compared
+    return {
+        "model": task.model,
+        "reward_model": job.reward_model,
+        "prompts": None if task.prompts is None else job.train_prompts(),
+        "max_prompt_length": task.max_prompt_length,
+        "max_new_tokens": task.max_new_tokens,
+        "temperature": task.temperature,
+        "kl_coef": job.kl_coef,
+        "device": "cpu",
+    }
+
+
+def make_task(job: Job) -> Any:
+    """The environment's task, in float32: what everything is measured with."""
+    from llm_env.settings import TaskSettings
+    from llm_env.task import TextTask
+
+    return TextTask(TaskSettings(**env_kwargs(job)))
+
+
+def prompts_for(job: Job, task: Any) -> list[Any]:
+    """What is answered."""
+    from llm_env.text.prompts import PromptSet
+
+    train, held_out = job.compared.split_prompts()
+    source = held_out if job.split == "heldout" else train
+    return list(PromptSet(source, task.tokenizer, task.settings.max_prompt_length).spread(job.n_prompts))
+
+
+def measured(job: Job, episodes: list[Any], kl_bound: float = 0.0, certain: bool = False) -> dict[str, Any]:
+    """Means over episodes, each one's scores, and the first eight as samples.
+
+    Args:
+        job: Says what is gold.
+        episodes: Scored.
+        kl_bound: Added to the KL, for best-of-n.
+        certain: The policy takes each token with certainty: log π is 0.
+    """
+    from llm_env.reward.models import FunctionReward
+
+    score: Any = FunctionReward(job.compared.gold).function
+    gold = score([e.prompt.text for e in episodes], [e.response_text for e in episodes])
+    kl = [(0.0 if certain else sum(e.log_probs)) - sum(e.ref_log_probs) + kl_bound for e in episodes]
+    scores = {"rm_score": [float(e.rm_score) for e in episodes], "gold_score": [float(v) for v in gold]}
+    return {
+        **{name: float(np.mean(values)) for name, values in scores.items()},
+        "values": {name: [round(v, 4) for v in values] for name, values in scores.items()},
+        "kl": float(np.mean(kl)),
+        "response_length": float(np.mean([len(e.response_ids) for e in episodes])),
+        "samples": [[e.prompt.text, e.response_text, round(e.rm_score, 2)] for e in episodes[:8]],
+    }
+
+
+def _baseline(job: Job) -> dict[str, Any]:
+    from agents.algorithms.best_of_n import best_of_n, best_of_n_kl
+    from llm_env.rollout import respond
+
+    task = make_task(job)
+    n = BASELINES[job.algo]
+    greedy = job.algo == "reference_greedy"
+    with task.model.frozen() as lm:
+        if greedy:
+            episodes = respond(lm, task, prompts_for(job, task), 1, deterministic=True)
+        else:
+            episodes = best_of_n(lm, task, prompts_for(job, task), n, 1 + job.seed)
+    return {
+        **measured(job, episodes, best_of_n_kl(n), certain=greedy),
+        "curve": [],
+        "trained_tokens": 0,
+        "train_seconds": 0.0,
+        "tokens_per_second": None,
+    }
+
+
+def _ours(job: Job) -> dict[str, Any]:
+    from stable_baselines3.common.utils import LinearSchedule
+
+    from agents import TextMetricsCallback, make_algorithm
+    from agents.algorithms.table import algorithm
+    from agents.callbacks.token_budget import TokenBudget
+    from agents.policies.text_policy import respond_with
+    from llm_env.reward.models import FunctionReward
+
+    gold: Any = FunctionReward(job.compared.gold).function
+    row = algorithm(job.algo)
+    params = dict(job.params)
+    rate = params.pop("learning_rate", row.defaults["learning_rate"])
+    half = job.compared.mixed_precision
+    precision: dict[str, Any] = {} if half == "no" else {"mixed_precision": half}
+    model = make_algorithm(
+        job.algo,
+        env_kwargs={**env_kwargs(job), **precision, **params.pop("env_kwargs", {})},
+        seed=job.seed,
+        device="cpu",
+        learning_rate=LinearSchedule(rate, 0.0, 1.0),
+        **precision,
+        **params,
+    )
+    curve: list[list[float]] = []
+    metrics = TextMetricsCallback(gold=gold)
+    metrics.after_iteration = lambda: curve.append(  # type: ignore[method-assign]
+        [
+            metrics.tokens,
+            *(round(metrics.last.get(f"rollout/{k}", np.nan), 4) for k in ("rm_score", "gold_score", "kl")),
+        ]
+    )
+    idle = row.family in ("on-policy", "masked", "critic-free")  # else a step is a token
+    started = time.perf_counter()
+    model.learn(10**9 if idle else job.tokens, callback=[metrics, TokenBudget(metrics, job.tokens)], log_interval=None)  # type: ignore[arg-type]
+    seconds = time.perf_counter() - started
+    task = make_task(job)
+    greedy = row.family == "black box"
+    episodes = respond_with(model.policy, task, prompts_for(job, task), 1 + job.seed, deterministic=greedy)
+    return {
+        **measured(job, episodes, certain=greedy),
+        "curve": curve,
+        "trained_tokens": metrics.tokens,
+        "train_seconds": seconds,
+        "tokens_per_second": metrics.tokens / seconds,
+    }
+
+
+def _preference(job: Job) -> dict[str, Any]:
+    """On preferences: the labels', and its own responses', ranked by the reward model."""
+    from agents.policies.text_policy import actor_respond, load_actor
+    from llm_env.default_task import DEFAULT_REWARD_MODEL
+
+    task = make_task(job)
+    with tempfile.TemporaryDirectory() as work:
+        told = train_on_preferences(job, Path(work), job.reward_model or DEFAULT_REWARD_MODEL, task)
+        actor = load_actor(Path(work) / "run" / "actor", task)
+    episodes = actor_respond(actor, task, prompts_for(job, task), 1 + job.seed)
+    return {**measured(job, episodes), **told, "curve": [], "tokens_per_second": None}
+
+
+def _peer(job: Job) -> dict[str, Any]:
+    """TRL, in an environment of its own; its actor is answered with here, as ours are."""
+    from agents.policies.text_policy import actor_respond, load_actor
+    from llm_env.default_task import DEFAULT_MODEL, DEFAULT_PROMPTS, DEFAULT_REWARD_MODEL
+
+    task = make_task(job)
+    python = Path(job.peer_envs) / f"trl-{PEERS[job.algo]}" / "bin" / "python"
+    if not python.is_file():
+        raise FileNotFoundError(f"{job.algo}: there is no {python}; compare.py makes it with --peers.")
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        given = {
+            "algo": job.algo, "params": job.params, "seed": job.seed, "tokens": job.tokens, "kl_coef": job.kl_coef,
+            "max_new_tokens": task.settings.max_new_tokens, "actor": DEFAULT_MODEL, "reward_model": DEFAULT_REWARD_MODEL,
+            "prompts": DEFAULT_PROMPTS,
+        }  # fmt: skip
+        (work / "job.json").write_text(json.dumps(given), encoding="utf-8")
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        environment["OMP_NUM_THREADS"] = "1"
+        command = [str(python), str(PEER_SCRIPT), str(work / "job.json"), str(work / "out")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{job.algo} failed:\n{done.stderr[-3000:]}")
+        told = json.loads((work / "out" / "result.json").read_text(encoding="utf-8"))
+        actor = load_actor(work / "out" / "actor", task)
+        episodes = actor_respond(actor, task, prompts_for(job, task), 1 + job.seed)
+    seconds = told.pop("seconds")
+    rate = told["trained_tokens"] / seconds
+    return {**measured(job, episodes), **told, "train_seconds": seconds, "tokens_per_second": rate}
+
+
+def make_peer_environment(folder: Path, version: str) -> None:
+    """A virtual environment with one release of TRL, if it is not there yet."""
+    target = folder / f"trl-{version}"
+    if (target / "bin" / "python").is_file():
+        return
+    subprocess.run([sys.executable, "-m", "venv", str(target)], check=True)
+    constraints = Path(__file__).parents[3] / "constraints.txt"
+    pip = [str(target / "bin" / "python"), "-m", "pip", "install", "--quiet", "--constraint", str(constraints)]
+    subprocess.run([*pip, "torch"], check=True)
+    subprocess.run([*pip, f"trl=={version}", "transformers", "accelerate", "datasets"], check=True)

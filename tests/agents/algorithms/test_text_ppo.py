@@ -1,0 +1,161 @@
+"""GRPO against stock PPO, its groups, and DAPO's dynamic sampling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.logger import configure
+
+from agents import TextMetricsCallback, make_algorithm
+from agents.algorithms.grpo import GRPO
+from agents.rollouts.vec_env import text_env
+
+SMALL: dict[str, Any] = {"max_new_tokens": 6, "max_prompt_length": 12}
+
+
+def quiet(model: Any) -> Any:
+    model.set_logger(configure(None, []))
+    return model
+
+
+def test_with_everything_as_ppo_has_it_an_update_is_ppos() -> None:
+    common: dict[str, Any] = {
+        "n_envs": 8, "seed": 0, "env_kwargs": SMALL, "optimizer_class": torch.optim.SGD, "learning_rate": 1e-2,
+        "n_epochs": 2, "group_size": 2,
+    }  # fmt: skip
+    ours = quiet(make_algorithm("grpo", kl_in_loss=False, loss_aggregation="token", **common))
+    stock = quiet(
+        make_algorithm("rloo", rollout_buffer_kwargs={"advantages": "grpo", "whiten_advantages": False}, **common)
+    )
+    assert type(ours) is GRPO
+    assert type(stock) is not GRPO
+    start = [p.clone() for p in stock.policy.parameters()]
+    for model in (ours, stock):
+        model.set_random_seed(3)
+        model.learn(8 * 6)
+    moved = 0.0
+    for before, a, b in zip(start, ours.policy.parameters(), stock.policy.parameters(), strict=True):
+        step = (b - before).abs().max().item()
+        moved = max(moved, step)
+        torch.testing.assert_close(a, b, rtol=0, atol=max(1e-4 * step, 1e-8))
+    assert moved > 1e-5
+    assert ours.logger.name_to_value["train/approx_kl"] == pytest.approx(
+        float(stock.logger.name_to_value["train/approx_kl"]), rel=1e-3
+    )
+
+
+def test_a_group_shares_its_prompt_and_advantages_are_within_it() -> None:
+    model = make_algorithm("dr_grpo", n_envs=8, group_size=4, seed=0, env_kwargs=SMALL, learning_rate=0.0)
+    model.learn(8 * 6)
+    segments = model.rollout_buffer.segments  # type: ignore[attr-defined]
+    assert len(segments) == 8
+    groups: dict[int, list[Any]] = {}
+    for segment in segments:
+        groups.setdefault(segment.group, []).append(segment)
+    assert [len(members) for members in groups.values()] == [4, 4]
+    assert len({tuple(members[0].context) for members in groups.values()}) == 2
+    offsets = np.cumsum([0, *(len(s.actions) for s in segments)])
+    advantages = model.rollout_buffer.advantages
+    for members in groups.values():
+        assert len({tuple(m.context) for m in members}) == 1
+        scores = [m.episode.final_score for m in members]
+        for member in members:
+            i = segments.index(member)
+            own = advantages[offsets[i] : offsets[i + 1]]
+            # at learning rate 0 the actor is the reference: the KL part of the score is 0
+            np.testing.assert_allclose(own, member.episode.final_score - np.mean(scores), atol=1e-4)
+
+
+def test_the_kl_in_the_loss_pulls_back_to_the_reference() -> None:
+    def distance(kl_coef: float) -> float:
+        model = quiet(
+            make_algorithm(
+                "grpo", n_envs=16, group_size=4, seed=0, learning_rate=1e-3, env_kwargs={**SMALL, "kl_coef": kl_coef}
+            )
+        )
+        callback = TextMetricsCallback()
+        model.learn(16 * 6 * 8, callback=callback, log_interval=None)
+        rewards = model.rollout_buffer.rewards
+        assert np.count_nonzero(rewards) <= 16  # only scores: no KL in the reward
+        return float(callback.last["rollout/kl"])
+
+    free, bound = distance(0.0), distance(2.0)
+    assert bound < 0.5 * free
+
+
+def test_clip_higher_lets_ratios_rise_further() -> None:
+    def fraction(high: float | None) -> float:
+        model = quiet(
+            make_algorithm("grpo", n_envs=16, seed=0, env_kwargs=SMALL, learning_rate=3e-3, clip_range_high=high)
+        )
+        model.learn(16 * 6)
+        return float(model.logger.name_to_value["train/clip_fraction"])
+
+    assert fraction(5.0) < fraction(None)
+
+
+FLAT_AND_LIVELY = "tests.agents.algorithms.test_text_ppo:flat_and_lively"
+
+
+def flat_and_lively(prompts: list[str], responses: list[str]) -> list[float]:
+    """No spread for prompts with a question mark."""
+    return [0.0 if "?" in p else float(len(r)) for p, r in zip(prompts, responses, strict=True)]
+
+
+def test_dynamic_sampling_drops_flat_groups_and_collects_more() -> None:
+    model = quiet(
+        make_algorithm(
+            "grpo", n_envs=8, group_size=2, seed=0, max_resamples=6, batch_size=64,
+            env_kwargs={
+                **SMALL, "reward_model": FLAT_AND_LIVELY, "prompts": ["Is it?", "Was it?", "We were there."],
+            },
+        )
+    )  # fmt: skip
+    callback = TextMetricsCallback()
+    model.learn(1, callback=callback, log_interval=None)
+    buffer = model.rollout_buffer
+    assert all("?" not in s.episode.prompt.text for s in buffer.segments)
+    assert 1 <= buffer.n_groups <= 4
+    assert callback.iteration == 1  # to callbacks, one rollout
+    assert model.num_timesteps > 8 * 6
+    assert buffer._kept == []
+    assert text_env(model.env).tokens == callback.tokens
+
+
+def test_a_rollout_without_any_spread_is_kept_as_it_is() -> None:
+    model = quiet(
+        make_algorithm(
+            "grpo", n_envs=4, group_size=2, seed=0, max_resamples=1, batch_size=64,
+            env_kwargs={**SMALL, "reward_model": FLAT_AND_LIVELY, "prompts": ["Is it?"]},
+        )
+    )  # fmt: skip
+    model.learn(1)
+    assert (model.rollout_buffer.advantages == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss_aggregation": "mean"}, "loss_aggregation='mean' is not known"),
+        ({"clip_range_high": 0.0}, "clip_range_high=0.0 must be above 0"),
+        ({"max_resamples": -1}, "max_resamples=-1 must be at least 0"),
+        ({"group_size": 3}, "n_envs=4 must be a multiple of group_size=3"),
+        ({"group_size": 1}, "group_size must be at least 2"),
+        ({"episodes": "continuous"}, "needs episodes='synchronous'"),
+    ],
+)
+def test_bad_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_algorithm("grpo", n_envs=4, env_kwargs=SMALL, **settings)
+
+
+def test_a_saved_model_goes_on(tmp_path: Any) -> None:
+    model = make_algorithm("grpo", n_envs=4, group_size=2, seed=0, env_kwargs=SMALL, clip_range_high=0.3)
+    model.learn(4 * 6)
+    model.save(tmp_path / "m")
+    again = GRPO.load(tmp_path / "m", env=model.env)
+    assert (again.clip_range_high, again.loss_aggregation, again.kl_in_loss) == (0.3, "sequence", True)
+    again.learn(4 * 6)

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import subprocess
+import types
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import yaml
+
+from agents.cli import pipeline
+from agents.pipeline import report as pipeline_report
+from tests.browser import needs_browser, open_page
+from tests.conftest import ROOT
+
+TINY: dict[str, Any] = {
+    "text": {"script": "write_reviews", "reviews": 200, "heldout_reviews": 30},
+    "sft": {"script": "train_sft", "texts": "{text}/reviews.jsonl", "epochs": 0.2, "evaluations": 1},
+    "preferences": {
+        "script": "collect_preferences",
+        "actors": ["{sft}/actor"],
+        "prompts": "{text}/prompts.jsonl",
+        "n_prompts": 64,
+        "judge": "gold",
+    },
+    "reward": {
+        "script": "train_reward_model",
+        "model": "{sft}/actor",
+        "preferences": "{preferences}/rankings.jsonl",
+        "gold": "llm_env.default_task.gold:gold_score",
+        "evaluations": 1,
+        "learning_rate": 0.001,
+    },
+    "ppo": {
+        "script": "train",
+        "model": "{sft}/actor",
+        "reward_model": "{reward}/reward_model",
+        "prompts": "{text}/prompts.jsonl",
+        "eval_prompts": "{text}/heldout_prompts.jsonl",
+        "gold": "llm_env.default_task.gold:gold_score",
+        "n_envs": 8,
+        "max_new_tokens": 8,
+        "total_timesteps": 256,
+        "eval_every": 2,
+    },
+    "dpo": {
+        "script": "train_preference",
+        "model": "{sft}/actor",
+        "preferences": "{preferences}/rankings.jsonl",
+        "evaluations": 1,
+    },
+    "rounds": {
+        "script": "iterate",
+        "model": "{sft}/actor",
+        "prompts": "{text}/prompts.jsonl",
+        "judge": ["gold"],
+        "rounds": 1,
+        "prompts_per_round": 30,
+        "n_eval": 16,
+    },
+    "evaluation": {
+        "script": "evaluate",
+        "actor": "{ppo}/actor",
+        "n_prompts": 16,
+        "texts": "{text}/heldout_reviews.jsonl",
+    },
+}
+
+
+def config(path: Path, stages: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(stages, sort_keys=False), encoding="utf-8")
+    return path
+
+
+@pytest.mark.slow
+def test_all_stages_then_nothing_then_what_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    real = subprocess.run
+
+    def watched(words: list[str], **kwargs: Any) -> Any:
+        ran.append(Path(words[1]).stem + ("+resume" if "--resume" in words else ""))
+        return real(words, **kwargs)
+
+    monkeypatch.setattr(pipeline.subprocess, "run", watched)
+    folder = tmp_path / "out"
+    args = pipeline.Args(config(tmp_path / "c.yaml", TINY), folder)
+    assert pipeline.run(args) == 0
+    assert ran == [s["script"] for s in TINY.values()]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") >= 4
+    assert "http" not in page.replace("https://llm_env", "")
+
+    ran.clear()  # all there: nothing runs
+    assert pipeline.run(args) == 0
+    assert ran == []
+
+    changed = {**TINY, "evaluation": {**TINY["evaluation"], "n_prompts": 8}}  # only what is behind a change
+    assert pipeline.run(pipeline.Args(config(tmp_path / "c.yaml", changed), folder)) == 0
+    assert ran == ["evaluate"]
+
+    ran.clear()  # an output that somebody touched is made again, and what reads it
+    with (folder / "preferences" / "rankings.jsonl").open("a") as file:
+        file.write("\n")
+    assert pipeline.run(args) == 0
+    assert ran == ["collect_preferences"]  # the rankings come out the same, so what reads them stands
+
+    ran.clear()  # interrupted while under way: it goes on
+    whole = pipeline.Pipeline(pipeline.read_stages(args.config), folder, 0)
+    stage = whole._stage("ppo")
+    note = whole.note(stage)
+    assert note is not None
+    whole._keep(stage, pipeline.Note(note.inputs, None, note.seconds))
+    assert pipeline.run(args) == 0
+    assert ran[0] == "train+resume"
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ({"a": {"script": "trian"}}, "stage 'a': script='trian' is none of .* Did you mean 'train'"),
+        ({"a": {"script": "train", "model": "{b}/actor"}}, "{b} is no earlier stage; there is none"),
+        ({"a b": {"script": "train"}}, "letters, digits and underscores"),
+        ([], "must be a mapping"),
+    ],
+)
+def test_broken_configurations(tmp_path: Path, stages: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pipeline.read_stages(config(tmp_path / "c.yaml", stages))
+
+
+def test_a_folder_of_somebody_elses_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out" / "text").mkdir(parents=True)
+    (tmp_path / "out" / "text" / "mine.txt").write_text("precious")
+    args = pipeline.Args(config(tmp_path / "c.yaml", TINY), tmp_path / "out")
+    assert pipeline.run(args) == 1
+    assert "no stage of this pipeline made it" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "out" / "text" / "mine.txt").read_text() == "precious"
+
+
+def test_a_stage_that_fails_stops_the_rest(tmp_path: Path) -> None:
+    stages = {"text": {"script": "write_reviews", "reviews": 0}, "sft": {"script": "train_sft", "texts": "{text}/x"}}
+    assert pipeline.run(pipeline.Args(config(tmp_path / "c.yaml", stages), tmp_path / "out")) == 1
+    assert not (tmp_path / "out" / "sft").exists()
+
+
+def test_the_default_configurations_are_well_formed_and_have_all_scripts() -> None:
+    files = [ROOT / "scripts" / "configs" / name for name in ("rlhf_default.yaml", "dpo_default.yaml")]
+    stages = [stage for file in files for stage in pipeline.read_stages(file)]
+    assert {s.script for s in stages} == set(pipeline.SCRIPTS)
+    for stage in stages:  # every option is one that the script has
+        script = importlib.import_module(stage.script)
+        options = {f.name for f in dataclasses.fields(script.Args)}
+        assert set(stage.options) <= options, stage.name
+
+
+def test_the_evaluations_table_has_the_rows_that_somebody_has(tmp_path: Path) -> None:
+    one = {"mean": 1.0, "half_width": 0.25}
+    same = {
+        "n_prompts": 4, "rm_score": one, "reference_rm_score": one, "win_rate": 0.5, "kl": one, "response_length": one,
+        "reference_response_length": one, "diversity": {"self_bleu": 0.5, "distinct_2": 0.25}, "samples": [],
+        "reference_diversity": {"self_bleu": 0.5, "distinct_2": 0.25}, "gold_score": None, "reference_gold_score": None,
+        "against": None,
+    }  # fmt: skip
+    stages = [types.SimpleNamespace(name=name) for name in ("plain", "with_texts")]
+    for stage, perplexity in zip(stages, (None, 12.5), strict=True):
+        folder = tmp_path / stage.name
+        folder.mkdir()
+        report = {**same, "perplexity": perplexity, "reference_perplexity": perplexity}
+        (folder / "evaluation.json").write_text(json.dumps(report))
+    asked: Any = types.SimpleNamespace(folders={s.name: tmp_path / s.name for s in stages})
+    page = pipeline_report.evaluation(asked, cast(Any, stages))
+    assert "perplexity" in page
+    assert "12.50" in page
+    assert "gold score" not in page
+    assert "another actor" not in page
+    stage: Any = types.SimpleNamespace(name="rounds")
+    assert pipeline_report.heading(stage, "rounds") == "<h2>rounds</h2>"
+    assert pipeline_report.heading(stage, "dpo") == "<h2>rounds: dpo</h2>"
+
+
+@needs_browser
+@pytest.mark.slow
+def test_the_report_in_a_browser(tmp_path: Path) -> None:
+    stages = {k: v for k, v in TINY.items() if k in ("text", "sft", "preferences", "dpo", "rounds")}
+    folder = tmp_path / "out"
+    assert pipeline.run(pipeline.Args(config(tmp_path / "c.yaml", stages), folder)) == 0
+    with open_page(f"file://{folder / 'report.html'}") as page:
+        assert page.title() == "RLHF report"
+        widths = page.evaluate("[...document.images].map(image => image.naturalWidth)")
+        assert widths
+        assert min(widths) > 300  # drawn, not broken
+        assert page.locator("h2").count() == 5  # of the texts there is no section; the configuration has one
+        samples = json.loads((folder / "sft" / "sft.json").read_text())["samples"]
+        assert samples[0]["response"].strip() in page.locator("body").inner_text()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 1100
+        assert not page.errors

@@ -1,0 +1,146 @@
+"""The page on which people rank: its file of answers, and the whole of it in a browser."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from agents.preferences.page import Answers, Question
+from agents.preferences.records import Candidates, Response, read_rankings
+from tests.browser import needs_browser, open_page
+from tests.conftest import ROOT
+
+
+def candidates(count: int = 3) -> list[Candidates]:
+    return [
+        Candidates(f"p{i}", f"Question {i}?", tuple(Response(f"r{k}", f" Answer {k} to {i}.") for k in range(3)))
+        for i in range(count)
+    ]
+
+
+def test_answers_are_kept_at_once_and_found_again(tmp_path: Path) -> None:
+    path = tmp_path / "rankings.jsonl"
+    questions = [Question(c) for c in candidates()]
+    answers = Answers(path, questions)
+    answers.add("ann", 0, [2, 1, 2])
+    answers.add("ann", 1, None)
+    assert [r["ranking"] for r in map(json.loads, path.read_text().splitlines())] == [[["r1"], ["r0", "r2"]], []]
+    again = Answers(path, questions)
+    assert again.next("ann") == 2
+    assert again.next("bob") == 0
+    assert again.done("ann") == 2
+    assert again.given["ann", "p1", None].all_bad
+
+
+def test_a_line_that_a_crash_left_unfinished_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "rankings.jsonl"
+    questions = [Question(c) for c in candidates()]
+    Answers(path, questions).add("ann", 0, [1, 2, 3])
+    with path.open("a") as file:
+        file.write('{"id": "p1", "prompt": "Quest')
+    answers = Answers(path, questions)
+    assert answers.next("ann") == 1
+    answers.add("ann", 1, [3, 2, 1])
+    assert len(read_rankings(path)) == 2
+
+
+def test_skipped_questions_come_last_and_for_that_annotator_only(tmp_path: Path) -> None:
+    answers = Answers(tmp_path / "rankings.jsonl", [Question(c) for c in candidates()])
+    answers.skip("ann", 0)
+    answers.skip("ann", 1)
+    assert answers.next("ann") == 2
+    assert answers.next("bob") == 0
+    answers.add("ann", 2, [1, 2, 3])
+    assert answers.next("ann") == 0
+    answers.skip("ann", 0)
+    assert answers.next("ann") == 1
+
+
+def test_the_order_is_blind_random_and_the_same_after_a_restart() -> None:
+    orders = {tuple(Question(c).order(name)) for c in candidates(8) for name in ("ann", "bob")}
+    assert len(orders) > 3
+    assert Question(candidates()[0]).order("ann") == Question(candidates()[0]).order("ann")
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def start_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, str(ROOT / "scripts" / "collect_preferences.py"), "--output-dir", str(folder)]
+    server = subprocess.Popen([*command, "--people", "True", "--port", str(port)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=1).read()
+            return server
+        except OSError:
+            if server.poll() is not None:
+                break
+            time.sleep(0.2)
+    server.kill()
+    raise AssertionError("the page did not come up")
+
+
+def rank_by_text(page, expected_done: int) -> None:
+    """Gives the response whose answer has the lowest number the best rank, whatever the order on the page."""
+    for place in range(3):
+        text = page.locator(f"#response{place} textarea").input_value()
+        number = int(text.split()[1])
+        page.locator(f"#rank{place} label").filter(has_text=str(number + 1)).click()
+    page.locator("#submit").click()
+    page.wait_for_function(f"document.querySelector('#status').innerText.includes('{expected_done} ')")
+    page.wait_for_timeout(300)
+
+
+@needs_browser
+@pytest.mark.slow
+def test_ranking_in_a_browser_survives_a_killed_server(tmp_path: Path) -> None:
+    pytest.importorskip("gradio")
+    (tmp_path / "responses.jsonl").write_text("".join(json.dumps(c.to_json()) + "\n" for c in candidates()))
+    port = free_port()
+    server = start_server(tmp_path, port)
+    try:
+        with open_page(f"http://127.0.0.1:{port}") as page:
+            page.locator("#begin").wait_for()
+            page.locator("#name textarea, #name input").first.fill("ann")
+            page.locator("#begin").click()
+            page.locator("#response0").wait_for()
+            assert "Question 0" in page.locator("#prompt textarea").input_value()
+            shown = [page.locator(f"#response{i} textarea").input_value() for i in range(3)]
+            assert sorted(shown) == [f"Answer {k} to 0." for k in range(3)]
+            rank_by_text(page, 1)
+            assert "Question 1" in page.locator("#prompt textarea").input_value()
+            rank_by_text(page, 2)
+            assert not page.errors
+        server.send_signal(signal.SIGKILL)
+        server.wait()
+        assert len(read_rankings(tmp_path / "rankings.jsonl")) == 2
+        server = start_server(tmp_path, port)
+        with open_page(f"http://127.0.0.1:{port}") as page:
+            page.locator("#begin").wait_for()
+            page.locator("#name textarea, #name input").first.fill("ann")
+            page.locator("#begin").click()
+            page.locator("#response0").wait_for()
+            assert "2 of 3" in page.locator("#status").inner_text()
+            assert "Question 2" in page.locator("#prompt textarea").input_value()
+            page.locator("#submit").click()  # nothing ranked yet: refused, with a reason
+            page.get_by_text("No rank yet").first.wait_for()
+            page.screenshot(path=str(tmp_path / "page.png"))
+            rank_by_text(page, 3)
+            assert "All 3 are done" in page.locator("#status").inner_text()
+    finally:
+        server.kill()
+        server.wait()
+    rankings = read_rankings(tmp_path / "rankings.jsonl")
+    assert [r.candidates.id for r in rankings] == ["p0", "p1", "p2"]
+    assert all(r.tiers == (("r0",), ("r1",), ("r2",)) and r.annotator == "ann" for r in rankings)

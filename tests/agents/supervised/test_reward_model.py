@@ -1,0 +1,395 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import tyro
+
+from agents.cli import train_reward_model as script
+from agents.preferences.judge import Judge, episode_of
+from agents.preferences.records import Candidates, Ranking, Response, read_rankings, write_jsonl
+from agents.preferences.sampling import Source, collect_responses
+from agents.supervised.reward_model.losses import centring_loss, pairwise_loss, plackett_luce_loss
+from agents.supervised.reward_model.report import (
+    JudgedPair,
+    bootstrap_interval,
+    calibration,
+    rank_correlation,
+    summarise,
+    worst_mistakes,
+)
+from agents.supervised.reward_model.trainer import RankingLoss, collate
+from agents.supervised.rows import encode_rankings
+from llm_env.default_task import DEFAULT_HELDOUT_PROMPTS, DEFAULT_MODEL, DEFAULT_PROMPTS
+from llm_env.lm.loading import load_tokenizer
+from llm_env.lm.names import LoadSettings
+from llm_env.reward.heads import Gate, load_gate
+from llm_env.reward.models import ClassifierReward, RewardModelError
+from llm_env.text.prompts import read_prompts
+
+CPU = LoadSettings("float32", "cpu")
+
+
+# ------------------------------------------------------------------------------------------------ losses
+def test_bradley_terry_by_hand() -> None:
+    scores = torch.tensor([1.0, 3.0])
+    assert pairwise_loss(scores, [0, 1]).item() == pytest.approx(-math.log(1 / (1 + math.exp(2))))
+    assert pairwise_loss(scores, [1, 0]).item() == pytest.approx(-math.log(1 / (1 + math.exp(-2))))
+    margins = torch.tensor([[0.0, 0.0], [0.5, 0.0]])
+    assert pairwise_loss(scores, [1, 0], margins).item() == pytest.approx(-math.log(1 / (1 + math.exp(-1.5))))
+    smooth = -0.9 * math.log(1 / (1 + math.exp(-2))) - 0.1 * math.log(1 / (1 + math.exp(2)))
+    assert pairwise_loss(scores, [1, 0], label_smoothing=0.1).item() == pytest.approx(smooth)
+
+
+def test_k_wise_is_the_mean_over_all_pairs_that_do_not_tie() -> None:
+    scores, tiers = torch.tensor([0.3, -1.0, 2.0, 0.7]), [1, 2, 0, 1]
+    want = [
+        -math.log(1 / (1 + math.exp(-(scores[i] - scores[j]))))
+        for i, j in permutations(range(4), 2)
+        if tiers[i] < tiers[j]
+    ]
+    assert len(want) == 5
+    assert pairwise_loss(scores, tiers).item() == pytest.approx(np.mean(want))
+    assert pairwise_loss(scores, [0, 0, 0, 0]).item() == 0
+
+
+def test_plackett_luce_sums_to_one_over_all_rankings_and_is_bradley_terry_for_two() -> None:
+    scores = torch.tensor([0.3, -1.0, 2.0], dtype=torch.float64)
+    total = sum(math.exp(-2 * plackett_luce_loss(scores, tiers).item()) for tiers in permutations(range(3)))
+    assert total == pytest.approx(1)  # the mean is over two choices
+    two = torch.tensor([0.4, 1.1])
+    assert plackett_luce_loss(two, [1, 0]).item() == pytest.approx(pairwise_loss(two, [1, 0]).item())
+    assert plackett_luce_loss(scores, [0, 0, 0]).item() == 0
+    tie = plackett_luce_loss(scores, [0, 0, 1]).item()
+    lse = torch.logsumexp(scores, 0).item()
+    assert tie == pytest.approx(np.mean([lse - 0.3, lse + 1.0]))
+
+
+@pytest.mark.parametrize("loss", [pairwise_loss, plackett_luce_loss])
+def test_gradients_of_the_losses_by_finite_differences(loss: Any) -> None:
+    scores = torch.tensor([0.3, -1.0, 2.0, 0.1], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda s: loss(s, [2, 0, 1, 1]), (scores,))
+
+
+def test_margins_by_rank_and_centring() -> None:
+    loss = RankingLoss("k_wise", margins="rank", margin_scale=0.5)
+    margins = loss._margins([0, 1, 2], None)
+    assert margins[0].tolist() == [0.0, 0.0, 0.5]  # one place apart: none; two: one more
+    given = RankingLoss("bradley_terry", margins="given")
+    scores = torch.tensor([1.0, 0.0])
+    assert given(scores, [0, 1], 1.0).item() == pytest.approx(math.log(2))
+    assert centring_loss(torch.tensor([1.0, 3.0])).item() == 16  # (1 + 3)², as Eisenstein et al. have it for a pair
+    with_term = RankingLoss("k_wise", centring=0.01)(torch.tensor([1.0, 3.0]), [1, 0]).item()
+    assert with_term == pytest.approx(pairwise_loss(torch.tensor([1.0, 3.0]), [1, 0]).item() + 0.16)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "elo"}, "loss='elo' is not known"),
+        ({"margins": "wide"}, "margins='wide' is not known"),
+        ({"label_smoothing": 0.5}, "label_smoothing=0.5"),
+        ({"name": "plackett_luce", "margins": "rank"}, "neither margins nor label smoothing"),
+        ({"centring": -1.0}, "must be at least 0"),
+    ],
+)
+def test_unusable_losses(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RankingLoss(**settings)
+
+
+# ------------------------------------------------------------------------------------------------ data
+def ranking(prompt: str, texts: list[str], tiers: list[list[str]], **more: Any) -> Ranking:
+    responses = tuple(Response(f"r{i}", t) for i, t in enumerate(texts))
+    return Ranking(Candidates(prompt, prompt, responses), tuple(map(tuple, tiers)), "x", **more)
+
+
+def test_rows_hold_what_the_environment_would_show_the_model() -> None:
+    tokenizer = load_tokenizer(DEFAULT_MODEL)
+    texts = [" The room was great.", " The room was poor.", " I left."]
+    one = ranking("How was the hotel?", texts, [["r0"], ["r1"], ["r2"]])
+    rows, left_out = encode_rankings([one], tokenizer, 64, False)
+    assert len(rows) == 1
+    assert rows[0]["ids"][1] == [
+        *tokenizer("How was the hotel?")["input_ids"],
+        *tokenizer(" The room was poor.", add_special_tokens=False)["input_ids"],
+        tokenizer.eos_token_id,
+    ]
+    assert rows[0]["tiers"] == [0, 1, 2]
+    pairs, _ = encode_rankings([one], tokenizer, 64, True)
+    assert [len(r["ids"]) for r in pairs] == [2, 2, 2]
+    batch = collate(pairs)
+    assert batch["lengths"].tolist() == [len(ids) for r in pairs for ids in r["ids"]]
+    nothing = [
+        ranking("A?", texts, [["r0", "r1", "r2"]]),
+        ranking("A?", texts, [], all_bad=True),
+        ranking("A?", [" Same.", " Same."], [["r0"], ["r1"]]),
+    ]
+    rows, left_out = encode_rankings(nothing, tokenizer, 64, False)
+    assert not rows
+    assert left_out == {"all bad": 1, "all tied": 1, "equal texts": 1, "cut": 0}
+
+
+# ------------------------------------------------------------------------------------------------ report
+def test_the_reports_numbers_by_hand() -> None:
+    pairs = [JudgedPair("p", "a b", "c", d, longer, group) for d, longer, group in
+             [(2.0, 1, 0), (1.0, -1, 0), (-0.5, 1, 1), (0.0, 0, 1)]]  # fmt: skip
+    report = summarise(pairs, [1.0, 2.0, 3.0], [10, 20, 15])
+    assert report["accuracy"] == (1 + 1 + 0 + 0.5) / 4
+    assert report["longer_is_better"] == (1 + 0 + 1 + 0.5) / 4
+    assert report["length_correlation"] == pytest.approx(0.5)
+    assert worst_mistakes(pairs)[0] == {"prompt": "p", "preferred": "a b", "model_prefers": "c", "by": 0.5}
+    assert rank_correlation(np.array([1.0, 2, 2, 3]), np.array([4.0, 5, 5, 9])) == pytest.approx(1)
+    low, high = bootstrap_interval(np.array([1.0] * 90 + [-1.0] * 10), np.arange(100))
+    assert low < 0.9 < high
+    assert high - low < 0.15
+    with pytest.raises(ValueError, match="no pair"):
+        summarise([], [], [])
+
+
+def test_a_calibrated_model_is_on_the_diagonal() -> None:
+    rng = np.random.default_rng(0)
+    true = rng.normal(0, 2, 20_000)
+    preferred = rng.random(20_000) < 1 / (1 + np.exp(-true))
+    curve = calibration(np.where(preferred, true, -true))
+    assert max(abs(b["predicted"] - b["observed"]) for b in curve) < 0.03
+    sure = calibration(np.where(preferred, 3 * true, -3 * true))  # three times too sure
+    assert max(b["predicted"] - b["observed"] for b in sure) > 0.1
+
+
+# ------------------------------------------------------------------------------------------------ training
+@pytest.fixture(scope="module")
+def preferences(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rankings of the embedded actor's responses by Bradley-Terry's annotator, and clean ones of held-out prompts."""
+    folder = tmp_path_factory.mktemp("preferences")
+    for name, source, count, noise in (
+        ("train", DEFAULT_PROMPTS, 900, 1.0),
+        ("test", DEFAULT_HELDOUT_PROMPTS, 100, 0.0),
+    ):
+        prompts = read_prompts(source)
+        some = [prompts[i] for i in np.random.default_rng(0).permutation(len(prompts))[:count]]
+        found = [
+            c for part in collect_responses(some, [Source(DEFAULT_MODEL)], CPU, 4, 64, 32, 0) for c in part.candidates
+        ]
+        write_jsonl(folder / f"{name}.jsonl", [r.to_json() for r in Judge("gold", CPU, noise).rank(found)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def many(preferences: Path) -> Path:
+    """The same with three sets of responses to each training prompt, for what has to be learned well."""
+    prompts = read_prompts(DEFAULT_PROMPTS) * 3
+    found = [
+        c for part in collect_responses(prompts, [Source(DEFAULT_MODEL)], CPU, 4, 64, 32, 1) for c in part.candidates
+    ]
+    write_jsonl(preferences / "many.jsonl", [r.to_json() for r in Judge("gold", CPU, 1.0).rank(found)])
+    return preferences
+
+
+def train(folder: Path, output: Path, *extra: str, train_file: str = "train.jsonl") -> int:
+    arguments = ["--preferences", str(folder / train_file), "--eval-preferences", str(folder / "test.jsonl")]
+    arguments += ["--output-dir", str(output), "--device", "cpu", "--learning-rate", "1e-3", "--epochs", "2"]
+    args = tyro.cli(script.Args, args=[*arguments, *extra], config=(tyro.conf.FlagConversionOff,))
+    return script.run(args)
+
+
+def report_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["bradley_terry", "k_wise", "plackett_luce"])
+def test_each_loss_recovers_the_gold_order_on_held_out_prompts(many: Path, tmp_path: Path, loss: str) -> None:
+    extra = ["--loss", loss, "--gold", "llm_env.default_task.gold:gold_score", "--epochs", "1"]
+    if loss == "bradley_terry":  # a pair is an element: as many updates
+        extra += ["--batch-size", "192"]
+    assert train(many, tmp_path / "rm", *extra, train_file="many.jsonl") == 0
+    report = report_of(tmp_path / "rm")
+    assert report["gold_accuracy"] >= 0.9
+    assert report["accuracy_interval"][0] > 0.85
+    # on load, scores have mean 0 and variance 1 on the training responses
+    tokenizer = load_tokenizer(DEFAULT_MODEL)
+    model = ClassifierReward(str(tmp_path / "rm" / "reward_model"), CPU, tokenizer)
+    rankings = read_rankings(many / "many.jsonl")[:300]
+    scores = model.score([episode_of(r.candidates.prompt, c, model) for r in rankings for c in r.candidates.responses])
+    assert abs(np.mean(scores)) < 0.15
+    assert np.std(scores) == pytest.approx(1, abs=0.15)
+    assert (tmp_path / "rm" / "report.png").is_file()
+    assert "preferred:" in (tmp_path / "rm" / "mistakes.md").read_text()
+
+
+@pytest.mark.slow
+def test_shuffled_labels_teach_nothing(preferences: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    shuffled = []
+    for r in read_rankings(preferences / "train.jsonl"):
+        names = rng.permutation([n for tier in r.tiers for n in tier]).tolist()
+        shuffled.append(dataclasses.replace(r, tiers=tuple((n,) for n in names)).to_json())
+    write_jsonl(preferences / "shuffled.jsonl", shuffled)
+    assert train(preferences, tmp_path / "rm", train_file="shuffled.jsonl") == 0
+    assert abs(report_of(tmp_path / "rm")["accuracy"] - 0.5) < 0.2
+
+
+def test_leaked_prompts_are_refused(preferences: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (preferences / "test.jsonl").read_text().splitlines()
+    (preferences / "leaky.jsonl").write_text(
+        "\n".join([*(preferences / "train.jsonl").read_text().splitlines(), lines[5]])
+    )
+    assert train(preferences, tmp_path / "rm", train_file="leaky.jsonl") == 1
+    error = " ".join(capsys.readouterr().err.split())
+    assert "test.jsonl, line 6: this prompt is among the training preferences too" in error
+    assert not (tmp_path / "rm").exists()
+
+
+QUICK = ("--epochs", "0.1", "--evaluations", "1")
+
+
+@pytest.mark.parametrize("gate", [False, True])
+def test_heads_are_put_together_by_weights_or_a_gate(preferences: Path, tmp_path: Path, gate: bool) -> None:
+    rankings = read_rankings(preferences / "train.jsonl")[:60]
+    aspects = ["good", "polite", None]
+    labelled = [dataclasses.replace(r, aspect=aspects[i % 3]).to_json() for i, r in enumerate(rankings)]
+    write_jsonl(preferences / "aspects.jsonl", labelled)
+    extra = ["--heads", "good", "polite", *(["--gate", "True"] if gate else ["--head-weights", "0.8", "0.2"])]
+    assert train(preferences, tmp_path / "rm", *extra, "--epochs", "1", train_file="aspects.jsonl") == 0
+    folder = tmp_path / "rm" / "reward_model"
+    tokenizer = load_tokenizer(DEFAULT_MODEL)
+    model = ClassifierReward(str(folder), CPU, tokenizer)
+    assert model.heads == ["good", "polite"]
+    episodes = [episode_of("How was the hotel?", Response("a", t), model) for t in (" Fine.", " The room was awful.")]
+    got = model.score(episodes)
+    want = []
+    for e in episodes:  # the same by hand
+        hidden = model.model.base_model(torch.tensor([e.ids])).last_hidden_state[0]
+        heads = model.model.score(hidden[-1])
+        if gate:
+            own = load_gate(str(folder), hidden.shape[-1], 2)
+            weights = own(hidden[len(e.prompt.ids) - 1][None])[0]
+            assert weights.sum().item() == pytest.approx(1)
+        else:
+            weights = torch.tensor([0.8, 0.2])
+        want.append((((heads * weights).sum().item()) - model.mean) / model.std)
+    assert got == pytest.approx(want, abs=1e-4)
+    assert got[0] != got[1]
+    if not gate:  # fixed weights are one linear head, so a critic can start there
+        from agents import make_algorithm
+
+        env = {"reward_model": str(folder), "model": DEFAULT_MODEL, "prompts": ["Hi"], "max_new_tokens": 4}
+        assert make_algorithm("ppo", n_envs=2, env_kwargs=env).policy_kwargs["critic"] == "reward_model"
+
+
+def test_a_gate_begins_with_equal_parts() -> None:
+    assert Gate(8, 4)(torch.randn(3, 8)).tolist() == [[0.25] * 4] * 3
+
+
+def test_freezing_dropout_and_lora(preferences: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    before = load_file(Path(DEFAULT_MODEL) / "model.safetensors")
+    assert train(preferences, tmp_path / "frozen", "--freeze-layers", "3", "--dropout", "0.1", *QUICK) == 0
+    after = load_file(tmp_path / "frozen" / "reward_model" / "model.safetensors")
+    moved = {n for n, w in after.items() if n in before and not torch.equal(w, before[n])}
+    assert not [n for n in moved if ".layers.0." in n or ".layers.2." in n or "embed" in n]
+    assert [n for n in moved if ".layers.3." in n]
+    config = json.loads((tmp_path / "frozen" / "reward_model" / "config.json").read_text())
+    assert config["attention_dropout"] == 0
+    assert train(preferences, tmp_path / "lora", "--lora-rank", "4", *QUICK) == 0
+    assert report_of(tmp_path / "lora")["pairs"] > 0
+
+
+def test_early_stopping_keeps_the_best(preferences: Path, tmp_path: Path) -> None:
+    extra = ["--early-stopping", "1", "--evaluations", "6", "--learning-rate", "1e-7", "--epochs", "0.5"]
+    assert train(preferences, tmp_path / "rm", *extra) == 0
+    log = [e["eval_accuracy"] for e in report_of(tmp_path / "rm")["log"] if "eval_accuracy" in e]
+    assert len(log) < 6
+
+
+def test_a_run_that_stopped_goes_on(preferences: Path, tmp_path: Path) -> None:
+    """Weights of a run that was interrupted after its first checkpoint and one that was not."""
+    from agents.supervised.trainer import StageProgress
+
+    class Stop(StageProgress):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            raise KeyboardInterrupt
+
+    settings = ["--epochs", "0.3", "--evaluations", "2"]
+    assert train(preferences, tmp_path / "whole", *settings) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("agents.supervised.trainer.StageProgress", Stop)
+        assert train(preferences, tmp_path / "parts", *settings) == 130
+    assert train(preferences, tmp_path / "parts", *settings) == 1  # without --resume: refused
+    assert train(preferences, tmp_path / "parts", *settings, "--resume", "True") == 0
+    one, other = (report_of(tmp_path / n) for n in ("whole", "parts"))
+    assert one["accuracy"] == other["accuracy"]
+    assert one["score_mean"] == pytest.approx(other["score_mean"], abs=1e-6)
+
+
+def test_packed_and_padded_scores_agree(preferences: Path, tmp_path: Path) -> None:
+    """One device reads without padding, several through the whole model: the same loss."""
+    assert train(preferences, tmp_path / "packed", *QUICK) == 0
+    assert train(preferences, tmp_path / "padded", *QUICK, "--gradient-checkpointing", "True") == 0
+    one, other = (report_of(tmp_path / n) for n in ("packed", "padded"))
+    assert one["log"][0]["loss"] == pytest.approx(other["log"][0]["loss"], abs=1e-4)
+    assert one["score_mean"] == pytest.approx(other["score_mean"], abs=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (("--loss", "elo"), "loss='elo' is not known"),
+        (("--gate", "True"), "name them: --heads"),
+        (("--heads", "good"), "two or more different aspects"),
+        (("--heads", "a", "b", "--head-weights", "1"), "must be one for each"),
+        (("--freeze-layers", "9"), "has 4 layers"),
+        (("--micro-batch-size", "5"), "must divide batch_size"),
+        (("--model", "/no/such/folder"), "there is no such folder"),
+        (("--gold", "nothing:here"), "cannot be imported"),
+    ],
+)
+def test_bad_settings(
+    preferences: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: tuple[str, ...], message: str
+) -> None:
+    assert train(preferences, tmp_path / "rm", *extra) == 1
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_empty_split_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "train.jsonl").write_text("")
+    (tmp_path / "test.jsonl").write_text("")
+    assert train(tmp_path, tmp_path / "rm") == 1
+    assert "is empty; at least one is needed" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_reward_model_of_another_vocabulary_is_named(model_folder: Any, tmp_path: Path) -> None:
+    """Its tokenizer knows tokens that the model does not."""
+    import shutil
+
+    folder = tmp_path / "rm"
+    shutil.copytree(model_folder("llama", 1), folder)
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.add_tokens(["superb"])
+    tokenizer.save_pretrained(folder)
+    model = ClassifierReward(str(folder), CPU, load_tokenizer(DEFAULT_MODEL))
+    with pytest.raises(RewardModelError, match="gives token 1024, the model has 1024"):
+        model.score([episode_of("How?", Response("a", " superb"), model)])
+
+
+def test_encoders_can_be_reward_models(preferences: Path, tmp_path: Path) -> None:
+    import transformers
+
+    from tests.conftest import save_model
+
+    config = transformers.BertConfig(
+        vocab_size=1024, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, num_labels=1
+    )
+    torch.manual_seed(0)
+    folder = save_model(tmp_path / "bert", transformers.BertForSequenceClassification(config))
+    assert train(preferences, tmp_path / "rm", "--model", folder, *QUICK) == 0
+    assert report_of(tmp_path / "rm")["pairs"] > 0

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import tyro
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from agents.cli import train_sft, write_reviews
+from agents.supervised.sft import text_perplexity
+from llm_env.default_task import DEFAULT_MODEL
+from llm_env.lm.loading import load_tokenizer
+from llm_env.text.texts import EncodedText
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    assert write_reviews.run(write_reviews.Args(folder, reviews=300, heldout_reviews=60)) == 0
+    return folder
+
+
+def tune(text: Path, output: Path, *extra: str) -> int:
+    arguments = ["--texts", str(text / "reviews.jsonl"), "--heldout-texts", str(text / "heldout_reviews.jsonl")]
+    arguments += ["--output-dir", str(output), "--device", "cpu", "--n-samples", "2"]
+    args = tyro.cli(train_sft.Args, args=[*arguments, *extra], config=(tyro.conf.FlagConversionOff,))
+    return train_sft.run(args)
+
+
+def test_no_topic_stands_on_both_sides(text: Path) -> None:
+    from llm_env.default_task.grammar import topic_of
+
+    sides = []
+    for name in ("", "heldout_"):
+        records = [json.loads(x) for x in (text / f"{name}reviews.jsonl").read_text().splitlines()]
+        prompts = [json.loads(x)["prompt"] for x in (text / f"{name}prompts.jsonl").read_text().splitlines()]
+        sides.append({topic_of(r["prompt"]) for r in records} | {topic_of(p) for p in prompts})
+    assert not sides[0] & sides[1]
+
+
+def test_new_weights_learn_the_texts(text: Path, tmp_path: Path) -> None:
+    extra = ["--from-scratch", "True", "--learning-rate", "3e-3", "--epochs", "2", "--max-length", "64"]
+    assert tune(text, tmp_path / "sft", *extra) == 0
+    report = json.loads((tmp_path / "sft" / "sft.json").read_text())
+    assert report["perplexity_before"] > 900  # as likely as any other of 1,024 tokens
+    assert report["perplexity"] < 300
+    assert len(report["samples"]) == 2
+    assert (tmp_path / "sft" / "sft.png").is_file()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "sft" / "actor")
+    assert model.config.use_cache
+
+
+def test_perplexity_is_exp_of_the_mean_loss() -> None:
+    tokenizer = load_tokenizer(DEFAULT_MODEL)
+    model = AutoModelForCausalLM.from_pretrained(DEFAULT_MODEL).eval()
+    texts = [EncodedText([1, 20, 30, 40, 2], 2), EncodedText([1, 50, 60, 2], 1)]
+    losses = []
+    for t in texts:
+        logits = torch.log_softmax(model(torch.tensor([t.ids])).logits[0], -1)
+        losses += [-logits[i - 1, t.ids[i]].item() for i in range(t.start, len(t.ids))]
+    want = float(torch.tensor(losses).mean().exp())
+    assert text_perplexity(model, tokenizer, texts) == pytest.approx(want, rel=1e-4)
+
+
+def first_loss(folder: Path) -> float:
+    return json.loads((folder / "sft.json").read_text())["log"][0]["loss"]
+
+
+def test_the_loss_is_on_the_response_only_where_asked(text: Path, tmp_path: Path) -> None:
+    quick = ["--epochs", "0.1", "--evaluations", "1", "--learning-rate", "1e-9"]
+    assert tune(text, tmp_path / "response", *quick) == 0
+    assert tune(text, tmp_path / "all", *quick, "--response-only", "False") == 0
+    report = json.loads((tmp_path / "response" / "sft.json").read_text())
+    # the embedded actor has read reviews, not prompts, and finds these less likely
+    assert first_loss(tmp_path / "response") < 1.3
+    assert first_loss(tmp_path / "all") > first_loss(tmp_path / "response") + 0.5
+    assert report["perplexity"] == pytest.approx(report["perplexity_before"], rel=1e-3)
+
+
+def test_lora_is_merged_and_the_base_unchanged_in_shape(text: Path, tmp_path: Path) -> None:
+    assert tune(text, tmp_path / "lora", "--lora-rank", "4", "--epochs", "0.2", "--learning-rate", "1e-2") == 0
+    before = load_file(Path(DEFAULT_MODEL) / "model.safetensors")
+    after = load_file(tmp_path / "lora" / "actor" / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[n], after[n]) for n in before)
+
+
+def test_a_run_that_stopped_goes_on(text: Path, tmp_path: Path) -> None:
+    from agents.supervised.trainer import StageProgress
+
+    class Stop(StageProgress):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            raise KeyboardInterrupt
+
+    settings = ["--epochs", "1", "--evaluations", "2"]
+    assert tune(text, tmp_path / "whole", *settings) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("agents.supervised.trainer.StageProgress", Stop)
+        assert tune(text, tmp_path / "parts", *settings) == 130
+    assert tune(text, tmp_path / "parts", *settings) == 1
+    assert tune(text, tmp_path / "parts", *settings, "--resume", "True") == 0
+    one, other = (load_file(tmp_path / n / "actor" / "model.safetensors") for n in ("whole", "parts"))
+    assert all(torch.equal(one[n], other[n]) for n in one)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (("--learning-rate", "-1"), "learning_rate=-1.0"),
+        (("--lr-schedule", "wavy"), "lr_schedule='wavy' is not known"),
+        (("--max-length", "1"), "max_length=1"),
+        (("--max-length", "5"), "No token is left to learn"),
+        (("--texts", "/no/such.jsonl"), "there is no such file"),
+        (("--resume", "True"), "there is nothing to go on with"),
+    ],
+)
+def test_bad_settings(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: tuple[str, ...], message: str
+) -> None:
+    assert tune(text, tmp_path / "sft", *extra) == 1
+    assert message in " ".join(capsys.readouterr().err.split())

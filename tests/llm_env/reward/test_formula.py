@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from llm_env.reward.formula import overlong_share, token_rewards
+from llm_env.reward.kl import kl_k1, kl_k2, kl_k3
+from llm_env.rollout import respond
+from llm_env.settings import TaskSettings
+from llm_env.task import TextTask
+
+
+def test_token_rewards_by_hand() -> None:
+    # two tokens, beta 0.5, score 3: r_1 = -0.5 (-1 + 2) = -0.5; r_2 = -0.5 (-0.2 + 0.6) + 3 = 2.8
+    assert_allclose(token_rewards([-2.0, -0.6], 3.0, 0.5, [-1.0, -0.2]), [-0.5, 2.8])
+    # the environment's part alone: -0.5 * 2 and -0.5 * 0.6 + 3
+    assert_allclose(token_rewards([-2.0, -0.6], 3.0, 0.5), [-1.0, 2.7])
+
+
+def test_token_rewards_of_an_unfinished_response_have_no_score() -> None:
+    assert_allclose(token_rewards([-2.0, -0.6], None, 0.5, [-2.0, -0.6]), [0.0, 0.0])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_kl_estimators_agree_with_the_exact_kl(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    p, q = rng.dirichlet(np.ones(6)), rng.dirichlet(np.ones(6))
+    exact = float((p * np.log(p / q)).sum())
+    # expectations under p, taken exactly
+    for estimator, expected in ((kl_k1, exact), (kl_k3, exact)):
+        assert math.isclose(float((p * estimator(np.log(p), np.log(q))).sum()), expected, rel_tol=1e-9)
+    assert float((p * kl_k2(np.log(p), np.log(q))).sum()) == pytest.approx(float((p * np.log(p / q) ** 2).sum()) / 2)
+    assert (kl_k3(np.log(p), np.log(q)) >= 0).all()
+    assert (kl_k2(np.log(p), np.log(q)) >= 0).all()
+
+
+def test_overlong_share_by_hand() -> None:
+    # cap 10, buffer 4: nothing up to 6 tokens, then a quarter a token
+    assert [overlong_share(n, 10, 4) for n in (1, 6, 7, 9, 10)] == [0.0, 0.0, 0.25, 0.75, 1.0]
+    assert [overlong_share(n, 10, 0) for n in (9, 10)] == [0.0, 1.0]
+
+
+def test_a_long_response_is_paid_less_and_its_score_is_reported_whole() -> None:
+    task = TextTask(TaskSettings(max_new_tokens=8, overlong_buffer=4, overlong_penalty=2.0))
+    with task.model.frozen() as lm:
+        episodes = respond(lm, task, task.prompts.spread(24), 0)
+    lengths = {len(e.response_ids) for e in episodes}
+    assert max(lengths) == 8
+    assert min(lengths) < 8
+    for episode in episodes:
+        assert episode.rm_score is not None
+        assert episode.final_score == pytest.approx(
+            episode.rm_score - 2.0 * overlong_share(len(episode.response_ids), 8, 4)
+        )
+    with pytest.raises(ValueError, match="overlong_buffer=9 must be at most max_new_tokens=8"):
+        TaskSettings(max_new_tokens=8, overlong_buffer=9)

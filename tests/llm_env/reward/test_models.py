@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, LlamaConfig
+
+from llm_env.default_task import DEFAULT_MODEL, DEFAULT_REWARD_MODEL
+from llm_env.episode import Episode
+from llm_env.lm.loading import load_tokenizer
+from llm_env.lm.names import LoadSettings
+from llm_env.reward.models import ClassifierReward, RewardModelError, load_reward_model
+from llm_env.text.prompts import Prompt
+from tests.conftest import SIZE, WIDE, save_model
+
+LOAD = LoadSettings("float32", "cpu")
+TOKENIZER = load_tokenizer(DEFAULT_MODEL)
+
+
+def episode(prompt: str, response: str, end: bool = True) -> Episode:
+    ids = TOKENIZER.encode(response, add_special_tokens=False) + ([2] if end else [])
+    return Episode(
+        Prompt(prompt, tuple(TOKENIZER(prompt)["input_ids"])), ids, done=True, has_end=end, response_text=response
+    )
+
+
+EPISODES = [
+    episode("How was the hotel?", " The room was lovely."),
+    episode("Review of the zoo:", " The", end=False),
+    episode("One opinion on the new video game:", " I hated the map. The designer was kind. They are all clowns."),
+]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "bloom", "gpt_neox", "qwen2"])
+def test_a_batched_score_is_the_models_own_of_that_sequence_alone(
+    model_folder: Callable[..., str], family: str
+) -> None:
+    folder = model_folder(family, 1)
+    reward = ClassifierReward(folder, LOAD, load_tokenizer(folder))
+    assert reward.shares_tokenizer
+    scores = reward.score(EPISODES)
+    for e, got in zip(EPISODES, scores, strict=True):
+        with torch.no_grad():
+            want = reward.model(input_ids=torch.tensor([e.ids])).logits[0, 0].item()
+        assert got == pytest.approx(want, rel=1e-4, abs=1e-4)
+    assert len({round(s, 4) for s in scores}) == 3
+
+
+def test_the_default_is_normalised_as_its_configuration_says() -> None:
+    reward = ClassifierReward(DEFAULT_REWARD_MODEL, LOAD, TOKENIZER)
+    with torch.no_grad():
+        raw = reward.model(input_ids=torch.tensor([EPISODES[0].ids])).logits[0, 0].item()
+    assert reward.score(EPISODES[:1])[0] == pytest.approx((raw - reward.mean) / reward.std, abs=1e-4)
+    assert reward.std != 1.0
+
+
+def test_another_tokenizer_reads_the_text(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(DEFAULT_MODEL)
+    tokenizer.add_tokens(["zzz"])  # same text, but no longer the same ids
+    config = LlamaConfig(**{**SIZE, "vocab_size": 1025}, **WIDE, num_labels=1)
+    folder = save_model(tmp_path / "rm", AutoModelForSequenceClassification.from_config(config), tokenizer)
+    reward = ClassifierReward(folder, LOAD, TOKENIZER)
+    assert not reward.shares_tokenizer
+    e = EPISODES[0]
+    want = tokenizer(e.prompt.text + e.response_text)["input_ids"]
+    assert reward.token_ids(e) == want
+    with torch.no_grad():
+        assert reward.score([e])[0] == pytest.approx(
+            reward.model(input_ids=torch.tensor([want])).logits[0, 0].item(), abs=1e-4
+        )
+
+
+def test_an_encoder_is_masked_not_mixed_with_its_padding(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(DEFAULT_MODEL)
+    config = BertConfig(
+        vocab_size=1024, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, num_labels=1
+    )
+    folder = save_model(tmp_path / "rm", AutoModelForSequenceClassification.from_config(config), tokenizer)
+    reward = ClassifierReward(folder, LOAD, TOKENIZER)
+    together = reward.score(EPISODES)
+    alone = [reward.score([e])[0] for e in EPISODES]
+    assert together == pytest.approx(alone, abs=1e-5)
+
+
+def test_functions_and_weighted_sums() -> None:
+    one = load_reward_model("tests.conftest:count_dots", LOAD, TOKENIZER)
+    assert one.score(EPISODES) == [1.0, 0.0, 3.0]
+    both = load_reward_model(
+        [["tests.conftest:count_dots", 2.0], ["llm_env.default_task.gold:gold_score", 0.5]], LOAD, TOKENIZER
+    )
+    from llm_env.default_task.gold import gold_score
+
+    gold = gold_score([""] * 3, [e.response_text for e in EPISODES])
+    assert both.score(EPISODES) == pytest.approx([2 + gold[0] / 2, gold[1] / 2, 6 + gold[2] / 2])
+
+
+def raises(prompts: list[str], responses: list[str]) -> list[float]:
+    raise KeyError("broken")
+
+
+def too_few(prompts: list[str], responses: list[str]) -> list[float]:
+    return [0.0] * (len(responses) - 1)
+
+
+def nan(prompts: list[str], responses: list[str]) -> list[float]:
+    return [math.nan] * len(responses)
+
+
+def infinite(prompts: list[str], responses: list[str]) -> list[float]:
+    return [math.inf] * len(responses)
+
+
+def text(prompts: list[str], responses: list[str]) -> list[str]:
+    return ["good"] * len(responses)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("raises", "raised KeyError"),
+        ("too_few", "returned 2 scores for 3 responses"),
+        ("nan", "returned nan for response 0"),
+        ("infinite", "returned inf for response 0"),
+        ("text", "must return one float"),
+    ],
+)
+def test_a_function_that_fails_is_named(name: str, message: str) -> None:
+    reward = load_reward_model(f"tests.llm_env.reward.test_models:{name}", LOAD, TOKENIZER)
+    with pytest.raises(RewardModelError, match=f"tests.llm_env.reward.test_models:{name}.*{message}"):
+        reward.score(EPISODES)
+
+
+def test_unusable_names(model_folder: Callable[..., str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has 2 labels"):
+        load_reward_model(model_folder("llama", 2), LOAD, TOKENIZER)
+    with pytest.raises(ValueError, match="not a sequence-classification model"):
+        load_reward_model(model_folder("llama"), LOAD, TOKENIZER)
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        load_reward_model(str(tmp_path), LOAD, TOKENIZER)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        load_reward_model("/nowhere/at/all", LOAD, TOKENIZER)
+    with pytest.raises(ValueError, match="cannot be imported"):
+        load_reward_model("no_such_module:f", LOAD, TOKENIZER)
+    with pytest.raises(ValueError, match="has no 'g'"):
+        load_reward_model("llm_env.default_task.gold:g", LOAD, TOKENIZER)
+    with pytest.raises(ValueError, match="empty list"):
+        load_reward_model([], LOAD, TOKENIZER)

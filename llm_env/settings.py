@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from llm_env.lm.names import LoadSettings, check_dtype, check_mixed_precision
-from llm_env.reward.kl import KL_ESTIMATORS
+from llm_env.reward.kl import KLPenalty
 from llm_env.text.prompts import RawPrompt
 
 RewardName: TypeAlias = str | Sequence[Any]
@@ -33,7 +33,10 @@ class TaskSettings:
         temperature: Divides the logits wherever a log-probability is taken; part of the policy.
         kl_estimator: What stands for the KL of a token in the reward: ``k1``, ``k2``, ``k3`` (`llm_env.reward.kl`), or
             ``exact``: of the two whole distributions, instead of an estimate from the token drawn (Rao-Blackwellised; Amini
-            et al. 2025, https://arxiv.org/abs/2504.10637). Exact needs a buffer that defers scoring.
+            et al. 2025, https://arxiv.org/abs/2504.10637). Exact needs a buffer that defers scoring. None: k3 where the penalty
+            is in the loss only, since k1 has no gradient there, else k1.
+        kl_in: Where the penalty is paid: ``reward``, ``loss`` or ``both``; see `llm_env.reward.kl.KLPenalty`. The loss is the
+            algorithm's: ``agents.TextPPO`` has the term. With ``loss`` the environment pays the score alone.
         reward_shift: Added to the reward model's score …
         reward_scale: … which is then multiplied with this …
         reward_clip: … and held within plus and minus this; None: not. Penalties come after it.
@@ -58,7 +61,8 @@ class TaskSettings:
     reward_model: RewardName | None = None
     prompts: str | Sequence[RawPrompt] | None = None
     kl_coef: float = 0.05
-    kl_estimator: str = "k1"
+    kl_estimator: str | None = None
+    kl_in: str = "reward"
     reward_shift: float = 0.0
     reward_scale: float = 1.0
     reward_clip: float | None = None
@@ -106,8 +110,7 @@ class TaskSettings:
             value = getattr(self, name)
             if not _is_number(value) or value < 0:
                 raise ValueError(f"{name}={value!r} must be a finite number, at least 0.")
-        if self.kl_estimator not in KL_ESTIMATORS:
-            raise ValueError(f"kl_estimator={self.kl_estimator!r} is not known; use one of {', '.join(KL_ESTIMATORS)}.")
+        self.kl_penalty()
         for name in ("reward_shift", "length_penalty"):
             if not _is_number(getattr(self, name)):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a finite number.")
@@ -134,6 +137,11 @@ class TaskSettings:
             *(self.top_k, self.top_p, self.min_new_tokens),
             *(self.forbidden_tokens, self.allowed_tokens, self.allowed_pattern),
         )
+
+    def kl_penalty(self) -> KLPenalty:
+        """The KL penalty that these settings describe; each task has one of its own."""
+        estimator = self.kl_estimator or ("k3" if self.kl_in == "loss" else "k1")
+        return KLPenalty(self.kl_coef, estimator, self.kl_in)
 
     @property
     def load(self) -> LoadSettings:

@@ -24,11 +24,12 @@ class EpisodeBatch:
     Args:
         task: Models, prompts, sizes.
         n_slots: N.
-        score_steps: Whether `step` pays each token at once. If not, the caller scores the episodes later.
+        score_steps: Whether `step` pays each token at once. If not, the caller scores the episodes later. May be changed
+            between steps.
     """
 
     def __init__(self, task: TextTask, n_slots: int, score_steps: bool = True) -> None:
-        if score_steps and task.settings.kl_estimator == "exact":
+        if score_steps and task.kl.in_reward and task.kl.estimator == "exact":
             raise ValueError(
                 "kl_estimator='exact' needs the policy's whole distribution, which a step does not see: it goes with "
                 "LLMTextVecEnv(scoring='deferred') and TokenRolloutBuffer."
@@ -124,11 +125,13 @@ class EpisodeBatch:
                 episode.response_text = task.decode(episode.response_ids)
             if log_probs is not None:
                 episode.log_probs.append(float(log_probs[i]))
-            if self.score_steps:
+            if self.score_steps and len(episode.ref_log_probs) == len(episode.response_ids) - 1:
                 episode.ref_log_probs.append(float(reference[i]))
             self._ids[i, self._lengths[i]] = token
             self._lengths[i] += 1
         if self.score_steps:
+            # Only where earlier tokens were not scored as they came: scoring may be deferred in one rollout, not in the next.
+            task.score_reference([e for e in self.episodes if e is not None])
             task.score_responses(ended)
             for i in busy:
                 episode = self.episodes[i]

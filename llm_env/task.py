@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,8 +39,8 @@ class TextTask:
 
     def __init__(self, settings: TaskSettings) -> None:
         self.settings = settings
-        self.kl_coef = settings.kl_coef
-        """β; a plain attribute, so that a schedule or a controller may move it between rollouts."""
+        self.kl = settings.kl_penalty()
+        """The KL penalty; a schedule or a controller may move its `coef` between rollouts."""
         name = settings.model or DEFAULT_MODEL
         load = settings.load
         self.model = shared_causal_lm(name, load)
@@ -124,7 +125,6 @@ class TextTask:
         episode: Episode,
         start: int = 0,
         log_probs: Sequence[float] | None = None,
-        kl_coef: float | None = None,
     ) -> NDArray[np.float64]:
         """The rewards of an episode's tokens from `start` on, by `llm_env.reward.formula.token_rewards`.
 
@@ -132,13 +132,12 @@ class TextTask:
             episode: Its reference log-probs, and its score if it has ended, must be known.
             start: First response token.
             log_probs: log π of those tokens, in nats; None: a policy without randomness.
-            kl_coef: β; None: the task's.
         """
         score = episode.final_score if episode.done else None
-        beta = self.kl_coef if kl_coef is None else kl_coef
-        estimator = self.settings.kl_estimator
-        exact = episode.exact_kl[start:] if estimator == "exact" else None
-        return token_rewards(episode.ref_log_probs[start:], score, beta, log_probs, estimator, exact)
+        if not self.kl.in_reward:  # the loss has it
+            return token_rewards(episode.ref_log_probs[start:], score, 0.0, log_probs)
+        exact = episode.exact_kl[start:] if self.kl.estimator == "exact" else None
+        return token_rewards(episode.ref_log_probs[start:], score, self.kl.coef, log_probs, self.kl.estimator, exact)
 
     def refresh_reference(self, model: PreTrainedModel, share: float = 1.0) -> None:
         """Moves the reference towards a model: this task's own copy of it, made when this is first called.
@@ -174,6 +173,38 @@ class TextTask:
             freeze(lm.model)
             self.reference.shared = SharedLM(lm, self.tokenizer, self.eos_ids, self.settings.load)
         return self.reference.shared.lm.model
+
+    def full_info(self, episode: Episode, start_time: float | None = None) -> dict[str, Any]:
+        """`final_info` with what the policy said: ``log_prob``, ``kl`` and ``episode``, as from SB3's `Monitor`.
+
+        Args:
+            episode: An ended episode.
+            start_time: When the environment was made, in seconds since the epoch, for ``episode["t"]``; None leaves that out.
+
+        Returns:
+            The dictionary; NaN for what is not known yet.
+        """
+        info = self.final_info(episode)
+        n = len(episode.response_ids)
+        told = len(episode.log_probs) == n
+        info["log_prob"] = float(sum(episode.log_probs)) if told else math.nan
+        info["kl"] = info["log_prob"] - info["ref_log_prob"]
+        known = len(episode.ref_log_probs) == n and episode.final_score is not None
+        if self.kl.in_reward and self.kl.estimator == "exact":
+            known = known and len(episode.exact_kl) == n
+        reward = float(self.rewards(episode, 0, episode.log_probs if told else None).sum()) if known else math.nan
+        info["episode"] = {"r": reward, "l": n}
+        if start_time is not None:
+            info["episode"]["t"] = round(time.time() - start_time, 6)
+        return info
+
+    def complete_info(self, episode: Episode) -> None:
+        """Fills in, in place, what an ended episode's information could not know when it was given out."""
+        if episode.info is None:
+            return
+        fresh = self.full_info(episode)
+        episode.info["episode"].update(fresh.pop("episode"))
+        episode.info.update(fresh)
 
     def final_info(self, episode: Episode) -> dict[str, Any]:
         """What the last step's `info` tells of an episode; NaN for what is not known yet."""

@@ -19,7 +19,12 @@ class _PolicyKL:
     env: Any
 
     def __init__(self, env: Any, log_prob: LogProb) -> None:
-        estimator = env.unwrapped.task.settings.kl_estimator
+        penalty = env.unwrapped.task.kl
+        estimator = penalty.estimator
+        if not penalty.in_reward:
+            raise ValueError(
+                f"kl_in={penalty.place!r}: the reward has no KL penalty that could be completed; use 'reward'."
+            )
         if estimator != "k1":
             raise ValueError(
                 f"kl_estimator={estimator!r} has no part that could be added to the reward afterwards; use 'k1'."
@@ -37,7 +42,7 @@ class _PolicyKL:
         """As the environment's, with the full reward."""
         own = np.asarray(self.log_prob(self._observation, action), dtype=np.float64)
         self._observation, reward, terminated, truncated, info = self.env.step(action)
-        full = reward - self.env.unwrapped.task.kl_coef * own
+        full = reward - self.env.unwrapped.task.kl.coef * own
         return self._observation, full if full.ndim else float(full), terminated, truncated, info
 
 

@@ -21,8 +21,8 @@ def clipped_surrogate(
         log_prob: log π(a_t|s_t) under the current weights, in nats, shape (n,).
         old_log_prob: The same under the weights that sampled, shape (n,).
         advantages: Shape (n,).
-        clip_low: The ratio is held above 1 - this …
-        clip_high: … and below 1 + this.
+        clip_low: The ratio is held above 1 - this.
+        clip_high: The ratio is held below 1 + this.
 
     Returns:
         To minimise, shape (n,).
@@ -32,21 +32,64 @@ def clipped_surrogate(
     return -torch.min(advantages * ratio, advantages * clipped)
 
 
-def k3_penalty(log_prob: Tensor, ref_log_prob: Tensor) -> Tensor:
-    """k3 = π_ref/π - 1 - log(π_ref/π) for each token: the KL term in GRPO's loss.
+def kl_penalty(
+    estimator: str, log_prob: Tensor, ref_log_prob: Tensor | None = None, exact_kl: Tensor | None = None
+) -> Tensor:
+    """KL(π‖π_ref) of each token as a term of the loss, before β.
 
-    Eq. 4 of Shao et al. 2024 (https://arxiv.org/abs/2402.03300); Schulman 2020, "Approximating KL divergence". Its value
-    is unbiased for KL(π‖π_ref); its gradient, on samples of π, is that of the squared log ratio's half, up to second order.
+    Its gradient differs from that of the same estimator in the reward. On samples of π, k2's is the KL's gradient token by
+    token, k3's is it up to second order, and k1's is 0 in expectation: it restrains nothing (Tang and Munos 2025,
+    https://arxiv.org/abs/2506.09477). That of the exact KL has no sampling noise of the token itself. The estimators are
+    those of Schulman 2020 (http://joschu.net/blog/kl-approx.html); GRPO's loss has k3 (eq. 4 of Shao et al. 2024,
+    https://arxiv.org/abs/2402.03300).
 
     Args:
-        log_prob: log π, in nats, shape (n,).
-        ref_log_prob: log π_ref, in nats, shape (n,).
+        estimator: ``k1``, ``k2``, ``k3`` or ``exact``.
+        log_prob: log π, in nats, shape (n,), with gradients.
+        ref_log_prob: log π_ref, in nats, shape (n,), for the first three.
+        exact_kl: KL of the whole distributions, in nats, shape (n,), with gradients, for ``exact``.
 
     Returns:
-        Nats, at least 0, shape (n,).
+        Nats, shape (n,).
+
+    Raises:
+        ValueError: the estimator is not known, or what it needs is missing.
     """
-    log_ratio = ref_log_prob - log_prob
-    return torch.expm1(log_ratio) - log_ratio
+    if estimator == "exact" and exact_kl is not None:
+        return exact_kl
+    if estimator in ("k1", "k2", "k3") and ref_log_prob is not None:
+        log_ratio = log_prob - ref_log_prob
+        if estimator == "k1":
+            return log_ratio
+        return log_ratio**2 / 2 if estimator == "k2" else torch.expm1(-log_ratio) + log_ratio
+    raise ValueError(
+        f"kl_estimator={estimator!r} in the loss needs the log-probabilities of the reference (k1, k2, k3) or the KL of the "
+        "whole distributions (exact)."
+    )
+
+
+def approximate_kl(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
+    """KL(π_old‖π) by k3, mean over tokens: what stable-baselines3 logs as ``train/approx_kl``.
+
+    Args:
+        log_prob: log π under the current weights, in nats, shape (n,).
+        old_log_prob: The same under the weights that sampled, shape (n,).
+
+    Returns:
+        Nats per token, a scalar.
+    """
+    log_ratio = log_prob - old_log_prob
+    return torch.mean((torch.exp(log_ratio) - 1) - log_ratio)
+
+
+def check_aggregation(how: str) -> None:
+    """Refuses what `aggregate` does not know.
+
+    Raises:
+        ValueError: the ways there are are named.
+    """
+    if how not in LOSS_AGGREGATIONS:
+        raise ValueError(f"loss_aggregation={how!r} is not known; use one of {', '.join(LOSS_AGGREGATIONS)}.")
 
 
 def aggregate(per_token: Tensor, counts: Sequence[int], how: str, max_tokens: int) -> Tensor:
@@ -63,11 +106,10 @@ def aggregate(per_token: Tensor, counts: Sequence[int], how: str, max_tokens: in
     Raises:
         ValueError: `how` is not known.
     """
+    check_aggregation(how)
     if how == "token":
         return per_token.mean()
     if how == "constant":
         return per_token.sum() / (len(counts) * max_tokens)
-    if how == "sequence":
-        lengths = torch.as_tensor(counts, device=per_token.device)
-        return (per_token / torch.repeat_interleave(lengths, lengths)).sum() / len(counts)
-    raise ValueError(f"loss_aggregation={how!r} is not known; use one of {', '.join(LOSS_AGGREGATIONS)}.")
+    lengths = torch.as_tensor(counts, device=per_token.device)
+    return (per_token / torch.repeat_interleave(lengths, lengths)).sum() / len(counts)

@@ -1,10 +1,13 @@
-"""The algorithms that can be swapped in: whose class each is, its defaults, and what it can be used with."""
+"""The algorithms that can be swapped in: whose class each is, its defaults, how it is wired, what it can be used with.
+
+A new one is a row of `ALGORITHMS`; where it needs another policy or buffer, a function in `agents.algorithms.wiring` too.
+"""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +15,14 @@ from sb3_contrib import ARS, QRDQN, TRPO, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from agents.algorithms.grpo import GRPO
+from agents.algorithms.text_ppo import TextPPO
+from agents.algorithms.wiring import Wiring, black_box, on_policy, recurrent, value_based
+from agents.policies.actor_critic import LLMActorCriticPolicy
+from agents.policies.maskable import MaskableLLMPolicy
+from agents.policies.q_network import LLMQPolicy
+from agents.policies.random_search import LLMSearchPolicy
+from agents.policies.recurrent import RecurrentTextPolicy
+from agents.policies.trpo import LLMTrustRegionPolicy
 
 FEATURES = {
     "full_weights": "all weights",
@@ -24,7 +34,7 @@ FEATURES = {
     "bf16": "bf16",
     "resume": "resume",
 }
-ON_POLICY_SETTINGS = (
+ACTOR_CRITIC_SETTINGS = (
     "critic",
     "lora_rank",
     "lora_alpha",
@@ -35,12 +45,19 @@ ON_POLICY_SETTINGS = (
     "optimizer_class",
     "optimizer_kwargs",
     "critic_lr_scale",
-    "ptx_texts",
-    "ptx_coef",
-    "ptx_tokens",
 )
+"""What the policies of on-policy algorithms can be told; see `agents.policies.settings.PolicySettings`."""
+TEXT_LOSS_SETTINGS = ("clip_range_high", "loss_aggregation", "max_resamples", "ptx_texts", "ptx_coef", "ptx_tokens")
+"""What `TextPPO` has beside PPO; where one is given, it takes stock PPO's place."""
 BUFFER_SETTINGS = ("whiten_rewards",)
-KL_PLACES = ("reward", "loss", "both")
+RENAMED = {
+    "kl_in_loss": "it is kl_in='loss' or kl_in='reward' now",
+    "kl_loss": "it is kl_in='loss' and kl_estimator in env_kwargs now",
+    "mask_refresh": "it is a callback now: learn(callback=agents.callbacks.mask_refresh.MaskRefresh(every))",
+    "second_derivatives": "it is a policy now: agents.policies.trpo.LLMTrustRegionPolicy",
+    "defer_values": "a bound buffer says so: model.rollout_buffer.bind(model.policy, env)",
+}
+"""Settings that went, and what took their place."""
 # Where the defaults differ from SB3's, and why. γ and λ: the score comes once, at the end, and a discount would hide it from
 # the first tokens. ent_coef 0, because the KL term already keeps entropy. The numbers are near what the search found that
 # scripts/lab/compare.py recorded in docs/compare/search.jsonl, at 64 slots; PPO's are those of the README's longer runs.
@@ -71,37 +88,50 @@ class Algorithm:
     """One row of the table.
 
     Attributes:
-        cls: The library's own class; for GRPO, whose loss stock PPO cannot say, `agents.algorithms.grpo.GRPO`.
-        family: ``on-policy``, ``critic-free``, ``masked``, ``recurrent``, ``value-based`` or ``black box``.
+        cls: The library's own class; `TextPPO` where the loss is not PPO's.
+        policy: The policy's class.
         about: What it is, in a line, with its paper.
         defaults: Settings that differ from the class's own.
+        wire: Turns settings into the constructor's arguments; see `agents.algorithms.wiring`.
         buffer: Arguments of `TokenRolloutBuffer`.
         policy_settings: Settings that go to the policy.
+        rollouts: Whether it learns from `TokenRolloutBuffer`: with deferred scoring, and synchronous episodes by default.
+        whole_episodes: Whether each rollout must be whole episodes, since their baseline is for whole responses.
+        pays_policy_kl: Whether rewards hold -β·log π; False for a backup that has that part itself.
         no: Features that it cannot be used with, and the reason.
     """
 
     cls: type[BaseAlgorithm]
-    family: str
+    policy: type[Any]
     about: str
     defaults: Mapping[str, Any]
+    wire: Callable[[Wiring], dict[str, Any]] = on_policy
     buffer: Mapping[str, Any] = field(default_factory=dict)
-    policy_settings: tuple[str, ...] = ON_POLICY_SETTINGS
+    policy_settings: tuple[str, ...] = ACTOR_CRITIC_SETTINGS
+    rollouts: bool = True
+    whole_episodes: bool = False
+    pays_policy_kl: bool = True
     no: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def whole_episodes(self) -> bool:
-        """Whether it needs synchronous episodes."""
-        return self.family == "critic-free"
+    def text_loss(self) -> bool:
+        """Whether the loss can have `TextPPO`'s terms."""
+        return self.cls in (PPO, TextPPO)
 
     def reason(self, feature: str) -> str | None:
         """Why it cannot be used with a feature; None where it can."""
         return self.no.get(feature)
 
+    def class_for(self, settings: Mapping[str, Any], kl_in_loss: bool) -> type[BaseAlgorithm]:
+        """Stock PPO where the loss is PPO's, `TextPPO` where it is not; any other row's own class."""
+        beyond_ppo = kl_in_loss or any(name in settings for name in TEXT_LOSS_SETTINGS)
+        return TextPPO if self.text_loss and beyond_ppo else self.cls
+
 
 ALGORITHMS: dict[str, Algorithm] = {
     "ppo": Algorithm(
         PPO,
-        "on-policy",
+        LLMActorCriticPolicy,
         "Clipped surrogate, Schulman et al. 2017 (https://arxiv.org/abs/1707.06347)",
         {**_ACTOR_CRITIC, "learning_rate": 3e-4, "n_epochs": 4, "clip_range": 0.2},
         no={**_NO_MASKS, **_HAS_CRITIC},
@@ -109,7 +139,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     # One update a rollout: a higher rate, and the policy's AdamW instead of A2C's RMSprop.
     "a2c": Algorithm(
         A2C,
-        "on-policy",
+        LLMActorCriticPolicy,
         "Advantage actor-critic, Mnih et al. 2016 (https://arxiv.org/abs/1602.01783)",
         {**_ACTOR_CRITIC, "gae_lambda": 0.9, "learning_rate": 1e-3, "use_rms_prop": False},
         no={**_NO_MASKS, **_HAS_CRITIC},
@@ -117,27 +147,28 @@ ALGORITHMS: dict[str, Algorithm] = {
     # The actor moves by the trust region, the critic by the learning rate.
     "trpo": Algorithm(
         TRPO,
-        "on-policy",
+        LLMTrustRegionPolicy,
         "Natural gradient in a trust region, Schulman et al. 2015 (https://arxiv.org/abs/1502.05477)",
         {**_ALWAYS, "gae_lambda": 0.95, "normalize_advantage": False, "learning_rate": 8e-4, "target_kl": 0.02},
-        # its step is a line search on the surrogate alone: further terms of the loss have no place in it
-        policy_settings=tuple(s for s in ON_POLICY_SETTINGS if not s.startswith(("ptx_", "critic_lr"))),
+        # its own step moves the actor, the optimizer only the critic: its rate is the learning rate
+        policy_settings=tuple(s for s in ACTOR_CRITIC_SETTINGS if s != "critic_lr_scale"),
         no={**_NO_MASKS, **_HAS_CRITIC, "bf16": "its Hessian-vector products need float32"},
     ),
     "maskable_ppo": Algorithm(
         MaskablePPO,
-        "masked",
+        MaskableLLMPolicy,
         "PPO that chooses among allowed tokens, Huang and Ontañón 2020 (https://arxiv.org/abs/2006.14171)",
         {**_ACTOR_CRITIC, "learning_rate": 4e-4, "n_epochs": 4, "clip_range": 0.2},
-        policy_settings=(*ON_POLICY_SETTINGS, "mask_refresh"),
         no=_HAS_CRITIC,
     ),
     "recurrent_ppo": Algorithm(
         RecurrentPPO,
-        "recurrent",
+        RecurrentTextPolicy,
         "PPO with an LSTM on learned embeddings, from scratch: no language model",
         {**_ACTOR_CRITIC, "gae_lambda": 0.9, "learning_rate": 4e-3, "n_epochs": 2, "clip_range": 0.2, "ent_coef": 0.01},
+        wire=recurrent,
         policy_settings=("embedding_dim", "lstm_hidden_size", "n_lstm_layers"),
+        rollouts=False,
         no={
             "lora": "there is no language model to put adapters into",
             "separate_critic": "its critic is an LSTM of its own already",
@@ -148,7 +179,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     ),
     "dqn": Algorithm(
         DQN,
-        "value-based",
+        LLMQPolicy,
         "Q-learning with replay, Mnih et al. 2015 (https://doi.org/10.1038/nature14236); Q from the LM head, soft backup",
         {
             **_ALWAYS,
@@ -160,12 +191,15 @@ ALGORITHMS: dict[str, Algorithm] = {
             "n_steps": 8,
             "max_grad_norm": 1.0,
         },
+        wire=value_based,
         policy_settings=("critic", "q_scale", "backup", "optimizer_class", "optimizer_kwargs"),
+        rollouts=False,
+        pays_policy_kl=False,
         no=_Q_NO,
     ),
     "qr_dqn": Algorithm(
         QRDQN,
-        "value-based",
+        LLMQPolicy,
         "Quantile regression, Dabney et al. 2018 (https://arxiv.org/abs/1710.10044); quantiles of V, Q from the LM head",
         {
             **_ALWAYS,
@@ -178,15 +212,20 @@ ALGORITHMS: dict[str, Algorithm] = {
             "max_grad_norm": 1.0,
             "n_quantiles": 25,
         },
+        wire=value_based,
         policy_settings=("critic", "q_scale", "backup", "n_quantiles", "optimizer_class", "optimizer_kwargs"),
+        rollouts=False,
+        pays_policy_kl=False,
         no=_Q_NO,
     ),
     "ars": Algorithm(
         ARS,
-        "black box",
+        LLMSearchPolicy,
         "Augmented random search, Mania et al. 2018 (https://arxiv.org/abs/1803.07055), on the last normalisation's gains",
         {"learning_rate": 0.5, "delta_std": 0.14, "n_delta": 4, "zero_policy": False},
+        wire=black_box,
         policy_settings=("searched",),
+        rollouts=False,
         no={
             "full_weights": "random search in a million directions finds nothing: it moves normalisation gains",
             "lora": "adapters have as many directions as whole layers",
@@ -198,34 +237,38 @@ ALGORITHMS: dict[str, Algorithm] = {
         },
     ),
     "grpo": Algorithm(
-        GRPO,
-        "critic-free",
+        TextPPO,
+        LLMActorCriticPolicy,
         "Group-relative advantages, KL in the loss, Shao et al. 2024 (https://arxiv.org/abs/2402.03300)",
-        {**_GROUPS, "learning_rate": 8e-4, "n_epochs": 4, "kl_in_loss": True, "loss_aggregation": "sequence"},
+        {**_GROUPS, "learning_rate": 8e-4, "n_epochs": 4, "kl_in": "loss", "loss_aggregation": "sequence"},
+        whole_episodes=True,
         buffer={"advantages": "grpo", "whiten_advantages": False},
         no={**_NO_MASKS, **_NO_CRITIC},
     ),
     "dr_grpo": Algorithm(
-        GRPO,
-        "critic-free",
+        TextPPO,
+        LLMActorCriticPolicy,
         "GRPO without its two normalisations, Liu et al. 2025 (https://arxiv.org/abs/2503.20783)",
-        {**_GROUPS, "learning_rate": 8e-4, "n_epochs": 4, "kl_in_loss": False, "loss_aggregation": "constant"},
+        {**_GROUPS, "learning_rate": 8e-4, "n_epochs": 4, "loss_aggregation": "constant"},
+        whole_episodes=True,
         buffer={"advantages": "dr_grpo", "whiten_advantages": False},
         no={**_NO_MASKS, **_NO_CRITIC},
     ),
     "rloo": Algorithm(
         PPO,
-        "critic-free",
+        LLMActorCriticPolicy,
         "REINFORCE, leave-one-out baseline, Ahmadian et al. 2024 (https://arxiv.org/abs/2402.14740)",
         {**_GROUPS, "learning_rate": 5e-4, "n_epochs": 4},
+        whole_episodes=True,
         buffer={"advantages": "rloo", "whiten_advantages": False},
         no={**_NO_MASKS, **_NO_CRITIC},
     ),
     "remax": Algorithm(
         PPO,
-        "critic-free",
+        LLMActorCriticPolicy,
         "REINFORCE, greedy response as baseline, Li et al. 2023 (https://arxiv.org/abs/2310.10505)",
         {**_CRITIC_FREE, "learning_rate": 3e-4, "n_epochs": 4},
+        whole_episodes=True,
         buffer={"advantages": "remax", "whiten_advantages": False},
         no={
             **_NO_MASKS,
@@ -235,9 +278,10 @@ ALGORITHMS: dict[str, Algorithm] = {
     ),
     "reinforce_pp": Algorithm(
         PPO,
-        "critic-free",
+        LLMActorCriticPolicy,
         "REINFORCE++: return to go, whitened over the rollout, Hu et al. 2025 (https://arxiv.org/abs/2501.03262)",
         {**_CRITIC_FREE, "learning_rate": 4e-4, "n_epochs": 4},
+        whole_episodes=True,
         buffer={"advantages": "reinforce_pp", "whiten_advantages": True},
         no={
             **_NO_MASKS,
@@ -268,31 +312,37 @@ def algorithm(name: str) -> Algorithm:
 def settings_of(name: str) -> list[str]:
     """All settings of an algorithm: its class's, the policy's and the buffer's.
 
-    Besides these ``group_size`` where it compares within groups, and ``kl_in`` (`KL_PLACES`) where the KL may be a term of
-    the loss.
+    Besides these ``group_size`` where it compares within groups; and ``kl_in``, a setting of the environment, and what
+    `TextPPO` has beside PPO, where the loss can have further terms.
     """
     row = algorithm(name)
-    names = set(row.policy_settings)
-    for cls in row.cls.__mro__:
-        parameters = inspect.signature(vars(cls)["__init__"]).parameters
+    names = {*row.policy_settings, *_class_settings(row.cls)}
+    if "group_size" in row.defaults:
+        names.add("group_size")
+    if row.rollouts:
+        names.update(BUFFER_SETTINGS)
+    if row.text_loss:
+        names.update(TEXT_LOSS_SETTINGS, ("kl_in",))
+        if "group_size" not in row.defaults:
+            names.discard("max_resamples")
+    if row.defaults.get("critic") == "none":
+        names -= {"critic", "critic_lr_scale", "vf_coef", "clip_range_vf", "gae_lambda"}
+    return sorted(names - _NOT_SETTINGS | {"policy_kwargs"})
+
+
+def _class_settings(cls: type[BaseAlgorithm]) -> set[str]:
+    """The arguments of a class's constructor, those that it hands on to its base classes included."""
+    names: set[str] = set()
+    for base in cls.__mro__:
+        parameters = inspect.signature(vars(base)["__init__"]).parameters
         names.update(parameters)
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             break
-    if "group_size" in row.defaults:
-        names.add("group_size")
-    if row.family in ("on-policy", "masked", "critic-free"):
-        names.update(BUFFER_SETTINGS)
-        if row.cls is not GRPO and "ptx_texts" in row.policy_settings:
-            names.add("kl_in")
-    if row.family == "critic-free":
-        names -= {"critic", "critic_lr_scale", "vf_coef", "clip_range_vf", "gae_lambda"}
-    if row.cls is GRPO:
-        names -= {"ent_coef"}
-    return sorted({*names, "policy_kwargs"} - _NOT_SETTINGS | {"policy_kwargs"})
+    return names
 
 
 def checked_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Refuses what the algorithm cannot be used with and settings that it does not have, before anything is loaded.
+    """An algorithm's settings, made sure of before anything is loaded.
 
     Returns:
         The settings, less those that it does not have but that say nothing (``lora_rank=0``).
@@ -310,14 +360,16 @@ def checked_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         _refuse(name, row, "groups", f"group_size={settings['group_size']}")
     if settings.get("critic") not in (None, "none"):
         _refuse(name, row, "separate_critic", f"critic={settings['critic']!r}")
-    known = settings_of(name)
-    neutral = {"lora_rank": 0, "mixed_precision": "no", "group_size": 1, "critic": "none"}
+    has = settings_of(name)
+    neutral = {"lora_rank": 0, "mixed_precision": "no", "group_size": 1, "critic": "none", "kl_in": "reward"}
     for setting, value in settings.items():
-        if setting not in known and not (setting in neutral and value == neutral[setting]):
-            near = difflib.get_close_matches(setting, known, 1)
+        if setting not in has and not (setting in neutral and value == neutral[setting]):
+            near = difflib.get_close_matches(setting, has, 1)
             hint = f"Did you mean {near[0]!r}? " if near else ""
-            raise TypeError(f"{name} has no setting {setting!r}. {hint}It has {', '.join(known)}.")
-    return {setting: value for setting, value in settings.items() if setting in known}
+            if setting in RENAMED:
+                hint = f"{RENAMED[setting][0].upper()}{RENAMED[setting][1:]}. "
+            raise TypeError(f"{name} has no setting {setting!r}. {hint}It has {', '.join(has)}.")
+    return {setting: value for setting, value in settings.items() if setting in has}
 
 
 def check_masks(name: str, masks: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents.callbacks.metrics import TextMetricsCallback
 from agents.rollouts.vec_env import text_env
@@ -28,7 +29,7 @@ def adapted_kl_coef(kl_coef: float, kl: float, target: float, gain: float) -> fl
 
 
 class AdaptiveKL(BaseCallback):
-    """Moves the environment's `kl_coef` after each rollout, for the rollouts that follow.
+    """Moves the coefficient of the environment's KL penalty after each rollout, for the rollouts that follow.
 
     Args:
         metrics: Measures the KL; must stand before this callback.
@@ -52,8 +53,13 @@ class AdaptiveKL(BaseCallback):
         self.gain = gain
 
     def _on_training_start(self) -> None:
-        if text_env(self.training_env).task.kl_coef <= 0:
+        if text_env(self.training_env).task.kl.coef <= 0:
             raise ValueError("kl_target needs a kl_coef above 0 to start from: it is multiplied.")
+        if isinstance(self.model, OffPolicyAlgorithm):
+            raise ValueError(
+                f"kl_target: the backup of {type(self.model).__name__} is made for one beta, its q_scale; if the "
+                "environment's moved alone, the optimum would no longer be the fixed point. Leave kl_target out."
+            )
 
     def _on_step(self) -> bool:
         return True
@@ -61,5 +67,5 @@ class AdaptiveKL(BaseCallback):
     def _on_rollout_end(self) -> None:
         kl = self.metrics.last.get("rollout/kl", math.nan)
         if math.isfinite(kl):  # at least one response ended
-            task = text_env(self.training_env).task
-            task.kl_coef = adapted_kl_coef(task.kl_coef, kl, self.target, self.gain)
+            penalty = text_env(self.training_env).task.kl
+            penalty.coef = adapted_kl_coef(penalty.coef, kl, self.target, self.gain)

@@ -62,7 +62,7 @@ class TextMetricsCallback(BaseCallback):
         self._started = 0.0
 
     def _on_training_start(self) -> None:
-        self._steps_before, self._tokens_before = self.model.num_timesteps, text_env(self.training_env).tokens
+        self._steps_before, self._tokens_before = self.model.num_timesteps, text_env(self.training_env).generated_tokens
         self._begin()
 
     def _on_rollout_start(self) -> None:
@@ -73,7 +73,7 @@ class TextMetricsCallback(BaseCallback):
     def _on_step(self) -> bool:
         if isinstance(self.model, ARS):  # it counts a step of all slots once for each slot
             env = text_env(self.training_env)
-            self.model.num_timesteps = self._steps_before + env.tokens - self._tokens_before
+            self.model.num_timesteps = self._steps_before + env.generated_tokens - self._tokens_before
         return True
 
     def _on_rollout_end(self) -> None:
@@ -87,7 +87,7 @@ class TextMetricsCallback(BaseCallback):
         for name, value in self.last.items():
             self.logger.record(name, value)
         self.logger.record("rollout/tokens", self.total_tokens)
-        self.logger.record("train/kl_coef", env.task.kl_coef)
+        self.logger.record("train/kl_coef", env.task.kl.coef)
         self._pending = True
 
     def _on_training_end(self) -> None:
@@ -107,9 +107,7 @@ class TextMetricsCallback(BaseCallback):
 
     def _generated(self) -> int:
         """Tokens that this process generated for training."""
-        return text_env(self.training_env).tokens + getattr(
-            getattr(self.model, "rollout_buffer", None), "extra_tokens", 0
-        )
+        return text_env(self.training_env).generated_tokens
 
     def _is_whole(self) -> bool:
         """Whether what was collected makes an iteration."""
@@ -128,10 +126,6 @@ class TextMetricsCallback(BaseCallback):
         self.tokens += generated
         self.tokens_per_second = generated / (time.perf_counter() - self._started)
         self.logger.record("time/tokens_per_second", self.tokens_per_second)
-        auxiliary: dict[str, list[float]] = getattr(self.model.policy, "auxiliary_losses", {})
-        for name, values in auxiliary.items():
-            self.logger.record(name, float(np.mean(values)))
-        auxiliary.clear()
         self.before_row()
         if isinstance(self.model, OnPolicyAlgorithm):
             self.model.dump_logs(self.iteration)

@@ -1,22 +1,110 @@
-"""What all policies on a language model share: the model for an action space, and the optimizer's defaults."""
+"""The causal LM that a policy trains: loading it, LoRA adapters, a copy to decode with, the merged result."""
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from gymnasium import spaces
-from peft import LoraConfig
 from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from agents.policies.decoding_copy import DecodingCopy
 from llm_env.default_task import DEFAULT_MODEL
 from llm_env.lm.causal_lm import CausalLM, load_causal_lm
+from llm_env.lm.decoding import CachedDecoder
+from llm_env.lm.loading import quiet_loading
 from llm_env.lm.names import LoadSettings
+from llm_env.lm.registry import shared_causal_lm
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+
+class Actor:
+    """A causal LM to train, with or without LoRA adapters, and the decoder that acts with it.
+
+    It is no torch module: the policy registers `lm.model`, and PEFT's wrapper would hold the same weights a second time.
+
+    Args:
+        model: Folder or hub id. None: the embedded default.
+        action_space: The environment's: a token for each action.
+        max_length: Longest text to decode, in tokens.
+        lora_rank: Rank r of LoRA adapters on all linear layers; 0 trains all weights.
+        lora_alpha: LoRA's α; None: 2r.
+        reference_load: With LoRA: `LoadSettings` of the environment's reference as a tuple. The adapters are put into that
+            very model, unless another policy's are there already. None: a model of the policy's own.
+        mixed_precision: ``bf16`` decodes with a copy of the weights in bfloat16.
+        use_cache: False decodes without a key-value cache.
+        trust_remote_code: Whether model code from a hub may run.
+
+    Raises:
+        FileNotFoundError, ValueError: the model cannot be loaded, or has another number of tokens than there are actions.
+    """
+
+    def __init__(
+        self,
+        model: str | None,
+        action_space: spaces.Space[Any],
+        max_length: int,
+        lora_rank: int = 0,
+        lora_alpha: float | None = None,
+        reference_load: tuple[str, str, bool] | None = None,
+        mixed_precision: str = "no",
+        use_cache: bool = True,
+        trust_remote_code: bool = False,
+    ) -> None:
+        name = model or DEFAULT_MODEL
+        lm: CausalLM | None = None
+        if lora_rank and reference_load is not None:
+            shared = shared_causal_lm(name, LoadSettings(*reference_load))
+            lm = shared.lm if shared.lend(self) else None
+        self.lm = lm or load_causal_lm(name, LoadSettings("float32", "cpu", trust_remote_code))
+        check_vocabulary(self.lm, action_space)
+        self._adapted: Any = None
+        """PEFT's wrapper around the model, where there are adapters."""
+        if lora_rank:
+            self._adapted = add_adapters(self.lm.model, lora_rank, lora_alpha)
+        self._half = mixed_precision == "bf16"
+        self._copy: DecodingCopy | None = None
+        self._decoder = CachedDecoder(self.lm, max_length, use_cache=use_cache)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states that the LM head reads."""
+        return int(self.lm.model.get_output_embeddings().weight.shape[1])
+
+    @property
+    def decoder(self) -> CachedDecoder:
+        """What decodes; ``decoder.lm`` has the head that goes with its hidden states.
+
+        In mixed precision that is a bfloat16 copy, made at the first use, when the policy is on its device: under autocast
+        every decoding step would cast all weights anew.
+        """
+        if self._half and (self._copy is None or self._copy.device != self.lm.device):
+            self._copy = DecodingCopy(self.lm)
+            old = self._decoder
+            self._decoder = CachedDecoder(self._copy, old.max_length, old.use_cache, refresh=self._copy.update)
+        return self._decoder
+
+    def forget(self) -> None:
+        """Drops the decoder's cache; to be called whenever the weights change."""
+        self._decoder.clear()
+
+    def merged(self) -> PreTrainedModel:
+        """An ordinary causal LM: the model itself, or a copy with the adapters merged in."""
+        if self._adapted is None:
+            return self.lm.model
+        merged = copy.deepcopy(self._adapted).merge_and_unload()
+        assert isinstance(merged, PreTrainedModel)
+        return merged
 
 
 def load_actor_network(model: str | None, action_space: spaces.Space[Any], trust_remote_code: bool) -> CausalLM:
-    """A causal LM of one's own, in float32, with a token for each action.
+    """A causal LM in float32 on the CPU, with a token for each action.
 
     Args:
         model: Folder or hub id. None: the embedded default.
@@ -35,7 +123,7 @@ def check_vocabulary(lm: CausalLM, action_space: spaces.Space[Any]) -> None:
     """Refuses a model that has another number of tokens than the environment has actions.
 
     Raises:
-        ValueError: naming both.
+        ValueError: the numbers differ; both are named.
     """
     if not isinstance(action_space, spaces.Discrete) or int(action_space.n) != lm.vocab_size:
         raise ValueError(
@@ -55,11 +143,16 @@ def adapter_config(model: nn.Module, rank: int, alpha: float | None = None, task
     """LoRA adapters on all linear layers.
 
     Args:
-        model: Where they go.
-        rank: r.
-        alpha: α; None: 2r.
-        task_type: PEFT's.
+        model: The model that they will be put into.
+        rank: LoRA's r.
+        alpha: LoRA's α; None: 2r.
+        task_type: PEFT's name of the kind of model.
+
+    Raises:
+        ImportError: PEFT is not installed.
     """
+    from peft import LoraConfig
+
     return LoraConfig(
         r=rank,
         lora_alpha=2 * rank if alpha is None else alpha,  # type: ignore[arg-type]  # any number will do
@@ -68,3 +161,17 @@ def adapter_config(model: nn.Module, rank: int, alpha: float | None = None, task
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
         task_type=task_type,
     )
+
+
+def save_language_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes a causal LM and its tokenizer to a folder for `from_pretrained`."""
+    with quiet_loading():
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def add_adapters(model: PreTrainedModel, rank: int, alpha: float | None = None) -> Any:
+    """Puts LoRA adapters into a causal LM, in place, and freezes its own weights; returns PEFT's wrapper around it."""
+    from peft import get_peft_model
+
+    return get_peft_model(model, adapter_config(model, rank, alpha))

@@ -10,86 +10,204 @@
 
 Heads that start at zero follow "The N Implementation Details of RLHF with PPO" (Huang et al. 2023); a critic that
 starts from the reward model follows Stiennon et al. 2020 (https://arxiv.org/abs/2009.01325), appendix G.1.
+
+A new critic is a subclass of `Critic` and a row in `CRITICS`.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from llm_env.lm.causal_lm import CausalLM, load_causal_lm
+from llm_env.lm.causal_lm import load_causal_lm
 from llm_env.lm.loading import load_weights
 from llm_env.lm.names import LoadSettings
 from llm_env.lm.packed_attention import packed_states, recompute_contexts
 from llm_env.lm.packing import PackedBatch
 from llm_env.reward.models import scalar_head
 
-CRITICS = ("reward_model", "actor", "head", "detached_head", "none")
+
+class Critic(nn.Module, ABC):
+    """V(s) for positions of packed texts, differentiable in the critic's parameters."""
+
+    reads_text = False
+    """Whether it makes a pass of its own over the text; if not, it works on the actor's hidden states."""
+    width = 0
+    """H, the width of its states."""
+
+    @abstractmethod
+    def states(self, batch: PackedBatch | None, hidden: Tensor | None) -> Tensor:
+        """What the head reads at the n positions: hidden states, shape (n, H).
+
+        Args:
+            batch: The texts; needed if `reads_text`.
+            hidden: The actor's last hidden states at the positions, shape (n, H); needed if not.
+        """
+
+    @abstractmethod
+    def values_of(self, states: Tensor) -> Tensor:
+        """V from what `states` gave, in score, shape (n,), float32."""
+
+    def forward(self, batch: PackedBatch | None, hidden: Tensor | None) -> Tensor:
+        """V at the n positions, in score, shape (n,), float32."""
+        return self.values_of(self.states(batch, hidden))
 
 
-def zero_head(hidden_size: int) -> nn.Linear:
-    """A linear head to one value, all zeros."""
-    head = nn.Linear(hidden_size, 1)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    return head
+class NoCritic(Critic):
+    """All values are 0."""
+
+    def states(self, batch: PackedBatch | None, hidden: Tensor | None) -> Tensor:
+        """The actor's states, of which nothing is read."""
+        assert hidden is not None
+        return hidden
+
+    def values_of(self, states: Tensor) -> Tensor:
+        """Zeros."""
+        return states.new_zeros(len(states)).float()
 
 
-class CriticNetwork(nn.Module):
+class HeadCritic(nn.Linear, Critic):
+    """A linear head on the actor's hidden states, which starts at zero.
+
+    Args:
+        hidden_size: Width of the hidden states.
+        detach: Whether gradients of the value loss stop at the head, instead of reaching the actor's trunk.
+    """
+
+    def __init__(self, hidden_size: int, detach: bool = False) -> None:
+        nn.Linear.__init__(self, hidden_size, 1)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+        self.detach = detach
+        self.width = hidden_size
+
+    def states(self, batch: PackedBatch | None, hidden: Tensor | None) -> Tensor:
+        """The actor's hidden states (n, H), with or without their gradients."""
+        assert hidden is not None
+        return hidden.detach() if self.detach else hidden
+
+    def values_of(self, states: Tensor) -> Tensor:
+        """The head's output, shape (n,)."""
+        return nn.functional.linear(states, self.weight, self.bias)[:, 0].float()
+
+    def forward(self, batch: PackedBatch | None, hidden: Tensor | None) -> Tensor:  # type: ignore[override]
+        """V at the n positions, shape (n,)."""
+        return self.values_of(self.states(batch, hidden))
+
+
+class CriticNetwork(Critic):
     """A critic of its own: a decoder trunk with a scalar head at every position.
 
     Args:
         trunk: Maps input ids (B, T) to hidden states (B, T, H), causally.
         head: Linear, H to 1.
-        mean: Subtracted from the head's output …
-        std: … before this divides it: the reward model's normalisation.
+        mean: Subtracted from the head's output: the reward model's normalization, in its raw score.
+        std: Divides what is left; above 0.
     """
 
-    def __init__(self, trunk: nn.Module, head: nn.Module, mean: float = 0.0, std: float = 1.0) -> None:
+    reads_text = True
+
+    def __init__(self, trunk: nn.Module, head: nn.Linear, mean: float = 0.0, std: float = 1.0) -> None:
         super().__init__()
+        self.width = head.in_features
         self.trunk = trunk
         self.head = head
         self.mean = mean
         self.std = std
 
-    def forward(self, batch: PackedBatch) -> Tensor:
-        """V before each scored token, shape (n,), float32."""
-        hidden = packed_states(self.trunk, batch)[batch.index]
-        return (self.head(hidden)[:, 0].float() - self.mean) / self.std
+    def states(self, batch: PackedBatch | None, hidden: Tensor | None) -> Tensor:
+        """The trunk's hidden states before each scored token, (n, H)."""
+        assert batch is not None
+        return packed_states(self.trunk, batch)[batch.index]
+
+    def values_of(self, states: Tensor) -> Tensor:
+        """The head's output, normalized, shape (n,)."""
+        values: Tensor = (self.head(states)[:, 0].float() - self.mean) / self.std
+        return values
 
 
-def load_critic(kind: str, model: str, reward_model: str | None, trust_remote_code: bool) -> CriticNetwork:
-    """A critic network of kind ``reward_model`` or ``actor``, trainable, in float32.
+@dataclass(frozen=True)
+class CriticSource:
+    """What a critic can be made from.
 
-    Args:
-        kind: See the module's docstring.
-        model: The actor's name.
-        reward_model: The reward model's name.
+    Attributes:
+        model: Folder or hub id of the actor.
+        hidden_size: Width of its hidden states.
+        reward_model: Folder or hub id of the reward model; None: there is none to start from.
         trust_remote_code: Whether model code from a hub may run.
-
-    Raises:
-        ValueError: there is no reward model to start from, or it is no decoder with a scalar head.
     """
-    settings = LoadSettings("float32", "cpu", trust_remote_code)
-    if kind == "actor":
-        lm: CausalLM = load_causal_lm(model, settings)
-        hidden_size = lm.model.get_output_embeddings().weight.shape[1]
-        return CriticNetwork(lm.model.base_model, zero_head(hidden_size))
-    if reward_model is None:
+
+    model: str
+    hidden_size: int
+    reward_model: str | None = None
+    trust_remote_code: bool = False
+
+    @property
+    def load(self) -> LoadSettings:
+        """Critics are trained in float32; the policy moves them to its device."""
+        return LoadSettings("float32", "cpu", self.trust_remote_code)
+
+
+def _from_actor(source: CriticSource) -> Critic:
+    """A network of its own that starts as the actor's trunk, with a head of zeros."""
+    lm = load_causal_lm(source.model, source.load)
+    head = nn.Linear(source.hidden_size, 1)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return CriticNetwork(lm.model.base_model, head)
+
+
+def _from_reward_model(source: CriticSource) -> Critic:
+    """A network of its own that starts as the reward model."""
+    if source.reward_model is None:
         raise ValueError(
             "critic='reward_model' needs a reward model to start from; give its name, or choose another critic."
         )
-    network = load_weights(AutoModelForSequenceClassification, reward_model, "reward model", "critic", settings)
+    network = load_weights(
+        AutoModelForSequenceClassification, source.reward_model, "reward model", "critic", source.load
+    )
     head = scalar_head(network)
     if head is None:
         raise ValueError(
-            f"critic='reward_model': {reward_model!r} is no decoder with a scalar head at its last token; "
+            f"critic='reward_model': {source.reward_model!r} is no decoder with a scalar head at its last token; "
             "choose critic='actor', 'head' or 'detached_head'."
         )
     mean, std = getattr(network.config, "score_mean", 0.0), getattr(network.config, "score_std", 1.0)
-    trunk = network.base_model
-    del network
-    return CriticNetwork(trunk, head, float(mean), float(std))
+    return CriticNetwork(network.base_model, head, float(mean), float(std))
+
+
+CRITICS: dict[str, Callable[[CriticSource], Critic]] = {
+    "reward_model": _from_reward_model,
+    "actor": _from_actor,
+    "head": lambda source: HeadCritic(source.hidden_size),
+    "detached_head": lambda source: HeadCritic(source.hidden_size, detach=True),
+    "none": lambda source: NoCritic(),
+}
+
+
+def make_critic(kind: str, source: CriticSource) -> Critic:
+    """A trainable critic by its name in `CRITICS`, in float32.
+
+    Raises:
+        ValueError: the kind is not known, there is no reward model to start from, or it is no decoder with a scalar head.
+        FileNotFoundError: a model cannot be found.
+    """
+    check_critic(kind)
+    return CRITICS[kind](source)
+
+
+def check_critic(kind: str) -> None:
+    """Refuses what is not in `CRITICS`.
+
+    Raises:
+        ValueError: the critics that there are are named.
+    """
+    if kind not in CRITICS:
+        raise ValueError(f"critic={kind!r} is not known; use one of {', '.join(CRITICS)}.")
 
 
 def enable_checkpointing(module: nn.Module) -> None:

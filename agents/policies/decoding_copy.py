@@ -8,11 +8,11 @@ asks for the old log-probs again (`LLMActorCriticPolicy.rescores_log_probs`).
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from llm_env.lm.causal_lm import CausalLM
@@ -30,9 +30,9 @@ class DecodingCopy(CausalLM):
         self._source = source.model
         model = copy.deepcopy(source.model)
         for name, module in list(model.named_modules()):
-            if isinstance(module, BaseTunerLayer):
+            if is_adapter(module):
                 parent, _, leaf = name.rpartition(".")
-                setattr(model.get_submodule(parent), leaf, module.get_base_layer())
+                setattr(model.get_submodule(parent), leaf, module.get_base_layer())  # type: ignore[operator]
         model.requires_grad_(False)
         for parameter in model.parameters():  # not the buffers: rotary frequencies stay float32
             parameter.data = parameter.data.to(dtype)
@@ -50,7 +50,7 @@ class DecodingCopy(CausalLM):
 
 def _merged(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """A model's parameters under the names that they had before adapters came in, the adapters' part added."""
-    adapters: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
+    adapters: dict[str, Any] = {n: m for n, m in model.named_modules() if is_adapter(m)}
     for name, parameter in model.named_parameters():
         owner, inside, rest = name.partition(".base_layer.")
         if not inside:
@@ -62,3 +62,9 @@ def _merged(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield f"{owner}.{rest}", sum(deltas, start=parameter.float())
         else:
             yield f"{owner}.{rest}", parameter
+
+
+def is_adapter(module: nn.Module) -> bool:
+    """Whether a module is one of PEFT's adapter layers; False where PEFT is not in use, without importing it."""
+    tuners = sys.modules.get("peft.tuners.tuners_utils")
+    return tuners is not None and isinstance(module, tuners.BaseTunerLayer)

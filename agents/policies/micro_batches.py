@@ -22,43 +22,43 @@ logger = logging.getLogger(__name__)
 
 Outputs = tuple[Tensor, ...]
 Evaluate = Callable[[PackedBatch], Outputs]
+"""Tensors of one entry for each scored token of a packed batch, differentiable in the module's parameters."""
 
 
 class MicroBatches:
     """Evaluates packed batches in parts of at most `max_tokens`.
 
     Args:
-        evaluate: Tensors of one entry for each scored token, differentiable in `module`'s parameters.
         module: Where the gradients go.
-        max_tokens: Tokens of a part; None: everything at once, until that does not fit. A sequence is never cut.
+        max_tokens: Tokens of a part, prompts included; None: everything at once, until that does not fit. A sequence is
+            never cut.
     """
 
-    def __init__(self, evaluate: Evaluate, module: nn.Module, max_tokens: int | None = None) -> None:
-        self.evaluate = evaluate
+    def __init__(self, module: nn.Module, max_tokens: int | None = None) -> None:
         self.module = module
         self.max_tokens = max_tokens
 
-    def __call__(self, batch: PackedBatch) -> Outputs:
+    def __call__(self, evaluate: Evaluate, batch: PackedBatch) -> Outputs:
         """What `evaluate` gives for the batch.
 
         Raises:
             torch.OutOfMemoryError, RuntimeError: a single sequence does not fit.
         """
         if not torch.is_grad_enabled():
-            return self.without_graph(batch)
+            return self.without_graph(evaluate, batch)
         anchor = torch.zeros((), requires_grad=True, device=batch.device)
-        return _Evaluation.apply(anchor, self, batch)  # type: ignore[no-untyped-call]
+        return _Evaluation.apply(anchor, self, evaluate, batch)  # type: ignore[no-untyped-call]
 
     def parts(self, batch: PackedBatch) -> list[tuple[PackedBatch, Tensor]]:
         """The batch's parts, each with the places of its scored tokens among all."""
         return batch.split(self.max_tokens or len(batch.input_ids))
 
-    def without_graph(self, batch: PackedBatch) -> Outputs:
+    def without_graph(self, evaluate: Evaluate, batch: PackedBatch) -> Outputs:
         """Values only, part by part."""
         while True:
             try:
                 with torch.no_grad():
-                    pieces = [(self.evaluate(part), places) for part, places in self.parts(batch)]
+                    pieces = [(evaluate(part), places) for part, places in self.parts(batch)]
                 break
             except RuntimeError as error:
                 self.shrink(batch, error)
@@ -91,43 +91,50 @@ class _Evaluation(torch.autograd.Function):
     """`MicroBatches` as one node of the caller's graph; the parts' own graphs hang inside."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, micro: MicroBatches, batch: PackedBatch) -> Outputs:
-        ctx.micro, ctx.batch, ctx.graph = micro, batch, None
+    def forward(ctx: Any, anchor: Tensor, micro: MicroBatches, evaluate: Evaluate, batch: PackedBatch) -> Outputs:
+        ctx.micro, ctx.evaluate, ctx.batch, ctx.graph = micro, evaluate, batch, None
         if len(micro.parts(batch)) == 1:
             try:
                 with torch.enable_grad():
-                    ctx.graph = micro.evaluate(batch)
+                    ctx.graph = evaluate(batch)
             except RuntimeError as error:
                 micro.shrink(batch, error)
         ctx.set_materialize_grads(False)
         if ctx.graph is None:
-            return micro.without_graph(batch)
+            return micro.without_graph(evaluate, batch)
         return tuple(t.detach() for t in ctx.graph)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:  # type: ignore[override]
         micro, batch = ctx.micro, ctx.batch
         parameters = [p for p in micro.module.parameters() if p.requires_grad]
-        fresh = all(p.grad is None for p in parameters)
+        # A loss with several terms has a node for each. What earlier ones added is put aside, so that a pass that runs out
+        # of memory half-way can be taken back.
+        earlier = [p.grad for p in parameters]
         graph, ctx.graph = ctx.graph, None
         while True:
+            for parameter in parameters:
+                parameter.grad = None
             try:
                 if graph is not None:
                     _backward(graph, grads)
                 else:
                     for part, places in micro.parts(batch):
                         with torch.enable_grad():
-                            values = micro.evaluate(part)
+                            values = ctx.evaluate(part)
                         _backward(values, [None if g is None else g[places] for g in grads])
-                return None, None, None
+                break
             except RuntimeError as error:
                 graph = None
-                if not fresh:  # what was added to earlier gradients cannot be taken back
-                    raise
-                micro.shrink(batch, error)
                 for parameter in parameters:
                     parameter.grad = None
+                micro.shrink(batch, error)
+        with torch.no_grad():
+            for parameter, before in zip(parameters, earlier, strict=True):
+                if before is not None:
+                    parameter.grad = before if parameter.grad is None else before.add_(parameter.grad)
+        return None, None, None, None
 
 
 def _backward(values: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor
@@ -17,6 +18,12 @@ def check_observation_space(user: str, space: spaces.Space[Any]) -> None:
     """
     if not isinstance(space, spaces.Dict) or set(space) != {"input_ids", "length"}:
         raise TypeError(f"{user} is for LLMText-v0's observations, not for {space}.")
+    ids = space["input_ids"]
+    if not np.issubdtype(ids.dtype, np.integer):  # type: ignore[arg-type]  # every Box has one
+        raise TypeError(
+            f"{user} reads token ids, which are integers; these are {ids.dtype}. VecNormalize rescales observations unless "
+            "it is given norm_obs=False."
+        )
 
 
 def split_observation(obs: PyTorchObs) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,8 @@ for a soft backup, max_a Q(s,a) for a hard one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,18 +25,22 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from agents.policies.actor import load_actor_network, optimizer_defaults
-from agents.policies.critic import CriticNetwork, load_critic, zero_head
+from agents.policies.actor import load_actor_network, optimizer_defaults, save_language_model
+from agents.policies.critic import Critic, CriticSource, make_critic
 from agents.policies.observations import sequences_of, split_observation
 from agents.policies.sampled_actions import ActionTensor, CarriesLogProbs
 from llm_env.default_task import DEFAULT_REWARD_MODEL
+from llm_env.episode import Episode
 from llm_env.lm.causal_lm import CausalLM
 from llm_env.lm.decoding import CachedDecoder
 from llm_env.lm.packed_attention import packed_states
 from llm_env.lm.packing import PackedBatch, pack_ends
 from llm_env.lm.sampling import sample_tokens
+from llm_env.rollout import respond
+from llm_env.task import TextTask
+from llm_env.text.prompts import Prompt
 
 BACKUPS = ("soft", "hard")
 
@@ -47,8 +53,7 @@ class TextQNetwork(nn.Module):
 
     Args:
         lm: π_θ.
-        critic: A network of its own, or a linear head on the LM's hidden states.
-        detach: Whether the head's gradients stop at the hidden states.
+        critic: V_θ: a network of its own, or a linear head on the LM's hidden states.
         q_scale: τ, in score per nat.
         temperature: Divides the logits of π_θ.
         n_quantiles: 0 for plain Q-values.
@@ -58,8 +63,7 @@ class TextQNetwork(nn.Module):
     def __init__(
         self,
         lm: CausalLM,
-        critic: CriticNetwork | nn.Linear,
-        detach: bool,
+        critic: Critic,
         q_scale: float,
         temperature: float,
         n_quantiles: int = 0,
@@ -69,15 +73,12 @@ class TextQNetwork(nn.Module):
         self.lm = lm
         self.actor = lm.model
         self.critic = critic
-        self.detach = detach
         self.q_scale = q_scale
         self.temperature = temperature
         self.backup = backup
         self.quantiles: nn.Linear | None = None
         if n_quantiles:
-            head = critic.head if isinstance(critic, CriticNetwork) else critic
-            assert isinstance(head, nn.Linear)
-            self.quantiles = nn.Linear(head.in_features, n_quantiles)
+            self.quantiles = nn.Linear(critic.width, n_quantiles)
             nn.init.zeros_(self.quantiles.weight)
             nn.init.zeros_(self.quantiles.bias)
 
@@ -87,7 +88,7 @@ class TextQNetwork(nn.Module):
             ids, lengths = split_observation(obs)
             obs = pack_ends(sequences_of(ids, lengths), ids.device)
         hidden: Tensor | None = None
-        if self.backup != "soft" or not isinstance(self.critic, CriticNetwork):
+        if self.backup != "soft" or not self.critic.reads_text:
             hidden = packed_states(self.lm.trunk, obs)[obs.index]
         values = self._values(obs, hidden)
         if self.backup == "soft":
@@ -100,13 +101,8 @@ class TextQNetwork(nn.Module):
 
     def _values(self, batch: PackedBatch, hidden: Tensor | None) -> Tensor:
         """V_θ, shape (n,), or its quantiles, shape (n, n_quantiles)."""
-        if isinstance(self.critic, CriticNetwork):
-            states = packed_states(self.critic.trunk, batch)[batch.index]
-            values = (self.critic.head(states)[:, 0].float() - self.critic.mean) / self.critic.std
-        else:
-            assert hidden is not None
-            states = hidden.detach() if self.detach else hidden
-            values = self.critic(states)[:, 0].float()
+        states = self.critic.states(batch, hidden)
+        values = self.critic.values_of(states)
         return values if self.quantiles is None else values[:, None] + self.quantiles(states).float()
 
     def set_training_mode(self, mode: bool) -> None:
@@ -196,13 +192,11 @@ class LLMQPolicy(CarriesLogProbs, BasePolicy):
     def _network(self, backup: str | None) -> TextQNetwork:
         own = self._own
         lm = load_actor_network(own["model"], self.action_space, own["trust_remote_code"])
-        critic: CriticNetwork | nn.Linear
-        if own["critic"] in ("head", "detached_head"):
-            critic = zero_head(int(lm.model.get_output_embeddings().weight.shape[1]))
-        else:
-            critic = load_critic(own["critic"], lm.name, own["reward_model"], own["trust_remote_code"])
-        detach = own["critic"] == "detached_head"
-        return TextQNetwork(lm, critic, detach, own["q_scale"], own["temperature"], self.n_quantiles, backup)
+        hidden_size = int(lm.model.get_output_embeddings().weight.shape[1])
+        critic = make_critic(
+            own["critic"], CriticSource(lm.name, hidden_size, own["reward_model"], own["trust_remote_code"])
+        )
+        return TextQNetwork(lm, critic, own["q_scale"], own["temperature"], self.n_quantiles, backup)
 
     @property
     def quantile_net(self) -> TextQNetwork:
@@ -241,6 +235,16 @@ class LLMQPolicy(CarriesLogProbs, BasePolicy):
     def merged_actor(self) -> PreTrainedModel:
         """π_θ as an ordinary causal LM."""
         return self.lm.model
+
+    def respond(
+        self, task: TextTask, prompts: Sequence[Prompt], seed: int, deterministic: bool = False
+    ) -> list[Episode]:
+        """One scored response to each prompt; the sampler's state outside is untouched."""
+        return respond(self.lm, task, prompts, seed, deterministic=deterministic)
+
+    def save_actor(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Writes π_θ and its tokenizer to a folder for `from_pretrained`."""
+        save_language_model(self.merged_actor(), tokenizer, folder)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {

@@ -7,7 +7,8 @@ for each hidden unit, stand between the trunk and the LM head: few, and they rea
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,17 @@ from sb3_contrib.ars.policies import ARSPolicy
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from agents.policies.actor import load_actor_network
+from agents.policies.actor import load_actor_network, save_language_model
 from agents.policies.observations import split_observation
 from agents.policies.sampled_actions import ActionTensor, CarriesLogProbs
+from llm_env.episode import Episode
 from llm_env.lm.decoding import CachedDecoder
 from llm_env.lm.sampling import sample_tokens
+from llm_env.rollout import respond
+from llm_env.task import TextTask
+from llm_env.text.prompts import Prompt
 
 SEARCHED = ("last_norm", "norms")
 
@@ -115,6 +120,16 @@ class LLMSearchPolicy(CarriesLogProbs, BasePolicy):
     def merged_actor(self) -> PreTrainedModel:
         """The actor as an ordinary causal LM."""
         return self.actor
+
+    def respond(
+        self, task: TextTask, prompts: Sequence[Prompt], seed: int, deterministic: bool = False
+    ) -> list[Episode]:
+        """One scored response to each prompt; the sampler's state outside is untouched."""
+        return respond(self.lm, task, prompts, seed, deterministic=deterministic)
+
+    def save_actor(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Writes the actor and its tokenizer to a folder for `from_pretrained`."""
+        save_language_model(self.merged_actor(), tokenizer, folder)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {"observation_space": self.observation_space, "action_space": self.action_space, **self._own}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from agents.policies.observations import split_observation
 from agents.policies.sampled_actions import ActionTensor
@@ -76,7 +78,9 @@ class RecurrentTextPolicy(RecurrentActorCriticPolicy):
         return ActionTensor.carry(actions, log_probs, self.temperature), values, log_probs, states
 
     @torch.no_grad()
-    def respond(self, task: TextTask, prompts: list[Prompt], seed: int, deterministic: bool = False) -> list[Episode]:
+    def respond(
+        self, task: TextTask, prompts: Sequence[Prompt], seed: int, deterministic: bool = False
+    ) -> list[Episode]:
         """One response to each prompt, scored; as `llm_env.rollout.respond` for a language model.
 
         The sampler's state outside is untouched.
@@ -102,8 +106,8 @@ class RecurrentTextPolicy(RecurrentActorCriticPolicy):
         task.score_responses(episodes)
         return episodes
 
-    def save_actor(self, folder: Path) -> None:
-        """Writes ``policy.safetensors`` and ``policy.json``, which `load_recurrent_actor` reads."""
+    def save_actor(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Writes ``policy.safetensors`` and ``policy.json`` for `load_recurrent_actor`; the tokenizer is the task's."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file({k: v.contiguous().clone() for k, v in self.state_dict().items()}, folder / "policy.safetensors")
         lstm = self.lstm_actor

@@ -1,37 +1,20 @@
-"""Arrays that carry what stable-baselines3's rollout loop would otherwise drop on the way.
+"""Actions that carry their log-probabilities to the environment.
 
-`OnPolicyAlgorithm.collect_rollouts` hands actions from the policy to the environment, and rewards and log-probs from
-there to the buffer, and nothing else. Two things must travel with them, without the loop being rewritten:
-
-- the log-probability of each action, to the environment, whose reward has a term -β·log π (`SampledActions`);
-- the episodes behind rewards that are not known yet, to the buffer, which scores them after collection
-  (`DeferredRewards`), and the policy that can score them again (`scorer_of`).
-
-And the values of the states behind a rollout's edge need no computing where no episode crosses it (`LazyValues`).
-
-All are ordinary arrays to everybody else. Deferred rewards are NaN, so that a buffer which does not know about them
-fails at once instead of learning from zeros.
+stable-baselines3's loops hand actions from the policy to the environment, and nothing else; the environment's reward has a term
+-β·log π. So the policy returns an `ActionTensor`, whose ``.cpu().numpy()`` is `SampledActions`, whose entries are
+`SampledAction`s: that is how `DummyVecEnv` hands them to single environments, and `SubprocVecEnv` through its pipes. To
+everybody else they are ordinary tensors, arrays and integers.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from llm_env.settings import check_temperature
-
-if TYPE_CHECKING:
-    from llm_env.episode import Episode
-    from llm_env.reward.reference import Reference
-    from llm_env.task import TextTask
-    from llm_env.text.prompts import Prompt
 
 
 class SampledAction(np.int64):
@@ -47,11 +30,15 @@ class SampledAction(np.int64):
         wrapped.log_prob, wrapped.temperature = log_prob, temperature
         return wrapped
 
+    def __reduce__(self) -> Any:
+        """Pickles as what it is: numpy's own would send a plain integer through `SubprocVecEnv`'s pipes."""
+        return (SampledAction.carry, (int(self), self.log_prob, self.temperature))
+
 
 class SampledActions(np.ndarray):
     """Actions of shape (N,) that know their `log_probs` (N,), in nats, and the `temperature` they were drawn at.
 
-    ``actions[i]`` is a `SampledAction`: that is how SB3's `DummyVecEnv` hands it to a single environment.
+    ``actions[i]`` is a `SampledAction`.
     """
 
     log_probs: NDArray[np.float32] | None
@@ -68,6 +55,10 @@ class SampledActions(np.ndarray):
         if self.log_probs is not None and isinstance(key, int | np.integer) and np.ndim(item) == 0:
             return SampledAction.carry(int(item), float(self.log_probs[key]), self.temperature)
         return item
+
+    def __iter__(self) -> Any:
+        """Entries as `__getitem__` gives them; numpy's own iteration would drop the log-probs (`SubprocVecEnv` iterates)."""
+        return (self[i] for i in range(len(self)))
 
 
 class ActionTensor(Tensor):
@@ -97,113 +88,6 @@ class ActionTensor(Tensor):
         return array
 
 
-class DeferredRewards(np.ndarray):
-    """NaN rewards of shape (N,) that know the `episodes` (N entries, None for idle slots) and the `task` to score them."""
-
-    episodes: list[Episode | None]
-    task: TextTask | None
-
-    def __array_finalize__(self, obj: Any) -> None:
-        """Views and copies keep the promise."""
-        self.episodes = getattr(obj, "episodes", [])
-        self.task = getattr(obj, "task", None)
-
-    @classmethod
-    def of(cls, episodes: list[Episode | None], task: TextTask) -> DeferredRewards:
-        """A promise for one step of N slots."""
-        array = np.full(len(episodes), np.nan, dtype=np.float32).view(cls)
-        array.episodes, array.task = list(episodes), task
-        return array
-
-
-class LazyValues(Tensor):
-    """Values of shape (N, 1) that are computed when somebody looks at them.
-
-    `collect_rollouts` asks for V of the states that follow a rollout; with whole episodes these are fresh prompts, whose
-    values nobody uses.
-    """
-
-    compute: Callable[[], Tensor]
-
-    @classmethod
-    def of(cls, compute: Callable[[], Tensor], rows: int) -> LazyValues:
-        """A promise of `rows` values; `compute` is called at most once."""
-        lazy = torch.empty(rows, 1).as_subclass(cls)
-        lazy.compute = functools.cache(compute)
-        return lazy
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Any operation takes the computed values."""
-
-        def real(value: Any) -> Any:
-            return value.compute() if isinstance(value, LazyValues) else value
-
-        return func(*tree_map(real, args), **tree_map(real, kwargs or {}))
-
-
-class SegmentScorer(Protocol):
-    """A policy that can score whole episodes again after collection."""
-
-    @property
-    def rescores_values(self) -> bool:
-        """Whether values given while collecting are missing or not exact."""
-
-    @property
-    def rescores_log_probs(self) -> bool:
-        """Whether log-probs given while collecting are not exact."""
-
-    def score_segments(
-        self, sequences: list[list[int]], starts: list[int], masks: list[NDArray[np.uint8]] | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(log π, value) of every token from `starts` on, flat, sequence by sequence; under the masks, if any."""
-
-    def exact_kl(
-        self,
-        reference: Reference,
-        sequences: list[list[int]],
-        starts: list[int],
-        masks: list[NDArray[np.uint8]] | None = None,
-    ) -> NDArray[np.float32]:
-        """KL(π‖π_ref) of the whole distributions before every token from `starts` on, flat."""
-
-    def greedy_episodes(self, task: TextTask, prompts: list[Prompt]) -> list[Episode]:
-        """The likeliest token at every step, from each prompt to the end, scored."""
-
-
-def attach_scorer(log_probs: Tensor, scorer: SegmentScorer) -> Tensor:
-    """Marks log-probs with the policy that they come from."""
-    log_probs.scorer = scorer  # type: ignore[attr-defined]
-    return log_probs
-
-
-def scorer_of(log_probs: Tensor) -> SegmentScorer | None:
-    """The policy that log-probs come from, if they know it."""
-    return getattr(log_probs, "scorer", None)
-
-
-def carried_log_probs(actions: Any, temperature: float) -> NDArray[np.float32] | None:
-    """The log-probs that actions carry, or None.
-
-    Raises:
-        ValueError: they were drawn at another temperature than the environment's, so the KL would compare two different
-            families of distributions.
-    """
-    log_probs = getattr(actions, "log_probs", None)
-    if log_probs is None:
-        return None
-    check_temperature(actions.temperature, temperature)
-    return np.asarray(log_probs)
-
-
-def behaviour_log_probs(actions: Any) -> NDArray[np.float32] | None:
-    """The log-probs that actions carry, whatever their temperature, or None."""
-    log_probs = getattr(actions, "log_probs", None)
-    return None if log_probs is None else np.asarray(log_probs)
-
-
 class CarriesLogProbs:
     """For policies whose `_predict` gives an `ActionTensor`: SB3's `predict`, without what it drops on the way.
 
@@ -212,6 +96,7 @@ class CarriesLogProbs:
     """
 
     obs_to_tensor: Any
+    set_training_mode: Any
     _predict: Any
 
     def predict(
@@ -221,7 +106,27 @@ class CarriesLogProbs:
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """As SB3's."""
+        """SB3's `predict`: the next tokens, an array of N or a single one."""
+        self.set_training_mode(False)
         obs, vectorized = self.obs_to_tensor(observation)
         actions = self._predict(obs, deterministic).cpu().numpy()
         return (actions if vectorized else actions[0]), state
+
+
+def carried_log_probs(actions: Any, temperature: float | None = None) -> NDArray[np.float32] | None:
+    """The log-probs that actions carry, in nats, shape (N,); None where they carry none.
+
+    Args:
+        actions: What the policy returned, as it came through stable-baselines3.
+        temperature: The environment's; None: any will do.
+
+    Raises:
+        ValueError: they were drawn at another temperature than the environment's, so the KL would compare two different
+            families of distributions.
+    """
+    log_probs = getattr(actions, "log_probs", None)
+    if log_probs is None:
+        return None
+    if temperature is not None:
+        check_temperature(actions.temperature, temperature)
+    return np.asarray(log_probs)

@@ -1,8 +1,37 @@
-"""Mini-batches of whole segments."""
+"""Mini-batches of whole segments: how they are dealt out, and what each holds."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
+from torch import Tensor
+
+from llm_env.lm.packing import PackedBatch
+
+
+class TokenSamples(NamedTuple):
+    """A mini-batch of n tokens; stable-baselines3's `RolloutBufferSamples` with what a loss on text needs besides.
+
+    Attributes:
+        observations: The segments that the tokens are in, laid end to end; `evaluate_actions` reads them in one pass.
+        actions: The tokens taken, shape (n,), long.
+        old_values: V before each token under the weights that sampled, shape (n,).
+        old_log_prob: log π of each token under the weights that sampled, in nats, shape (n,).
+        advantages: Shape (n,).
+        returns: What the values should have been, shape (n,).
+        ref_log_prob: log π_ref of each token, in nats, shape (n,); None where the loss has no KL penalty.
+        action_masks: Which tokens might be chosen, as bits, shape (n, ⌈V/8⌉), uint8; None without masks.
+    """
+
+    observations: PackedBatch
+    actions: Tensor
+    old_values: Tensor
+    old_log_prob: Tensor
+    advantages: Tensor
+    returns: Tensor
+    ref_log_prob: Tensor | None = None
+    action_masks: Tensor | None = None
 
 
 def balanced_groups(lengths: np.ndarray, order: np.ndarray, batch_size: int | None) -> list[list[int]]:

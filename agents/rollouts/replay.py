@@ -15,7 +15,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import Tensor
 
 from agents.policies.observations import check_observation_space
-from agents.policies.sampled_actions import behaviour_log_probs
+from agents.policies.sampled_actions import carried_log_probs
 from llm_env.lm.packing import pack
 
 
@@ -93,7 +93,7 @@ class TokenReplayBuffer(ReplayBuffer):
         infos: list[dict[str, Any]],
     ) -> None:
         """Adds one step of every slot."""
-        log_probs = behaviour_log_probs(action)
+        log_probs = carried_log_probs(action)
         tokens = np.asarray(action).reshape(-1)
         for slot in range(self.n_envs):
             response = self.open[slot]

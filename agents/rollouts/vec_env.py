@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from agents.policies.sampled_actions import DeferredRewards, carried_log_probs
+from agents.policies.decoding_copy import DecodingCopy
+from agents.policies.sampled_actions import carried_log_probs
 from llm_env.env import LLMTextEnv, check_render_mode
 from llm_env.episode import Episode
+from llm_env.lm.causal_lm import CausalLM
+from llm_env.lm.registry import SharedLM
 from llm_env.rendering import render_episode
+from llm_env.reward.reference import Reference, StepwiseReference
 from llm_env.settings import task_settings
 from llm_env.slots import EpisodeBatch, prompt_from_options
 from llm_env.task import TextTask
@@ -36,8 +42,9 @@ class LLMTextVecEnv(VecEnv):
         group_size: Slots that share a prompt, next to each other: for advantages within a group. Needs synchronous episodes.
         pay_policy_kl: Whether rewards hold -β·log π where the policy tells it. False: they are the environment's part alone,
             for soft Q-learning, whose backup has the rest.
-        scoring: ``"step"``: every step pays its reward. ``"deferred"``: rewards are promises (NaN) that
-            `TokenRolloutBuffer` redeems in a few large batches after collection. The numbers are the same.
+        scoring: ``"step"``: every step pays its reward. ``"deferred"``: while a `TokenRolloutBuffer` that is bound to this
+            environment collects a rollout, steps pay NaN, and the buffer has the rewards computed in a few large batches
+            afterwards. The numbers are the same; at all other times every step pays.
         render_mode: ``"ansi"``, ``"rgb_array"`` or None.
         settings: See `llm_env.settings.TaskSettings`.
 
@@ -78,8 +85,15 @@ class LLMTextVecEnv(VecEnv):
         self.group_size = group_size
         self.ended: list[dict[str, Any]] = []
         """Info dictionaries of episodes that ended; whoever reads them empties the list."""
-        self.tokens = 0
-        """Tokens generated so far; idle slots generate none."""
+        self.acted: list[Episode | None] = []
+        """The episodes that the last step appended a token to, a slot each; None for idle slots."""
+        self.collecting = False
+        """Whether a bound buffer collects a rollout; the buffer sets it."""
+        self.generated_tokens = 0
+        """Tokens generated for training so far, a policy's extra responses included; idle slots generate none."""
+        self._wrapped = False
+        self.mask_copy: DecodingCopy | None = None
+        """The copy of the actor that top-k and top-p look at; None: they look at the reference."""
         self.pay_policy_kl = pay_policy_kl
         self.batch = EpisodeBatch(self.task, n_envs, score_steps=scoring == "step")
         self.batch.seed(np.random.default_rng())
@@ -98,6 +112,7 @@ class LLMTextVecEnv(VecEnv):
             episode = self._begin(slot, prompt_from_options(self.task, options))
             self.reset_infos[slot] = {"prompt": episode.prompt.text}
         self._clock = 0
+        self.collecting = False  # whoever resets evaluates; a buffer says so when a rollout begins
         self._reset_seeds()
         self._reset_options()
         return self.batch.observation()  # type: ignore[return-value]
@@ -114,11 +129,13 @@ class LLMTextVecEnv(VecEnv):
         """
         log_probs = carried_log_probs(self._actions, self.task.settings.temperature)
         actions = np.asarray(self._actions, dtype=np.int64).reshape(self.num_envs)
-        acted = list(self.batch.episodes)
-        paid = self.batch.step(actions, log_probs, self.pay_policy_kl)
-        self.tokens += sum(episode is not None for episode in acted)
+        self.acted = acted = list(self.batch.episodes)
+        self.batch.score_steps = not self.defers
+        rewards = self.batch.step(actions, log_probs, self.pay_policy_kl).astype(np.float32)
+        if self.defers:  # NaN, so that whoever does not know about it fails at once instead of learning from zeros
+            rewards[:] = np.nan
+        self.generated_tokens += sum(episode is not None for episode in acted)
         self._clock += 1
-        rewards = DeferredRewards.of(acted, self.task) if self.scoring == "deferred" else paid.astype(np.float32)
         dones = np.array([episode is not None and episode.done for episode in acted])
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         if dones.any():
@@ -127,7 +144,7 @@ class LLMTextVecEnv(VecEnv):
                 episode = acted[slot]
                 assert episode is not None
                 infos[slot] = episode.info = {
-                    **full_info(self.task, episode, self._start_time),
+                    **self.task.full_info(episode, self._start_time),
                     "terminal_observation": {name: values[slot] for name, values in last.items()},
                     "TimeLimit.truncated": False,
                 }
@@ -155,19 +172,81 @@ class LLMTextVecEnv(VecEnv):
             prompt = first.prompt
         return self.batch.begin(slot, prompt)
 
+    @property
+    def defers(self) -> bool:
+        """Whether steps pay NaN now, for a buffer to compute the rewards later."""
+        return self.scoring == "deferred" and self.collecting and not self._wrapped
+
+    def check_wrappers(self, env: VecEnv) -> None:
+        """Sees to it that wrappers around this environment get numbers that they can work with.
+
+        `VecMonitor` and wrappers of one's own add up or change rewards step by step; around deferred rewards they would read
+        NaN. Scoring is then done at each step, and a warning says what that costs.
+
+        Args:
+            env: This environment, or wrappers around it.
+
+        Raises:
+            ValueError: `VecNormalize` would rewrite token ids, or rewards that are not known yet.
+        """
+        wrappers = []
+        while isinstance(env, VecEnvWrapper):
+            wrappers.append(env)
+            env = env.venv
+        for wrapper in wrappers:
+            if isinstance(wrapper, VecNormalize) and wrapper.norm_obs:
+                raise ValueError("VecNormalize(norm_obs=True) would rescale token ids. Give it norm_obs=False.")
+            if isinstance(wrapper, VecNormalize) and wrapper.norm_reward and self.scoring == "deferred":
+                raise ValueError(
+                    "VecNormalize(norm_reward=True) around an environment with scoring='deferred' would see rewards that are "
+                    "not known yet. Make the environment with scoring='step', or leave VecNormalize out and take "
+                    "whiten_rewards=True."
+                )
+        working = [type(w).__name__ for w in wrappers if not isinstance(w, VecNormalize)]
+        self._wrapped = bool(working)
+        if working and self.scoring == "deferred":
+            warnings.warn(
+                f"{', '.join(working)} around LLMTextVecEnv reads rewards as they come: they are computed at each step, one "
+                "forward pass of the reference a token, instead of after the rollout. LLMTextVecEnv reports episodes as "
+                "VecMonitor does; without the wrapper training is faster.",
+                stacklevel=3,
+            )
+
+    def take_masks_from(self, actor: CausalLM) -> None:
+        """Has top-k and top-p look at a copy of this model instead of the reference; `refresh_masks` brings it up to date."""
+        task = self.task
+        self.mask_copy = DecodingCopy(actor, torch.float32)
+        shared = SharedLM(self.mask_copy, task.tokenizer, task.eos_ids, task.settings.load)
+        reference = Reference(shared, task.settings.temperature, task.settings.mixed_precision)
+        self.batch.mask_source = StepwiseReference(reference, task.max_length)
+
+    @torch.no_grad()
+    def load_masks(self, weights: dict[str, torch.Tensor]) -> None:
+        """Gives the copy that the masks look at these weights, as a checkpoint kept them."""
+        assert self.mask_copy is not None
+        for name, parameter in self.mask_copy.model.named_parameters():
+            parameter.copy_(weights[name])
+        self.batch.mask_source.decoder.clear()
+
+    def refresh_masks(self) -> None:
+        """Brings the copy that the masks look at up to date."""
+        assert self.mask_copy is not None
+        self.mask_copy.update()
+        self.batch.mask_source.decoder.clear()
+
     def action_masks(self) -> np.ndarray:
         """Which tokens may come next in each slot, shape (n_envs, V); see `llm_env.masks`."""
         return self.batch.action_masks()
 
     def state_dict(self) -> dict[str, Any]:
         """Slots, prompt order and clock in plain values: what a checkpoint needs to go on."""
-        return {"batch": self.batch.state_dict(), "clock": self._clock, "kl_coef": self.task.kl_coef}
+        return {"batch": self.batch.state_dict(), "clock": self._clock, "kl_coef": self.task.kl.coef}
 
     def load_state_dict(self, state: dict[str, Any]) -> VecEnvObs:
         """Goes on where `state_dict` was taken; returns the current observation."""
         self.batch.load_state_dict(state["batch"])
         self._clock = int(state["clock"])
-        self.task.kl_coef = float(state["kl_coef"])
+        self.task.kl.coef = float(state["kl_coef"])
         return self.batch.observation()  # type: ignore[return-value]
 
     def get_images(self) -> Sequence[np.ndarray | None]:
@@ -205,38 +284,6 @@ class LLMTextVecEnv(VecEnv):
         """True for `Monitor`, whose ``episode`` information is given out here too; there are no other wrappers."""
         indices_list: Iterable[int] = self._get_indices(indices)
         return [issubclass(wrapper_class, Monitor) for _ in indices_list]
-
-
-def full_info(task: TextTask, episode: Episode, start_time: float | None = None) -> dict[str, Any]:
-    """An ended episode's information, with what the policy told; NaN for what is not known yet.
-
-    Args:
-        task: Where the episode comes from.
-        episode: It.
-        start_time: When the environment was made, for ``episode["t"]``; None: leave that out.
-    """
-    info = task.final_info(episode)
-    n = len(episode.response_ids)
-    info["log_prob"] = float(sum(episode.log_probs)) if len(episode.log_probs) == n else np.nan
-    info["kl"] = info["log_prob"] - info["ref_log_prob"]
-    known = len(episode.ref_log_probs) == n and episode.final_score is not None
-    if task.settings.kl_estimator == "exact":
-        known = known and len(episode.exact_kl) == n
-    own = episode.log_probs if len(episode.log_probs) == n else None
-    total = float(task.rewards(episode, 0, own).sum()) if known else np.nan
-    info["episode"] = {"r": total, "l": n}
-    if start_time is not None:
-        info["episode"]["t"] = round(time.time() - start_time, 6)
-    return info
-
-
-def complete_info(task: TextTask, episode: Episode) -> None:
-    """Fills in, in place, what an ended episode's information could not know when it was given out."""
-    if episode.info is None:
-        return
-    fresh = full_info(task, episode)
-    episode.info["episode"].update(fresh.pop("episode"))
-    episode.info.update(fresh)
 
 
 def text_env(env: VecEnv | None) -> LLMTextVecEnv:

@@ -23,7 +23,6 @@ from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from agents.policies.maskable import MaskableLLMPolicy
 from agents.rollouts.replay import TokenReplayBuffer
 from agents.rollouts.vec_env import text_env
 
@@ -69,7 +68,7 @@ def save_checkpoint(model: BaseAlgorithm, folder: Path, extra: dict[str, Any] | 
             "env": text_env(model.env).state_dict(),
             "episode_starts": _episode_starts(model).tolist(),
             "ep_info_buffer": [_plain(info) for info in model.ep_info_buffer or []],
-            "mix": mix.order.state_dict() if (mix := getattr(model.policy, "mix", None)) is not None else None,
+            "mix": mix.order.state_dict() if (mix := getattr(model, "mix", None)) is not None else None,
             "extra": extra or {},
         }
         (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
@@ -118,7 +117,7 @@ def load_checkpoint(model: BaseAlgorithm, checkpoint: Path) -> dict[str, Any]:
     if (checkpoint / "algorithm.safetensors").is_file():
         _load_algorithm_tensors(model, load_file(checkpoint / "algorithm.safetensors"))
     if state.get("mix") is not None:
-        model.policy.mix.order.load_state_dict(state["mix"])  # type: ignore[union-attr]
+        model.mix.order.load_state_dict(state["mix"])  # type: ignore[attr-defined]  # of TextPPO
     model.ep_info_buffer = deque(state["ep_info_buffer"], maxlen=model._stats_window_size)
     model.ep_success_buffer = deque(maxlen=model._stats_window_size)
     model._last_obs = text_env(model.env).load_state_dict(state["env"])  # type: ignore[assignment]
@@ -137,9 +136,10 @@ def _algorithm_tensors(model: BaseAlgorithm) -> dict[str, torch.Tensor]:
         assert states is not None
         return _contiguous({f"{k}{i}": t for k in ("pi", "vf") for i, t in enumerate(getattr(states, k))})
     tensors: dict[str, torch.Tensor] = {}
-    if isinstance(model.policy, MaskableLLMPolicy):
-        tensors.update(_contiguous(model.policy.mask_state()))
-    task = text_env(model.env).task
+    env = text_env(model.env)
+    if env.mask_copy is not None:
+        tensors.update(_contiguous(dict(env.mask_copy.model.named_parameters())))
+    task = env.task
     if task.reference.version:  # it is no longer what its name says
         weights = dict(task.own_reference().named_parameters())
         tensors.update(_contiguous({f"{_REFERENCE}{name}": p for name, p in weights.items()}))
@@ -161,8 +161,11 @@ def _load_algorithm_tensors(model: BaseAlgorithm, tensors: dict[str, torch.Tenso
     if reference:
         text_env(model.env).task.load_reference(reference)
     masks = {n: t for n, t in tensors.items() if not n.startswith(_REFERENCE)}
-    if isinstance(model.policy, MaskableLLMPolicy):
-        model.policy.load_mask_state(masks)
+    if masks:
+        env = text_env(model.env)
+        if env.mask_copy is None:
+            env.take_masks_from(model.policy.lm)  # type: ignore[arg-type]  # a policy under masks has one
+        env.load_masks(masks)
 
 
 def _episode_starts(model: BaseAlgorithm) -> np.ndarray:

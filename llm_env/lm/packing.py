@@ -11,7 +11,6 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,9 +36,6 @@ class PackedBatch:
         order: Which of the given sequences each of those laid out is, B entries.
         masks: Which tokens the policy may choose from where each scored token was chosen, as bits
             (`llm_env.lm.sampling.pack_bits`), shape (n, ⌈V/8⌉), uint8; None: any.
-        ref_log_probs: log π_ref of the scored tokens, in nats, shape (n,), where a loss needs them.
-        kl_coef: β of a KL term in the loss; 0: the loss has none.
-        reference: Where that term compares whole distributions: the reference model (`llm_env.reward.reference.Reference`).
     """
 
     input_ids: Tensor
@@ -49,9 +45,6 @@ class PackedBatch:
     counts: tuple[int, ...]
     order: tuple[int, ...]
     masks: Tensor | None = None
-    ref_log_probs: Tensor | None = None
-    kl_coef: float = 0.0
-    reference: Any = None
 
     @property
     def device(self) -> torch.device:
@@ -84,9 +77,6 @@ class PackedBatch:
                 tuple(self.counts[i] for i in members),
                 tuple(range(len(members))),
                 None if self.masks is None else self.masks[places],
-                None if self.ref_log_probs is None else self.ref_log_probs[places],
-                self.kl_coef,
-                self.reference,
             )
             parts.append((part, places))
             first, start = last, stop

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -38,3 +40,45 @@ def kl_estimate(name: str, log_probs: ArrayLike, ref_log_probs: ArrayLike) -> ND
     if name not in _ESTIMATORS:
         raise ValueError(f"kl_estimator={name!r} is not known; use one of {', '.join(KL_ESTIMATORS)}.")
     return _ESTIMATORS[name](log_probs, ref_log_probs)
+
+
+KL_PLACES = ("reward", "loss", "both")
+
+
+@dataclass
+class KLPenalty:
+    """The price of moving away from the reference: how much, measured how, and paid where.
+
+    The task owns one of these. The reward formula and `agents.TextPPO` read it at every use, so that a schedule or a
+    controller may move `coef` between rollouts.
+
+    Attributes:
+        coef: β, in score per nat, at least 0.
+        estimator: What stands for the KL of a token: ``k1``, ``k2``, ``k3`` or ``exact``.
+        place: ``reward``: part of each token's reward (Ziegler et al. 2019). ``loss``: a term of the loss (Shao et al. 2024),
+            and the reward is the score alone. ``both``: in either place, each with the whole of β.
+
+    Raises:
+        ValueError: a value breaks its rule.
+    """
+
+    coef: float
+    estimator: str = "k1"
+    place: str = "reward"
+
+    def __post_init__(self) -> None:
+        """Checks the names; the number may be moved later, and is checked with the settings."""
+        if self.estimator not in KL_ESTIMATORS:
+            raise ValueError(f"kl_estimator={self.estimator!r} is not known; use one of {', '.join(KL_ESTIMATORS)}.")
+        if self.place not in KL_PLACES:
+            raise ValueError(f"kl_in={self.place!r} is not known; use one of {', '.join(KL_PLACES)}.")
+
+    @property
+    def in_reward(self) -> bool:
+        """Whether token rewards hold the penalty."""
+        return self.place != "loss"
+
+    @property
+    def in_loss(self) -> bool:
+        """Whether the loss has the penalty as a term."""
+        return self.place != "reward"

@@ -1,0 +1,51 @@
+"""PPO-ptx: a language model's loss on texts, mixed into the update."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from llm_env.lm.packing import PackedBatch, pack
+from llm_env.text.prompts import PromptOrder
+from llm_env.text.texts import EncodedText
+
+
+class PretrainingMix:
+    """Texts whose language-model loss each mini-batch's loss is mixed with.
+
+    Eq. 2 of Ouyang et al. 2022, "InstructGPT" (https://arxiv.org/abs/2203.02155): the loss gets γ · mean(-log π(token)) over
+    other texts.
+
+    Args:
+        texts: Encoded texts; one longer than `tokens` is cut.
+        coef: γ, above 0.
+        tokens: Tokens read with each mini-batch, at least 2.
+        seed: Of the order of the texts.
+
+    Raises:
+        ValueError: there are no texts, or a number breaks its rule.
+    """
+
+    def __init__(self, texts: list[EncodedText], coef: float, tokens: int, seed: int = 0) -> None:
+        if not coef > 0:
+            raise ValueError(f"ptx_coef={coef} must be above 0.")
+        if tokens < 2:
+            raise ValueError(f"ptx_tokens={tokens} must be at least 2.")
+        if not texts:
+            raise ValueError("ptx_texts holds no text.")
+        self.texts = [EncodedText(t.ids[:tokens], t.start) for t in texts if t.start < min(len(t.ids), tokens)]
+        if not self.texts:
+            raise ValueError(f"ptx_texts: no text has a token to learn within ptx_tokens={tokens}.")
+        self.coef = coef
+        self.tokens = tokens
+        self.order = PromptOrder(len(self.texts), np.random.default_rng(seed))
+        """Which texts come next; a checkpoint keeps it."""
+
+    def next_batch(self, device: torch.device) -> PackedBatch:
+        """The next texts, at least one and about `tokens` tokens of them, laid end to end."""
+        chosen: list[EncodedText] = []
+        room = self.tokens
+        while not chosen or (room > 0 and len(chosen) < len(self.texts)):
+            chosen.append(self.texts[self.order.next()])
+            room -= len(chosen[-1].ids)
+        return pack([t.ids for t in chosen], [t.start for t in chosen], device)

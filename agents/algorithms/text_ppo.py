@@ -1,0 +1,232 @@
+"""`TextPPO`: PPO with the losses on text that stock `PPO.train` cannot say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from agents.algorithms.dynamic_sampling import PartOfRollout, groups_with_spread
+from agents.algorithms.losses import aggregate, approximate_kl, check_aggregation, clipped_surrogate, kl_penalty
+from agents.algorithms.pretraining_mix import PretrainingMix
+from agents.policies.actor_critic import LLMActorCriticPolicy
+from agents.policies.critic import NoCritic
+from agents.rollouts.buffer import TokenRolloutBuffer
+from agents.rollouts.minibatches import TokenSamples
+from agents.rollouts.segments import Segment
+from llm_env.lm.loading import load_tokenizer
+from llm_env.text.texts import encode_text, read_texts
+
+
+class TextPPO(PPO):
+    """PPO with further terms in its loss, which on a mini-batch of n tokens is all of this.
+
+    ``aggregate(surrogate + β·KL) + ent_coef·entropy_loss + vf_coef·value_loss + ptx_coef·ptx_loss``.
+
+    Collecting, optimizer, schedules, saving and logging are PPO's, and without the terms that PPO does not have an update
+    equals PPO's bit for bit. The terms are
+
+    - the KL to the reference, where the environment's `kl_in` is ``loss`` or ``both``: β and the estimator are the task's
+      `KLPenalty`. GRPO, Shao et al. 2024 (https://arxiv.org/abs/2402.03300), has k3 here;
+    - a clip range of its own above 1, and how the tokens' losses are averaged: DAPO, Yu et al. 2025
+      (https://arxiv.org/abs/2503.14476), Dr. GRPO, Liu et al. 2025 (https://arxiv.org/abs/2503.20783);
+    - PPO-ptx, the language-model loss on texts: InstructGPT, Ouyang et al. 2022 (https://arxiv.org/abs/2203.02155).
+
+    Args:
+        args: PPO's.
+        clip_range_high: ε above 1 (DAPO's "clip-higher"), above 0. None: as `clip_range`.
+        loss_aggregation: ``token``: mean over the mini-batch's tokens, as PPO. ``sequence``: mean of each response first, the
+            1/|y| of GRPO as published. ``constant``: sum over responses times their length cap. See `losses.aggregate`.
+        max_resamples: DAPO's dynamic sampling: further rollouts that may be collected before an update, until as many
+            groups whose scores differ are there as one rollout has groups; groups without spread are dropped. 0: none are
+            collected nor dropped.
+        ptx_texts: Texts (see `llm_env.text.texts`) for PPO-ptx. None: there is no such term.
+        ptx_coef: Its weight, InstructGPT's γ.
+        ptx_tokens: Tokens of these texts that are read with each mini-batch.
+        kwargs: PPO's.
+
+    Raises:
+        ValueError: a setting breaks its rule.
+    """
+
+    policy: LLMActorCriticPolicy
+    rollout_buffer: TokenRolloutBuffer
+
+    def __init__(
+        self,
+        *args: Any,
+        clip_range_high: float | None = None,
+        loss_aggregation: str = "token",
+        max_resamples: int = 0,
+        ptx_texts: str | None = None,
+        ptx_coef: float = 1.0,
+        ptx_tokens: int = 1024,
+        **kwargs: Any,
+    ) -> None:
+        check_aggregation(loss_aggregation)
+        if clip_range_high is not None and clip_range_high <= 0:
+            raise ValueError(f"clip_range_high={clip_range_high} must be above 0, or None for clip_range.")
+        if max_resamples < 0:
+            raise ValueError(f"max_resamples={max_resamples} must be at least 0.")
+        self.clip_range_high = clip_range_high
+        self.loss_aggregation = loss_aggregation
+        self.max_resamples = max_resamples
+        self.ptx_texts = ptx_texts
+        self.ptx_coef = ptx_coef
+        self.ptx_tokens = ptx_tokens
+        self.mix: PretrainingMix | None = None
+        super().__init__(*args, **kwargs)
+
+    def _setup_model(self) -> None:
+        """PPO's, and the texts of PPO-ptx."""
+        super()._setup_model()
+        if self.ptx_texts is not None:
+            settings = self.policy.settings
+            tokenizer = load_tokenizer(self.policy.lm.name, trust_remote_code=settings.trust_remote_code)
+            texts = [encode_text(record, tokenizer) for record in read_texts(self.ptx_texts)]
+            self.mix = PretrainingMix(texts, self.ptx_coef, self.ptx_tokens)
+
+    def _excluded_save_params(self) -> list[str]:
+        """PPO's, and the texts, which are read again."""
+        return [*super()._excluded_save_params(), "mix"]
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """PPO's; with `max_resamples`, again until there are enough groups with spread. To callbacks it is one rollout."""
+        if not self.max_resamples:
+            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        assert isinstance(rollout_buffer, TokenRolloutBuffer)
+        kept: list[Segment] = []
+        for attempt in range(self.max_resamples + 1):
+            part = PartOfRollout(callback, first=attempt == 0)
+            if not super().collect_rollouts(env, part, rollout_buffer, n_rollout_steps):
+                return False
+            n_groups = len({s.group for s in rollout_buffer.segments})
+            kept += groups_with_spread(rollout_buffer.segments)
+            wanted = list(dict.fromkeys(s.group for s in kept))[:n_groups]
+            if len(wanted) >= n_groups:
+                break
+        if kept:  # with none the rollout stays as it is
+            rollout_buffer.replace_segments([s for s in kept if s.group in set(wanted)])
+        self.logger.record("rollout/resamples", attempt)
+        self.logger.record("rollout/groups_with_spread", len({s.group for s in rollout_buffer.segments}))
+        callback.on_rollout_end()
+        return True
+
+    def train(self) -> None:
+        """Updates the policy with the rollout in the buffer."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        clip_low = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
+        clip_high = clip_low if self.clip_range_high is None else self.clip_range_high
+        clip_vf = None
+        if self.clip_range_vf is not None:
+            clip_vf = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
+
+        logs: dict[str, list[float]] = {}
+        approx_kls: list[float] = []
+        loss = torch.zeros(())
+        stop = False
+        for _ in range(self.n_epochs):
+            approx_kls = []  # the last epoch's are logged, as PPO does
+            for data in self.rollout_buffer.get(self.batch_size):
+                loss, approx_kl, terms = self._loss(data, clip_low, clip_high, clip_vf)
+                approx_kls.append(approx_kl)
+                for name, value in terms.items():
+                    logs.setdefault(name, []).append(value)
+                # Early stop: the policy is further from the one that sampled than wanted.
+                if self.target_kl is not None and approx_kl > 1.5 * self.target_kl:
+                    stop = True
+                    break
+                self.policy.optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+                self.policy.optimizer.step()
+            self._n_updates += 1
+            if stop:
+                break
+
+        for name, values in logs.items():
+            self.logger.record(f"train/{name}", np.mean(values))
+        self.logger.record("train/approx_kl", np.mean(approx_kls))
+        self.logger.record("train/loss", loss.item())
+        if not isinstance(self.policy.critic, NoCritic):
+            explained = explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten())
+            self.logger.record("train/explained_variance", explained)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/clip_range", clip_low)
+        if self.clip_range_high is not None:
+            self.logger.record("train/clip_range_high", clip_high)
+        if clip_vf is not None:
+            self.logger.record("train/clip_range_vf", clip_vf)
+
+    def _loss(
+        self, data: TokenSamples, clip_low: float, clip_high: float, clip_vf: float | None
+    ) -> tuple[Tensor, float, dict[str, float]]:
+        """The loss of a mini-batch.
+
+        Args:
+            data: n tokens.
+            clip_low: The ratio is held above 1 - this.
+            clip_high: The ratio is held below 1 + this.
+            clip_vf: Values move at most this far from the old ones; None: freely.
+
+        Returns:
+            The loss, a scalar; KL(π_old‖π) in nats per token, estimated; and the terms' values to log.
+        """
+        values, log_prob, entropy, exact_kl = self._evaluate(data)
+        advantages = data.advantages
+        if self.normalize_advantage and len(advantages) > 1:
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+
+        # Policy: PPO's surrogate, and the price of the distance to the reference, token by token.
+        surrogate = clipped_surrogate(log_prob, data.old_log_prob, advantages, clip_low, clip_high)
+        per_token = surrogate
+        kl = self.rollout_buffer.task.kl if data.ref_log_prob is not None else None
+        if kl is not None:
+            penalty = kl_penalty(kl.estimator, log_prob, data.ref_log_prob, exact_kl)
+            per_token = surrogate + kl.coef * penalty
+        max_tokens = self.rollout_buffer.task.settings.max_new_tokens if self.loss_aggregation == "constant" else 0
+        policy_loss = aggregate(per_token, data.observations.counts, self.loss_aggregation, max_tokens)
+
+        # Critic: squared error to the λ-returns.
+        if clip_vf is not None:
+            values = data.old_values + torch.clamp(values - data.old_values, -clip_vf, clip_vf)
+        value_loss = mse_loss(data.returns, values)
+        entropy_loss = -torch.mean(entropy)
+        loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+
+        terms = {
+            "entropy_loss": entropy_loss.item(),
+            "policy_gradient_loss": surrogate.mean().item(),
+        }
+        if not isinstance(self.policy.critic, NoCritic):
+            terms["value_loss"] = value_loss.item()
+        if kl is not None:
+            terms["kl_loss"] = penalty.mean().item()
+        if self.mix is not None:
+            ptx_loss = -self.policy.text_log_probs(self.mix.next_batch(self.policy.lm.device)).mean()
+            loss = loss + self.mix.coef * ptx_loss
+            terms["ptx_loss"] = ptx_loss.item()
+        with torch.no_grad():
+            ratio = torch.exp(log_prob - data.old_log_prob)
+            outside = (ratio < 1 - clip_low) | (ratio > 1 + clip_high)
+            terms["clip_fraction"] = outside.float().mean().item()
+            approx_kl = approximate_kl(log_prob, data.old_log_prob).item()
+        return loss, approx_kl, terms
+
+    def _evaluate(self, data: TokenSamples) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Values, log π, entropies, and where the loss charges it the exact KL to the reference, each (n,)."""
+        task = self.rollout_buffer.task if data.ref_log_prob is not None else None
+        if task is not None and task.kl.estimator == "exact":
+            return self.policy.evaluate_actions_and_kl(data.observations, task.reference)
+        return *self.policy.evaluate_actions(data.observations, data.actions), None  # type: ignore[arg-type]

@@ -1,0 +1,203 @@
+"""How each kind of algorithm gets its policy, its buffer and the settings that language needs."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stable_baselines3.common.utils import get_device
+
+from agents.policies.critic import check_critic
+from agents.policies.q_network import LLMQPolicy
+from agents.rollouts.buffer import TokenRolloutBuffer
+from agents.rollouts.replay import TokenReplayBuffer
+from agents.rollouts.vec_env import LLMTextVecEnv
+from llm_env.default_task import DEFAULT_MODEL, DEFAULT_REWARD_MODEL
+from llm_env.reward.models import ClassifierReward, scalar_head
+from llm_env.settings import TaskSettings
+from llm_env.task import TextTask
+
+MINI_BATCHES = 4  # mini-batches of a rollout, unless batch_size says otherwise
+Settings = dict[str, Any]
+
+
+@dataclass
+class Wiring:
+    """What an algorithm is made from.
+
+    Attributes:
+        name: Its name, for errors.
+        venv: The environment, without wrappers.
+        settings: The algorithm's settings, its defaults included; what has been used is taken out.
+        policy: Settings of the policy.
+        buffer: Arguments of `TokenRolloutBuffer` that its row of the table names.
+        rounds: Rounds of `max_new_tokens` steps in a rollout, unless ``n_steps`` is among the settings.
+        takes_batch_size: Whether the class has mini-batches.
+        buffer_settings: Names of settings that go to the buffer.
+    """
+
+    name: str
+    venv: LLMTextVecEnv
+    settings: Settings
+    policy: Settings
+    buffer: Mapping[str, Any]
+    rounds: int
+    takes_batch_size: bool
+    buffer_settings: tuple[str, ...] = ()
+
+    @property
+    def task(self) -> TextTask:
+        """The environment's task."""
+        return self.venv.task
+
+
+def on_policy(w: Wiring) -> Settings:
+    """Rollouts of text: `LLMActorCriticPolicy` or a subclass, and `TokenRolloutBuffer`.
+
+    Raises:
+        ValueError: a rollout would not be whole episodes, or a mini-batch cannot hold a response.
+    """
+    settings, cap = w.settings, w.task.settings.max_new_tokens
+    # The buffer whitens where the algorithm does not do so for each mini-batch.
+    buffer = {"whiten_advantages": not settings.get("normalize_advantage", True), **w.buffer}
+    if "advantages" in buffer:
+        buffer["group_size"] = w.venv.group_size
+    buffer.update({key: settings.pop(key) for key in w.buffer_settings if key in settings})
+    buffer.update(settings.pop("rollout_buffer_kwargs", {}) or {})
+    n_steps = settings.setdefault("n_steps", cap * w.rounds)
+    if w.venv.episodes == "synchronous" and n_steps % cap:
+        raise ValueError(
+            f"n_steps={n_steps} must be a multiple of max_new_tokens={cap}, so that a rollout is whole episodes; "
+            "or take episodes='continuous'."
+        )
+    tokens = n_steps * w.venv.num_envs
+    if w.takes_batch_size:
+        settings.setdefault("batch_size", max(cap, -(-tokens // MINI_BATCHES)))
+    batch_size = settings.get("batch_size", tokens)
+    if batch_size < cap:
+        raise ValueError(
+            f"batch_size={batch_size} tokens must be at least max_new_tokens={cap}: responses are not torn apart."
+        )
+    if w.task.kl.in_loss and w.task.kl.estimator == "k1":
+        warnings.warn(
+            "k1 in the loss has a gradient of 0 in expectation: it restrains nothing. Use k2, k3 or exact there, or k1 "
+            "in the reward.",
+            stacklevel=3,
+        )
+    return {
+        "policy_kwargs": policy_settings(w.task, w.policy, settings),
+        "rollout_buffer_class": TokenRolloutBuffer,
+        "rollout_buffer_kwargs": buffer,
+        **settings,
+    }
+
+
+def recurrent(w: Wiring) -> Settings:
+    """sb3-contrib's own recurrent buffer, on steps as they come."""
+    w.settings.setdefault("n_steps", w.task.settings.max_new_tokens * w.rounds)
+    w.settings.setdefault("batch_size", max(2, w.settings["n_steps"] * w.venv.num_envs // MINI_BATCHES))
+    w.policy.setdefault("temperature", w.task.settings.temperature)
+    return {"policy_kwargs": w.policy, **w.settings}
+
+
+def value_based(w: Wiring) -> Settings:
+    """A Q-network from the LM head, and `TokenReplayBuffer`.
+
+    Raises:
+        ValueError: a KL estimator that the backup is not made for, or updates before a response is finished.
+    """
+    task, settings, cap = w.task, w.settings, w.task.settings.max_new_tokens
+    if task.kl.estimator != "k1":
+        raise ValueError(f"kl_estimator={task.kl.estimator!r}: {w.name}'s backup is made for k1.")
+    train_freq = settings.setdefault("train_freq", cap * w.rounds)
+    if not isinstance(train_freq, int) or train_freq < cap:
+        raise ValueError(
+            f"train_freq={train_freq!r} must be a number of steps, at least max_new_tokens={cap}: responses are learnt from "
+            "when they are finished."
+        )
+    # Uniformly random tokens are no exploration of language; softmax(Q/τ) is what explores.
+    for name, value in {"learning_starts": 0, "exploration_initial_eps": 0.0, "exploration_final_eps": 0.0}.items():
+        settings.setdefault(name, value)
+    accepted = inspect.signature(LLMQPolicy).parameters
+    policy = {k: v for k, v in policy_settings(task, w.policy, settings).items() if k in accepted}
+    # τ is the environment's β: then the fixed point is the optimum of KL-regularized RLHF.
+    policy.setdefault("q_scale", task.kl.coef or TaskSettings.kl_coef)
+    soft = policy.get("backup", "soft") == "soft"
+    replay_buffer_kwargs = {
+        "n_steps": settings.pop("n_steps", 1),
+        "gamma": settings["gamma"],
+        "entropy_coef": policy["q_scale"] if soft else 0.0,
+        **(settings.pop("replay_buffer_kwargs", {}) or {}),
+    }
+    return {
+        "policy_kwargs": policy,
+        "replay_buffer_class": TokenReplayBuffer,
+        "replay_buffer_kwargs": replay_buffer_kwargs,
+        **settings,
+    }
+
+
+def black_box(w: Wiring) -> Settings:
+    """A policy whose few searched weights are perturbed; no buffer."""
+    for name in ("model", "temperature", "trust_remote_code"):
+        w.policy.setdefault(name, getattr(w.task.settings, name))
+    w.settings.setdefault("n_eval_episodes", w.venv.num_envs)
+    return {"policy_kwargs": w.policy, **w.settings}
+
+
+def policy_settings(task: TextTask, given: Settings, algorithm: Mapping[str, Any]) -> Settings:
+    """The policy's arguments for a task: its model and temperature, a critic that it can have, a reference to share.
+
+    Args:
+        task: The environment's.
+        given: What the user said of the policy.
+        algorithm: The algorithm's settings.
+
+    Raises:
+        ValueError: the critic is not known, or has nothing to start from.
+    """
+    settings = task.settings
+    kwargs: Settings = {
+        "model": settings.model,
+        "temperature": settings.temperature,
+        "mixed_precision": settings.mixed_precision,
+        "trust_remote_code": settings.trust_remote_code,
+        "entropy_grad": bool(algorithm.get("ent_coef", 0.0)),
+        **given,
+    }
+    classifier = task.reward_model if isinstance(task.reward_model, ClassifierReward) else None
+    can_start = classifier is not None and classifier.shares_tokenizer and scalar_head(classifier.model) is not None
+    if "critic" not in kwargs:
+        kwargs["critic"] = default_critic(can_start, bool(kwargs.get("lora_rank")))
+    check_critic(kwargs["critic"])
+    if kwargs["critic"] == "reward_model":
+        if not can_start or classifier is None:
+            raise ValueError(
+                "critic='reward_model' needs one reward model that is a decoder with the actor's tokenizer; "
+                f"this task's is {settings.reward_model!r}. Choose critic='actor', 'head' or 'detached_head'."
+            )
+        is_default = classifier.name == DEFAULT_REWARD_MODEL
+        kwargs.setdefault("reward_model", None if is_default and settings.model is None else classifier.name)
+    if kwargs.get("lora_rank"):
+        load = settings.load
+        same_device = device_type(algorithm.get("device", "auto")) == device_type(load.device)
+        if load.dtype in ("float32", "fp32") and same_device:
+            # The reference of the task and the actor are then one model; see SharedLM.
+            assert task.model.lm.name == (settings.model or DEFAULT_MODEL)
+            kwargs["reference_load"] = tuple(load)
+    return kwargs
+
+
+def default_critic(reward_model_fits: bool, lora: bool) -> str:
+    """The critic that stood highest in score against KL; see the README's table. LoRA keeps memory low with a head."""
+    if reward_model_fits:
+        return "reward_model"
+    return "detached_head" if lora else "actor"
+
+
+def device_type(device: Any) -> str:
+    """``cpu`` or ``cuda``, of a device as stable-baselines3 takes it."""
+    return str(get_device(device).type)

@@ -1,0 +1,47 @@
+"""Masks that follow the policy."""
+
+from __future__ import annotations
+
+from stable_baselines3.common.callbacks import BaseCallback
+
+from agents.policies.maskable import MaskableLLMPolicy
+from agents.rollouts.vec_env import text_env
+
+
+class MaskRefresh(BaseCallback):
+    """Takes the masks' top-k and top-p from a copy of the actor, brought up to date every few rollouts.
+
+    The learned masking of NLPO (Ramamurthy et al. 2022, https://arxiv.org/abs/2210.01241). Without it the masks look at the
+    reference.
+
+    Args:
+        every: Rollouts between refreshes, at least 1.
+
+    Raises:
+        ValueError: `every` is below 1.
+    """
+
+    def __init__(self, every: int) -> None:
+        super().__init__()
+        if every < 1:
+            raise ValueError(f"mask_refresh={every} must be at least 1 rollout.")
+        self.every = every
+        self.rollouts = 0
+        """Rollouts so far; a checkpoint keeps it."""
+
+    def _on_training_start(self) -> None:
+        policy = self.model.policy
+        if not isinstance(policy, MaskableLLMPolicy):
+            raise ValueError(f"MaskRefresh needs MaskablePPO's policy; {type(policy).__name__} heeds no masks.")
+        policy.mask_model = "actor"
+        env = text_env(self.training_env)
+        if env.mask_copy is None:  # a resumed run has one already
+            env.take_masks_from(policy.lm)
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        if self.rollouts and self.rollouts % self.every == 0:
+            text_env(self.training_env).refresh_masks()
+        self.rollouts += 1

@@ -1,0 +1,87 @@
+"""What `LLMActorCriticPolicy` is made from: names and numbers, so that a saved model pickles no weights with them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from agents.policies.critic import check_critic
+from llm_env.default_task import DEFAULT_REWARD_MODEL
+from llm_env.lm.names import check_mixed_precision
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """Settings of an actor-critic policy on a language model, and their checks.
+
+    Attributes:
+        model: Folder or hub id of the actor. None: the embedded default.
+        temperature: Divides the logits; must be the environment's, since the KL compares the two.
+        critic: A row of `agents.policies.critic.CRITICS`: ``reward_model``, ``actor``, ``head``, ``detached_head`` or ``none``.
+        reward_model: Folder or hub id that a ``reward_model`` critic starts from. None: the embedded default, if `model` is
+            it too.
+        lora_rank: Rank r of LoRA adapters on all linear layers (Hu et al. 2021, https://arxiv.org/abs/2106.09685);
+            0 trains all weights.
+        lora_alpha: LoRA's α; None: 2r.
+        reference_load: With LoRA, `LoadSettings` of the environment's reference as a tuple: the adapters are put into
+            that very model, which is then the reference when they are switched off. None: a model of the policy's own.
+        mixed_precision: ``no``, or ``bf16``: weights in float32, arithmetic under autocast, decoding with a bf16 copy.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
+        micro_batch_tokens: Tokens of a mini-batch, prompts included, whose activations are in memory at a time; a larger
+            mini-batch is worked through in parts, with the same gradient. None: all, unless that does not fit.
+        use_cache: False reads the whole prefix for every token: slow, for comparison.
+        entropy_grad: Whether `evaluate_actions` gives an entropy with gradients; False saves time where ``ent_coef`` is 0.
+        critic_lr_scale: The critic's learning rate, as a multiple of the actor's.
+        trust_remote_code: Whether model code from a hub may run.
+
+    Raises:
+        ValueError: a setting breaks its rule.
+    """
+
+    model: str | None = None
+    temperature: float = 1.0
+    critic: str = "reward_model"
+    reward_model: str | None = None
+    lora_rank: int = 0
+    lora_alpha: float | None = None
+    reference_load: tuple[str, str, bool] | None = None
+    mixed_precision: str = "no"
+    gradient_checkpointing: bool = False
+    micro_batch_tokens: int | None = None
+    use_cache: bool = True
+    entropy_grad: bool = True
+    critic_lr_scale: float = 1.0
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks what can be checked before anything is loaded."""
+        check_critic(self.critic)
+        check_mixed_precision(self.mixed_precision)
+        if self.micro_batch_tokens is not None and self.micro_batch_tokens < 1:
+            raise ValueError(f"micro_batch_tokens={self.micro_batch_tokens} must be at least 1, or None for no limit.")
+        if self.lora_rank < 0:
+            raise ValueError(f"lora_rank={self.lora_rank} must be at least 0 (0 trains all weights).")
+        if not self.critic_lr_scale > 0:
+            raise ValueError(f"critic_lr_scale={self.critic_lr_scale} must be above 0.")
+        if self.critic == "none" and self.critic_lr_scale != 1.0:
+            raise ValueError(f"critic_lr_scale={self.critic_lr_scale}, but there is no critic.")
+
+    @property
+    def critic_start(self) -> str | None:
+        """The reward model that a critic may start from: the one given, or the embedded default's with its actor."""
+        return DEFAULT_REWARD_MODEL if self.reward_model is None and self.model is None else self.reward_model
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """The settings' names."""
+        return [f.name for f in dataclasses.fields(cls)]
+
+    @classmethod
+    def take_from(cls, arguments: dict[str, Any]) -> PolicySettings:
+        """These settings out of keyword arguments; what is not theirs stays in the dictionary."""
+        return cls(**{name: arguments.pop(name) for name in cls.names() if name in arguments})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Keyword arguments that give the same settings again."""
+        return {name: getattr(self, name) for name in self.names()}

@@ -1,0 +1,93 @@
+"""The advantage estimators by name, as functions of a rollout; the arithmetic is in `agents.rollouts.advantages`.
+
+A new one is a function of a `Rollout` and a row in `ESTIMATORS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.rollouts.advantages import Array, dr_grpo, gae, grpo, remax, returns_to_go, rloo
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A rollout's numbers, padded with zeros: S segments of at most T steps.
+
+    Attributes:
+        rewards: Per step, in score, KL penalty included where it is in the reward, shape (S, T).
+        values: V before each step, shape (S, T).
+        lengths: Steps of each segment, shape (S,).
+        ends: V of the state after each segment's last step, 0 where it has ended, shape (S,).
+        groups: The number of each segment's group, shape (S,).
+        gamma: γ.
+        gae_lambda: λ of generalized advantage estimation.
+        greedy_scores: Has the policy respond greedily to each segment's prompt; returns the scores, shape (S,).
+    """
+
+    rewards: Array
+    values: Array
+    lengths: NDArray[np.int64]
+    ends: Array
+    groups: NDArray[np.int64]
+    gamma: float
+    gae_lambda: float
+    greedy_scores: Callable[[], Array]
+
+    @property
+    def scores(self) -> Array:
+        """The return of each whole segment, shape (S,)."""
+        return returns_to_go(self.rewards, self.lengths, self.gamma)[:, 0]
+
+    def spread_over_steps(self, per_segment: Array) -> Array:
+        """Gives each step its segment's number; (S,) to (S, T), zeros in the padding."""
+        inside = np.arange(self.rewards.shape[1]) < self.lengths[:, None]
+        return np.where(inside, per_segment[:, None], 0.0)
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """One row of the table.
+
+    Attributes:
+        function: From a rollout to advantages, shape (S, T).
+        whole_episodes: Whether each segment must be a whole episode.
+        groups: Whether it compares the responses of a group, so that `group_size` must be at least 2.
+    """
+
+    function: Callable[[Rollout], Array]
+    whole_episodes: bool = True
+    groups: bool = False
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    # Schulman et al. 2015 (https://arxiv.org/abs/1506.02438); the only one with a critic
+    "gae": Estimator(
+        lambda r: gae(r.rewards, r.values, r.lengths, r.ends, r.gamma, r.gae_lambda), whole_episodes=False
+    ),
+    # Shao et al. 2024 (https://arxiv.org/abs/2402.03300)
+    "grpo": Estimator(lambda r: r.spread_over_steps(grpo(r.scores, r.groups)), groups=True),
+    # Liu et al. 2025 (https://arxiv.org/abs/2503.20783)
+    "dr_grpo": Estimator(lambda r: r.spread_over_steps(dr_grpo(r.scores, r.groups)), groups=True),
+    # Ahmadian et al. 2024 (https://arxiv.org/abs/2402.14740)
+    "rloo": Estimator(lambda r: r.spread_over_steps(rloo(r.scores, r.groups)), groups=True),
+    # Li et al. 2023 (https://arxiv.org/abs/2310.10505)
+    "remax": Estimator(lambda r: remax(r.rewards, r.lengths, r.greedy_scores(), r.gamma)),
+    # REINFORCE++, Hu et al. 2025 (https://arxiv.org/abs/2501.03262): to be whitened over the rollout
+    "reinforce_pp": Estimator(lambda r: returns_to_go(r.rewards, r.lengths, r.gamma)),
+}
+
+
+def estimator(name: str) -> Estimator:
+    """A row of `ESTIMATORS`.
+
+    Raises:
+        ValueError: the name is not known.
+    """
+    if name not in ESTIMATORS:
+        raise ValueError(f"advantages={name!r} is not known; use one of {', '.join(ESTIMATORS)}.")
+    return ESTIMATORS[name]

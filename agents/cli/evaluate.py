@@ -8,19 +8,25 @@ For an actor inside a run's folder, the run's settings say which reference, rewa
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from agents.cli.arguments import parse_command_line
 from agents.console import plain_warnings, print_error
+from agents.files import write_json
+from agents.flat_settings import read_settings
 from agents.runs.settings import RunSettings
+
+if TYPE_CHECKING:
+    from agents.evaluation.compare import Report
 
 console = Console(soft_wrap=False)
 
@@ -32,13 +38,15 @@ class Args:
     actor: Path
     """Model folder, as a run leaves it in RUN/actor."""
     model: str | None = None
-    """Reference. Default: the run's, or the embedded model."""
+    """Reference: model folder or hub id. Default: the run's, or the embedded model."""
     reward_model: tuple[str, ...] | None = None
-    """Default: the run's, or the embedded one."""
+    """Folder or hub id of a classifier with one label, or package.module:function; several are summed. Default: the run's, or
+    the embedded one."""
     prompts: str | None = None
-    """Default: the run's held-out prompts, or the embedded ones."""
+    """Prompts to respond to: a .txt, .jsonl, .csv or .parquet file, or a dataset id. Default: the run's held-out prompts, or
+    the embedded ones."""
     against: Path | None = None
-    """Another actor's folder: who scores higher, prompt by prompt?"""
+    """Another actor's folder: its responses to the same prompts are compared with this one's."""
     texts: Path | None = None
     """Held-out text (prompt and response, messages or text) whose perplexity is measured: what training cost the model."""
     gold: str | None = None
@@ -46,9 +54,9 @@ class Args:
     n_prompts: int = 256
     """At most this many prompts."""
     max_new_tokens: int | None = None
-    """Default: the run's."""
+    """Length cap of a response, in tokens. Default: the run's."""
     temperature: float | None = None
-    """Default: the run's."""
+    """Sampling temperature. Default: the run's."""
     best_of_n: int = 1
     """Sample that many responses to each prompt and keep the one that the reward model likes best."""
     greedy: bool = False
@@ -64,7 +72,7 @@ class Args:
 
 
 def run(args: Args) -> int:
-    """Evaluates; returns the exit status."""
+    """Evaluates the actor; returns the exit status."""
     plain_warnings(console)
     try:
         evaluate(args)
@@ -75,72 +83,86 @@ def run(args: Args) -> int:
 
 
 def evaluate(args: Args) -> None:
-    """Compares, prints the table and the samples, writes the JSON file.
+    """Compares the actor with its reference, prints the table and the samples, writes the JSON file.
 
     Raises:
-        FileNotFoundError, ValueError: something cannot be loaded.
+        FileNotFoundError, ValueError: something cannot be loaded, or a setting breaks its rule.
     """
-    import dataclasses
-
-    from agents.evaluation.compare import compare
+    from agents.evaluation.compare import compare_actors
+    from agents.evaluation.settings import EvaluationSettings
     from agents.policies.text_policy import load_actor
-    from llm_env.default_task import DEFAULT_GOLD
     from llm_env.reward.models import FunctionReward
-    from llm_env.settings import TaskSettings
     from llm_env.task import TextTask
     from llm_env.text.texts import encode_text, read_texts
 
     if args.n_prompts < 1:
         raise ValueError(f"n_prompts={args.n_prompts} must be at least 1.")
-    run = args.actor.parent
-    settings = RunSettings.read(run / "config.yaml") if (run / "config.yaml").is_file() else RunSettings()
-    given = {name: getattr(args, name) for name in ("model", "reward_model", "max_new_tokens", "temperature")}
-    changes = {name: value for name, value in given.items() if value is not None}
-    if "reward_model" in changes:
-        changes["reward_weights"] = None
-    prompts = args.prompts or held_out_prompts(run, settings)
-    settings = dataclasses.replace(settings, **changes, prompts=prompts, device=args.device)
-    task = TextTask(TaskSettings(**settings.task_arguments(prompts=prompts)))
-    if args.best_of_n < 1 or (args.best_of_n > 1 and args.greedy):
-        raise ValueError(
-            f"best_of_n={args.best_of_n} must be at least 1, and without --greedy, which has one response."
-        )
-    actor = load_actor(args.actor, task)
-    default_rewards = settings.reward_model is None and settings.model is None
-    gold_name = args.gold or settings.gold or (DEFAULT_GOLD if default_rewards else None)
-    gold = FunctionReward(gold_name).function if gold_name else None
-    chosen = task.prompts.spread(args.n_prompts)
+    settings = run_settings(args)
     mask = "none"
-    if settings.algo == "maskable_ppo":
-        mask = "actor" if settings.mask_refresh else "reference"
-    texts = (
-        [encode_text(t, task.tokenizer, settings.max_prompt_length) for t in read_texts(args.texts)]
-        if args.texts
-        else []
-    )
-    other = (str(args.against), load_actor(args.against, task)) if args.against else None
-    report = compare(
-        actor,
+    if settings.algorithm.algo == "maskable_ppo":
+        mask = "actor" if settings.algorithm.mask_refresh else "reference"
+    how = EvaluationSettings(args.seed, args.greedy, args.n_samples, mask, args.best_of_n)
+    task = TextTask(settings.task.task_settings(settings.task.prompts))
+    length = settings.task.max_prompt_length
+    texts = [encode_text(t, task.tokenizer, length) for t in read_texts(args.texts)] if args.texts else []
+    report = compare_actors(
+        load_actor(args.actor, task),
         task,
-        chosen,
-        args.seed,
-        gold,
-        args.greedy,
-        args.n_samples,
-        mask,
-        args.best_of_n,
-        texts,
-        other,  # type: ignore[arg-type]
+        task.prompts.spread(args.n_prompts),
+        how,
+        gold=FunctionReward(settings.gold_name).function if settings.gold_name else None,
+        texts=texts,
+        other=(str(args.against), load_actor(args.against, task)) if args.against else None,
     )
+    console.print(report_table(report, args))
+    if report.samples:
+        console.print(samples_table(report))
+    output = args.output or args.actor.parent / "evaluation.json"
+    write_json(output, report.to_json())
+    console.print(f"Numbers and samples: {output}", highlight=False)
 
+
+def run_settings(args: Args) -> RunSettings:
+    """Gives the settings of the actor's run, or the defaults where it is in no run's folder, with the command line's changes.
+
+    Raises:
+        ValueError: the run's ``config.yaml`` is broken.
+    """
+    run = args.actor.parent
+    config = run / "config.yaml"
+    settings = read_settings(RunSettings, config) if config.is_file() else RunSettings()
+    names = ("model", "reward_model", "max_new_tokens", "temperature")
+    changes = {name: value for name in names if (value := getattr(args, name)) is not None}
+    if "reward_model" in changes:
+        changes["reward_weights"] = None  # the run's weights belong to the run's reward models
+    prompts = args.prompts or held_out_prompts(run, settings)
+    task = dataclasses.replace(settings.task, **changes, prompts=prompts, device=args.device)
+    folder = settings.folder if args.gold is None else dataclasses.replace(settings.folder, gold=args.gold)
+    return dataclasses.replace(settings, task=task, folder=folder)
+
+
+def held_out_prompts(run: Path, settings: RunSettings) -> str:
+    """Finds a run's held-out prompts: a file or a dataset id."""
+    from agents.runs.prompts import HELD_OUT_FILE, TRAIN_FILE
+    from llm_env.default_task import DEFAULT_HELDOUT_PROMPTS
+
+    if settings.folder.eval_prompts is not None:
+        return settings.folder.eval_prompts
+    for name in (HELD_OUT_FILE, TRAIN_FILE):  # of a few prompts none is held out
+        if (run / name).is_file():
+            return str(run / name)
+    return settings.task.prompts or DEFAULT_HELDOUT_PROMPTS
+
+
+def report_table(report: Report, args: Args) -> Table:
+    """Makes the table of all numbers, the reference's beside the actor's."""
     table = Table(title=f"{args.actor} on {report.n_prompts} prompts (mean, 95 % interval)")
     for column in ("", "reference", "actor"):
         table.add_column(column, justify="left" if not column else "right")
     table.add_row("reward-model score", str(report.reference_rm_score), str(report.rm_score))
     if report.gold_score is not None:
         table.add_row("gold score", str(report.reference_gold_score), str(report.gold_score))
-    low, high = report.win_rate_interval
-    table.add_row("win rate", "", f"{report.win_rate:.1%} ({low:.1%} to {high:.1%})")
+    table.add_row("win rate", "", rate(report.win_rate, report.win_rate_interval))
     table.add_row("gain, in the reference's standard deviations", "", f"{report.gain_in_reference_stds:.2f}")
     table.add_row("KL to the reference, nats per response", "0", str(report.kl))
     table.add_row("response length, tokens", str(report.reference_response_length), str(report.response_length))
@@ -154,40 +176,31 @@ def evaluate(args: Args) -> None:
     if report.perplexity is not None:
         table.add_row("perplexity of held-out text", f"{report.reference_perplexity:.2f}", f"{report.perplexity:.2f}")
     if report.against is not None:
-        low, high = report.against["win_rate_interval"]
-        table.add_row(
-            f"win rate against {args.against}", "", f"{report.against['win_rate']:.1%} ({low:.1%} to {high:.1%})"
-        )
-    console.print(table)
-    samples = Table(title="Samples", show_lines=True)
+        against = rate(report.against["win_rate"], report.against["win_rate_interval"])
+        table.add_row(f"win rate against {args.against}", "", against)
+    return table
+
+
+def rate(value: float, interval: tuple[float, float]) -> str:
+    """Formats a win rate with its interval, in percent."""
+    return f"{value:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
+
+
+def samples_table(report: Report) -> Table:
+    """Makes the table of responses, the reference's beside the actor's, with their scores."""
+    table = Table(title="Samples", show_lines=True)
     for column in ("prompt", "reference", "actor"):
-        samples.add_column(column, ratio=1)
+        table.add_column(column, ratio=1)
     for sample in report.samples:
         before = f"{escape(sample['reference_response'].strip())} [dim]({sample['reference_rm_score']:.2f})[/dim]"
         after = f"{escape(sample['response'].strip())} [dim]({sample['rm_score']:.2f})[/dim]"
-        samples.add_row(escape(sample["prompt"]), before, after)
-    if report.samples:
-        console.print(samples)
-    output = args.output or run / "evaluation.json"
-    output.write_text(json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    console.print(f"Numbers and samples: {output}", highlight=False)
-
-
-def held_out_prompts(run: Path, settings: RunSettings) -> str:
-    """Where a run's held-out prompts are."""
-    from llm_env.default_task import DEFAULT_HELDOUT_PROMPTS
-
-    if settings.eval_prompts is not None:
-        return settings.eval_prompts
-    for name in ("heldout_prompts.jsonl", "train_prompts.jsonl"):
-        if (run / name).is_file():
-            return str(run / name)
-    return settings.prompts or DEFAULT_HELDOUT_PROMPTS
+        table.add_row(escape(sample["prompt"]), before, after)
+    return table
 
 
 def main(argv: Sequence[str]) -> int:
     """Reads the command line and runs it; returns the exit status."""
-    return run(tyro.cli(Args, args=argv, description=__doc__))
+    return run(parse_command_line(Args, argv, __doc__))
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import tyro
 from rich.console import Console
 
+from agents.cli.arguments import parse_command_line
 from agents.console import plain_warnings, print_error
 from agents.iteration.settings import IterationSettings
 
@@ -56,7 +56,7 @@ def run(args: Args) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Reads the command line and runs it; returns the exit status."""
-    return run(tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.FlagConversionOff,)))
+    return run(parse_command_line(Args, argv, __doc__))
 
 
 if __name__ == "__main__":

@@ -14,21 +14,24 @@ import argparse
 import dataclasses
 import errno
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import tyro
 from rich.console import Console
 from safetensors import SafetensorError
 
+from agents.cli.arguments import parse_command_line
 from agents.console import plain_warnings, print_error
+from agents.flat_settings import read_settings, to_flat
 from agents.runs.settings import RunSettings
 
 console = Console(soft_wrap=True)
 
 
 @dataclasses.dataclass(frozen=True)
-class Args(RunSettings):
+class Args:
     """The command line: a run's settings, and where they come from and go to."""
 
     output_dir: Path | None = None
@@ -37,50 +40,41 @@ class Args(RunSettings):
     """YAML file of settings; the command line has the last word."""
     resume: Path | None = None
     """Folder of a run to go on with; its own settings are used, and only --total-timesteps may be given as well."""
+    settings: Annotated[RunSettings, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes] = dataclasses.field(
+        default_factory=RunSettings
+    )
+    """Settings of the run."""
 
 
-def parse(argv: list[str]) -> Args:
-    """The command line over the YAML file over the defaults.
+def parse(argv: Sequence[str]) -> Args:
+    """Reads the command line over the YAML file over the defaults.
 
     Raises:
-        FileNotFoundError, ValueError: the YAML file is missing or wrong.
+        FileNotFoundError, ValueError: the YAML file is missing or wrong, or --resume stands beside other settings.
     """
+    # The two options that say where the defaults come from are read first.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config", type=Path)
-    first.add_argument("--resume", type=Path)
-    early, _ = first.parse_known_args(argv)
-    default = Args()
-    if early.resume is not None:
-        if not (early.resume / "config.yaml").is_file():
-            raise FileNotFoundError(f"resume={str(early.resume)!r}: no run there (no config.yaml in it).")
-        default = from_settings(RunSettings.read(early.resume / "config.yaml"), resume=early.resume)
-    elif early.config is not None:
-        default = from_settings(RunSettings.read(early.config), config=early.config)
-    args = tyro.cli(Args, args=argv, default=default, description=__doc__, config=(tyro.conf.FlagConversionOff,))
-    if early.resume is not None:
-        allowed = dataclasses.replace(default, total_timesteps=args.total_timesteps)
-        changed = [f.name for f in dataclasses.fields(Args) if getattr(args, f.name) != getattr(allowed, f.name)]
-        if changed:
-            raise ValueError(f"--resume uses the run's own settings; {', '.join(changed)} cannot be changed.")
+    first.add_argument("--config", type=Path, nargs="?")
+    first.add_argument("--resume", type=Path, nargs="?")
+    paths, _ = first.parse_known_args(argv)
+    if paths.resume is not None and not (paths.resume / "config.yaml").is_file():
+        raise FileNotFoundError(f"resume={str(paths.resume)!r}: no run there (no config.yaml in it).")
+    source = paths.resume / "config.yaml" if paths.resume is not None else paths.config
+    default = Args(
+        config=paths.config if paths.resume is None else None,
+        resume=paths.resume,
+        settings=RunSettings() if source is None else read_settings(RunSettings, source),
+    )
+    args = parse_command_line(Args, argv, __doc__, default)
+    if paths.resume is not None:
+        changed = [name for name, value in to_flat(args.settings).items() if value != to_flat(default.settings)[name]]
+        changed += [name for name in ("config", "output_dir") if getattr(args, name) is not None]
+        if refused := [name for name in changed if name != "total_timesteps"]:
+            raise ValueError(f"--resume uses the run's own settings; {', '.join(refused)} cannot be changed.")
     return args
 
 
-def from_settings(settings: RunSettings, **extra: Path) -> Args:
-    """Settings as the command line's defaults."""
-    values: dict[str, Any] = {f.name: getattr(settings, f.name) for f in dataclasses.fields(RunSettings)}
-    return Args(**{**values, **extra})
-
-
-def run_settings(args: Args) -> RunSettings:
-    """The command line without its paths, checked.
-
-    Raises:
-        ValueError: a value breaks its rule.
-    """
-    return RunSettings(**{f.name: getattr(args, f.name) for f in dataclasses.fields(RunSettings)}).checked()
-
-
-def main(argv: list[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status."""
     from llm_env.reward.models import RewardModelError
 
@@ -89,13 +83,14 @@ def main(argv: list[str]) -> int:
     run = None
     try:
         args = parse(argv)
-        settings = run_settings(args)
+        settings = args.settings.checked()
         from agents.runs.run import Interrupted, TrainingRun
 
-        folder = args.resume or args.output_dir or Path("runs") / f"{args.algo}-{args.seed}"
+        folder = args.resume or args.output_dir or Path("runs") / f"{settings.algorithm.algo}-{settings.training.seed}"
         run = TrainingRun(settings, folder, console, resume=args.resume is not None)
         console.print(
-            f"{args.algo} on {run.model.device}, {run.model.n_envs} slots; writing to {folder}", highlight=False
+            f"{settings.algorithm.algo} on {run.model.device}, {run.model.n_envs} slots; writing to {folder}",
+            highlight=False,
         )
         try:
             run.train()

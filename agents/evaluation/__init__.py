@@ -1,1 +1,1 @@
-"""Comparing a trained actor with its reference."""
+"""Comparing a trained actor with its reference: scores with intervals, diversity, perplexity."""

@@ -10,7 +10,8 @@ import numpy as np
 
 from agents.algorithms.best_of_n import best_of_n, best_of_n_kl
 from agents.callbacks.metrics import GoldFunction
-from agents.evaluation.diversity import distinct_n, self_bleu
+from agents.evaluation.diversity import diversity
+from agents.evaluation.settings import EvaluationSettings
 from agents.evaluation.statistics import Estimate, wilson_interval, wins
 from agents.policies.text_policy import Actor, actor_respond
 from llm_env.episode import Episode
@@ -25,7 +26,7 @@ from llm_env.text.texts import EncodedText
 
 @dataclass(frozen=True)
 class Report:
-    """What `compare` found. Scores, KL (nats per response) and lengths (tokens) are means over prompts."""
+    """The result of `compare_actors`. Scores, KL (nats per response) and lengths (tokens) are means over prompts."""
 
     n_prompts: int
     rm_score: Estimate
@@ -49,108 +50,120 @@ class Report:
     """Beside another actor: its name, score, and how often this one's response to a prompt scores higher."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Gives the report as plain values."""
         return asdict(self)
 
 
-def compare(
+def compare_actors(
     actor: Actor,
     task: TextTask,
     prompts: Sequence[Prompt],
-    seed: int,
+    settings: EvaluationSettings | None = None,
     gold: GoldFunction | None = None,
-    deterministic: bool = False,
-    n_samples: int = 8,
-    mask: str = "none",
-    n: int = 1,
     texts: Sequence[EncodedText] = (),
     other: tuple[str, Actor] | None = None,
 ) -> Report:
-    """Lets the actor and the task's reference respond to the same prompts, and compares them.
+    """Lets an actor and the task's reference respond to the same prompts, and compares the responses.
 
     Args:
         actor: The trained model.
         task: Gives reference, reward model and sizes.
-        prompts: Preferably held out from training.
-        seed: Of the sampling, the same for both.
+        prompts: The prompts to respond to, preferably held out from training.
+        settings: How both respond. None: `EvaluationSettings` with its defaults.
         gold: A second score that nobody trained on.
-        deterministic: Take the likeliest tokens.
-        n_samples: The first prompts, whose two responses are kept.
-        mask: The masks that the actor was trained under; see `llm_env.rollout.respond`.
-        texts: Held-out text, whose perplexity tells what the training cost the model as a language model.
-        other: Another actor, with a name for the report.
-        n: Keep the best of that many responses of the actor; its KL is then at most what is reported.
+        texts: Held-out texts, whose perplexity tells what the training cost the model as a language model.
+        other: Another actor to compare with too, with a name for the report.
 
     Raises:
-        ValueError: best of n of an actor that is no language model, or n below 1.
+        ValueError: best of n of an actor that is no language model.
     """
-    bound = best_of_n_kl(n)
-    half = task.settings.mixed_precision
-    if n == 1:
-        ours = actor_respond(actor, task, prompts, seed, deterministic, mask)
-    elif isinstance(actor, CausalLM):
-        ours = best_of_n(actor, task, prompts, n, seed)
-    else:
-        raise ValueError(f"best_of_n={n} samples from a language model; this actor is none.")
+    settings = settings or EvaluationSettings()
+    ours, sampled = _respond(actor, task, prompts, settings)
     with task.model.frozen() as reference:
-        theirs = respond(reference, task, prompts, seed, deterministic=deterministic)
+        theirs = respond(reference, task, prompts, settings.seed, deterministic=settings.greedy)
     scores, reference_scores = _scores(ours), _scores(theirs)
-    sampled = ours if n == 1 else actor_respond(actor, task, prompts, seed)  # unselected: their KL is that of the actor
-    won = wins(scores, reference_scores)
-    against = None
-    if other is not None:
-        rivals = _scores(actor_respond(other[1], task, prompts, seed, deterministic, mask))
-        beaten = wins(scores, rivals)
-        against = {
-            "actor": other[0],
-            "rm_score": asdict(Estimate.of(rivals)),
-            "win_rate": beaten / len(prompts),
-            "win_rate_interval": wilson_interval(beaten, len(prompts)),
-        }
     mean, reference_mean = Estimate.of(scores), Estimate.of(reference_scores)
-    golden = (
-        [gold([e.prompt.text for e in es], [e.response_text for e in es]) for es in (ours, theirs)] if gold else None
-    )
+    win_rate, win_rate_interval = _win_rate(scores, reference_scores)
+    bound = best_of_n_kl(settings.best_of_n)
+    half = task.settings.mixed_precision
     return Report(
         n_prompts=len(prompts),
         rm_score=mean,
         reference_rm_score=reference_mean,
         gain_in_reference_stds=(mean.mean - reference_mean.mean) / max(reference_mean.std, 1e-8),
-        win_rate=won / len(prompts),
-        win_rate_interval=wilson_interval(won, len(prompts)),
+        win_rate=win_rate,
+        win_rate_interval=win_rate_interval,
         kl=Estimate.of([bound + sum(e.log_probs) - sum(e.ref_log_probs) for e in sampled]),
         response_length=Estimate.of([len(e.response_ids) for e in ours]),
         reference_response_length=Estimate.of([len(e.response_ids) for e in theirs]),
         eos_rate=float(np.mean([e.has_end for e in ours])),
         reference_eos_rate=float(np.mean([e.has_end for e in theirs])),
-        gold_score=Estimate.of(golden[0]) if golden else None,
-        reference_gold_score=Estimate.of(golden[1]) if golden else None,
+        gold_score=_gold_score(ours, gold),
+        reference_gold_score=_gold_score(theirs, gold),
         diversity=diversity([e.response_text for e in ours]),
         reference_diversity=diversity([e.response_text for e in theirs]),
-        perplexity=perplexity(lend(actor, task), texts, half) if texts and isinstance(actor, CausalLM) else None,
+        perplexity=perplexity(as_shared(actor, task), texts, half) if texts and isinstance(actor, CausalLM) else None,
         reference_perplexity=perplexity(task.model, texts, half) if texts else None,
-        against=against,
-        samples=[
-            {
-                "prompt": a.prompt.text,
-                "response": a.response_text,
-                "rm_score": a.rm_score,
-                "kl": sum(a.log_probs) - sum(a.ref_log_probs),
-                "reference_response": b.response_text,
-                "reference_rm_score": b.rm_score,
-            }
-            for a, b in list(zip(ours, theirs, strict=True))[:n_samples]
-        ],
+        against=_against(other, scores, task, prompts, settings) if other else None,
+        samples=[_sample(a, b) for a, b in list(zip(ours, theirs, strict=True))[: settings.n_samples]],
     )
 
 
-def diversity(texts: Sequence[str]) -> dict[str, float]:
-    """Distinct-1, distinct-2 and self-BLEU; see `agents.evaluation.diversity`."""
-    return {"distinct_1": distinct_n(texts, 1), "distinct_2": distinct_n(texts, 2), "self_bleu": self_bleu(texts)}
+def _respond(
+    actor: Actor, task: TextTask, prompts: Sequence[Prompt], settings: EvaluationSettings
+) -> tuple[list[Episode], list[Episode]]:
+    """An actor's responses to compare, and those whose KL is reported: with best of n the unselected ones, else the same."""
+    if settings.best_of_n == 1:
+        episodes = actor_respond(actor, task, prompts, settings.seed, settings.greedy, settings.mask)
+        return episodes, episodes
+    if not isinstance(actor, CausalLM):
+        raise ValueError(f"best_of_n={settings.best_of_n} samples from a language model; this actor is none.")
+    return best_of_n(actor, task, prompts, settings.best_of_n, settings.seed), actor_respond(
+        actor, task, prompts, settings.seed
+    )
 
 
-def lend(actor: CausalLM, task: TextTask) -> SharedLM:
-    """An actor as what the frozen models are."""
+def _against(
+    other: tuple[str, Actor],
+    scores: list[float],
+    task: TextTask,
+    prompts: Sequence[Prompt],
+    settings: EvaluationSettings,
+) -> dict[str, Any]:
+    """Another actor's name and score, and how often `scores` are above its scores of the same prompts."""
+    name, actor = other
+    other_scores = _scores(actor_respond(actor, task, prompts, settings.seed, settings.greedy, settings.mask))
+    win_rate, interval = _win_rate(scores, other_scores)
+    score = asdict(Estimate.of(other_scores))
+    return {"actor": name, "rm_score": score, "win_rate": win_rate, "win_rate_interval": interval}
+
+
+def _win_rate(scores: list[float], other_scores: list[float]) -> tuple[float, tuple[float, float]]:
+    """The share of prompts with the higher score, and its 95 % interval."""
+    won = wins(scores, other_scores)
+    return won / len(scores), wilson_interval(won, len(scores))
+
+
+def _gold_score(episodes: list[Episode], gold: GoldFunction | None) -> Estimate | None:
+    if gold is None:
+        return None
+    return Estimate.of(gold([e.prompt.text for e in episodes], [e.response_text for e in episodes]))
+
+
+def _sample(ours: Episode, theirs: Episode) -> dict[str, Any]:
+    """The actor's and the reference's response to one prompt, with their scores."""
+    return {
+        "prompt": ours.prompt.text,
+        "response": ours.response_text,
+        "rm_score": ours.rm_score,
+        "kl": sum(ours.log_probs) - sum(ours.ref_log_probs),
+        "reference_response": theirs.response_text,
+        "reference_rm_score": theirs.rm_score,
+    }
+
+
+def as_shared(actor: CausalLM, task: TextTask) -> SharedLM:
+    """Wraps an actor, with the task's tokenizer, in the class of the task's own models, which `perplexity` takes."""
     return SharedLM(actor, task.tokenizer, task.eos_ids, task.settings.load)
 
 

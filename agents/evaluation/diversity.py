@@ -1,6 +1,6 @@
-"""How different a set of responses is from itself: pure functions of texts.
+"""How much the responses of a set differ from each other: pure functions of texts.
 
-A policy that has found one good sentence writes it for every prompt; scores and KL need not show it.
+A policy that writes the same good sentence for every prompt may have a high score and a small KL; this shows it.
 """
 
 from __future__ import annotations
@@ -11,21 +11,26 @@ from collections.abc import Sequence
 
 import numpy as np
 
-BLEU_ORDERS = 4
+BLEU_ORDERS = 4  # longest n-gram of BLEU-4
+
+
+def diversity(texts: Sequence[str]) -> dict[str, float]:
+    """Gives distinct-1, distinct-2 and self-BLEU of a set of responses."""
+    return {"distinct_1": distinct_n(texts, 1), "distinct_2": distinct_n(texts, 2), "self_bleu": self_bleu(texts)}
 
 
 def words(text: str) -> list[str]:
-    """What is compared: lower-case words, split at white space."""
+    """Splits a text into the words that are compared: lower case, split at white space."""
     return text.lower().split()
 
 
 def ngrams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
-    """How often each run of n tokens occurs."""
+    """Counts how often each run of n words occurs."""
     return Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Different n-grams of all texts over all their n-grams, 0 to 1.
+    """Number of different n-grams of all texts over the number of all their n-grams, 0 to 1.
 
     Li et al. 2016, "A Diversity-Promoting Objective Function" (https://arxiv.org/abs/1510.03055). It falls with the number of
     texts: compare equal numbers only. NaN where no text has n words.
@@ -46,9 +51,9 @@ def self_bleu(texts: Sequence[str], most: int = 200, seed: int = 0) -> float:
     (Lin and Och 2004), so that short texts do not all score 0.
 
     Args:
-        texts: At least two; empty ones are left out.
-        most: If there are more, this many are drawn.
-        seed: Of the drawing.
+        texts: The texts, at least two; empty ones are left out.
+        most: Of more texts than this, this many are drawn: the time grows with the texts times their n-grams.
+        seed: Seed of that draw.
     """
     kept = [w for w in map(words, texts) if w]
     if len(kept) > most:
@@ -57,7 +62,8 @@ def self_bleu(texts: Sequence[str], most: int = 200, seed: int = 0) -> float:
     if len(kept) < 2:
         return math.nan
     grams = [[ngrams(w, n) for n in range(1, BLEU_ORDERS + 1)] for w in kept]
-    # the highest count of each n-gram, whose text it is in, and the highest elsewhere: then leaving one out is a look-up
+    # For each n-gram: the highest count in one text, which text that is, and the highest count elsewhere. With these, clipping
+    # a text's counts to those of the other texts is a look-up.
     highest: list[dict[tuple[str, ...], tuple[int, int, int]]] = [{} for _ in range(BLEU_ORDERS)]
     for index, orders in enumerate(grams):
         for table, counts in zip(highest, orders, strict=True):
@@ -74,6 +80,14 @@ def _bleu(
     highest: list[dict[tuple[str, ...], tuple[int, int, int]]],
     lengths: list[int],
 ) -> float:
+    """BLEU-4 of one text against all others.
+
+    Args:
+        index: The text's place.
+        orders: Its n-gram counts, n from 1 to 4.
+        highest: For each n, an n-gram's highest count in one text, that text's place, and the highest count elsewhere.
+        lengths: Words of all texts.
+    """
     logs = []
     for n, (counts, table) in enumerate(zip(orders, highest, strict=True), 1):
         hits = 0
@@ -84,7 +98,7 @@ def _bleu(
         if hits + smooth == 0:
             return 0.0
         logs.append(math.log((hits + smooth) / (total + smooth)))
-    own = lengths[index]
-    nearest = min((abs(length - own), length) for i, length in enumerate(lengths) if i != index)[1]
-    brevity = min(0.0, 1 - nearest / own)
+    length = lengths[index]
+    nearest = min((abs(other - length), other) for i, other in enumerate(lengths) if i != index)[1]
+    brevity = min(0.0, 1 - nearest / length)
     return math.exp(sum(logs) / BLEU_ORDERS + brevity)

@@ -8,12 +8,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Z95 = 1.959964  # two-sided 95 % of the normal distribution
+Z95 = 1.959964  # the normal distribution has 95 % within so many standard deviations of its mean
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with the half-width of its 95 % interval and the standard deviation of one value."""
+    """An estimated mean.
+
+    Attributes:
+        mean: The mean.
+        half_width: Half the width of its 95 % interval.
+        std: Standard deviation of one value.
+    """
 
     mean: float
     half_width: float
@@ -21,7 +27,7 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Estimate:
-        """Of independent values, by the normal approximation."""
+        """Estimates the mean of independent values, with the normal approximation for its interval."""
         array = np.asarray(values, dtype=np.float64)
         std = float(array.std(ddof=1)) if len(array) > 1 else 0.0
         return cls(float(array.mean()), Z95 * std / math.sqrt(len(array)), std)
@@ -31,14 +37,19 @@ class Estimate:
 
 
 def wilson_interval(wins: float, n: int) -> tuple[float, float]:
-    """95 % interval of a proportion, Wilson 1927 (https://doi.org/10.1080/01621459.1927.10502953)."""
+    """95 % interval of a proportion, Wilson 1927 (https://doi.org/10.1080/01621459.1927.10502953).
+
+    Args:
+        wins: Number of successes; a tie may count one half.
+        n: Number of trials, at least 1.
+    """
     p = wins / n
-    centre = p + Z95**2 / (2 * n)
+    center = p + Z95**2 / (2 * n)
     half = Z95 * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2))
     scale = 1 + Z95**2 / n
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+    return max(0.0, (center - half) / scale), min(1.0, (center + half) / scale)
 
 
 def wins(scores: Sequence[float], others: Sequence[float]) -> float:
-    """How many are higher than their counterparts; equal ones count one half."""
+    """Counts the scores that are higher than the other score in the same place; equal ones count one half."""
     return sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(scores, others, strict=True))

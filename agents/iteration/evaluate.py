@@ -1,82 +1,120 @@
-"""How an actor does on held-out prompts, with each prompt's values, so that rounds can be compared prompt by prompt."""
+"""Evaluation of an actor on held-out prompts, with each prompt's values, so that rounds are compared prompt by prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from agents.evaluation.compare import diversity
+from agents.evaluation.diversity import diversity
+from agents.evaluation.settings import SAMPLE_SEED
 from agents.evaluation.statistics import Estimate
-from agents.iteration.settings import IterationSettings
+from agents.files import write_json
+from agents.iteration.settings import PEOPLE
+from agents.iteration.state import RoundsState, reward_name
 from agents.policies.text_policy import actor_respond, load_actor
 from llm_env.default_task import DEFAULT_MODEL, DEFAULT_REWARD_MODEL
-from llm_env.lm.names import LoadSettings
 from llm_env.reward.models import FunctionReward
 from llm_env.settings import TaskSettings
 from llm_env.task import TextTask
-from llm_env.text.prompts import RawPrompt
 
-SAMPLE_SEED = 12_345
+N_SAMPLES = 8
 
 
-def evaluate_actor(
-    actor: Path,
-    first: str,
-    scorer: str | None,
-    gold: str | None,
-    prompts: Sequence[RawPrompt],
-    settings: IterationSettings,
-    load: LoadSettings,
-) -> dict[str, Any]:
-    """Score, gold score, KL to the first model and diversity of one response to each prompt.
+def evaluate(state: RoundsState, number: int) -> None:
+    """Evaluates a round's actor, with its gains over the evaluation before, and writes ``evaluation.json``.
+
+    Raises:
+        FileNotFoundError, ValueError: something cannot be loaded, or no setting says what scores.
+    """
+    evaluation = evaluate_actor(state, number)
+    earlier = [e for n in range(number) if (e := state.evaluation(n)) is not None]
+    evaluation = {"round": number, **evaluation, **gains(evaluation, earlier[-1] if earlier else None)}
+    write_json(state.round_folder(number) / "evaluation.json", evaluation)
+    line = f"round {number}: score {evaluation['rm_score']:.2f}, KL {evaluation['kl']:.2f}"
+    if "gold_score" in evaluation:
+        line += f", gold {evaluation['gold_score']:.2f}"
+        if (gain := evaluation.get("gold_gain")) is not None:
+            line += f" ({gain[0]:+.2f} ± {gain[1]:.2f})"
+    state.console.print(line, highlight=False)
+
+
+def evaluate_actor(state: RoundsState, number: int) -> dict[str, Any]:
+    """Measures score, gold score, KL to the first model and diversity of one response to each held-out prompt.
 
     Args:
-        actor: Its folder, or the name of the first model.
-        first: What the KL is to.
-        scorer: Reward model; None: the embedded one.
-        gold: package.module:function, or None.
-        prompts: Held out.
-        settings: Sizes.
-        load: How models are loaded.
+        state: Settings, models and held-out prompts of the rounds.
+        number: The round whose actor responds; 0: the model that the first round starts from.
 
     Returns:
         Means, half-widths of their 95 % intervals, each prompt's values, samples.
 
     Raises:
-        FileNotFoundError, ValueError: something cannot be loaded.
+        FileNotFoundError, ValueError: something cannot be loaded, or no setting says what scores.
     """
+    settings, actor = state.settings, state.actor(number)
     task = TextTask(
         TaskSettings(
-            model=first,
-            reward_model=scorer or DEFAULT_REWARD_MODEL,
-            prompts=list(prompts),
+            model=state.first,
+            reward_model=scorer_name(state),
+            prompts=list(state.held_out),
             max_prompt_length=settings.max_prompt_length,
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
             mixed_precision="no",
-            device=load.device,
-            trust_remote_code=load.trust_remote_code,
+            device=state.load.device,
+            trust_remote_code=state.load.trust_remote_code,
         )
     )
-    chosen = task.prompts.spread(settings.n_eval)
-    episodes = actor_respond(load_actor(actor, task), task, chosen, SAMPLE_SEED)
+    prompts = task.prompts.spread(settings.n_eval)
+    episodes = actor_respond(load_actor(actor, task), task, prompts, SAMPLE_SEED)
+    texts = [e.response_text for e in episodes]
+    # One value for each prompt, in the prompts' order, which is the same in all rounds.
     values: dict[str, list[float]] = {
         "rm_score": [float(e.rm_score or 0.0) for e in episodes],
         "kl": [float(sum(e.log_probs) - sum(e.ref_log_probs)) for e in episodes],
         "response_length": [float(len(e.response_ids)) for e in episodes],
     }
-    texts = [e.response_text for e in episodes]
-    if gold is not None:
-        score: Any = FunctionReward(gold).function
-        values["gold_score"] = [float(v) for v in score([e.prompt.text for e in episodes], texts)]
-    estimates = {name: Estimate.of(some) for name, some in values.items()}
+    if state.gold is not None:
+        gold: Any = FunctionReward(state.gold).function
+        values["gold_score"] = [float(v) for v in gold([e.prompt.text for e in episodes], texts)]
+    estimates = {name: Estimate.of(column) for name, column in values.items()}
     return {
         **{name: e.mean for name, e in estimates.items()},
         "half_widths": {name: e.half_width for name, e in estimates.items()},
         "diversity": diversity(texts),
         "eos_rate": sum(e.has_end for e in episodes) / len(episodes),
         "actor": str(actor) if str(actor) != DEFAULT_MODEL else "the embedded actor",
-        "samples": [[e.prompt.text, e.response_text, round(float(e.rm_score or 0.0), 2)] for e in episodes[:8]],
-        "values": {name: [round(v, 5) for v in some] for name, some in values.items()},
+        "samples": [[e.prompt.text, e.response_text, round(float(e.rm_score or 0.0), 2)] for e in episodes[:N_SAMPLES]],
+        "values": {name: [round(v, 5) for v in column] for name, column in values.items()},
     }
+
+
+def scorer_name(state: RoundsState) -> str:
+    """The name of what scores the evaluation: the setting `reward_model`, or the first judge that is not people.
+
+    Raises:
+        ValueError: people rank responses of a model of the user's, and no setting says what scores.
+    """
+    judges = [reward_name(j) for j in state.judges if j != PEOPLE]
+    name = state.settings.reward_model or (judges[0] if judges else None)
+    if name is None and state.settings.model is not None:
+        raise ValueError("reward_model: people ranked; say what scores the evaluation.")
+    return name or DEFAULT_REWARD_MODEL
+
+
+def gains(evaluation: dict[str, Any], before: dict[str, Any] | None) -> dict[str, list[float]]:
+    """How much higher the scores are than in the evaluation before, prompt by prompt.
+
+    Args:
+        evaluation: What `evaluate_actor` returned.
+        before: The same of an earlier round; None: there is no gain.
+
+    Returns:
+        ``rm_gain`` and ``gold_gain``: mean and half-width of its 95 % interval.
+    """
+    result: dict[str, list[float]] = {}
+    for name in ("rm_score", "gold_score"):
+        if before is not None and name in evaluation:
+            pairs = zip(evaluation["values"][name], before["values"][name], strict=True)
+            estimate = Estimate.of([after - earlier for after, earlier in pairs])
+            result[f"{name.removesuffix('_score')}_gain"] = [estimate.mean, estimate.half_width]
+    return result

@@ -6,25 +6,37 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from agents.figures import DPI, new_figure
+
 
 def rises(gain: Sequence[float] | None) -> str:
-    """Whether a gain is above 0 by more than the half-width of its interval."""
+    """Says whether a gain is above 0 by more than the half-width of its interval.
+
+    Args:
+        gain: The mean and the half-width of its 95 % interval; None: there is no gain to speak of.
+    """
     if gain is None:
         return ""
     return "yes" if gain[0] > gain[1] else "**no**"
 
 
 def rounds_table(evaluations: Sequence[dict[str, Any]]) -> str:
-    """One row a round, in Markdown; gains are to the row above, prompt by prompt, with 95 % intervals."""
-    golden = all("gold_score" in e for e in evaluations)
+    """Makes Markdown of two tables: the numbers of each round, and its responses to the first three held-out prompts.
+
+    A round's gain is over the round in the row above, prompt by prompt, with its 95 % interval.
+
+    Args:
+        evaluations: One a round, the starting model's first.
+    """
+    has_gold = all("gold_score" in e for e in evaluations)
     head = ["round", "score", "gain"]
-    if golden:
+    if has_gold:
         head += ["gold", "gain", "gold rises by more than its interval"]
     head += ["KL to the first (nats)", "length", "distinct pairs"]
     lines = [f"| {' | '.join(head)} |\n", "|---" * len(head) + "|\n"]
     for e in evaluations:
         cells = [str(e["round"]), f"{e['rm_score']:.2f} ± {e['half_widths']['rm_score']:.2f}", _gain(e.get("rm_gain"))]
-        if golden:
+        if has_gold:
             cells += [f"{e['gold_score']:.2f} ± {e['half_widths']['gold_score']:.2f}", _gain(e.get("gold_gain"))]
             cells.append(rises(e.get("gold_gain")))
         cells += [f"{e['kl']:.2f}", f"{e['response_length']:.1f}", f"{e['diversity']['distinct_2']:.3f}"]
@@ -42,12 +54,14 @@ def _gain(gain: Sequence[float] | None) -> str:
 
 
 def draw_rounds(evaluations: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Scores over the rounds, and against the KL."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """Draws scores over the rounds, and scores against the KL.
 
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    Args:
+        evaluations: One a round, the starting model's first.
+        path: The PNG file to write.
+        title: Start of the figure's heading.
+    """
+    figure = new_figure(9, 3.8)
     panels = figure.subplots(1, 2)
     numbers = [e["round"] for e in evaluations]
     for name, label in (("rm_score", "the judge's score"), ("gold_score", "gold score")):
@@ -62,4 +76,4 @@ def draw_rounds(evaluations: Sequence[dict[str, Any]], path: Path, title: str) -
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
     figure.suptitle(f"{title}: held-out prompts, mean and 95 % interval", fontsize=10)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=DPI)

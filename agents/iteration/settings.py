@@ -115,8 +115,8 @@ class IterationSettings:
         return self.method in ALGORITHMS
 
     @property
-    def takes_reference(self) -> str:
-        """``first`` or ``previous``."""
+    def reference_name(self) -> str:
+        """The reference of each round: ``first`` or ``previous``."""
         return self.reference or ("previous" if self.is_algorithm else "first")
 
     def check(self) -> None:

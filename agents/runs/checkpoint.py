@@ -38,9 +38,9 @@ def save_checkpoint(model: BaseAlgorithm, folder: Path, extra: dict[str, Any] | 
 
     Args:
         model: The algorithm, between two iterations, on an `LLMTextVecEnv`.
-        folder: Where checkpoints are collected.
-        extra: Plain values to keep with it.
-        keep: How many to keep, at least 1.
+        folder: The folder that holds all checkpoints of the run.
+        extra: Plain values of the caller, which `load_checkpoint` returns.
+        keep: Number of checkpoints to keep in the folder, at least 1.
 
     Returns:
         The checkpoint's folder.
@@ -48,6 +48,7 @@ def save_checkpoint(model: BaseAlgorithm, folder: Path, extra: dict[str, Any] | 
     Raises:
         OSError: the disk is full or cannot be written; earlier checkpoints are untouched.
     """
+    # Everything is written to another name first, so that a folder named step_… is always whole.
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step_{model.num_timesteps:012d}"
     partial = folder / f"{_PARTIAL}{target.name}"
@@ -57,8 +58,8 @@ def save_checkpoint(model: BaseAlgorithm, folder: Path, extra: dict[str, Any] | 
         optimizer_tensors, optimizer_values = _optimizer_state(model.policy.optimizer)
         save_file(_contiguous(model.policy.state_dict()), partial / "policy.safetensors")
         save_file(optimizer_tensors, partial / "optimizer.safetensors")
-        if own := _algorithm_tensors(model):
-            save_file(own, partial / "algorithm.safetensors")
+        if tensors := _algorithm_tensors(model):
+            save_file(tensors, partial / "algorithm.safetensors")
         save_file(_torch_random_state(), partial / "random.safetensors")
         state = {
             "format": FORMAT,
@@ -72,7 +73,7 @@ def save_checkpoint(model: BaseAlgorithm, folder: Path, extra: dict[str, Any] | 
             "extra": extra or {},
         }
         (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
-        for path in (*partial.iterdir(), partial):
+        for path in (*partial.iterdir(), partial):  # on the disk before the rename, or a power cut could leave it empty
             _flush(path)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
@@ -91,12 +92,16 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(model: BaseAlgorithm, checkpoint: Path) -> dict[str, Any]:
-    """Puts an algorithm, made with the same settings, where `save_checkpoint` left off.
+    """Puts an algorithm where `save_checkpoint` left off.
 
     Go on with ``model.learn(total - model.num_timesteps, reset_num_timesteps=False)``.
 
+    Args:
+        model: An algorithm made with the same settings as the saved one.
+        checkpoint: The checkpoint's folder.
+
     Returns:
-        The `extra` values.
+        The plain values that were saved as `extra`.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
@@ -110,6 +115,8 @@ def load_checkpoint(model: BaseAlgorithm, checkpoint: Path) -> dict[str, Any]:
         raise ValueError(f"{checkpoint} has format {state['format']}; this version reads {FORMAT}.")
     if len(state["episode_starts"]) != model.n_envs:
         raise ValueError(f"{checkpoint} has {len(state['episode_starts'])} slots, the environment {model.n_envs}.")
+    # Weights and optimizer first, then what the algorithm counts and keeps, then the environment, and last the random states,
+    # which what comes before may have used.
     model.policy.load_state_dict(load_file(checkpoint / "policy.safetensors", device="cpu"))
     _load_optimizer(model.policy.optimizer, load_file(checkpoint / "optimizer.safetensors"), state["optimizer"])
     for name, value in state["counters"].items():
@@ -127,7 +134,7 @@ def load_checkpoint(model: BaseAlgorithm, checkpoint: Path) -> dict[str, Any]:
 
 
 def _algorithm_tensors(model: BaseAlgorithm) -> dict[str, torch.Tensor]:
-    """What an algorithm keeps besides policy and optimizer: a replay buffer, the states of LSTMs."""
+    """Tensors that an algorithm keeps besides policy and optimizer: replay buffer, LSTM states, mask model, moved reference."""
     if isinstance(model, OffPolicyAlgorithm):
         assert isinstance(model.replay_buffer, TokenReplayBuffer)
         return model.replay_buffer.state_tensors()
@@ -140,7 +147,7 @@ def _algorithm_tensors(model: BaseAlgorithm) -> dict[str, torch.Tensor]:
     if env.mask_copy is not None:
         tensors.update(_contiguous(dict(env.mask_copy.model.named_parameters())))
     task = env.task
-    if task.reference.version:  # it is no longer what its name says
+    if task.reference.version:  # it has moved: the folder or hub id that it was loaded from has other weights
         weights = dict(task.own_reference().named_parameters())
         tensors.update(_contiguous({f"{_REFERENCE}{name}": p for name, p in weights.items()}))
     return tensors
@@ -152,9 +159,9 @@ def _load_algorithm_tensors(model: BaseAlgorithm, tensors: dict[str, torch.Tenso
         model.replay_buffer.load_state_tensors(tensors)
         return
     if isinstance(model, RecurrentPPO):
-        on = {name: tensor.to(model.device) for name, tensor in tensors.items()}
+        states = {name: tensor.to(model.device) for name, tensor in tensors.items()}
         model._last_lstm_states = RNNStates(  # type: ignore[assignment]
-            (on["pi0"], on["pi1"]), (on["vf0"], on["vf1"])
+            (states["pi0"], states["pi1"]), (states["vf0"], states["vf1"])
         )
         return
     reference = {n.removeprefix(_REFERENCE): t for n, t in tensors.items() if n.startswith(_REFERENCE)}
@@ -234,7 +241,7 @@ def _load_random_state(model: BaseAlgorithm, values: dict[str, Any], tensors: di
 
 
 def _flush(path: Path) -> None:
-    """Makes sure that a file or folder is on the disk, not only in the system's cache."""
+    """Writes a file or folder to the disk, so that it is not only in the system's cache."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

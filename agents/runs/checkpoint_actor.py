@@ -8,6 +8,7 @@ from peft import get_peft_model
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from agents.flat_settings import read_settings
 from agents.policies.actor import adapter_config
 from agents.runs.settings import RunSettings
 from llm_env.default_task import DEFAULT_MODEL
@@ -25,34 +26,36 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 def load_checkpoint_actor(folder: Path, load: LoadSettings) -> SharedLM:
-    """The actor's weights of a checkpoint, LoRA adapters merged, in the model that the run began with.
+    """Loads the actor of a checkpoint: its weights in the model that the run began with, LoRA adapters merged.
 
     Args:
-        folder: ``RUN/checkpoints/step_…``.
-        load: How the model is loaded.
+        folder: The checkpoint, ``RUN/checkpoints/step_…``; the run's ``config.yaml`` names the model.
+        load: dtype and device to load the model with, and whether its code from a hub may run.
 
     Raises:
-        FileNotFoundError, ValueError: the run's settings are not there, or its policy is no language model.
+        FileNotFoundError: the run's ``config.yaml`` is not there.
+        ValueError: the run's policy is no language model, or the checkpoint does not fit the model.
     """
     config = folder.parent.parent / "config.yaml"
     if not config.is_file():
         raise FileNotFoundError(f"actor={str(folder)!r}: the run's {config} is not there, which names its model.")
-    settings = RunSettings.read(config)
-    name = settings.model or DEFAULT_MODEL
+    settings = read_settings(RunSettings, config)
+    name = settings.task.model or DEFAULT_MODEL
     weights = {
         key.removeprefix(_ACTOR): value
         for key, value in load_file(folder / "policy.safetensors").items()
         if key.startswith(_ACTOR)
     }
     if not weights:
-        raise ValueError(f"actor={str(folder)!r}: {settings.algo}'s policy is no language model.")
+        raise ValueError(f"actor={str(folder)!r}: {settings.algorithm.algo}'s policy is no language model.")
     lm = load_causal_lm(name, load, "actor")
     adapted = None
-    if settings.lora_rank:
+    rank = settings.algorithm.lora_rank
+    if rank:  # the checkpoint's names are those of the model with its adapters in it
         alpha = settings.algorithm_arguments().get("lora_alpha")
-        adapted = get_peft_model(lm.model, adapter_config(lm.model, settings.lora_rank, alpha))
+        adapted = get_peft_model(lm.model, adapter_config(lm.model, rank, alpha))
     result = lm.model.load_state_dict(weights, strict=False)
-    if result.unexpected_keys or (not settings.lora_rank and set(result.missing_keys) - _tied(lm)):
+    if result.unexpected_keys or (not rank and set(result.missing_keys) - _tied(lm)):
         raise ValueError(
             f"actor={str(folder)!r} does not fit model={name!r}: unknown {result.unexpected_keys[:3]}, "
             f"missing {result.missing_keys[:3]}."
@@ -67,6 +70,6 @@ def load_checkpoint_actor(folder: Path, load: LoadSettings) -> SharedLM:
 
 
 def _tied(lm: CausalLM) -> set[str]:
-    """Names under which a tied weight is found a second time."""
+    """Names under which a tied weight stands in the state dict a second time."""
     names = {name for name, _ in lm.model.named_parameters()}
     return set(lm.model.state_dict()) - names

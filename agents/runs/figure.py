@@ -8,17 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
+from agents.figures import DPI, new_figure
+
 PANELS = (
     ("rollout/rm_score", "reward-model score", "rollout/rm_score_std"),
     ("rollout/kl", "KL to the reference (nats per response)", None),
     ("train/entropy_loss", "policy entropy (nats per token)", None),
     ("rollout/response_length", "response length (tokens)", None),
 )
+"""A panel each: the column of ``progress.csv``, the panel's title, and the column of its standard deviation, if it has one."""
 GOLD = "rollout/gold_score"
 
 
 def read_progress(path: Path) -> dict[str, np.ndarray]:
-    """The columns of a ``progress.csv``; missing cells are NaN."""
+    """Reads a ``progress.csv``; returns its columns by name, each of shape (n_iterations,), with NaN for empty cells."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     names = list(rows[0]) if rows else []
@@ -30,14 +33,10 @@ def draw_report(progress: Mapping[str, np.ndarray], path: Path, title: str) -> N
 
     Args:
         progress: Columns, as `read_progress` gives them.
-        path: PNG to write.
-        title: Heading.
+        path: The PNG file to write.
+        title: Heading of the figure.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 6.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10, 6.5)
     figure.suptitle(title)
     for index, (name, label, spread) in enumerate(PANELS):
         axes = figure.add_subplot(2, 2, index + 1)
@@ -55,4 +54,4 @@ def draw_report(progress: Mapping[str, np.ndarray], path: Path, title: str) -> N
         if index == 0 and GOLD in progress:
             axes.plot(x, progress[GOLD], color="C0", linestyle="--", linewidth=1, alpha=0.8)
             axes.set_title(f"{label} (dashed: gold score)", fontsize=10)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=DPI)

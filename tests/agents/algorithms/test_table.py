@@ -275,10 +275,10 @@ def test_what_cannot_be_resumed_says_so(tmp_path: Path) -> None:
     from rich.console import Console
 
     from agents.runs.run import TrainingRun
-    from agents.runs.settings import RunSettings
+    from agents.runs.settings import AlgorithmSettings, RunSettings
 
     with pytest.raises(ValueError, match="ars cannot be resumed: its callbacks are called in the middle of an update"):
-        TrainingRun(RunSettings(algo="ars"), tmp_path, Console(), resume=True)
+        TrainingRun(RunSettings(algorithm=AlgorithmSettings("ars")), tmp_path, Console(), resume=True)
 
 
 def test_the_readme_has_the_table() -> None:

@@ -70,7 +70,7 @@ def test_a_run_leaves_a_folder_that_describes_it(tmp_path: Path, capsys: pytest.
         "tensorboard", "versions.json",
     }  # fmt: skip
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert (config["learning_rate"], config["n_envs"], config["kl_coef"]) == (1e-3, 4, train.RunSettings().kl_coef)
+    assert (config["learning_rate"], config["n_envs"], config["kl_coef"]) == (1e-3, 4, train.RunSettings().task.kl_coef)
     assert json.loads((folder / "versions.json").read_text())["torch"].startswith(torch.__version__.split("+")[0])
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert [s["timestep"] for s in samples] == [0] * 8 + [ROLLOUT * 2] * 8 + [ROLLOUT * 4] * 8
@@ -148,12 +148,9 @@ def test_a_model_prompts_and_reward_of_ones_own(
 def test_yaml_gives_defaults_and_the_command_line_has_the_last_word(tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text("kl_coef: 0.3\nlearning_rate: 1e-5\nreward_model: llm_env.default_task.gold:gold_score\n")
-    args = train.parse(["--config", str(config), "--kl-coef", "0.4"])
-    assert (args.kl_coef, args.learning_rate, args.reward_model) == (
-        0.4,
-        1e-5,
-        ("llm_env.default_task.gold:gold_score",),
-    )
+    settings = train.parse(["--config", str(config), "--kl-coef", "0.4"]).settings
+    assert (settings.task.kl_coef, settings.algorithm.learning_rate) == (0.4, 1e-5)
+    assert settings.task.reward_model == ("llm_env.default_task.gold:gold_score",)
 
 
 BAD: list[tuple[list[str], str]] = [

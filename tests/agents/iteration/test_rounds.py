@@ -15,9 +15,11 @@ from safetensors.torch import load_file
 
 from agents.cli import iterate as script
 from agents.iteration import IterationSettings
-from agents.iteration import rounds as module
+from agents.iteration import evaluate as evaluating
+from agents.iteration import judging
 from agents.iteration.report import rounds_table
-from agents.iteration.rounds import Rounds
+from agents.iteration.state import RoundsState
+from agents.iteration.training import trainer_settings
 from agents.preferences.records import Candidates, Response, read_rankings, write_jsonl
 from llm_env.default_task import DEFAULT_MODEL, DEFAULT_REWARD_MODEL
 
@@ -82,12 +84,12 @@ def test_prompts_come_round_again_in_another_order(tmp_path: Path) -> None:
     settings = IterationSettings(
         output_dir=tmp_path / "out", prompts=str(prompts), eval_prompts=str(prompts), prompts_per_round=4
     )
-    rounds = Rounds(settings, Console(quiet=True))
-    asked = [rounds._asked(number) for number in range(1, 7)]
-    laps = [[p for some in asked[i : i + 3] for p in some] for i in (0, 3)]
-    assert sorted(laps[0]) == sorted(laps[1]) == sorted(rounds.prompts)
+    state = RoundsState(settings, Console(quiet=True))
+    rounds = [judging.prompts_of_round(state.prompts, 4, number, seed=0) for number in range(1, 7)]
+    laps = [[p for prompts in rounds[i : i + 3] for p in prompts] for i in (0, 3)]
+    assert sorted(laps[0]) == sorted(laps[1]) == sorted(state.prompts)
     assert laps[0] != laps[1]
-    assert asked == [rounds._asked(number) for number in range(1, 7)]
+    assert rounds == [judging.prompts_of_round(state.prompts, 4, number, seed=0) for number in range(1, 7)]
 
 
 @pytest.mark.parametrize("where", ["responses", "rankings", "selection", "training", "after training", "evaluation"])
@@ -116,14 +118,14 @@ def test_interrupted_in_a_round_it_ends_with_the_same_result(
 
             patch.setattr(collecting, "collect_responses", half)
         elif where == "rankings":
-            ranked = module.rank_in
-            patch.setattr(module, "rank_in", lambda f, *a: stop() if f == second else ranked(f, *a))
+            ranked = judging.rank_in
+            patch.setattr(judging, "rank_in", lambda f, *a: stop() if f == second else ranked(f, *a))
         elif where == "selection":
-            chosen = module.write_jsonl
-            patch.setattr(module, "write_jsonl", lambda p, r: stop() if p.parent == second else chosen(p, r))
+            chosen = judging.write_jsonl
+            patch.setattr(judging, "write_jsonl", lambda p, r: stop() if p.parent == second else chosen(p, r))
         elif where == "evaluation":
-            evaluated = module.evaluate_actor
-            patch.setattr(module, "evaluate_actor", lambda a, *x: stop() if second in a.parents else evaluated(a, *x))
+            evaluated = evaluating.evaluate_actor
+            patch.setattr(evaluating, "evaluate_actor", lambda s, n: stop() if n == 2 else evaluated(s, n))
         else:
             from transformers import TrainerCallback
 
@@ -226,20 +228,20 @@ def test_judges_that_disagree(tmp_path: Path) -> None:
 
 
 def test_each_round_trains_from_a_seed_of_its_own_and_not_over_half_an_actor(tmp_path: Path) -> None:
-    rounds = Rounds(IterationSettings(output_dir=tmp_path / "out"), Console(quiet=True))
+    state = RoundsState(IterationSettings(output_dir=tmp_path / "out"), Console(quiet=True))
     half = tmp_path / "out" / "round_1" / "training" / "actor" / "model-00002.safetensors"
     half.parent.mkdir(parents=True)
     half.write_bytes(b"half")
-    given = [rounds._trainer_settings(n, tmp_path / "out" / f"round_{n}", 3e-4) for n in (1, 2)]
-    assert given[0]["seed"] != given[1]["seed"]
-    assert [g["model"] for g in given] == [DEFAULT_MODEL, str(half.parent)]
+    arguments = [trainer_settings(state, n, 3e-4) for n in (1, 2)]
+    assert arguments[0]["seed"] != arguments[1]["seed"]
+    assert [a["model"] for a in arguments] == [DEFAULT_MODEL, str(half.parent)]
     assert not half.exists()
 
 
 def test_noisy_judges_err_each_in_their_own_way_and_in_each_round_anew(tmp_path: Path) -> None:
     judges = ("tests.conftest:count_dots", "tests.conftest:count_words")
     settings = IterationSettings(output_dir=tmp_path / "out", judge=judges, noise=1.0)
-    rounds = Rounds(settings, Console(quiet=True))
+    state = RoundsState(settings, Console(quiet=True))
     candidates = [
         Candidates(f"p{i}", f"Prompt {i}:", tuple(Response(f"r{j}", f" word{j}") for j in range(4))) for i in range(8)
     ]
@@ -248,9 +250,9 @@ def test_noisy_judges_err_each_in_their_own_way_and_in_each_round_anew(tmp_path:
         folder = tmp_path / "out" / f"round_{number}"
         folder.mkdir()
         write_jsonl(folder / "responses.jsonl", [c.to_json() for c in candidates])
-        rounds._rank(number, folder)
-        said = read_rankings(folder / "rankings.jsonl")
-        orders += [tuple(r.tiers for r in said if r.annotator == name) for name in judges]
+        judging.rank(state, number)
+        rankings = read_rankings(folder / "rankings.jsonl")
+        orders += [tuple(r.tiers for r in rankings if r.annotator == name) for name in judges]
     assert [len(order) for order in orders] == [8] * 4
     assert len(set(orders)) == 4  # by score, all of them are tied: the orders are the noise's
 

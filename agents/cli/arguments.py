@@ -1,0 +1,69 @@
+"""Reads a command line into a settings class, and refuses an option that is given without a value."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from agents.console import print_error
+from agents.flat_settings import flat_types
+
+Settings = TypeVar("Settings")
+
+
+def parse_command_line(
+    cls: type[Settings], argv: Sequence[str], description: str | None, default: Settings | None = None
+) -> Settings:
+    """Reads a command line with `tyro.cli`.
+
+    Args:
+        cls: A dataclass; its fields, and those of dataclasses nested in it, are the options.
+        argv: The command line without the program's name.
+        description: Text above the options in ``--help``, usually the command's module docstring.
+        default: Settings to start from, for example from a file; None: the class's defaults.
+
+    Raises:
+        SystemExit: with status 2 and an error on the standard error stream, where an option is unknown, lacks its value or has
+            one of the wrong type; with status 0 after ``--help``.
+    """
+    try:
+        refuse_missing_values(cls, argv)
+    except ValueError as error:
+        print_error(error)
+        raise SystemExit(2) from error
+    return tyro.cli(cls, args=argv, description=description, default=default)
+
+
+def refuse_missing_values(cls: type[Any], argv: Sequence[str]) -> None:
+    """Refuses ``--reward-model`` without a name and ``--model ''``, which would both quietly mean the default.
+
+    Only ``--vary ''`` of sweep.py may be empty: it is the variant in which nothing is changed.
+
+    Raises:
+        ValueError: an option stands without its value, or with an empty one.
+    """
+    kinds = flat_types(cls)
+    for place, word in enumerate(argv):
+        option, has_equals, value = word.partition("=")
+        kind = kinds.get(option.removeprefix("--").replace("-", "_")) if option.startswith("--") else None
+        if kind is None or kind is bool:
+            continue
+        values = [value] if has_equals else values_after(argv, place)
+        takes_list = any(typing.get_origin(k) in (tuple, Sequence) for k in (kind, *typing.get_args(kind)))
+        if takes_list and not values:
+            raise ValueError(f"{option} needs at least one value. Leave it out for its default.")
+        if "" in values and option != "--vary":
+            raise ValueError(f"{option} '' is empty. Give it a value, or leave it out for its default.")
+
+
+def values_after(argv: Sequence[str], place: int) -> list[str]:
+    """The words behind the option at a place of the command line, up to the next option."""
+    values: list[str] = []
+    for word in argv[place + 1 :]:
+        if word.startswith("--"):
+            break
+        values.append(word)
+    return values

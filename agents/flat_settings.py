@@ -1,0 +1,185 @@
+"""Settings made of several dataclasses, read and written as one flat mapping of names to plain values.
+
+A settings class groups its fields in nested dataclasses: `RunSettings` holds a `TaskOptions`, an `AlgorithmSettings` and so on.
+A YAML file and the command line name each field without its group: ``kl_coef: 0.1``, ``--kl-coef 0.1``. The functions here
+translate between the two, and check each value against the type that its field declares.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from agents.files import write_text
+
+T = TypeVar("T")
+
+_WORDS: dict[Any, str] = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    Path: "a path",
+}
+
+
+def flat_types(cls: type[Any]) -> dict[str, Any]:
+    """Lists the settings of a dataclass and of the dataclasses nested in it.
+
+    Args:
+        cls: A dataclass. A field whose type is a dataclass is a group: its own fields take its place.
+
+    Returns:
+        Each setting's type by its name, groups in the order of their fields.
+
+    Raises:
+        TypeError: two groups have a setting of the same name, which a flat mapping could not tell apart.
+    """
+    flat: dict[str, Any] = {}
+    for name, kind, is_group in _fields(cls):
+        for key, value in (flat_types(kind) if is_group else {name: kind}).items():
+            if key in flat:
+                raise TypeError(f"{cls.__name__}: two of its groups have a setting named {key!r}.")
+            flat[key] = value
+    return flat
+
+
+def to_flat(settings: Any) -> dict[str, Any]:
+    """Turns a settings object into a mapping of names to plain values, tuples as lists."""
+    flat: dict[str, Any] = {}
+    for name, _, is_group in _fields(type(settings)):
+        value = getattr(settings, name)
+        if is_group:
+            flat.update(to_flat(value))
+        else:
+            flat[name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def from_flat(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Makes a settings object from a flat mapping.
+
+    Args:
+        cls: The settings class.
+        values: Values by name. A setting that is left out keeps its default, and so does one that is null (`None`), unless
+            its type allows null.
+        where: The file or place that the values come from, for error messages.
+
+    Raises:
+        ValueError: a name is not a setting, or a value has another type than its field declares.
+    """
+    kinds = flat_types(cls)
+    checked: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in kinds:
+            near = difflib.get_close_matches(str(name), kinds, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{where}: {name!r} is not a setting.{hint}")
+        if value is None and not _allows_none(kinds[name]):
+            continue
+        checked[name] = _converted(value, kinds[name], f"{where}: {name}={value!r}")
+    return _build(cls, checked)
+
+
+def read_yaml(path: Path, option: str = "config") -> Any:
+    """Reads a YAML file of plain values.
+
+    Args:
+        path: The file.
+        option: The option that named the file, for error messages.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not valid YAML; the line is named.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{option}={str(path)!r}: there is no such file.")
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise ValueError(f"{path}{f', line {mark.line + 1}' if mark else ''}: not valid YAML.") from error
+
+
+def read_settings(cls: type[T], path: Path) -> T:
+    """Reads a settings object from a YAML file; a setting that the file leaves out keeps its default.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a mapping of settings to values; see `from_flat`.
+    """
+    values = read_yaml(path)
+    if values is None:  # an empty file changes nothing
+        values = {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: must be a mapping of settings to values.")
+    return from_flat(cls, values, str(path))
+
+
+def write_settings(settings: Any, path: Path) -> None:
+    """Writes all settings as a flat YAML file that `read_settings` reads."""
+    write_text(path, yaml.safe_dump(to_flat(settings), sort_keys=False))
+
+
+def _fields(cls: type[Any]) -> Iterator[tuple[str, Any, bool]]:
+    """Yields each field's name, its type, and whether the type is a dataclass, which is a group of settings."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        yield field.name, hints[field.name], dataclasses.is_dataclass(hints[field.name])
+
+
+def _build(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Makes a settings object of checked values by name, its groups first."""
+    arguments: dict[str, Any] = {}
+    for name, kind, is_group in _fields(cls):
+        if is_group:
+            arguments[name] = _build(kind, values)
+        elif name in values:
+            arguments[name] = values[name]
+    return cls(**arguments)
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type."""
+    return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+
+
+def _allows_none(kind: Any) -> bool:
+    return type(None) in _alternatives(kind)
+
+
+def _converted(value: Any, kind: Any, what: str) -> Any:
+    """A YAML value as its field's type.
+
+    Args:
+        value: What YAML read.
+        kind: The field's type: a plain type, a tuple or sequence of plain types, or a union of these and None.
+        what: ``file: name=value``, for error messages.
+
+    Raises:
+        ValueError: the value is not of that type.
+    """
+    alternatives = [a for a in _alternatives(kind) if a is not type(None)]
+    if value is None and _allows_none(kind):
+        return None
+    for alternative in alternatives:
+        if typing.get_origin(alternative) in (tuple, Sequence):
+            entries = value if isinstance(value, list | tuple) else (value,)  # one entry may stand without its list
+            return tuple(_converted(entry, typing.get_args(alternative)[0], what) for entry in entries)
+        if alternative is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+            try:
+                return float(value)  # YAML reads 3e-4 as a text
+            except ValueError:
+                continue
+        if alternative is Path and isinstance(value, str):
+            return Path(value)
+        if isinstance(value, alternative) and (alternative is bool or not isinstance(value, bool)):
+            return value
+    raise ValueError(f"{what} must be {' or '.join(_WORDS[a] for a in alternatives)}.")

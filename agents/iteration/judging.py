@@ -1,0 +1,138 @@
+"""The first half of a round: the actor responds, the judges rank, and the responses to train on are chosen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from agents.files import write_json
+from agents.iteration.settings import PEOPLE, REJECTION_SAMPLING
+from agents.iteration.state import RoundsState
+from agents.preferences.folder import Sampling, candidates_in, rank_in
+from agents.preferences.judge import Judge
+from agents.preferences.records import Ranking, read_candidates, read_rankings, write_jsonl
+from agents.preferences.sampling import Source
+from agents.preferences.selection import best_texts, clearest, disputed_first, lost, pairs_of
+from llm_env.text.prompts import RawPrompt
+
+# Seeds of a round are the run's plus a multiple of the round's number, a large prime, so that seeds of neighboring runs differ.
+SAMPLING_SEED_STEP = 7919
+JUDGE_SEED_STEP = 104_729
+
+
+def respond(state: RoundsState, number: int) -> None:
+    """Samples responses of the current actor, and of the opponent if there is one, to the round's prompts."""
+    settings = state.settings
+    names = [str(state.actor(number - 1)), *([settings.opponent] if settings.opponent is not None else [])]
+    sampling = Sampling(
+        sources=tuple(Source(name, settings.temperature) for name in names),
+        n_responses=settings.n_responses,
+        max_prompt_length=settings.max_prompt_length,
+        max_new_tokens=settings.max_new_tokens,
+        seed=settings.seed + SAMPLING_SEED_STEP * number,
+    )
+    prompts = prompts_of_round(state.prompts, settings.prompts_per_round, number, settings.seed)
+    candidates_in(state.round_folder(number), prompts, sampling, state.load, {"round": number}, state.console)
+
+
+def prompts_of_round(prompts: Sequence[RawPrompt], size: int | None, number: int, seed: int) -> list[RawPrompt]:
+    """Gives a round's prompts: other ones each time until all were used, then again in another order.
+
+    Args:
+        prompts: All prompts.
+        size: Prompts of a round; None: all.
+        number: The round, from 1.
+        seed: Seed of the orders.
+    """
+    size = size or len(prompts)
+    orders: dict[int, list[int]] = {}  # the prompts' order in each pass over them
+    chosen = []
+    for place in range((number - 1) * size, number * size):
+        lap, index = divmod(place, len(prompts))
+        if lap not in orders:
+            orders[lap] = np.random.default_rng([seed, lap]).permutation(len(prompts)).tolist()
+        chosen.append(prompts[orders[lap][index]])
+    return chosen
+
+
+def rank(state: RoundsState, number: int) -> None:
+    """Has each judge rank the round's responses; people do so on a page, and the round waits for them."""
+    settings, folder = state.settings, state.round_folder(number)
+    candidates = read_candidates(folder / "responses.jsonl")
+    for place, name in enumerate(state.judges):
+        if name == PEOPLE:
+            from agents.preferences.page import serve  # needs gradio
+
+            path = folder / "rankings.jsonl"
+            serve(candidates, path, (), settings.host, settings.port, state.console, until_complete=True)
+        else:
+            seed = settings.seed + JUDGE_SEED_STEP * number + place
+            rank_in(folder, candidates, Judge(name, state.load, settings.noise, seed))
+
+
+def select(state: RoundsState, number: int) -> None:
+    """Chooses what to train on, by the settings `select` and `pairs`: texts for rejection sampling, else pairs.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    settings, folder = state.settings, state.round_folder(number)
+    rankings = read_rankings(folder / "rankings.jsonl")
+    counts = {"rankings": len(rankings)}  # what each choice leaves, for the console and selection.json
+    for name in settings.select:
+        if name == "lost":
+            rankings = lost(rankings, str(state.actor(number - 1)))
+        elif name == "disputed":
+            ordered = disputed_first(rankings)
+            rankings = ordered[: math.ceil(len(ordered) * settings.select_share)]
+        counts[name] = len(rankings)
+    first = read_rankings(settings.first_preferences) if settings.first_preferences and number == 1 else []
+    records = (
+        text_records(rankings, first, counts)
+        if settings.method == REJECTION_SAMPLING
+        else pair_records(state, rankings, first, counts)
+    )
+    if not records:
+        raise ValueError(f"Round {number}: nothing is left to train on ({counts}). Select less strictly.")
+    write_jsonl(folder / "train.jsonl", records)
+    write_json(folder / "selection.json", counts, indent=None)
+    state.console.print(f"chosen: {', '.join(f'{v:,} {k}' for k, v in counts.items())}", highlight=False)
+
+
+def text_records(rankings: list[Ranking], first: list[Ranking], counts: dict[str, int]) -> list[dict[str, object]]:
+    """The best response to each prompt, as records of texts to fine-tune on.
+
+    Args:
+        rankings: The round's rankings.
+        first: Rankings that were there before the first round.
+        counts: Gets the number of texts.
+    """
+    texts = best_texts([*first, *rankings])
+    counts["texts"] = len(texts)
+    return [{"prompt": t.prompt, "response": t.response, "finished": t.finished} for t in texts]
+
+
+def pair_records(
+    state: RoundsState, rankings: list[Ranking], first: list[Ranking], counts: dict[str, int]
+) -> list[dict[str, object]]:
+    """Pairs of a preferred and another response, as records.
+
+    Args:
+        state: Has the settings `pairs`, `select` and `select_share`.
+        rankings: The round's rankings.
+        first: Rankings that were there before the first round; all their pairs are taken.
+        counts: Gets the numbers of pairs.
+    """
+    settings = state.settings
+    pairs = pairs_of(rankings, settings.pairs)
+    counts["pairs"] = len(pairs)
+    if "margin" in settings.select:
+        pairs = clearest(pairs, settings.select_share)
+        counts["margin"] = len(pairs)
+    if first:
+        first_pairs = pairs_of(first, "all")
+        counts["given"] = len(first_pairs)
+        pairs = [*first_pairs, *pairs]
+    return [pair.to_json() for pair in pairs]

@@ -1,0 +1,200 @@
+"""The second half of a round: the actor trains on pairs or texts, or with an algorithm of stable-baselines3."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from agents.files import write_text
+from agents.flat_settings import read_settings
+from agents.iteration.settings import PEOPLE, REJECTION_SAMPLING
+from agents.iteration.state import RoundsState, remove_folder, reward_name
+from agents.named_values import named_values
+from agents.preferences.records import Ranking, read_rankings, write_jsonl
+from agents.runs.prompts import write_prompts
+from agents.runs.run import TrainingRun
+from agents.runs.settings import AlgorithmSettings, FolderSettings, RunSettings, TaskOptions, TrainingSettings
+from agents.supervised.preference.methods import METHODS
+from agents.supervised.preference.train import METHOD_OPTIONS, PreferenceSettings, optimise
+from agents.supervised.reward_model.train import RewardSettings, train_reward_model
+from agents.supervised.sft import fine_tune
+from agents.supervised.trainer import TrainerSettings
+
+PAIRS_LEARNING_RATE = 3e-4
+TEXTS_LEARNING_RATE = 1e-3
+"""Default learning rates of training on pairs and on texts, for the embedded tiny model."""
+LEAST_MAX_LENGTH = 512
+"""Pairs of `first_preferences` may be longer than what the actor writes."""
+
+
+def train(state: RoundsState, number: int) -> None:
+    """Trains on the pairs or texts that were chosen in this round and in the `keep_rounds` before it."""
+    settings, folder = state.settings, state.round_folder(number)
+    rounds = range(max(1, number - settings.keep_rounds), number + 1)
+    chosen = [(state.round_folder(n) / "train.jsonl").read_text(encoding="utf-8") for n in rounds]
+    data = folder / "training_data.jsonl"
+    write_text(data, "".join(chosen))
+    if settings.method == REJECTION_SAMPLING:
+        train_on_texts(state, number, data)
+    else:
+        train_on_pairs(state, number, data)
+    remove_folder(folder / "training" / "checkpoints")
+
+
+def train_on_texts(state: RoundsState, number: int, data: Path) -> None:
+    """Fine-tunes on the best responses.
+
+    Args:
+        state: Settings and folder of the rounds.
+        number: The round.
+        data: Texts, one JSON record a line.
+    """
+    settings = state.settings
+    length = settings.max_prompt_length + settings.max_new_tokens + 1  # and an end token
+    trainer = TrainerSettings(**trainer_settings(state, number, TEXTS_LEARNING_RATE))
+    fine_tune(trainer, str(data), max_length=length, n_samples=0, console=state.console)
+
+
+def train_on_pairs(state: RoundsState, number: int, data: Path) -> None:
+    """Trains with a preference loss.
+
+    Args:
+        state: Settings and folder of the rounds.
+        number: The round.
+        data: Pairs, one JSON record a line.
+    """
+    settings = state.settings
+    values = named_values("method_kwargs", settings.method_kwargs)
+    options = {k: v for k, v in values.items() if k in METHOD_OPTIONS}  # ours; the others are TRL's
+    has_first_reference = settings.reference_name == "first" and METHODS[settings.method].reference
+    optimise(
+        PreferenceSettings(
+            **trainer_settings(state, number, PAIRS_LEARNING_RATE),
+            preferences=str(data),
+            loss=settings.method,
+            beta=settings.beta,
+            ref_model=state.first if has_first_reference else None,
+            max_prompt_length=settings.max_prompt_length,
+            max_length=max(LEAST_MAX_LENGTH, settings.max_prompt_length + settings.max_new_tokens + 1),
+            n_samples=0,
+            trl_kwargs=tuple(k for k in settings.method_kwargs if k.partition("=")[0].strip() not in options),
+            **options,
+        ),
+        state.console,
+    )
+
+
+def trainer_settings(state: RoundsState, number: int, default_rate: float) -> dict[str, Any]:
+    """Gives the settings that training on pairs and on texts share, as keyword arguments of `TrainerSettings`.
+
+    An actor of this round that is there already was interrupted while it was written, and is removed.
+
+    Args:
+        state: Settings and folder of the rounds.
+        number: The round.
+        default_rate: Learning rate where the settings say none.
+    """
+    settings, target = state.settings, state.round_folder(number) / "training"
+    shutil.rmtree(target / "actor", ignore_errors=True)
+    return {
+        "output_dir": target,
+        "model": str(state.actor(number - 1)),
+        "epochs": settings.epochs,
+        "learning_rate": settings.learning_rate or default_rate,
+        "lr_schedule": settings.lr_schedule,
+        "batch_size": settings.batch_size,
+        "micro_batch_size": settings.micro_batch_size,
+        "lora_rank": settings.lora_rank,
+        "mixed_precision": settings.mixed_precision,
+        "evaluations": settings.checkpoints,
+        "resume": has_files(target),
+        "device": settings.device,
+        "trust_remote_code": settings.trust_remote_code,
+        "seed": settings.seed + number,
+    }
+
+
+def train_judge(state: RoundsState, number: int) -> None:
+    """Trains a reward model on the rankings of people in all rounds so far."""
+    settings, folder = state.settings, state.round_folder(number)
+    rankings: list[Ranking] = []
+    for n in range(1, number + 1):
+        rankings += read_rankings(state.round_folder(n) / "rankings.jsonl")
+    data = folder / "all_rankings.jsonl"
+    write_jsonl(data, [r.to_json() for r in rankings])
+    target = judge_folder(state, number)
+    trainer = TrainerSettings(
+        output_dir=target,
+        model=state.first,
+        batch_size=settings.batch_size,
+        micro_batch_size=settings.micro_batch_size,
+        resume=has_files(target),
+        device=settings.device,
+        trust_remote_code=settings.trust_remote_code,
+        seed=settings.seed + number,
+    )
+    train_reward_model(trainer, RewardSettings(str(data)), state.console)
+
+
+def judge_folder(state: RoundsState, number: int) -> Path:
+    """The folder of the reward model that a round trains on what people ranked."""
+    return state.round_folder(number) / "reward_modelling"
+
+
+def train_with_algorithm(state: RoundsState, number: int) -> None:
+    """Trains with an algorithm of stable-baselines3; `run_settings` says on which scores."""
+    target = state.round_folder(number) / "training"
+    config = target / "config.yaml"
+    resume = config.is_file()
+    if resume:
+        settings = read_settings(RunSettings, config)
+    else:
+        shutil.rmtree(target, ignore_errors=True)
+        settings = run_settings(state, number)
+    TrainingRun(settings, target, state.console, resume=resume).train()
+    remove_folder(target / "checkpoints")
+
+
+def run_settings(state: RoundsState, number: int) -> RunSettings:
+    """Gives the settings of a round's training run, and writes its prompts to the round's folder.
+
+    The reward model is the judge, or the one that was trained on people's rankings (`train_judge`).
+
+    Raises:
+        ValueError: a setting breaks its rule.
+    """
+    settings, folder = state.settings, state.round_folder(number)
+    write_prompts(folder / "prompts.jsonl", state.prompts)
+    write_prompts(folder / "eval_prompts.jsonl", state.held_out)
+    judge = state.judges[0]
+    reward_model = str(judge_folder(state, number) / "reward_model") if judge == PEOPLE else reward_name(judge)
+    return RunSettings(
+        task=TaskOptions(
+            model=str(state.actor(number - 1)),
+            reward_model=(reward_model,),
+            prompts=str(folder / "prompts.jsonl"),
+            kl_coef=TaskOptions.kl_coef if settings.beta is None else settings.beta,
+            max_prompt_length=settings.max_prompt_length,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            mixed_precision=settings.mixed_precision,
+            device=settings.device,
+            trust_remote_code=settings.trust_remote_code,
+        ),
+        algorithm=AlgorithmSettings(
+            algo=settings.method,
+            learning_rate=settings.learning_rate,
+            lora_rank=settings.lora_rank,
+            algo_kwargs=settings.method_kwargs,
+        ),
+        training=TrainingSettings(
+            total_timesteps=settings.total_timesteps, n_envs=settings.n_envs, seed=settings.seed + number
+        ),
+        folder=FolderSettings(eval_prompts=str(folder / "eval_prompts.jsonl"), gold=state.gold),
+    ).checked()
+
+
+def has_files(folder: Path) -> bool:
+    """Whether a folder is there and not empty, so that an interrupted training goes on in it."""
+    return folder.is_dir() and any(folder.iterdir())

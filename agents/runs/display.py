@@ -1,0 +1,66 @@
+"""What a run shows while it trains: a progress bar on a terminal, a line every few iterations elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from agents.callbacks.metrics import TextMetricsCallback
+
+LINE_EVERY = 5  # iterations
+
+
+class RunDisplay:
+    """Progress bar or lines of a run.
+
+    Args:
+        console: Where to print.
+        total: Timesteps of the whole run.
+    """
+
+    def __init__(self, console: Console, total: int) -> None:
+        self.console = console
+        self.total = total
+        self._progress: Progress | None = None
+        self._bar: TaskID | None = None
+
+    @contextlib.contextmanager
+    def running(self, timestep: int) -> Iterator[None]:
+        """Shows the bar during a ``with`` block.
+
+        Args:
+            timestep: Where the run begins; above 0 where it goes on.
+        """
+        columns = (
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as self._progress:
+            self._bar = self._progress.add_task("first rollout …", total=self.total, completed=timestep)
+            try:
+                yield
+            finally:
+                self._progress = None
+
+    def show(self, callback: TextMetricsCallback) -> None:
+        """Shows an iteration's score, KL and speed.
+
+        Args:
+            callback: Has the iteration's metrics.
+        """
+        last, timestep, total = callback.last, callback.model.num_timesteps, callback.model._total_timesteps
+        nan = float("nan")
+        text = f"score {last.get('rollout/rm_score', nan):6.2f}  KL {last.get('rollout/kl', nan):5.2f}"
+        if "rollout/gold_score" in last:
+            text += f"  gold {last['rollout/gold_score']:5.2f}"
+        text += f"  {callback.tokens_per_second:6.0f} tokens/s"
+        if self._progress is not None and self._bar is not None and self.console.is_terminal:
+            self._progress.update(self._bar, completed=timestep, description=text)
+        elif callback.iteration % LINE_EVERY == 1 or timestep >= total:
+            done = timestep / max(1, total)
+            self.console.print(f"iteration {callback.iteration:4d}  {done:4.0%}  {text}", highlight=False)

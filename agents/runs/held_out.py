@@ -1,0 +1,70 @@
+"""What a policy writes to a run's held-out prompts: samples to read, and the evaluation that finds the best actor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from agents.callbacks.metrics import GoldFunction
+from agents.evaluation.settings import SAMPLE_SEED
+from agents.policies.text_policy import respond_with
+from llm_env.task import TextTask
+from llm_env.text.prompts import PromptSet
+
+
+class HeldOutPrompts:
+    """Held-out prompts, which the policy responds to with the same seed each time.
+
+    Args:
+        prompts: The held-out prompts.
+        task: Gives the sizes, the models and the reward.
+        gold: A second score that is only reported, or None.
+    """
+
+    def __init__(self, prompts: PromptSet, task: TextTask, gold: GoldFunction | None) -> None:
+        self.prompts = prompts
+        self.task = task
+        self.gold = gold
+
+    def sample(self, policy: Any, timestep: int, count: int) -> list[dict[str, Any]]:
+        """Gives records of prompt, response, score and KL for some of the prompts, evenly spread.
+
+        Args:
+            policy: The policy in training.
+            timestep: Kept in each record.
+            count: Number of prompts, at most.
+        """
+        prompts = self.prompts.spread(count)
+        if not prompts:
+            return []
+        return [
+            {
+                "timestep": timestep,
+                "prompt": episode.prompt.text,
+                "response": episode.response_text,
+                "rm_score": episode.rm_score,
+                "kl": sum(episode.log_probs) - sum(episode.ref_log_probs),
+            }
+            for episode in respond_with(policy, self.task, prompts, SAMPLE_SEED)
+        ]
+
+    def evaluate(self, policy: Any, count: int, kl_coef: float) -> dict[str, float]:
+        """Gives mean score, KL, objective and gold score of responses to some of the prompts, evenly spread.
+
+        Args:
+            policy: The policy in training.
+            count: Number of prompts, at most.
+            kl_coef: β of the objective, score - β KL. The KL, in nats per response, is to the reference that the run began
+                with, even where the reference has followed the actor since.
+        """
+        first_task = TextTask(self.task.settings)  # shares the models' memory, and has the first reference
+        episodes = respond_with(policy, first_task, self.prompts.spread(count), SAMPLE_SEED)
+        scores = [e.rm_score for e in episodes if e.rm_score is not None]
+        kl = float(np.mean([sum(e.log_probs) - sum(e.ref_log_probs) for e in episodes]))
+        values = {"rm_score": float(np.mean(scores)), "kl": kl}
+        values["objective"] = values["rm_score"] - kl_coef * kl
+        if self.gold is not None:
+            gold_scores = self.gold([e.prompt.text for e in episodes], [e.response_text for e in episodes])
+            values["gold_score"] = float(np.mean(gold_scores))
+        return values

@@ -1,0 +1,72 @@
+"""Which prompts a run trains on, and which it holds out for samples and evaluations."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from agents.files import write_text
+from agents.runs.settings import RunSettings
+from llm_env.default_task import DEFAULT_HELDOUT_PROMPTS
+from llm_env.text.prompts import RawPrompt, read_prompts
+from llm_env.text.split import hold_out
+
+HELD_OUT_LEAST_PROMPTS = 10
+TRAIN_FILE = "train_prompts.jsonl"
+HELD_OUT_FILE = "heldout_prompts.jsonl"
+
+PromptSource = str | list[RawPrompt]
+
+
+@dataclass(frozen=True)
+class RunPrompts:
+    """The prompts of a run.
+
+    Attributes:
+        train: A file, a dataset id or a list to train on. None: the embedded prompts.
+        held_out: A file, a dataset id or a list to sample from and evaluate on.
+        split: The two lists that the user's prompts were split into, which a new run writes to its folder; None where the
+            settings or an earlier start of the run say both.
+    """
+
+    train: PromptSource | None
+    held_out: PromptSource
+    split: tuple[list[RawPrompt], list[RawPrompt]] | None = None
+
+    def write(self, folder: Path) -> None:
+        """Writes both sides of a split to the run's folder, for the next start of the run."""
+        for name, prompts in zip((TRAIN_FILE, HELD_OUT_FILE), self.split or (), strict=False):
+            if prompts:
+                write_prompts(folder / name, prompts)
+
+
+def run_prompts(settings: RunSettings, folder: Path, resume: bool) -> RunPrompts:
+    """Decides which prompts a run trains on and which it holds out.
+
+    Args:
+        settings: The run's settings.
+        folder: The run's folder, which has the split already if the run goes on.
+        resume: Whether the run goes on.
+
+    Raises:
+        FileNotFoundError, ValueError: the prompts cannot be read.
+    """
+    prompts, eval_prompts = settings.task.prompts, settings.folder.eval_prompts
+    if prompts is None or eval_prompts is not None:
+        return RunPrompts(prompts, eval_prompts or DEFAULT_HELDOUT_PROMPTS)
+    if resume:
+        train_file, held_out_file = folder / TRAIN_FILE, folder / HELD_OUT_FILE
+        train = str(train_file) if train_file.is_file() else prompts
+        return RunPrompts(train, str(held_out_file) if held_out_file.is_file() else train)
+    all_prompts = read_prompts(prompts)
+    if len(all_prompts) < HELD_OUT_LEAST_PROMPTS:  # too few to hold any out: samples are of the same ones
+        return RunPrompts(all_prompts, all_prompts, split=(all_prompts, []))
+    train_prompts, held_out = hold_out(all_prompts, settings.training.seed)
+    return RunPrompts(train_prompts, held_out, split=(train_prompts, held_out))
+
+
+def write_prompts(path: Path, prompts: list[RawPrompt]) -> None:
+    """Writes prompts as JSONL that `read_prompts` reads."""
+    records = [{"prompt": p} if isinstance(p, str) else {"messages": p} for p in prompts]
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))

@@ -17,7 +17,7 @@ from llm_env.default_task import DEFAULT_MODEL, DEFAULT_PROMPTS, DEFAULT_REWARD_
 from llm_env.episode import Episode
 from llm_env.lm.causal_lm import load_causal_lm
 from llm_env.lm.loading import freeze
-from llm_env.lm.registry import SharedLM, shared, shared_causal_lm
+from llm_env.lm.registry import SharedLM, shared_causal_lm
 from llm_env.masks import TokenMasks
 from llm_env.reward.formula import overlong_share, shaped_score, token_rewards
 from llm_env.reward.models import load_reward_model
@@ -58,11 +58,7 @@ class TextTask:
             settings.reward_model or DEFAULT_REWARD_MODEL, load, self.tokenizer, settings.mixed_precision
         )
         source = settings.prompts if settings.prompts is not None else DEFAULT_PROMPTS
-        key = source if isinstance(source, str) else repr(source)
-        self.prompts: PromptSet = shared(
-            ("prompts", name, key, settings.max_prompt_length),
-            lambda: PromptSet(source, self.tokenizer, settings.max_prompt_length),
-        )
+        self.prompts = PromptSet(source, self.tokenizer, settings.max_prompt_length)
 
     @property
     def vocab_size(self) -> int:

@@ -47,7 +47,7 @@ from llm_env.default_task import (
 )
 from llm_env.lm.loading import resolve_device
 from llm_env.lm.names import LoadSettings
-from llm_env.lm.registry import forget_shared_model
+from llm_env.lm.registry import MODELS
 from llm_env.text.prompts import RawPrompt, read_prompts
 from llm_env.text.split import hold_out
 
@@ -187,7 +187,7 @@ class Rounds:
         if number % s.evaluate_every == 0 or number == s.rounds:
             self._step(folder, "evaluation", lambda: self._evaluate(number, folder))
             found = self._read_evaluation(folder)
-        forget_shared_model("causal_lm", str(self.actor(number - 1)))
+        MODELS.clear(str(self.actor(number - 1)))
         return found
 
     def _respond(self, number: int, folder: Path) -> None:

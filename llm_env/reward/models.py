@@ -32,7 +32,7 @@ from llm_env.lm.loading import autocast, freeze, load_config, load_tokenizer, lo
 from llm_env.lm.names import LoadSettings
 from llm_env.lm.packed_attention import packed_states
 from llm_env.lm.packing import in_groups, pack_ends
-from llm_env.lm.registry import shared
+from llm_env.lm.registry import MODELS
 from llm_env.reward.heads import Gate, combined_head, head_names, head_weights, load_gate
 from llm_env.settings import RewardName
 
@@ -138,7 +138,9 @@ class ClassifierReward:
     ) -> None:
         self.name = name
         self.mixed_precision = mixed_precision
-        self.model, self.tokenizer = shared(("reward_model", name, settings), lambda: _load_classifier(name, settings))
+        self.model, self.tokenizer = MODELS.get(
+            "reward_model", name, settings, lambda: _load_classifier(name, settings)
+        )
         self.shares_tokenizer = same_tokenizer(self.tokenizer, actor_tokenizer)
         self.heads = head_names(self.model.config)
         self.gate: Gate | None = None

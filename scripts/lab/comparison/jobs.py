@@ -99,7 +99,7 @@ def run_job(job: Job) -> dict[str, Any]:
     """
     import torch
 
-    from llm_env.lm.registry import forget_shared_models
+    from llm_env.lm.registry import MODELS
 
     torch.set_num_threads(job.threads)
     started = time.perf_counter()
@@ -111,7 +111,7 @@ def run_job(job: Job) -> dict[str, Any]:
         outcome = _preference(job)
     else:
         outcome = _ours(job)
-    forget_shared_models()  # the next job of this worker has others
+    MODELS.clear()  # the next job of this worker has others
     gc.collect()
     return {**dataclasses.asdict(job), **outcome, "seconds": round(time.perf_counter() - started, 1)}
 

@@ -40,7 +40,7 @@ class TextTask:
         self.settings = settings
         self.kl_coef = settings.kl_coef
         """β; a plain attribute, so that a schedule or a controller may move it between rollouts."""
-        name = settings.model or DEFAULT_MODEL
+        name = DEFAULT_MODEL if settings.model is None else settings.model
         load = settings.load
         self.model = shared_causal_lm(name, load)
         self.tokenizer = self.model.tokenizer
@@ -54,11 +54,10 @@ class TextTask:
             )
         self.masks = TokenMasks(settings, self.tokenizer, self.eos_ids, self.vocab_size)
         self.reference = Reference(self.model, settings.temperature, settings.mixed_precision)
-        self.reward_model = load_reward_model(
-            settings.reward_model or DEFAULT_REWARD_MODEL, load, self.tokenizer, settings.mixed_precision
-        )
-        source = settings.prompts if settings.prompts is not None else DEFAULT_PROMPTS
-        self.prompts = PromptSet(source, self.tokenizer, settings.max_prompt_length)
+        reward_model = DEFAULT_REWARD_MODEL if settings.reward_model is None else settings.reward_model
+        self.reward_model = load_reward_model(reward_model, load, self.tokenizer, settings.mixed_precision)
+        prompts = DEFAULT_PROMPTS if settings.prompts is None else settings.prompts
+        self.prompts = PromptSet(prompts, self.tokenizer, settings.max_prompt_length)
 
     @property
     def vocab_size(self) -> int:

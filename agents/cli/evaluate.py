@@ -108,7 +108,7 @@ def evaluate(args: Args) -> None:
     actor = load_actor(args.actor, task)
     default_rewards = settings.reward_model is None and settings.model is None
     gold_name = args.gold or settings.gold or (DEFAULT_GOLD if default_rewards else None)
-    gold = FunctionReward(gold_name).function if gold_name else None
+    gold = FunctionReward(gold_name, "gold").function if gold_name else None
     chosen = task.prompts.spread(args.n_prompts)
     mask = "none"
     if settings.algo == "maskable_ppo":

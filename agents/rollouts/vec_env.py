@@ -16,7 +16,7 @@ from llm_env.env import LLMTextEnv, check_render_mode
 from llm_env.episode import Episode
 from llm_env.rendering import render_episode
 from llm_env.settings import task_settings
-from llm_env.slots import EpisodeBatch, prompt_from_options
+from llm_env.slots import EpisodeSlots, prompt_from_options
 from llm_env.task import TextTask
 from llm_env.text.prompts import Prompt
 
@@ -26,7 +26,7 @@ _MOST_ENDED = 100_000  # where nobody reads them
 
 
 class LLMTextVecEnv(VecEnv):
-    """N slots of `LLMText-v0` behind stable-baselines3's `VecEnv`; an adapter of `llm_env.slots.EpisodeBatch`.
+    """N slots of `LLMText-v0` behind stable-baselines3's `VecEnv`; an adapter of `llm_env.slots.EpisodeSlots`.
 
     Args:
         n_envs: N.
@@ -81,7 +81,7 @@ class LLMTextVecEnv(VecEnv):
         self.tokens = 0
         """Tokens generated so far; idle slots generate none."""
         self.pay_policy_kl = pay_policy_kl
-        self.batch = EpisodeBatch(self.task, n_envs, score_steps=scoring == "step")
+        self.batch = EpisodeSlots(self.task, n_envs, score_steps=scoring == "step")
         self.batch.seed(np.random.default_rng())
         self.metadata = LLMTextEnv.metadata
         super().__init__(n_envs, self.task.observation_space, self.task.action_space)

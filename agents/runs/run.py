@@ -139,7 +139,7 @@ class TrainingRun:
         gold_name = settings.gold
         if gold_name is None and settings.model is None and settings.reward_model is None:
             gold_name = DEFAULT_GOLD
-        self.gold: GoldFunction | None = FunctionReward(gold_name).function if gold_name else None
+        self.gold: GoldFunction | None = FunctionReward(gold_name, "gold").function if gold_name else None
         self._split = None if resume else self._split_prompts()
         self.model = self._make_model()
         self.task = text_env(self.model.env).task

@@ -105,6 +105,8 @@ def quiet_loading() -> Iterator[None]:
 
 def _check_name(name: str, kind: str, option: str) -> None:
     """Refuses names that look like folders and are none, before anything is asked of a hub."""
+    if not name.strip():
+        raise ValueError(f"{option}={name!r} names nothing. Give a model folder or a hub id.")
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -150,7 +152,7 @@ def _architectures(config: Any) -> str:
     return " or ".join(getattr(config, "architectures", None) or ["unknown architecture"])
 
 
-def _refuse_classifier(config: Any, name: str, option: str) -> None:
+def refuse_classifier(config: Any, name: str, option: str) -> None:
     """Refuses a sequence classifier where a causal LM is needed: transformers would load it, with a random LM head."""
     if any("ForSequenceClassification" in a for a in getattr(config, "architectures", None) or []):
         raise ValueError(
@@ -189,7 +191,7 @@ def load_weights(
     """
     config = load_config(name, kind, option, settings.trust_remote_code)
     if auto_class is AutoModelForCausalLM:
-        _refuse_classifier(config, name, option)
+        refuse_classifier(config, name, option)
     if num_labels is not None:
         config.num_labels = num_labels
     logging.getLogger("transformers.modeling_utils").addFilter(_NO_PADDING_ADVICE)  # the same filter is added once only

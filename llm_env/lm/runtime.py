@@ -103,7 +103,7 @@ def reuse_freed_memory() -> bool:
 
 
 def _mallopt() -> ctypes._NamedFuncPointer | None:
-    """glibc's function that sets malloc's thresholds; None where the C library has none."""
+    """The function of glibc that sets malloc's thresholds; None where the C library has none."""
     try:
         return ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # not glibc, or no C library to be asked

@@ -59,9 +59,9 @@ def test_a_tied_head_and_a_head_that_is_to_be_trained_are_fine(
 
 
 def test_errors_name_the_option_that_the_user_gave(model_folder: Callable[..., str]) -> None:
-    with pytest.raises(FileNotFoundError, match="^ref_model='/nowhere'"):
+    with pytest.raises(FileNotFoundError, match=r"^ref_model='/nowhere'"):
         load_causal_lm("/nowhere", LOAD, option="ref_model")
-    with pytest.raises(FileNotFoundError, match="^opponent='/nowhere'"):
+    with pytest.raises(FileNotFoundError, match=r"^opponent='/nowhere'"):
         shared_causal_lm("/nowhere", LOAD, option="opponent")
     with pytest.raises(ValueError, match=r"^ref_model='.*Give ref_model the causal"):
         load_causal_lm(model_folder("llama", 1), LOAD, option="ref_model")

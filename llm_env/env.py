@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from llm_env.rendering import render_episode
 from llm_env.settings import check_temperature, task_settings
-from llm_env.slots import EpisodeBatch, prompt_from_options
+from llm_env.slots import EpisodeSlots, prompt_from_options
 from llm_env.task import TextTask
 
 Observation = dict[str, NDArray[np.int64]]
@@ -87,7 +87,7 @@ class LLMTextEnv(gymnasium.Env[Observation, np.int64]):
         self.task = TextTask(task_settings(settings))
         self.observation_space = self.task.observation_space  # type: ignore[assignment]
         self.action_space = self.task.action_space  # type: ignore[assignment]
-        self.batch = EpisodeBatch(self.task, 1)
+        self.batch = EpisodeSlots(self.task, 1)
         self._seeded = False
 
     def reset(

@@ -11,7 +11,7 @@ from llm_env.episode import Episode
 from llm_env.lm.causal_lm import CausalLM
 from llm_env.lm.decoding import CachedDecoder
 from llm_env.lm.sampling import restrict, sample_tokens
-from llm_env.slots import EpisodeBatch
+from llm_env.slots import EpisodeSlots
 from llm_env.task import TextTask
 from llm_env.text.prompts import Prompt
 
@@ -50,7 +50,7 @@ def respond(
     with torch.autocast(lm.device.type, torch.bfloat16, enabled=mixed_precision):
         for start in range(0, len(prompts), batch_size):
             some = prompts[start : start + batch_size]
-            batch = EpisodeBatch(task, len(some), score_steps=False)
+            batch = EpisodeSlots(task, len(some), score_steps=False)
             episodes = [batch.begin(slot, prompt) for slot, prompt in enumerate(some)]
             decoder = CachedDecoder(lm, task.max_length)
             while any(episode is not None for episode in batch.episodes):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,8 +16,10 @@ from llm_env.lm.names import LoadSettings, check_dtype, check_mixed_precision
 from llm_env.reward.kl import KLPenalty
 from llm_env.text.prompts import RawPrompt
 
-RewardName: TypeAlias = str | Sequence[Any]
-"""A reward model's name, or a list of names or of ``[name, weight]`` pairs; see `llm_env.reward.models`."""
+RewardFunction: TypeAlias = Callable[[list[str], list[str]], Sequence[float]]
+"""Scores responses: takes prompts and responses, two lists of texts, and returns one float for each response."""
+RewardSource: TypeAlias = str | RewardFunction | Sequence[Any]
+"""A reward model's name, a function, or a list of such or of ``[reward model, weight]``; see `llm_env.reward.models`."""
 
 
 @dataclass(frozen=True)
@@ -25,44 +28,50 @@ class TaskSettings:
 
     Attributes:
         model: Folder or hub id of the reference model, which also gives the tokenizer. None: the embedded default.
-        reward_model: See `llm_env.reward.models`. None: the embedded default, if `model` is it too.
-        prompts: See `llm_env.text.prompts`. None: the embedded default, likewise.
+        reward_model: What scores a finished response: a folder, hub id, function, or list of them, as in
+            `llm_env.reward.models`. None: the embedded default, which needs the default model.
+        prompts: What is asked: a file, a dataset id, or a list of texts or chats, as in `llm_env.text.prompts`. None: the
+            embedded default, which needs the default model.
         kl_coef: β ≥ 0, in score per nat. The default suits scores of standard deviation 1.
-        max_prompt_length: In tokens; longer prompts are cut on the left.
-        max_new_tokens: Length cap of a response, in tokens.
-        temperature: Divides the logits wherever a log-probability is taken; part of the policy.
         kl_estimator: What stands for the KL of a token in the reward: ``k1``, ``k2``, ``k3`` (`llm_env.reward.kl`), or
-            ``exact``: of the two whole distributions, instead of an estimate from the token drawn (Rao-Blackwellised; Amini
+            ``exact``: of the two whole distributions, instead of an estimate from the token drawn (Rao-Blackwellized; Amini
             et al. 2025, https://arxiv.org/abs/2504.10637). Exact needs a buffer that defers scoring. None: k3 where the penalty
             is in the loss only, since k1 has no gradient there, else k1.
         kl_in: Where the penalty is paid: ``reward``, ``loss`` or ``both``; see `llm_env.reward.kl.KLPenalty`. The loss is the
-            algorithm's: ``agents.TextPPO`` has the term. With ``loss`` the environment pays the score alone.
-        reward_shift: Added to the reward model's score …
-        reward_scale: … which is then multiplied with this …
-        reward_clip: … and held within plus and minus this; None: not. Penalties come after it.
-        length_penalty: Taken off the score for each token of a response.
-        missing_eos_penalty: Taken off the score of a response that reached the cap without an end token.
-        overlong_buffer: Tokens before the cap within which a response pays for its length (see `overlong_penalty`).
-        overlong_penalty: Price of a response at the cap, in score; 0 for none. Section 3.4 of Yu et al. 2025, "DAPO".
-        top_k: The policy may choose from the k likeliest tokens of the reference; 0: any. This and the following rules make
-            `action_masks`, which only algorithms with masks heed; see `llm_env.masks`.
-        top_p: … from the fewest likeliest tokens that hold this probability; 1: any.
-        min_new_tokens: No end token before that many others.
-        forbidden_tokens: Never chosen: ids, or texts of exactly one token.
-        allowed_tokens: Only these, and the end tokens.
-        allowed_pattern: Only tokens whose whole text matches this regular expression, `allowed_tokens` and the end tokens.
-        dtype: Of the frozen models: float32, bfloat16 or float16. Only in float32 is the KL exactly 0 at the start.
+            algorithm's: ``agents.TextPPO`` has the term. With ``loss`` the environment pays the score alone. None: in the
+            reward, unless an algorithm is made whose own default is another (grpo: the loss).
+        reward_shift: Number that is added to the reward model's score first. The default leaves the score as it is.
+        reward_scale: Factor above 0 that multiplies the reward model's score after `reward_shift`.
+        reward_clip: Largest absolute value of the score after shift and scale, before penalties. None: no limit.
+        length_penalty: Score taken off for each token of a response.
+        max_prompt_length: In tokens; longer prompts are cut on the left.
+        max_new_tokens: Length cap of a response, in tokens.
+        temperature: Divides the logits wherever a log-probability is taken; it is part of the policy.
+        missing_eos_penalty: Score taken off a response that reached the length cap without an end token.
+        overlong_buffer: Number of tokens before the length cap within which a response pays `overlong_penalty` in part.
+        overlong_penalty: Score taken off a response as long as the cap; within `overlong_buffer` it rises from 0 to that.
+            0: none. Section 3.4 of Yu et al. 2025, "DAPO" (https://arxiv.org/abs/2503.14476).
+        top_k: Mask rule: only the k likeliest tokens of the reference may be chosen. 0: any token. Mask rules make
+            `action_masks`, which MaskablePPO obeys and other algorithms ignore; see `llm_env.masks`.
+        top_p: Mask rule: only the fewest likeliest tokens of the reference that hold this probability. 1: any token.
+        min_new_tokens: Mask rule: no end token before that many other tokens.
+        forbidden_tokens: Mask rule: tokens that are never chosen, as ids or as texts of exactly one token.
+        allowed_tokens: Mask rule: only these tokens, as ids or texts of exactly one token, and the end tokens.
+        allowed_pattern: Mask rule: only tokens whose whole text matches this regular expression, besides `allowed_tokens`
+            and the end tokens.
+        dtype: Type of the frozen models' weights: float32, bfloat16 or float16. Only in float32 is the KL exactly 0 at the
+            start of training.
         mixed_precision: ``no``, or ``bf16``: reference and reward model compute under autocast, as the actor then should.
-        device: Of the frozen models: auto, cpu, cuda, …
+        device: Where the frozen models are: auto (the GPU where there is one), cpu, cuda or another torch device.
         trust_remote_code: Whether model code from a hub may run.
     """
 
     model: str | None = None
-    reward_model: RewardName | None = None
+    reward_model: RewardSource | None = None
     prompts: str | Sequence[RawPrompt] | None = None
     kl_coef: float = 0.05
     kl_estimator: str | None = None
-    kl_in: str = "reward"
+    kl_in: str | None = None
     reward_shift: float = 0.0
     reward_scale: float = 1.0
     reward_clip: float | None = None
@@ -90,38 +99,37 @@ class TaskSettings:
         Raises:
             ValueError: a setting breaks its rule.
         """
+        self._check_sources()
+        self._check_masks()
         for name in ("max_prompt_length", "max_new_tokens"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-                raise ValueError(f"{name}={value!r} must be a whole number of tokens, at least 1.")
-        for name in ("top_k", "min_new_tokens", "overlong_buffer"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
-                raise ValueError(f"{name}={value!r} must be a whole number of tokens, at least 0.")
+            _check_token_count(name, getattr(self, name), 1)
+        _check_token_count("overlong_buffer", self.overlong_buffer, 0)
         for name in ("min_new_tokens", "overlong_buffer"):
             if getattr(self, name) > self.max_new_tokens:
                 raise ValueError(f"{name}={getattr(self, name)} must be at most max_new_tokens={self.max_new_tokens}.")
-        if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p!r} must be a probability above 0, at most 1.")
-        for name in ("forbidden_tokens", "allowed_tokens"):
-            if isinstance(getattr(self, name), str):
-                raise ValueError(f"{name}={getattr(self, name)!r} must be a list of tokens, not one text.")
         for name in ("kl_coef", "missing_eos_penalty", "overlong_penalty"):
-            value = getattr(self, name)
-            if not _is_number(value) or value < 0:
-                raise ValueError(f"{name}={value!r} must be a finite number, at least 0.")
+            _check_number(name, getattr(self, name), at_least_zero=True)
         self.kl_penalty()
         for name in ("reward_shift", "length_penalty"):
-            if not _is_number(getattr(self, name)):
-                raise ValueError(f"{name}={getattr(self, name)!r} must be a finite number.")
-        for name in ("reward_scale", "reward_clip"):
-            value = getattr(self, name)
-            if not (name == "reward_clip" and value is None) and (not _is_number(value) or value <= 0):
-                raise ValueError(f"{name}={value!r} must be a finite number above 0.")
-        if not _is_number(self.temperature) or self.temperature <= 0:
-            raise ValueError(f"temperature={self.temperature!r} must be a finite number above 0.")
+            _check_number(name, getattr(self, name))
+        for name in ("reward_scale", "temperature"):
+            _check_number(name, getattr(self, name), above_zero=True)
+        if self.reward_clip is not None:
+            _check_number("reward_clip", self.reward_clip, above_zero=True)
         check_dtype(self.dtype)
         check_mixed_precision(self.mixed_precision)
+
+    def _check_sources(self) -> None:
+        """Refuses what names no model, reward model or prompts, and defaults that would not fit together."""
+        for name in ("model", "reward_model", "prompts"):
+            _check_not_blank(name, getattr(self, name))
+        reward = self.reward_model
+        if reward is not None and not callable(reward) and not isinstance(reward, str | Path | list | tuple):
+            raise ValueError(
+                f"reward_model={reward!r} must be a name, a function of (prompts, responses), or a list of them."
+            )
+        if isinstance(reward, list | tuple) and not reward:
+            raise ValueError(f"reward_model={reward!r} is an empty list; name at least one reward model.")
         if self.model is not None:
             for name in ("reward_model", "prompts"):
                 if getattr(self, name) is None:
@@ -129,24 +137,31 @@ class TaskSettings:
                         f"model={self.model!r} needs {name} too: the embedded default's {name} fits its own model only."
                     )
 
+    def _check_masks(self) -> None:
+        for name in ("top_k", "min_new_tokens"):
+            _check_token_count(name, getattr(self, name), 0)
+        if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p!r} must be a probability above 0, at most 1.")
+        for name in ("forbidden_tokens", "allowed_tokens"):
+            if isinstance(getattr(self, name), str):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be a list of tokens, not one text.")
+
     @property
     def has_masks(self) -> bool:
         """Whether any of the mask rules is set."""
-        plain = (0, 1.0, 0, None, None, None)
-        return plain != (
-            *(self.top_k, self.top_p, self.min_new_tokens),
-            *(self.forbidden_tokens, self.allowed_tokens, self.allowed_pattern),
-        )
+        numbers = (self.top_k, self.top_p, self.min_new_tokens)
+        tokens = (self.forbidden_tokens, self.allowed_tokens, self.allowed_pattern)
+        return numbers != (0, 1.0, 0) or tokens != (None, None, None)
 
     def kl_penalty(self) -> KLPenalty:
         """The KL penalty that these settings describe; each task has one of its own."""
-        estimator = self.kl_estimator or ("k3" if self.kl_in == "loss" else "k1")
-        return KLPenalty(self.kl_coef, estimator, self.kl_in)
+        place = self.kl_in or "reward"
+        return KLPenalty(self.kl_coef, self.kl_estimator or ("k3" if place == "loss" else "k1"), place)
 
     @property
     def load(self) -> LoadSettings:
-        """How models are loaded."""
-        from llm_env.lm.loading import resolve_device  # torch says which devices there are
+        """How the frozen models are loaded: dtype, the resolved device, and whether remote code may run."""
+        from llm_env.lm.loading import resolve_device  # imports torch, which knows the devices
 
         return LoadSettings(self.dtype, str(resolve_device(self.device)), self.trust_remote_code)
 
@@ -154,8 +169,12 @@ class TaskSettings:
 def check_temperature(of_policy: float | None, of_reference: float) -> None:
     """Refuses log-probs that were taken at another temperature than the reference's.
 
+    Args:
+        of_policy: The temperature at which the policy sampled; None where its actions do not say.
+        of_reference: The environment's temperature.
+
     Raises:
-        ValueError: the KL would compare two different families of distributions.
+        ValueError: the two differ, so the KL would compare two different families of distributions.
     """
     if of_policy != of_reference:
         raise ValueError(
@@ -165,10 +184,13 @@ def check_temperature(of_policy: float | None, of_reference: float) -> None:
 
 
 def task_settings(settings: dict[str, Any]) -> TaskSettings:
-    """Keyword arguments as `TaskSettings`.
+    """The keyword arguments of an environment as `TaskSettings`.
+
+    Args:
+        settings: Names and values, as `gymnasium.make` got them.
 
     Raises:
-        TypeError: an unknown one; a near one is suggested.
+        TypeError: there is no setting of such a name; the nearest name is suggested.
         ValueError: a value breaks its rule.
     """
     known = [f.name for f in dataclasses.fields(TaskSettings)]
@@ -178,6 +200,22 @@ def task_settings(settings: dict[str, Any]) -> TaskSettings:
             hint = f" Did you mean {near[0]!r}?" if near else f" It has {', '.join(known)}."
             raise TypeError(f"LLMText-v0 got an unexpected keyword argument {name!r}.{hint}")
     return TaskSettings(**settings)
+
+
+def _check_not_blank(name: str, value: Any) -> None:
+    if isinstance(value, str) and not value.strip():
+        raise ValueError(f"{name}={value!r} names nothing. Leave {name} out (None) for the embedded default.")
+
+
+def _check_token_count(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name}={value!r} must be a whole number of tokens, at least {least}.")
+
+
+def _check_number(name: str, value: Any, at_least_zero: bool = False, above_zero: bool = False) -> None:
+    rule = ", at least 0" if at_least_zero else " above 0" if above_zero else ""
+    if not _is_number(value) or (at_least_zero and value < 0) or (above_zero and value <= 0):
+        raise ValueError(f"{name}={value!r} must be a finite number{rule}.")
 
 
 def _is_number(value: Any) -> bool:

@@ -18,7 +18,7 @@ from llm_env.text.prompts import Prompt, PromptOrder
 RESET_OPTIONS = ("prompt", "prompt_index")
 
 
-class EpisodeBatch:
+class EpisodeSlots:
     """N slots that generate text.
 
     Args:

@@ -18,7 +18,7 @@ from llm_env.default_task import DEFAULT_MODEL, DEFAULT_PROMPTS, DEFAULT_REWARD_
 from llm_env.episode import Episode
 from llm_env.lm.causal_lm import load_causal_lm
 from llm_env.lm.loading import freeze
-from llm_env.lm.registry import SharedLM, shared, shared_causal_lm
+from llm_env.lm.registry import SharedLM, shared_causal_lm
 from llm_env.masks import TokenMasks
 from llm_env.reward.formula import overlong_share, shaped_score, token_rewards
 from llm_env.reward.models import load_reward_model
@@ -41,7 +41,7 @@ class TextTask:
         self.settings = settings
         self.kl = settings.kl_penalty()
         """The KL penalty; a schedule or a controller may move its `coef` between rollouts."""
-        name = settings.model or DEFAULT_MODEL
+        name = DEFAULT_MODEL if settings.model is None else settings.model
         load = settings.load
         self.model = shared_causal_lm(name, load)
         self.tokenizer = self.model.tokenizer
@@ -55,15 +55,10 @@ class TextTask:
             )
         self.masks = TokenMasks(settings, self.tokenizer, self.eos_ids, self.vocab_size)
         self.reference = Reference(self.model, settings.temperature, settings.mixed_precision)
-        self.reward_model = load_reward_model(
-            settings.reward_model or DEFAULT_REWARD_MODEL, load, self.tokenizer, settings.mixed_precision
-        )
-        source = settings.prompts if settings.prompts is not None else DEFAULT_PROMPTS
-        key = source if isinstance(source, str) else repr(source)
-        self.prompts: PromptSet = shared(
-            ("prompts", name, key, settings.max_prompt_length),
-            lambda: PromptSet(source, self.tokenizer, settings.max_prompt_length),
-        )
+        reward_model = DEFAULT_REWARD_MODEL if settings.reward_model is None else settings.reward_model
+        self.reward_model = load_reward_model(reward_model, load, self.tokenizer, settings.mixed_precision)
+        prompts = DEFAULT_PROMPTS if settings.prompts is None else settings.prompts
+        self.prompts = PromptSet(prompts, self.tokenizer, settings.max_prompt_length)
 
     @property
     def vocab_size(self) -> int:

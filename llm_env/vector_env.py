@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from llm_env.env import RENDER_MODES, Observation, check_render_mode
 from llm_env.rendering import render_episode
 from llm_env.settings import task_settings
-from llm_env.slots import RESET_OPTIONS, EpisodeBatch, check_options, prompt_from_options
+from llm_env.slots import RESET_OPTIONS, EpisodeSlots, check_options, prompt_from_options
 from llm_env.task import TextTask
 
 
@@ -62,7 +62,7 @@ class LLMTextVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         self.single_action_space = self.task.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self.batch = EpisodeBatch(self.task, num_envs)
+        self.batch = EpisodeSlots(self.task, num_envs)
         self._seeded = False
 
     def reset(

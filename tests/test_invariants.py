@@ -15,7 +15,7 @@ from agents.policies.actor_critic import LLMActorCriticPolicy
 from agents.rollouts.vec_env import LLMTextVecEnv
 from llm_env.default_task import DEFAULT_MODEL, DEFAULT_REWARD_MODEL
 from llm_env.lm.names import LoadSettings
-from llm_env.lm.registry import forget_shared_models, shared_causal_lm
+from llm_env.lm.registry import MODELS, shared_causal_lm
 
 SMALL: dict[str, Any] = {"max_new_tokens": 8, "max_prompt_length": 12}
 
@@ -96,7 +96,7 @@ def test_plain_ppo_without_our_buffer_pays_the_full_reward() -> None:
 
 
 def test_frozen_models_are_bit_identical_after_training() -> None:
-    forget_shared_models()  # an earlier test's LoRA policy may not be collected yet, and have its adapters in there
+    MODELS.clear()  # an earlier test's LoRA policy may not be collected yet, and have its adapters in there
     model = make_algorithm("ppo", n_envs=8, seed=0, env_kwargs=SMALL, learning_rate=1e-2)
     task = model.env.task  # type: ignore[union-attr]
     frozen = [task.model.lm.model, task.reward_model.model]

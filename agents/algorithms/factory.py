@@ -112,7 +112,8 @@ def _environment(
         if spec is None or spec.id != ENV_ID:
             raise TypeError(f"env must be {ENV_ID!r}, an LLMTextVecEnv or an LLMTextEnv; got {type(env).__name__}.")
         env_kwargs = {**{k: v for k, v in spec.kwargs.items() if k != "render_mode"}, **env_kwargs}
-    env_kwargs.setdefault("kl_in", kl_in)
+    if env_kwargs.get("kl_in") is None:
+        env_kwargs["kl_in"] = kl_in
     if "mixed_precision" in chosen:  # the frozen models compute as the actor does
         env_kwargs.setdefault("mixed_precision", chosen["mixed_precision"])
     rules = task_settings(env_kwargs)

@@ -101,18 +101,18 @@ def evaluate(args: Args) -> None:
     mask = "none"
     if settings.algorithm.algo == "maskable_ppo":
         mask = "actor" if settings.algorithm.mask_refresh else "reference"
-    how = EvaluationSettings(args.seed, args.greedy, args.n_samples, mask, args.best_of_n)
+    how = EvaluationSettings(args.seed, args.greedy, args.n_samples, args.best_of_n)
     task = TextTask(settings.task.task_settings(settings.task.prompts))
     length = settings.task.max_prompt_length
     texts = [encode_text(t, task.tokenizer, length) for t in read_texts(args.texts)] if args.texts else []
     report = compare_actors(
-        load_actor(args.actor, task),
+        load_actor(args.actor, task, mask),
         task,
         task.prompts.spread(args.n_prompts),
         how,
-        gold=FunctionReward(settings.gold_name).function if settings.gold_name else None,
+        gold=FunctionReward(settings.gold_name, "gold").function if settings.gold_name else None,
         texts=texts,
-        other=(str(args.against), load_actor(args.against, task)) if args.against else None,
+        other=(str(args.against), load_actor(args.against, task, mask)) if args.against else None,
     )
     console.print(report_table(report, args))
     if report.samples:

@@ -13,7 +13,7 @@ from agents.callbacks.metrics import GoldFunction
 from agents.evaluation.diversity import diversity
 from agents.evaluation.settings import EvaluationSettings
 from agents.evaluation.statistics import Estimate, wilson_interval, wins
-from agents.policies.text_policy import Actor, actor_respond
+from agents.policies.text_policy import LoadedActor, Responder
 from llm_env.episode import Episode
 from llm_env.lm.causal_lm import CausalLM
 from llm_env.lm.perplexity import perplexity
@@ -55,13 +55,13 @@ class Report:
 
 
 def compare_actors(
-    actor: Actor,
+    actor: Responder,
     task: TextTask,
     prompts: Sequence[Prompt],
     settings: EvaluationSettings | None = None,
     gold: GoldFunction | None = None,
     texts: Sequence[EncodedText] = (),
-    other: tuple[str, Actor] | None = None,
+    other: tuple[str, Responder] | None = None,
 ) -> Report:
     """Lets an actor and the task's reference respond to the same prompts, and compares the responses.
 
@@ -93,7 +93,7 @@ def compare_actors(
         gain_in_reference_stds=(mean.mean - reference_mean.mean) / max(reference_mean.std, 1e-8),
         win_rate=win_rate,
         win_rate_interval=win_rate_interval,
-        kl=Estimate.of([bound + sum(e.log_probs) - sum(e.ref_log_probs) for e in sampled]),
+        kl=Estimate.of([bound + e.kl for e in sampled]),
         response_length=Estimate.of([len(e.response_ids) for e in ours]),
         reference_response_length=Estimate.of([len(e.response_ids) for e in theirs]),
         eos_rate=float(np.mean([e.has_end for e in ours])),
@@ -102,7 +102,9 @@ def compare_actors(
         reference_gold_score=_gold_score(theirs, gold),
         diversity=diversity([e.response_text for e in ours]),
         reference_diversity=diversity([e.response_text for e in theirs]),
-        perplexity=perplexity(as_shared(actor, task), texts, half) if texts and isinstance(actor, CausalLM) else None,
+        perplexity=perplexity(as_shared(actor.lm, task), texts, half)
+        if texts and isinstance(actor, LoadedActor)
+        else None,
         reference_perplexity=perplexity(task.model, texts, half) if texts else None,
         against=_against(other, scores, task, prompts, settings) if other else None,
         samples=[_sample(a, b) for a, b in list(zip(ours, theirs, strict=True))[: settings.n_samples]],
@@ -110,21 +112,20 @@ def compare_actors(
 
 
 def _respond(
-    actor: Actor, task: TextTask, prompts: Sequence[Prompt], settings: EvaluationSettings
+    actor: Responder, task: TextTask, prompts: Sequence[Prompt], settings: EvaluationSettings
 ) -> tuple[list[Episode], list[Episode]]:
     """An actor's responses to compare, and those whose KL is reported: with best of n the unselected ones, else the same."""
     if settings.best_of_n == 1:
-        episodes = actor_respond(actor, task, prompts, settings.seed, settings.greedy, settings.mask)
+        episodes = actor.respond(task, prompts, settings.seed, settings.greedy)
         return episodes, episodes
-    if not isinstance(actor, CausalLM):
+    if not isinstance(actor, LoadedActor):
         raise ValueError(f"best_of_n={settings.best_of_n} samples from a language model; this actor is none.")
-    return best_of_n(actor, task, prompts, settings.best_of_n, settings.seed), actor_respond(
-        actor, task, prompts, settings.seed
-    )
+    best = best_of_n(actor.lm, task, prompts, settings.best_of_n, settings.seed)
+    return best, LoadedActor(actor.lm).respond(task, prompts, settings.seed)
 
 
 def _against(
-    other: tuple[str, Actor],
+    other: tuple[str, Responder],
     scores: list[float],
     task: TextTask,
     prompts: Sequence[Prompt],
@@ -132,7 +133,7 @@ def _against(
 ) -> dict[str, Any]:
     """Another actor's name and score, and how often `scores` are above its scores of the same prompts."""
     name, actor = other
-    other_scores = _scores(actor_respond(actor, task, prompts, settings.seed, settings.greedy, settings.mask))
+    other_scores = _scores(actor.respond(task, prompts, settings.seed, settings.greedy))
     win_rate, interval = _win_rate(scores, other_scores)
     score = asdict(Estimate.of(other_scores))
     return {"actor": name, "rm_score": score, "win_rate": win_rate, "win_rate_interval": interval}

@@ -17,7 +17,6 @@ class EvaluationSettings:
         seed: Seed of the sampling, the same for both.
         greedy: Take the likeliest token instead of sampling.
         n_samples: The first prompts whose two responses are kept in the report.
-        mask: The masks that the actor was trained under: ``none``, ``reference`` or ``actor``; see `llm_env.rollout.respond`.
         best_of_n: Responses that the actor samples to each prompt, of which the reward model's favorite is kept. The KL that
             is reported is then an upper bound (`agents.algorithms.best_of_n.best_of_n_kl`).
     """
@@ -25,7 +24,6 @@ class EvaluationSettings:
     seed: int = 0
     greedy: bool = False
     n_samples: int = 8
-    mask: str = "none"
     best_of_n: int = 1
 
     def __post_init__(self) -> None:

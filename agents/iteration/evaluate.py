@@ -10,7 +10,7 @@ from agents.evaluation.statistics import Estimate
 from agents.files import write_json
 from agents.iteration.settings import PEOPLE
 from agents.iteration.state import RoundsState, reward_name
-from agents.policies.text_policy import actor_respond, load_actor
+from agents.policies.text_policy import load_actor
 from llm_env.default_task import DEFAULT_MODEL, DEFAULT_REWARD_MODEL
 from llm_env.reward.models import FunctionReward
 from llm_env.settings import TaskSettings
@@ -65,16 +65,16 @@ def evaluate_actor(state: RoundsState, number: int) -> dict[str, Any]:
         )
     )
     prompts = task.prompts.spread(settings.n_eval)
-    episodes = actor_respond(load_actor(actor, task), task, prompts, SAMPLE_SEED)
+    episodes = load_actor(actor, task).respond(task, prompts, SAMPLE_SEED)
     texts = [e.response_text for e in episodes]
     # One value for each prompt, in the prompts' order, which is the same in all rounds.
     values: dict[str, list[float]] = {
         "rm_score": [float(e.rm_score or 0.0) for e in episodes],
-        "kl": [float(sum(e.log_probs) - sum(e.ref_log_probs)) for e in episodes],
+        "kl": [e.kl for e in episodes],
         "response_length": [float(len(e.response_ids)) for e in episodes],
     }
     if state.gold is not None:
-        gold: Any = FunctionReward(state.gold).function
+        gold: Any = FunctionReward(state.gold, "gold").function
         values["gold_score"] = [float(v) for v in gold([e.prompt.text for e in episodes], texts)]
     estimates = {name: Estimate.of(column) for name, column in values.items()}
     return {

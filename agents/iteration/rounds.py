@@ -17,7 +17,7 @@ from agents.iteration.report import draw_rounds, rounds_table
 from agents.iteration.settings import PEOPLE, IterationSettings
 from agents.iteration.state import RoundsState
 from agents.iteration.training import train, train_judge, train_with_algorithm
-from llm_env.lm.registry import forget_shared_model
+from llm_env.lm.registry import MODELS
 
 
 def iterate(settings: IterationSettings, console: Console | None = None) -> list[dict[str, Any]]:
@@ -75,4 +75,4 @@ def run_round(state: RoundsState, number: int) -> None:
     if number % settings.evaluate_every == 0 or number == settings.rounds:
         state.step(number, "evaluation", evaluate)
     # The actor of the round before is not needed any more; without this each round would add a model to the memory.
-    forget_shared_model("causal_lm", str(state.actor(number - 1)))
+    MODELS.clear(str(state.actor(number - 1)))

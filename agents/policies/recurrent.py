@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from agents.policies.observations import split_observation
 from agents.policies.sampled_actions import ActionTensor
 from llm_env.episode import Episode
-from llm_env.slots import EpisodeBatch
+from llm_env.slots import EpisodeSlots
 from llm_env.task import TextTask
 from llm_env.text.prompts import Prompt
 
@@ -86,7 +86,7 @@ class RecurrentTextPolicy(RecurrentActorCriticPolicy):
         The sampler's state outside is untouched.
         """
         self.set_training_mode(False)
-        batch = EpisodeBatch(task, len(prompts), score_steps=False)
+        batch = EpisodeSlots(task, len(prompts), score_steps=False)
         episodes = [batch.begin(slot, prompt) for slot, prompt in enumerate(prompts)]
         shape = (self.lstm_hidden_state_shape[0], len(prompts), self.lstm_hidden_state_shape[2])
         zeros = torch.zeros(shape, device=self.device)

@@ -39,7 +39,9 @@ class Judge:
         is_function = ":" in self.name and not Path(self.name).exists()
         self.tokenizer = None if is_function else load_tokenizer(self.name, "judge", load.trust_remote_code)
         self.model: RewardModel = (
-            FunctionReward(self.name) if self.tokenizer is None else load_reward_model(self.name, load, self.tokenizer)
+            FunctionReward(self.name, "judge")
+            if self.tokenizer is None
+            else load_reward_model(self.name, load, self.tokenizer, option="judge")
         )
         self.noise = noise
         self.rng = np.random.default_rng(seed)

@@ -22,7 +22,7 @@ from llm_env.lm.registry import SharedLM
 from llm_env.rendering import render_episode
 from llm_env.reward.reference import Reference, StepwiseReference
 from llm_env.settings import task_settings
-from llm_env.slots import EpisodeBatch, prompt_from_options
+from llm_env.slots import EpisodeSlots, prompt_from_options
 from llm_env.task import TextTask
 from llm_env.text.prompts import Prompt
 
@@ -32,7 +32,7 @@ _MOST_ENDED = 100_000  # where nobody reads them
 
 
 class LLMTextVecEnv(VecEnv):
-    """N slots of `LLMText-v0` behind stable-baselines3's `VecEnv`; an adapter of `llm_env.slots.EpisodeBatch`.
+    """N slots of `LLMText-v0` behind stable-baselines3's `VecEnv`; an adapter of `llm_env.slots.EpisodeSlots`.
 
     Args:
         n_envs: N.
@@ -95,7 +95,7 @@ class LLMTextVecEnv(VecEnv):
         self.mask_copy: DecodingCopy | None = None
         """The copy of the actor that top-k and top-p look at; None: they look at the reference."""
         self.pay_policy_kl = pay_policy_kl
-        self.batch = EpisodeBatch(self.task, n_envs, score_steps=scoring == "step")
+        self.batch = EpisodeSlots(self.task, n_envs, score_steps=scoring == "step")
         self.batch.seed(np.random.default_rng())
         self.metadata = LLMTextEnv.metadata
         super().__init__(n_envs, self.task.observation_space, self.task.action_space)

@@ -8,7 +8,7 @@ import numpy as np
 
 from agents.callbacks.metrics import GoldFunction
 from agents.evaluation.settings import SAMPLE_SEED
-from agents.policies.text_policy import respond_with
+from agents.policies.text_policy import Responder
 from llm_env.task import TextTask
 from llm_env.text.prompts import PromptSet
 
@@ -27,7 +27,7 @@ class HeldOutPrompts:
         self.task = task
         self.gold = gold
 
-    def sample(self, policy: Any, timestep: int, count: int) -> list[dict[str, Any]]:
+    def sample(self, policy: Responder, timestep: int, count: int) -> list[dict[str, Any]]:
         """Gives records of prompt, response, score and KL for some of the prompts, evenly spread.
 
         Args:
@@ -44,12 +44,12 @@ class HeldOutPrompts:
                 "prompt": episode.prompt.text,
                 "response": episode.response_text,
                 "rm_score": episode.rm_score,
-                "kl": sum(episode.log_probs) - sum(episode.ref_log_probs),
+                "kl": episode.kl,
             }
-            for episode in respond_with(policy, self.task, prompts, SAMPLE_SEED)
+            for episode in policy.respond(self.task, prompts, SAMPLE_SEED)
         ]
 
-    def evaluate(self, policy: Any, count: int, kl_coef: float) -> dict[str, float]:
+    def evaluate(self, policy: Responder, count: int, kl_coef: float) -> dict[str, float]:
         """Gives mean score, KL, objective and gold score of responses to some of the prompts, evenly spread.
 
         Args:
@@ -59,9 +59,9 @@ class HeldOutPrompts:
                 with, even where the reference has followed the actor since.
         """
         first_task = TextTask(self.task.settings)  # shares the models' memory, and has the first reference
-        episodes = respond_with(policy, first_task, self.prompts.spread(count), SAMPLE_SEED)
+        episodes = policy.respond(first_task, self.prompts.spread(count), SAMPLE_SEED)
         scores = [e.rm_score for e in episodes if e.rm_score is not None]
-        kl = float(np.mean([sum(e.log_probs) - sum(e.ref_log_probs) for e in episodes]))
+        kl = float(np.mean([e.kl for e in episodes]))
         values = {"rm_score": float(np.mean(scores)), "kl": kl}
         values["objective"] = values["rm_score"] - kl_coef * kl
         if self.gold is not None:

@@ -15,11 +15,11 @@ from stable_baselines3.common.utils import LinearSchedule
 from agents.algorithms.factory import make_algorithm
 from agents.algorithms.table import algorithm, checked_settings
 from agents.callbacks.adaptive_kl import AdaptiveKL
+from agents.callbacks.mask_refresh import MaskRefresh
 from agents.callbacks.metrics import TextMetricsCallback
 from agents.callbacks.reference_refresh import ReferenceRefresh
 from agents.files import write_json
 from agents.policies.actor_critic import LLMActorCriticPolicy
-from agents.policies.text_policy import save_actor
 from agents.rollouts.vec_env import text_env
 from agents.runs.checkpoint import load_checkpoint, save_checkpoint
 from agents.runs.csv_log import CsvRows
@@ -110,7 +110,7 @@ class TrainingRun:
         name = settings.algorithm.algo
         if resume and (reason := algorithm(name).reason("resume")) is not None:
             raise ValueError(f"{name} cannot be resumed: {reason}. Start it again in another folder.")
-        self.gold = FunctionReward(settings.gold_name).function if settings.gold_name else None
+        self.gold = FunctionReward(settings.gold_name, "gold").function if settings.gold_name else None
         self.prompts = run_prompts(settings, folder, resume)
         self.model = self._make_model()
         self.task = text_env(self.model.env).task
@@ -120,6 +120,7 @@ class TrainingRun:
         self.best: dict[str, float] | None = None
         """The best evaluation so far."""
         self.refresh: ReferenceRefresh | None = None
+        self.mask_refresh: MaskRefresh | None = None
         self.callback = RunCallback(self)
         self.callbacks = self._make_callbacks()
 
@@ -148,6 +149,9 @@ class TrainingRun:
                 )
             self.refresh = ReferenceRefresh(training.ref_refresh_every, training.ref_refresh_share)
             callbacks.append(self.refresh)
+        if self.settings.algorithm.mask_refresh:
+            self.mask_refresh = MaskRefresh(self.settings.algorithm.mask_refresh)
+            callbacks.append(self.mask_refresh)
         if training.kl_target is not None:
             callbacks.append(AdaptiveKL(self.callback, training.kl_target, training.kl_gain))
         return callbacks
@@ -173,6 +177,8 @@ class TrainingRun:
         self.best = extra.get("best")
         if self.refresh is not None:
             self.refresh.rollouts = extra["rollouts"]
+        if self.mask_refresh is not None:
+            self.mask_refresh.rollouts = extra["mask_rollouts"]
         return self.model.num_timesteps
 
     def train(self) -> None:
@@ -238,6 +244,8 @@ class TrainingRun:
         extra = {"iteration": self.callback.iteration, "tokens": self.callback.tokens, "best": self.best}
         if self.refresh is not None:
             extra["rollouts"] = self.refresh.rollouts
+        if self.mask_refresh is not None:
+            extra["mask_rollouts"] = self.mask_refresh.rollouts
         save_checkpoint(self.model, self.folder.checkpoints, extra)
 
     def draw(self) -> None:
@@ -251,4 +259,4 @@ class TrainingRun:
 
     def _save_actor(self, name: str) -> None:
         """Writes the actor to a folder inside the run's."""
-        self.folder.save_model(name, lambda path: save_actor(self.model.policy, self.task, path))
+        self.folder.save_model(name, lambda path: self.model.policy.save_actor(path, self.task.tokenizer)  # type: ignore[operator])

@@ -110,9 +110,6 @@ class AlgorithmSettings:
     """The critic's learning rate as a multiple of the actor's."""
     group_size: int | None = None
     """Responses to each prompt, for grpo, dr_grpo and rloo."""
-    kl_in: str | None = None
-    """Where the KL penalty is: reward (InstructGPT, the default), loss (as GRPO's), or both (for exact: the two halves of its
-    gradient)."""
     whiten_rewards: bool = False
     """Divide each rollout's token rewards by their standard deviation (Ziegler et al. 2019's code)."""
     mask_refresh: int | None = None

@@ -15,7 +15,9 @@ from llm_env.lm.loading import load_weights
 from llm_env.lm.names import LoadSettings
 
 
-def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> frozenset[int]:
+def end_token_ids(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, option: str = "model"
+) -> frozenset[int]:
     """The tokens that end a response: the generation config's and the tokenizer's.
 
     Raises:
@@ -32,7 +34,7 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, na
         ids.add(int(tokenizer.eos_token_id))
     if not ids:
         raise ValueError(
-            f"model={name!r}: neither the tokenizer nor the generation config names an end token, so no response "
+            f"{option}={name!r}: neither the tokenizer nor the generation config names an end token, so no response "
             "could end. Set tokenizer.eos_token and save the folder again."
         )
     return frozenset(ids)
@@ -61,19 +63,20 @@ class CausalLM:
 
     Args:
         model: The transformers model. It is not copied.
-        name: What to call it in errors.
+        name: Model folder or hub id, for error messages.
+        option: The option that the name came from, for error messages.
 
     Raises:
         ValueError: trunk and head do not reproduce the model's own logits.
     """
 
-    def __init__(self, model: PreTrainedModel, name: str) -> None:
+    def __init__(self, model: PreTrainedModel, name: str, option: str = "model") -> None:
         self.model = model
         self.name = name
         self.trunk: nn.Module = model.base_model
         self.config = model.config.get_text_config()
         self._takes_positions = "position_ids" in inspect.signature(self.trunk.forward).parameters
-        self._check_split()
+        self._check_split(option)
 
     @property
     def device(self) -> torch.device:
@@ -108,7 +111,7 @@ class CausalLM:
         return logits
 
     @torch.no_grad()
-    def _check_split(self) -> None:
+    def _check_split(self, option: str) -> None:
         ids = torch.arange(4, device=self.device)[None] % self.vocab_size
         was_training = self.model.training
         self.model.eval()
@@ -118,7 +121,7 @@ class CausalLM:
         tolerance = 1e-3 if own.abs().max() == 0 else float(own.abs().max()) * 2e-2
         if own.shape != split.shape or float((own - split).abs().max()) > tolerance:
             raise ValueError(
-                f"model={self.name!r} ({type(self.model).__name__}): its logits are not its output embedding of the "
+                f"{option}={self.name!r} ({type(self.model).__name__}): its logits are not its output embedding of the "
                 "trunk's last hidden state, so single positions cannot be scored; this architecture is not supported."
             )
 
@@ -129,4 +132,4 @@ def load_causal_lm(name: str, settings: LoadSettings, option: str = "model") -> 
     Raises:
         FileNotFoundError, ValueError: it cannot be loaded or split.
     """
-    return CausalLM(load_weights(AutoModelForCausalLM, name, "causal language model", option, settings), name)
+    return CausalLM(load_weights(AutoModelForCausalLM, name, "causal language model", option, settings), name, option)

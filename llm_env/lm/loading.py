@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from llm_env.lm.names import LoadSettings, check_dtype
@@ -33,7 +33,7 @@ class _NoPaddingAdvice(logging.Filter):
         return "We strongly recommend passing in an `attention_mask`" not in record.getMessage()
 
 
-logging.getLogger("transformers.modeling_utils").addFilter(_NoPaddingAdvice())
+_NO_PADDING_ADVICE = _NoPaddingAdvice()
 
 
 def resolve_dtype(name: str) -> torch.dtype:
@@ -105,6 +105,8 @@ def quiet_loading() -> Iterator[None]:
 
 def _check_name(name: str, kind: str, option: str) -> None:
     """Refuses names that look like folders and are none, before anything is asked of a hub."""
+    if not name.strip():
+        raise ValueError(f"{option}={name!r} names nothing. Give a model folder or a hub id.")
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -145,6 +147,31 @@ def load_tokenizer(name: str, option: str = "model", trust_remote_code: bool = F
         raise ValueError(f"{option}={name!r}: no tokenizer could be loaded from there ({first_line}).") from error
 
 
+def _architectures(config: Any) -> str:
+    """The classes that a configuration names, for error messages."""
+    return " or ".join(getattr(config, "architectures", None) or ["unknown architecture"])
+
+
+def refuse_classifier(config: Any, name: str, option: str) -> None:
+    """Refuses a sequence classifier where a causal LM is needed: transformers would load it, with a random LM head."""
+    if any("ForSequenceClassification" in a for a in getattr(config, "architectures", None) or []):
+        raise ValueError(
+            f"{option}={name!r} is a sequence classifier ({_architectures(config)}): it scores texts and cannot write any. "
+            f"Give {option} the causal language model that the classifier was made from; a classifier can be reward_model."
+        )
+
+
+def _refuse_random_weights(missing: Iterable[str], config: Any, name: str, kind: str, option: str) -> None:
+    """Refuses a model of which some weights are not in the folder and not tied to others that are."""
+    names = sorted(missing)
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise ValueError(
+            f"{option}={name!r} ({_architectures(config)}) is no complete {kind}: {', '.join(names[:3])}{more} would be "
+            f"random, because the folder's weights do not have them. Give {option} a folder that was saved as a {kind}."
+        )
+
+
 def load_weights(
     auto_class: Any, name: str, kind: str, option: str, settings: LoadSettings, num_labels: int | None = None
 ) -> PreTrainedModel:
@@ -153,29 +180,37 @@ def load_weights(
     Args:
         auto_class: A transformers `AutoModelFor…` class.
         name: Model folder or hub id.
-        kind: What it is, for error messages.
+        kind: What the folder should hold, in words, for error messages.
         option: The option that the name came from, for error messages.
-        settings: dtype, device, trust_remote_code.
-        num_labels: Of a classifier that is to be trained; None: the configuration's.
+        settings: dtype, device and whether remote code may run.
+        num_labels: Number of labels of a classifier that is to be trained: its head may then be new and random. None: as
+            many as the configuration says, and every weight must be in the folder.
 
     Raises:
-        FileNotFoundError, ValueError: the model cannot be loaded.
+        FileNotFoundError, ValueError: the model cannot be loaded, or weights would be left at random values.
     """
     config = load_config(name, kind, option, settings.trust_remote_code)
+    if auto_class is AutoModelForCausalLM:
+        refuse_classifier(config, name, option)
     if num_labels is not None:
         config.num_labels = num_labels
+    logging.getLogger("transformers.modeling_utils").addFilter(_NO_PADDING_ADVICE)  # the same filter is added once only
     try:
         with quiet_loading():
-            model: PreTrainedModel = auto_class.from_pretrained(
+            model: PreTrainedModel
+            model, loading = auto_class.from_pretrained(
                 str(Path(name).expanduser()),
                 config=config,
                 dtype=resolve_dtype(settings.dtype),
                 trust_remote_code=settings.trust_remote_code,
                 use_safetensors=True,
+                output_loading_info=True,
             )
     except (OSError, ValueError, RuntimeError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise ValueError(f"{option}={name!r}: no {kind} could be loaded from there ({first_line}).") from error
+    if num_labels is None:
+        _refuse_random_weights(loading["missing_keys"], config, name, kind, option)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -23,6 +23,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from llm_env.lm.causal_lm import attention_span
 from llm_env.lm.packing import PackedBatch, pack
+from llm_env.lm.runtime import is_fast
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +130,8 @@ def packed_states(trunk: nn.Module, batch: PackedBatch) -> Tensor:
     if batch.lengths[0] == batch.lengths[-1]:  # equally long: an ordinary batch
         ids = batch.input_ids.view(len(batch.lengths), -1)
         return trunk(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
+    if not is_fast("attention"):
+        return _padded(trunk, batch)
     if trunk not in _packs:
         _packs[trunk] = _can_pack(trunk)
     if _packs[trunk] and attention_span(trunk.config) >= batch.lengths[0]:

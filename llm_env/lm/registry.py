@@ -1,8 +1,9 @@
-"""Frozen models that all users in this process share, loaded once.
+"""Frozen models that all users in this process share: each folder or hub id is loaded once.
 
-`gymnasium.make` deep-copies its keyword arguments, so an environment is made from names. The registry turns a name into a
-loaded model, and hands the same one to everybody who asks for the same name, dtype and device. Shared models are frozen:
-in eval mode and without gradients.
+`gymnasium.make` deep-copies its keyword arguments, so an environment is made from names. `MODELS` turns a name into a
+loaded model, and hands the same one to everybody who asks for the same name, dtype and device. For a local folder it also
+compares the sizes and times of the files, so a folder that was written again is loaded again. Shared models are frozen:
+they are in eval mode and have no gradients.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import nn
@@ -22,41 +24,133 @@ from llm_env.lm.causal_lm import CausalLM, end_token_ids, load_causal_lm
 from llm_env.lm.loading import freeze, load_tokenizer
 from llm_env.lm.names import LoadSettings
 
-_lock = threading.RLock()
-_shared: dict[tuple[Any, ...], Any] = {}
+T = TypeVar("T")
+Fingerprint: TypeAlias = tuple[tuple[str, int, int], ...]
+"""(file name, size in bytes, time of the last change in nanoseconds) of each file in a folder, sorted by name."""
+
+
+class ModelKey(NamedTuple):
+    """What makes two loaded models different.
+
+    Attributes:
+        kind: Which loader made the model: ``"causal_lm"`` or ``"reward_model"``.
+        name: Model folder or hub id, as the user wrote it.
+        settings: dtype, device and whether remote code may run.
+        fingerprint: State of the folder when it was loaded; None for a hub id.
+    """
+
+    kind: str
+    name: str
+    settings: LoadSettings
+    fingerprint: Fingerprint | None
+
+
+def folder_fingerprint(name: str) -> Fingerprint | None:
+    """Names, sizes and times of the files in a model folder; None where the name is not a folder, but a hub id.
+
+    Subfolders are not looked at: `from_pretrained` reads the files beside ``config.json``.
+    """
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        return None
+    states = [(file.name, file.stat()) for file in path.iterdir() if file.is_file()]
+    return tuple(sorted((file_name, state.st_size, state.st_mtime_ns) for file_name, state in states))
+
+
+class ModelRegistry:
+    """Loaded models of this process by `ModelKey`. Thread-safe: a second user waits while the first one loads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._models: dict[ModelKey, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def get(self, kind: str, name: str, settings: LoadSettings, load: Callable[[], T], fresh: bool = False) -> T:
+        """The model of that kind, name and settings, as the folder is now.
+
+        Args:
+            kind: Which loader this is; two loaders may read the same folder.
+            name: Model folder or hub id.
+            settings: dtype, device and whether remote code may run.
+            load: Loads the model; called if no user has asked for it yet, or the folder has changed since.
+            fresh: Load it in any case, and hand out the new one from now on.
+        """
+        with self._lock:
+            key = ModelKey(kind, name, settings, folder_fingerprint(name))
+            if fresh or key not in self._models:
+                # Entries of an earlier state of the folder go first: their memory is free for the new model, once those
+                # who use the old one are gone.
+                self._drop(lambda old: old[:2] == key[:2] and (old.fingerprint != key.fingerprint or old == key))
+                self._models[key] = load()
+            return self._models[key]
+
+    def clear(self, name: str | None = None) -> None:
+        """Drops the models of that name, or all of them, so that their memory is freed once nobody uses them.
+
+        Args:
+            name: Model folder or hub id, as it was asked for; None: every model.
+        """
+        with self._lock:
+            self._drop(lambda key: name is None or key.name == name)
+
+    def _drop(self, condition: Callable[[ModelKey], bool]) -> None:
+        for key in [key for key in self._models if condition(key)]:
+            del self._models[key]
+
+
+MODELS = ModelRegistry()
+"""The registry of this process."""
 
 
 @dataclass
 class SharedLM:
     """A frozen causal LM that several users in this process share, with its tokenizer.
 
-    A LoRA policy may put its adapters into this very model (`lend`): the frozen model is then the same weights with
-    the adapters off, and every use of the frozen model goes through `frozen`.
+    One LoRA policy may put its adapters into this very model (`lend`), which saves a second copy of the weights. The
+    frozen model is then the same weights with the adapters off, so every use of it goes through `frozen`.
+
+    Attributes:
+        lm: The model.
+        tokenizer: The tokenizer saved beside it.
+        eos_ids: Tokens that end a response.
+        settings: How the model was loaded.
     """
 
     lm: CausalLM
     tokenizer: PreTrainedTokenizerBase
     eos_ids: frozenset[int]
     settings: LoadSettings
-    _borrower: weakref.ref[Any] | None = field(default=None, repr=False)
+    _adapter_owner: weakref.ref[Any] | None = field(default=None, repr=False)
 
-    def lend(self, borrower: Any) -> bool:
-        """Reserves the model for one policy's adapters; False where another policy has put some in it."""
-        if self._borrower is not None:
+    def lend(self, owner: Any) -> bool:
+        """Reserves the model for the adapters of one policy.
+
+        Args:
+            owner: The policy. The model keeps a weak reference to it only.
+
+        Returns:
+            False where another policy has put its adapters in already; True otherwise.
+        """
+        if self._adapter_owner is not None:
             return False
-        self._borrower = weakref.ref(borrower)
+        self._adapter_owner = weakref.ref(owner)
         return True
 
     @property
     def abandoned(self) -> bool:
-        """Whether a policy that is gone left its adapters inside: right for those who hold it, no use to others."""
-        return self._borrower is not None and self._borrower() is None
+        """Whether a policy that no longer exists left its adapters inside.
+
+        Such a model still serves those who hold it, through `frozen`, but it cannot take other adapters.
+        """
+        return self._adapter_owner is not None and self._adapter_owner() is None
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[CausalLM]:
-        """The frozen model, with any adapters off, without gradients."""
+        """The frozen model for the duration of a `with` block: adapters off, no gradients."""
         with torch.no_grad():
-            if self._borrower is None:
+            if self._adapter_owner is None:
                 yield self.lm
                 return
             with adapters_off(self.lm.model):
@@ -82,44 +176,25 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def shared_causal_lm(name: str, settings: LoadSettings) -> SharedLM:
-    """The process-wide frozen causal LM of that name, dtype and device; loaded at the first call.
+def shared_causal_lm(name: str, settings: LoadSettings, option: str = "model") -> SharedLM:
+    """The frozen causal LM of that name, dtype and device that this process shares; loaded at the first call.
+
+    Args:
+        name: Model folder or hub id.
+        settings: dtype, device and whether remote code may run.
+        option: The option that the name came from, for error messages.
 
     Raises:
-        FileNotFoundError, ValueError: it cannot be loaded, or has no end token.
+        FileNotFoundError, ValueError: the model cannot be loaded, or has no end token.
     """
 
     def load() -> SharedLM:
-        lm = load_causal_lm(name, settings)
+        lm = load_causal_lm(name, settings, option)
         freeze(lm.model)
-        tokenizer = load_tokenizer(name, trust_remote_code=settings.trust_remote_code)
-        return SharedLM(lm, tokenizer, end_token_ids(lm.model, tokenizer, name), settings)
+        tokenizer = load_tokenizer(name, option, settings.trust_remote_code)
+        return SharedLM(lm, tokenizer, end_token_ids(lm.model, tokenizer, name, option), settings)
 
-    key = ("causal_lm", name, settings)
-    handle: SharedLM = shared(key, load)
-    if handle.abandoned:
-        with _lock:
-            _shared.pop(key, None)
-        handle = shared(key, load)
-    return handle
-
-
-def shared(key: tuple[Any, ...], load: Any) -> Any:
-    """What `load` returned when `key` was first asked for in this process."""
-    with _lock:
-        if key not in _shared:
-            _shared[key] = load()
-        return _shared[key]
-
-
-def forget_shared_model(kind: str, name: str) -> None:
-    """Drops shared models of that kind and name: their folder has changed."""
-    with _lock:
-        for key in [k for k in _shared if k[:2] == (kind, name)]:
-            del _shared[key]
-
-
-def forget_shared_models() -> None:
-    """Drops this process's references to shared models, so that their memory is freed once nobody uses them."""
-    with _lock:
-        _shared.clear()
+    shared = MODELS.get("causal_lm", name, settings, load)
+    if shared.abandoned:
+        shared = MODELS.get("causal_lm", name, settings, load, fresh=True)
+    return shared

@@ -1,86 +1,81 @@
-"""Linear layers whose float32 products on a CPU go through oneDNN.
+"""What this project changes in torch, in transformers and in the process to be faster, and the switch for it.
 
-torch's own float32 `linear` calls MKL, which on some processors takes one and a half times as long for the few rows of a
-decoding step, and a tenth more for the many of a training step; see docs/performance.md. Everywhere else (GPU, autocast,
-other types) these layers are `torch.nn.Linear`.
+Each change is one row of `SPEED_PATCHES`; none changes a result by more than rounding. The environment variable
+``LLM_ENV_FAST`` selects: ``1`` or unset, all of them; ``0``, none; or a list, as ``LLM_ENV_FAST=linear,malloc``.
 """
 
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+import functools
+import os
 
-import torch
-from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
+from torch import nn
 
-MIN_WEIGHTS = 2**16  # smaller products are over before the choice pays
+from llm_env.lm.onednn import OneDnnLinear, has_onednn
 
+VARIABLE = "LLM_ENV_FAST"
+SPEED_PATCHES = {
+    "linear": "On a CPU, large linear layers of loaded models compute their float32 products with oneDNN instead of MKL. "
+    "Applied by `use_onednn`, when a model is loaded.",
+    "malloc": "On a CPU with glibc, the process keeps freed memory for its next allocations. "
+    "Applied by `reuse_freed_memory`, when an algorithm is made.",
+    "attention": "Sequences of different lengths are read end to end, without padding; while they are read, transformers "
+    "calls our attention function. Applied by `llm_env.lm.packed_attention`, in each forward pass.",
+}
+"""Each patch's name in ``LLM_ENV_FAST``, and what it does."""
 
-def has_onednn() -> bool:
-    """Whether this torch has the operation."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The product x Wᵀ + b for x (n, in), W (out, in)."""
-    try:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    except (
-        RuntimeError
-    ):  # short of memory it says "could not create a primitive"; torch's own product says what is wrong
-        return nn.functional.linear(x, weight, bias)
+MIN_WEIGHTS = 2**16
+"""Smallest weight matrix, in numbers, that goes to oneDNN: smaller products are over before the choice pays."""
 
 
-class _Linear(torch.autograd.Function):
-    """The product and its gradients; the weight's stays with MKL, which is no slower there."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.has_bias = bias is not None
-        return _product(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # type: ignore[override]
-        x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        grad_x = grad_weight = grad_bias = None
-        if needs_x:  # a second derivative, as TRPO takes it, needs operations that can be derived again
-            grad_x = grad @ weight if torch.is_grad_enabled() else _product(grad, weight.t())
-        if needs_weight:
-            grad_weight = grad.t() @ x
-        if needs_bias and ctx.has_bias:
-            grad_bias = grad.sum(0)
-        return grad_x, grad_weight, grad_bias
+@functools.cache
+def _parse(value: str) -> frozenset[str]:
+    """The patches that a value of ``LLM_ENV_FAST`` selects."""
+    if value.strip() in ("", "1"):
+        return frozenset(SPEED_PATCHES)
+    if value.strip() == "0":
+        return frozenset()
+    names = [name.strip() for name in value.split(",")]
+    for name in names:
+        if name not in SPEED_PATCHES:
+            raise ValueError(
+                f"{VARIABLE}={value!r}: {name!r} is not known. Set it to 1 (all, the default), 0 (none), or some of "
+                f"{', '.join(SPEED_PATCHES)}, with commas between them."
+            )
+    return frozenset(names)
 
 
-class OneDnnLinear(nn.Linear):
-    """`torch.nn.Linear`, faster in float32 on a CPU."""
+def is_fast(patch: str) -> bool:
+    """Whether the user wants a speed patch, by the environment variable ``LLM_ENV_FAST``.
 
-    def forward(self, input: Tensor) -> Tensor:
-        """As `torch.nn.Linear.forward`, to within rounding."""
-        weight = self.weight
-        if (
-            input.dtype != torch.float32
-            or weight.dtype != torch.float32
-            or input.device.type != "cpu"
-            or not input.numel()
-            or torch.is_autocast_enabled("cpu")
-        ):
-            return super().forward(input)
-        rows = input.reshape(-1, input.shape[-1])
-        product: FunctionCtx | Tensor
-        if torch.is_grad_enabled() and (rows.requires_grad or weight.requires_grad):
-            product = _Linear.apply(rows, weight, self.bias)  # type: ignore[no-untyped-call]
-        else:
-            product = _product(rows, weight, self.bias)
-        return product.view(*input.shape[:-1], -1)  # type: ignore[union-attr]
+    Args:
+        patch: A name from `SPEED_PATCHES`.
+
+    Raises:
+        ValueError: the variable's value is none of those that the module's docstring lists.
+    """
+    if patch not in SPEED_PATCHES:
+        raise KeyError(f"There is no speed patch {patch!r}; there are {', '.join(SPEED_PATCHES)}.")
+    return patch in _parse(os.environ.get(VARIABLE, ""))
+
+
+def active_patches() -> dict[str, bool]:
+    """For each speed patch, whether it is selected and this machine has what it needs.
+
+    Raises:
+        ValueError: the value of ``LLM_ENV_FAST`` is bad.
+    """
+    has = {"linear": has_onednn(), "malloc": _mallopt() is not None, "attention": True}
+    return {name: is_fast(name) and has[name] for name in SPEED_PATCHES}
 
 
 def use_onednn(model: nn.Module) -> None:
-    """Turns a model's large linear layers into `OneDnnLinear`, in place; weights and names stay."""
-    if not has_onednn():
+    """Turns a model's large linear layers into `OneDnnLinear`, in place; weights and their names stay.
+
+    Does nothing where the patch ``linear`` is off, or this torch has no oneDNN.
+    """
+    if not is_fast("linear") or not has_onednn():
         return
     for module in model.modules():
         if type(module) is nn.Linear and module.weight.numel() >= MIN_WEIGHTS:
@@ -88,7 +83,7 @@ def use_onednn(model: nn.Module) -> None:
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
-_LARGEST = 2**31 - 1
+_LARGEST_THRESHOLD = 2**31 - 1  # bytes; mallopt takes an int
 
 
 def reuse_freed_memory() -> bool:
@@ -99,10 +94,17 @@ def reuse_freed_memory() -> bool:
     does not change; what is freed later stays with the process until it ends.
 
     Returns:
-        Whether this C library can be told so (glibc can).
+        Whether the thresholds were set: False where the patch ``malloc`` is off, or the C library is not glibc.
     """
-    try:
-        library = ctypes.CDLL(None)
-        return bool(library.mallopt(_M_MMAP_THRESHOLD, _LARGEST) and library.mallopt(_M_TRIM_THRESHOLD, _LARGEST))
-    except (AttributeError, OSError, TypeError):  # not glibc, or no C library to be asked
+    mallopt = _mallopt()
+    if not is_fast("malloc") or mallopt is None:
         return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD) and mallopt(_M_TRIM_THRESHOLD, _LARGEST_THRESHOLD))
+
+
+def _mallopt() -> ctypes._NamedFuncPointer | None:
+    """The function of glibc that sets malloc's thresholds; None where the C library has none."""
+    try:
+        return ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # not glibc, or no C library to be asked
+        return None

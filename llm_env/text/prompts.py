@@ -43,8 +43,12 @@ class Prompt:
     index: int | None = None
 
 
-def read_prompts(source: str | Path | Sequence[RawPrompt]) -> list[RawPrompt]:
+def read_prompts(source: str | Path | Sequence[RawPrompt], option: str = "prompts") -> list[RawPrompt]:
     """Reads raw prompts from a list, a file or a dataset id.
+
+    Args:
+        source: See the module's docstring.
+        option: The option that it came from, for error messages.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -52,12 +56,12 @@ def read_prompts(source: str | Path | Sequence[RawPrompt]) -> list[RawPrompt]:
     """
     if isinstance(source, str | Path):
         name = str(source)
-        located = [(where, _prompt_of(where, record)) for where, record in read_records(source, "prompts")]
+        located = [(where, _prompt_of(where, record)) for where, record in read_records(source, option)]
     else:
         name = "the list of prompts"
-        located = [(f"prompts[{i}]", prompt) for i, prompt in enumerate(source)]
+        located = [(f"{option}[{i}]", prompt) for i, prompt in enumerate(source)]
     if not located:
-        raise ValueError(f"prompts: {name} is empty; at least one prompt is needed.")
+        raise ValueError(f"{option}: {name} is empty; at least one prompt is needed.")
     return [checked_prompt(where, prompt) for where, prompt in located]
 
 

@@ -44,16 +44,20 @@ def response_after(prompt: str, response: str) -> str:
     return response if not response or response[0].isspace() or prompt[-1:].isspace() else f" {response}"
 
 
-def read_texts(source: str | Path) -> list[TextRecord]:
+def read_texts(source: str | Path, option: str = "texts") -> list[TextRecord]:
     """Reads the records of a file or dataset.
+
+    Args:
+        source: See the module's docstring.
+        option: The option that it came from, for error messages.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a record is broken or empty (its line is named), or there are none.
     """
-    located = read_records(source, "texts")
+    located = read_records(source, option)
     if not located:
-        raise ValueError(f"texts={str(source)!r} is empty; at least one text is needed.")
+        raise ValueError(f"{option}={str(source)!r} is empty; at least one text is needed.")
     return [_record(where, record) for where, record in located]
 
 

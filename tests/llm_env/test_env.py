@@ -18,7 +18,7 @@ from llm_env.default_task import DEFAULT_MODEL
 from llm_env.env import LLMTextEnv
 from llm_env.lm.causal_lm import load_causal_lm
 from llm_env.lm.names import LoadSettings
-from llm_env.lm.registry import forget_shared_models
+from llm_env.lm.registry import MODELS
 from llm_env.wrappers import PolicyKLReward
 from tests.conftest import count_dots
 
@@ -176,7 +176,7 @@ def test_step_needs_a_running_response_and_a_token() -> None:
 
 
 def test_any_model_prompts_and_reward_by_name(model_folder: Callable[..., str]) -> None:
-    forget_shared_models()
+    MODELS.clear()
     env = gym.make(
         "LLMText-v0",
         model=model_folder("gpt2"),

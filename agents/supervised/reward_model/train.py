@@ -31,7 +31,6 @@ from agents.supervised.trainer import TrainerSettings, quiet_trainer, run_traine
 from llm_env.default_task import DEFAULT_MODEL
 from llm_env.lm.loading import load_config, load_tokenizer, load_weights, quiet_loading, resolve_device
 from llm_env.lm.names import LoadSettings
-from llm_env.lm.registry import forget_shared_model
 from llm_env.reward.heads import Gate
 from llm_env.reward.models import ClassifierReward, FunctionReward
 
@@ -267,7 +266,6 @@ def normalise(
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) | {"score_mean": mean, "score_std": std}
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    forget_shared_model("reward_model", str(folder))
     return mean, std
 
 

@@ -99,7 +99,7 @@ def run_job(job: Job) -> dict[str, Any]:
     """
     import torch
 
-    from llm_env.lm.registry import forget_shared_models
+    from llm_env.lm.registry import MODELS
 
     torch.set_num_threads(job.threads)
     started = time.perf_counter()
@@ -111,7 +111,7 @@ def run_job(job: Job) -> dict[str, Any]:
         outcome = _preference(job)
     else:
         outcome = _ours(job)
-    forget_shared_models()  # the next job of this worker has others
+    MODELS.clear()  # the next job of this worker has others
     gc.collect()
     return {**dataclasses.asdict(job), **outcome, "seconds": round(time.perf_counter() - started, 1)}
 
@@ -199,7 +199,6 @@ def _ours(job: Job) -> dict[str, Any]:
     from agents import TextMetricsCallback, make_algorithm
     from agents.algorithms.table import algorithm
     from agents.callbacks.token_budget import TokenBudget
-    from agents.policies.text_policy import respond_with
     from llm_env.reward.models import FunctionReward
 
     gold: Any = FunctionReward(job.compared.gold).function
@@ -231,7 +230,7 @@ def _ours(job: Job) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     task = make_task(job)
     greedy = row.family == "black box"
-    episodes = respond_with(model.policy, task, prompts_for(job, task), 1 + job.seed, deterministic=greedy)
+    episodes = model.policy.respond(task, prompts_for(job, task), 1 + job.seed, greedy)  # type: ignore[operator]
     return {
         **measured(job, episodes, certain=greedy),
         "curve": curve,
@@ -243,20 +242,20 @@ def _ours(job: Job) -> dict[str, Any]:
 
 def _preference(job: Job) -> dict[str, Any]:
     """On preferences: the labels', and its own responses', ranked by the reward model."""
-    from agents.policies.text_policy import actor_respond, load_actor
+    from agents.policies.text_policy import load_actor
     from llm_env.default_task import DEFAULT_REWARD_MODEL
 
     task = make_task(job)
     with tempfile.TemporaryDirectory() as work:
         told = train_on_preferences(job, Path(work), job.reward_model or DEFAULT_REWARD_MODEL, task)
         actor = load_actor(Path(work) / "run" / "actor", task)
-    episodes = actor_respond(actor, task, prompts_for(job, task), 1 + job.seed)
+    episodes = actor.respond(task, prompts_for(job, task), 1 + job.seed)
     return {**measured(job, episodes), **told, "curve": [], "tokens_per_second": None}
 
 
 def _peer(job: Job) -> dict[str, Any]:
     """TRL, in an environment of its own; its actor is answered with here, as ours are."""
-    from agents.policies.text_policy import actor_respond, load_actor
+    from agents.policies.text_policy import load_actor
     from llm_env.default_task import DEFAULT_MODEL, DEFAULT_PROMPTS, DEFAULT_REWARD_MODEL
 
     task = make_task(job)
@@ -279,7 +278,7 @@ def _peer(job: Job) -> dict[str, Any]:
             raise RuntimeError(f"{job.algo} failed:\n{done.stderr[-3000:]}")
         told = json.loads((work / "out" / "result.json").read_text(encoding="utf-8"))
         actor = load_actor(work / "out" / "actor", task)
-        episodes = actor_respond(actor, task, prompts_for(job, task), 1 + job.seed)
+        episodes = actor.respond(task, prompts_for(job, task), 1 + job.seed)
     seconds = told.pop("seconds")
     rate = told["trained_tokens"] / seconds
     return {**measured(job, episodes), **told, "train_seconds": seconds, "tokens_per_second": rate}

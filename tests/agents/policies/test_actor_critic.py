@@ -17,7 +17,7 @@ from agents.policies.actor_critic import LLMActorCriticPolicy
 from agents.rollouts.vec_env import LLMTextVecEnv
 from llm_env.default_task import DEFAULT_MODEL
 from llm_env.lm.packing import pack
-from llm_env.lm.registry import forget_shared_models
+from llm_env.lm.registry import MODELS
 
 SMALL: dict[str, Any] = {"max_new_tokens": 6, "max_prompt_length": 12}
 CRITICS = ("reward_model", "actor", "head", "detached_head")
@@ -195,7 +195,7 @@ def test_sb3s_own_tools_work_on_it(tmp_path: Path) -> None:
 
 
 def test_lora_moves_adapters_only_and_the_reference_is_the_base() -> None:
-    forget_shared_models()  # an earlier test's LoRA policy may not be collected yet, and have its adapters in there
+    MODELS.clear()  # an earlier test's LoRA policy may not be collected yet, and have its adapters in there
     model = make_algorithm("ppo", n_envs=8, seed=0, env_kwargs=SMALL, lora_rank=4, learning_rate=1e-2)
     policy, task = model.policy, model.env.task  # type: ignore[union-attr]
     assert policy.lm.model is task.model.lm.model, "the reference should be the same weights"

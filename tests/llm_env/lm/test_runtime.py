@@ -1,4 +1,4 @@
-"""Linear layers through oneDNN give what torch's own give."""
+"""The speed patches: oneDNN's layers give what torch's own give, and each patch can be turned off."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from torch import nn
 from llm_env.default_task import DEFAULT_MODEL
 from llm_env.lm.causal_lm import load_causal_lm
 from llm_env.lm.names import LoadSettings
-from llm_env.lm.runtime import MIN_WEIGHTS, OneDnnLinear, has_onednn, use_onednn
+from llm_env.lm.onednn import OneDnnLinear, has_onednn
+from llm_env.lm.packed_attention import packed_states
+from llm_env.lm.packing import pack
+from llm_env.lm.runtime import MIN_WEIGHTS, SPEED_PATCHES, active_patches, reuse_freed_memory, use_onednn
 
 pytestmark = pytest.mark.skipif(not has_onednn(), reason="this torch has no oneDNN product")
 
@@ -77,3 +80,56 @@ def test_large_layers_of_a_loaded_model_are_changed_and_small_ones_left() -> Non
     layers = [m for m in lm.model.modules() if isinstance(m, nn.Linear)]
     assert {type(m) for m in layers if m.weight.numel() >= MIN_WEIGHTS} == {OneDnnLinear}
     assert {type(m) for m in layers if m.weight.numel() < MIN_WEIGHTS} == {nn.Linear}
+
+
+SEQUENCES = [[5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 15, 16, 17]]
+
+
+def reading(
+    folder: str, value: str | None, monkeypatch: pytest.MonkeyPatch
+) -> tuple[set[type], list[int], torch.Tensor]:
+    """Under a value of LLM_ENV_FAST: kinds of linear layers, tokens read in the pass, and the states."""
+    monkeypatch.delenv("LLM_ENV_FAST", raising=False)
+    if value is not None:
+        monkeypatch.setenv("LLM_ENV_FAST", value)
+    lm = load_causal_lm(folder, LoadSettings("float32", "cpu"))
+    batch = pack(SEQUENCES, [1, 1, 1], "cpu")
+    packed_states(lm.trunk, batch)  # the first pass also tries whether the model can be packed
+    read: list[int] = []
+    lm.trunk.register_forward_pre_hook(lambda m, a, kw: read.append(kw["input_ids"].numel()), with_kwargs=True)
+    with torch.no_grad():
+        states = packed_states(lm.trunk, batch)
+    return {type(m) for m in lm.model.modules() if isinstance(m, nn.Linear)}, read, states
+
+
+def test_the_switch_turns_each_patch_off_and_changes_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed, padded = sum(len(s) - 1 for s in SEQUENCES), 3 * (max(map(len, SEQUENCES)) - 1)
+    everything = reading(DEFAULT_MODEL, None, monkeypatch)
+    assert everything[:2] == ({nn.Linear, OneDnnLinear}, [packed])
+    for value, layers, read in [
+        ("0", {nn.Linear}, padded),
+        ("1", {nn.Linear, OneDnnLinear}, packed),
+        ("linear, malloc", {nn.Linear, OneDnnLinear}, padded),
+        ("attention", {nn.Linear}, packed),
+    ]:
+        got = reading(DEFAULT_MODEL, value, monkeypatch)
+        assert got[:2] == (layers, [read]), value
+        torch.testing.assert_close(got[2], everything[2], rtol=1e-4, atol=1e-4)
+
+
+def test_the_table_says_what_is_active(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_ENV_FAST", "attention,linear")
+    assert active_patches() == {"linear": True, "malloc": False, "attention": True}
+    assert set(SPEED_PATCHES) == set(active_patches())
+    assert not reuse_freed_memory()
+    monkeypatch.setenv("LLM_ENV_FAST", "0")
+    assert not any(active_patches().values())
+
+
+@pytest.mark.parametrize("value", ["linaer", "linear,", "yes", "2"])
+def test_an_unknown_patch_is_named_with_the_choices(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("LLM_ENV_FAST", value)
+    with pytest.raises(
+        ValueError, match=rf"LLM_ENV_FAST='{value}'.*is not known.*0 \(none\).*linear, malloc, attention"
+    ):
+        load_causal_lm(DEFAULT_MODEL, LoadSettings("float32", "cpu"))

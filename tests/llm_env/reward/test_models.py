@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import logging
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +15,12 @@ from llm_env.default_task import DEFAULT_MODEL, DEFAULT_REWARD_MODEL
 from llm_env.episode import Episode
 from llm_env.lm.loading import load_tokenizer
 from llm_env.lm.names import LoadSettings
-from llm_env.reward.models import ClassifierReward, RewardModelError, load_reward_model
+from llm_env.reward.classifier import ClassifierReward, same_tokenizer, tokenizer_difference
+from llm_env.reward.functions import FunctionReward
+from llm_env.reward.models import load_reward_model
+from llm_env.reward.scores import RewardModelError
 from llm_env.text.prompts import Prompt
-from tests.conftest import SIZE, WIDE, save_model
+from tests.conftest import SIZE, WIDE, count_dots, save_model
 
 LOAD = LoadSettings("float32", "cpu")
 TOKENIZER = load_tokenizer(DEFAULT_MODEL)
@@ -73,6 +79,37 @@ def test_another_tokenizer_reads_the_text(tmp_path: Path) -> None:
         )
 
 
+def test_a_tokenizer_with_another_pad_is_the_same(model_folder: Callable[..., str], tmp_path: Path) -> None:
+    """The same vocabulary, first token and end token: the classifier reads the actor's ids, end token included."""
+    folder = tmp_path / "rm"
+    shutil.copytree(model_folder("llama", 1), folder)
+    tokenizer = AutoTokenizer.from_pretrained(DEFAULT_MODEL)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(7)
+    tokenizer.save_pretrained(folder)
+    assert load_tokenizer(str(folder)).all_special_ids != TOKENIZER.all_special_ids
+    reward = ClassifierReward(str(folder), LOAD, TOKENIZER)
+    assert reward.shares_tokenizer
+    assert reward.token_ids(EPISODES[0]) == EPISODES[0].ids
+    other_end = AutoTokenizer.from_pretrained(DEFAULT_MODEL)
+    other_end.eos_token = other_end.convert_ids_to_tokens(7)
+    assert not same_tokenizer(other_end, TOKENIZER)
+    assert tokenizer_difference(other_end, TOKENIZER) == "its eos_token_id is 7 against 2"
+
+
+def test_a_classifier_that_reads_text_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(DEFAULT_MODEL)
+    tokenizer.add_tokens(["zzz"])
+    config = LlamaConfig(**{**SIZE, "vocab_size": 1025}, **WIDE, num_labels=1)
+    folder = save_model(tmp_path / "rm", AutoModelForSequenceClassification.from_config(config), tokenizer)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            load_reward_model([folder, "tests.conftest:count_dots"], LOAD, TOKENIZER)
+    (message,) = [r.getMessage() for r in caplog.records if "another tokenizer" in r.getMessage()]
+    assert message.startswith(f"reward_model={folder!r} has another tokenizer than the actor (1025 tokens in its")
+    assert "reads the decoded text of prompt and response, encoded anew" in message
+    assert "without its end token" in message
+
+
 def test_an_encoder_is_masked_not_mixed_with_its_padding(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(DEFAULT_MODEL)
     config = BertConfig(
@@ -95,6 +132,63 @@ def test_functions_and_weighted_sums() -> None:
 
     gold = gold_score([""] * 3, [e.response_text for e in EPISODES])
     assert both.score(EPISODES) == pytest.approx([2 + gold[0] / 2, gold[1] / 2, 6 + gold[2] / 2])
+
+
+def test_functions_themselves_are_reward_models() -> None:
+    one = load_reward_model(count_dots, LOAD, TOKENIZER)
+    assert one.score(EPISODES) == [1.0, 0.0, 3.0]
+    assert isinstance(one, FunctionReward)
+    assert one.name == "tests.conftest:count_dots"
+    mixed = load_reward_model(
+        [count_dots, [lambda prompts, responses: [10.0] * len(prompts), 0.5], ["tests.conftest:count_dots", 2.0]],
+        LOAD,
+        TOKENIZER,
+    )
+    assert mixed.score(EPISODES) == [8.0, 5.0, 14.0]
+
+
+class Judge:
+    """A callable object."""
+
+    def __call__(self, prompts: list[str], responses: list[str]) -> list[float]:
+        return [math.nan] * len(prompts)
+
+
+def test_errors_of_a_function_name_it_and_the_option() -> None:
+    with pytest.raises(
+        RewardModelError, match=r"^gold='tests\.llm_env\.reward\.test_models:too_few' returned 2 scores"
+    ):
+        load_reward_model(too_few, LOAD, TOKENIZER, option="gold").score(EPISODES)
+    with pytest.raises(
+        RewardModelError, match=r"^reward_model='tests\.llm_env\.reward\.test_models:Judge' returned nan"
+    ):
+        load_reward_model(Judge(), LOAD, TOKENIZER).score(EPISODES)
+    with pytest.raises(RewardModelError, match=r"^judge='tests\.llm_env\.reward\.test_models:raises' raised KeyError"):
+        load_reward_model("tests.llm_env.reward.test_models:raises", LOAD, TOKENIZER, option="judge").score(EPISODES)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("no_such_module:f", "^gold='no_such_module:f': module 'no_such_module' cannot be imported"),
+        ("llm_env.default_task.gold:g", "^gold='llm_env.default_task.gold:g': module .* has no 'g'"),
+        ("math:pi", "^gold='math:pi' is not a function"),
+        ("/nowhere/at/all", "^gold='/nowhere/at/all': there is no such folder"),
+        ("", "^gold='' names nothing"),
+        ([["tests.conftest:count_dots", "much"]], "^gold: the weight of 'tests.conftest:count_dots' must be"),
+        ([("tests.conftest:count_dots", 1, 2)], "^gold: an entry is a name, a function, or a pair"),
+        ([0.5], "^gold: an entry is a name, a function, or a pair .*got 0.5"),
+        (lambda completions, **kwargs: [0.0], r"has the signature \(completions, \*\*kwargs\).*written for TRL"),
+    ],
+)
+def test_errors_name_the_option_that_the_user_gave(source: Any, message: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        load_reward_model(source, LOAD, TOKENIZER, option="gold")
+
+
+def test_a_broken_classifier_is_named_by_its_option(model_folder: Callable[..., str]) -> None:
+    with pytest.raises(ValueError, match=r"^judge='.*' has 2 labels"):
+        ClassifierReward(model_folder("llama", 2), LOAD, TOKENIZER, option="judge")
 
 
 def raises(prompts: list[str], responses: list[str]) -> list[float]:

@@ -1,0 +1,247 @@
+"""Reward models that are frozen sequence classifiers.
+
+A classifier that shares the actor's tokenizer reads exactly the actor's ids, end token included; one with another
+tokenizer reads the decoded text, encoded anew. Its score is the scalar head at the last real token, the same number
+that the model gives for that sequence alone, unpadded. If its configuration has ``score_mean`` and ``score_std`` (over
+reference responses), the reported score is (score - mean) / std. One with several named heads (`llm_env.reward.heads`) is
+put together into one score first.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import weakref
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from llm_env.episode import Episode
+from llm_env.lm.loading import autocast, freeze, load_config, load_tokenizer, load_weights
+from llm_env.lm.names import LoadSettings
+from llm_env.lm.packed_attention import packed_states
+from llm_env.lm.packing import in_groups, pack_ends
+from llm_env.lm.registry import MODELS
+from llm_env.reward.heads import Gate, combined_head, head_names, head_weights, load_gate
+from llm_env.reward.scores import RewardModelError, checked_scores
+from llm_env.text.texts import response_after
+
+logger = logging.getLogger(__name__)
+
+SCORE_TOKENS = 16_384  # tokens read at once, padding included
+
+_TEXT_READERS: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
+"""Models of which the log already says that they read text."""
+
+
+class ClassifierReward:
+    """A frozen sequence-classification model with one label, or with named heads.
+
+    Args:
+        name: Model folder or hub id.
+        settings: dtype, device and whether remote code may run.
+        actor_tokenizer: If the classifier's tokenizer is the same, it reads the actor's ids, otherwise the text.
+        mixed_precision: ``no``, or ``bf16``: the model computes under autocast, its head in the weights' type.
+        option: The option that the name came from, for error messages.
+
+    Attributes:
+        model: The classifier, shared by all users in this process.
+        tokenizer: The classifier's own tokenizer.
+        shares_tokenizer: Whether the classifier reads the actor's ids.
+        heads: The names of its heads, or None for an ordinary reward model.
+        gate: What weighs the heads by the prompt, or None where their weights are fixed.
+        mean: Subtracted from the head's output.
+        std: Divides the head's output after that.
+
+    Raises:
+        FileNotFoundError, ValueError: it cannot be loaded, or has other than one label.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: LoadSettings,
+        actor_tokenizer: PreTrainedTokenizerBase,
+        mixed_precision: str = "no",
+        option: str = "reward_model",
+    ) -> None:
+        self.name = name
+        self.option = option
+        self.mixed_precision = mixed_precision
+        self.model, self.tokenizer = MODELS.get(
+            "reward_model", name, settings, lambda: _load_classifier(name, settings, option)
+        )
+        self.shares_tokenizer = same_tokenizer(self.tokenizer, actor_tokenizer)
+        if not self.shares_tokenizer:
+            self._log_that_text_is_read(actor_tokenizer)
+        self.heads = head_names(self.model.config)
+        self.gate: Gate | None = None
+        if self.heads is not None:
+            hidden_size = _linear_head(self.model).in_features  # type: ignore[union-attr]
+            gate = load_gate(name, hidden_size, len(self.heads))
+            self.gate = None if gate is None else gate.to(self.model.device)
+        self._head = scalar_head(self.model)
+        self.mean = float(getattr(self.model.config, "score_mean", 0.0))
+        self.std = float(getattr(self.model.config, "score_std", 1.0))
+        if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
+            raise ValueError(
+                f"{option}={name!r}: config.json has score_mean={self.mean}, score_std={self.std}; the first must be "
+                "finite and the second positive."
+            )
+
+    def _log_that_text_is_read(self, actor_tokenizer: PreTrainedTokenizerBase) -> None:
+        """Says once for each model that it does not see the actor's tokens, why, and what it sees instead."""
+        if self.model in _TEXT_READERS:
+            return
+        _TEXT_READERS.add(self.model)
+        chat = self.tokenizer.chat_template is not None
+        logger.warning(
+            "%s=%r has another tokenizer than the actor (%s). It reads the decoded text of prompt and response, encoded anew "
+            "with its own tokenizer: without the actor's special tokens, so without its end token%s.",
+            self.option,
+            self.name,
+            tokenizer_difference(self.tokenizer, actor_tokenizer),
+            "; of a chat prompt, the conversation in its own chat template" if chat else "",
+        )
+
+    def token_ids(self, episode: Episode) -> list[int]:
+        """What the model reads of an episode: the actor's ids if the tokenizers are the same, or the text encoded anew."""
+        if self.shares_tokenizer:
+            return episode.ids
+        if episode.prompt.messages is not None and self.tokenizer.chat_template is not None:
+            messages = [{"role": role, "content": content} for role, content in episode.prompt.messages]
+            messages.append({"role": "assistant", "content": episode.response_text})
+            text = str(self.tokenizer.apply_chat_template(messages, tokenize=False))
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        else:
+            prompt = episode.prompt.text
+            ids = self.tokenizer(prompt + response_after(prompt, episode.response_text))["input_ids"]
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        if limit is not None and len(ids) > limit:
+            ids = ids[-limit:]
+        return list(ids) or [self.tokenizer.eos_token_id or 0]
+
+    @torch.no_grad()
+    def score(self, episodes: Sequence[Episode]) -> list[float]:
+        """Scores episodes in batches of similar length.
+
+        Raises:
+            RewardModelError: a score is NaN or infinite.
+        """
+        sequences = [self.token_ids(e) for e in episodes]
+        embeddings: nn.Embedding = self.model.get_input_embeddings()  # type: ignore[assignment]
+        rows = embeddings.weight.shape[0]
+        highest = max((i for s in sequences for i in s), default=0)
+        if highest >= rows:
+            raise RewardModelError(
+                f"{self.option}={self.name!r}: its tokenizer gives token {highest}, the model has {rows}: they do not belong "
+                "together. Save the tokenizer that the model was trained with beside it."
+            )
+        starts = [self._prompt_length(e, ids) for e, ids in zip(episodes, sequences, strict=True)]
+        raw = [0.0] * len(sequences)
+
+        def run(group: list[int]) -> None:
+            with autocast(self.model.device, self.mixed_precision):
+                values = self._forward([sequences[i] for i in group], [starts[i] for i in group]).tolist()
+            for i, value in zip(group, values, strict=True):
+                raw[i] = (value - self.mean) / self.std
+
+        in_groups([len(s) for s in sequences], SCORE_TOKENS, self.model.device, run)
+        return checked_scores(raw, len(episodes), self.name, self.option)
+
+    def _prompt_length(self, episode: Episode, ids: list[int]) -> int:
+        """Tokens of the prompt among what the model reads; only a gate needs to know."""
+        if self.gate is None:
+            return 1
+        if self.shares_tokenizer:
+            return len(episode.prompt.ids)
+        return max(1, len(ids) - len(self.tokenizer(episode.response_text, add_special_tokens=False)["input_ids"]))
+
+    def _forward(self, sequences: list[list[int]], starts: list[int]) -> Tensor:
+        """The model's score of each sequence, shape (n,), float32."""
+        device = self.model.device
+        if self.gate is not None:
+            head = _linear_head(self.model)
+            assert head is not None
+            batch = pack_ends(sequences, device)
+            prompts = pack_ends([s[:start] for s, start in zip(sequences, starts, strict=True)], device)
+            ends = packed_states(self.model.base_model, batch)[batch.index]
+            weights = self.gate(packed_states(self.model.base_model, prompts)[prompts.index])
+            return (self._exactly(head, ends) * weights).sum(-1)
+        if self._head is not None:  # a decoder: causality is the mask
+            batch = pack_ends(sequences, device)
+            return self._exactly(self._head, packed_states(self.model.base_model, batch)[batch.index])[:, 0]
+        lengths = torch.tensor([len(s) for s in sequences])
+        inside = torch.arange(int(lengths.max())) < lengths[:, None]
+        ids = torch.zeros(inside.shape, dtype=torch.long)
+        ids[inside] = torch.tensor([t for s in sequences for t in s])
+        return self.model(input_ids=ids.to(device), attention_mask=inside.long().to(device)).logits[:, 0].float()
+
+    def _exactly(self, head: nn.Module, states: Tensor) -> Tensor:
+        """The head outside of autocast: rounded to bf16, scores would be steps of a hundredth."""
+        with torch.autocast(states.device.type, enabled=False):
+            return head(states.to(self.model.dtype)).float()
+
+
+def _linear_head(model: PreTrainedModel) -> nn.Linear | None:
+    head = getattr(model, "score", None)
+    return head if isinstance(head, nn.Linear) and model.base_model is not model else None
+
+
+def scalar_head(model: PreTrainedModel) -> nn.Module | None:
+    """The linear head of a decoder that scores its last token, or None for other classifiers.
+
+    Several heads whose weights are fixed are one linear head; with a gate they are not.
+    """
+    head = _linear_head(model)
+    if head is None or head_names(model.config) is None:
+        return head
+    if getattr(model.config, "reward_gate", False):
+        return None
+    return combined_head(head, head_weights(model.config))
+
+
+def _load_classifier(name: str, settings: LoadSettings, option: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    config = load_config(name, "sequence classifier", option, settings.trust_remote_code)
+    labels = config.num_labels
+    architectures = getattr(config, "architectures", None) or []
+    if not any("SequenceClassification" in a for a in architectures):
+        raise ValueError(
+            f"{option}={name!r} is {' or '.join(architectures) or 'of unknown kind'}, not a sequence-classification model."
+        )
+    heads = head_names(config)
+    if heads is not None and len(heads) != labels:
+        raise ValueError(f"{option}={name!r} has {labels} labels, but config.json names {len(heads)} reward_heads.")
+    if labels != 1 and heads is None:
+        raise ValueError(
+            f"{option}={name!r} has {labels} labels; a reward model has one (num_labels=1). To use one label of a "
+            "classifier, wrap it in a function and give its name as 'package.module:function'."
+        )
+    model = load_weights(AutoModelForSequenceClassification, name, "reward model", option, settings)
+    if heads is not None and _linear_head(model) is None:
+        raise ValueError(f"{option}={name!r}: reward_heads need a decoder with a linear head named 'score'.")
+    tokenizer = load_tokenizer(name, option, settings.trust_remote_code)
+    return freeze(model), tokenizer
+
+
+def same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers mean the same by the same ids: vocabulary, first token and end token are equal.
+
+    Other special tokens, such as padding, never stand in what a model reads here.
+    """
+    return one is other or not tokenizer_difference(one, other)
+
+
+def tokenizer_difference(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> str:
+    """What keeps two tokenizers from being the same, in words; empty where nothing does."""
+    ids, other_ids = one.get_vocab(), other.get_vocab()
+    if len(ids) != len(other_ids):
+        return f"{len(ids)} tokens in its vocabulary against {len(other_ids)}"
+    if ids != other_ids:
+        return "other tokens in its vocabulary, or in another order"
+    for name in ("bos_token_id", "eos_token_id"):
+        if getattr(one, name) != getattr(other, name):
+            return f"its {name} is {getattr(one, name)} against {getattr(other, name)}"
+    return ""

@@ -3,10 +3,10 @@ r"""Collects preferences: samples responses, and has a judge or people rank them
     python scripts/collect_preferences.py --output-dir runs/preferences --judge gold
     python scripts/collect_preferences.py --output-dir runs/preferences --judge runs/reward/reward_model \
         --actors runs/sft/actor runs/demo/checkpoints/step_000000102400 --temperatures 0.7 1.0 --prompts prompts.jsonl
-    python scripts/collect_preferences.py --output-dir runs/preferences --people True     a page to rank on, in the browser
+    python scripts/collect_preferences.py --output-dir runs/preferences --people     a page to rank on, in the browser
 
 Leaves responses.jsonl, rankings.jsonl, pairs.jsonl (TRL's format) and agreement.json in the folder. What is there is not made
-again; a page goes on where it stopped. For Label Studio: --export-tasks True, and later --import-export FILE.
+again; a page goes on where it stopped. For Label Studio: --export-tasks, and later --import-export FILE.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
 from rich.console import Console
 
-from agents.console import plain_warnings, print_error
+from agents.console import parse_command_line, plain_warnings, print_error
 
 console = Console(soft_wrap=True)
 
@@ -142,7 +141,7 @@ def check(args: Args) -> None:
     if not args.temperatures or min(args.temperatures) <= 0:
         raise ValueError(f"temperatures={args.temperatures} must all be above 0.")
     if not (args.judge or args.people or args.export_tasks or args.import_export):
-        console.print("Nobody ranks: give --judge, --people True or --export-tasks True. Only responses are sampled.")
+        console.print("Nobody ranks: give --judge, --people or --export-tasks. Only responses are sampled.")
 
 
 def responses(args: Args, load: Any) -> list[Any]:
@@ -205,7 +204,7 @@ def summarise(folder: Path, rankings: list[Any]) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Reads the command line and runs it; returns the exit status."""
-    return run(tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.FlagConversionOff,)))
+    return run(parse_command_line(Args, argv, __doc__))
 
 
 if __name__ == "__main__":

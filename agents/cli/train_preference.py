@@ -6,7 +6,7 @@ r"""Trains a language model on preferences directly: DPO, DPOP, TDPO, ORPO, IPO,
 
 Preferences are rankings, as collect_preferences.py writes them, or pairs with `prompt`, `chosen`, `rejected`; a ranking
 of several responses makes all its pairs. Trains with TRL's trainers; leaves `actor/` for evaluate.py and every other script,
-`preference.json` and `preference.png`. Ctrl-C stops; --resume True goes on at the newest checkpoint.
+`preference.json` and `preference.png`. Ctrl-C stops; --resume goes on at the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import tyro
 from rich.console import Console
 
-from agents.console import attempt, print_left_out, print_samples
+from agents.console import attempt, parse_command_line, print_left_out, print_samples
 from agents.supervised.preference.train import PreferenceSettings
 
 console = Console(soft_wrap=True)
@@ -61,7 +60,7 @@ def run(args: Args) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Reads the command line and runs it; returns the exit status."""
-    return run(tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.FlagConversionOff,)))
+    return run(parse_command_line(Args, argv, __doc__))
 
 
 if __name__ == "__main__":

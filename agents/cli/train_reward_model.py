@@ -6,7 +6,7 @@ r"""Trains a reward model on preferences: Bradley-Terry, K-wise or Plackett-Luce
 
 Preferences are rankings, as collect_preferences.py writes them, or pairs with `prompt`, `chosen`, `rejected`. Trains with TRL's
 RewardTrainer; leaves `reward_model/` for train.py's --reward-model, with scores of mean 0 and variance 1 on the training
-responses, and a report: report.json, report.png, mistakes.md. Ctrl-C stops; --resume True goes on at the newest checkpoint.
+responses, and a report: report.json, report.png, mistakes.md. Ctrl-C stops; --resume goes on at the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import tyro
 from rich.console import Console
 
-from agents.console import attempt, print_left_out
+from agents.console import attempt, parse_command_line, print_left_out
 from agents.supervised.trainer import TrainerSettings
 
 console = Console(soft_wrap=True)
@@ -114,7 +113,7 @@ def run(args: Args) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Reads the command line and runs it; returns the exit status."""
-    return run(tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.FlagConversionOff,)))
+    return run(parse_command_line(Args, argv, __doc__))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ r"""Supervised fine-tuning: teaches a language model to write responses like tho
 
 A record has `prompt` and `response`, or `messages`, or plain `text` (.jsonl, .csv, .parquet, a dataset id; .txt: a text a
 line). Trains with TRL's SFTTrainer; leaves `actor/` for train.py's --model, `sft.json`, `sft.png` and samples.
-Ctrl-C stops; --resume True goes on at the newest checkpoint.
+Ctrl-C stops; --resume goes on at the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import tyro
 from rich.console import Console
 
-from agents.console import attempt, print_samples
+from agents.console import attempt, parse_command_line, print_samples
 from agents.supervised.trainer import TrainerSettings
 
 console = Console(soft_wrap=True)
@@ -79,7 +78,7 @@ def run(args: Args) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Reads the command line and runs it; returns the exit status."""
-    return run(tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.FlagConversionOff,)))
+    return run(parse_command_line(Args, argv, __doc__))
 
 
 if __name__ == "__main__":

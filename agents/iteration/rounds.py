@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from agents.console import named_values
 from agents.iteration.evaluate import evaluate_actor
 from agents.iteration.report import draw_rounds, rounds_table
 from agents.iteration.settings import PEOPLE, REJECTION_SAMPLING, IterationSettings
-from agents.named_values import named_values
 from agents.preferences.folder import Sampling, candidates_in, rank_in
 from agents.preferences.judge import Judge
 from agents.preferences.records import Ranking, read_candidates, read_rankings, write_jsonl

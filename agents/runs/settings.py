@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import yaml
 
-from agents.named_values import named_values
+from agents.console import named_values
 from llm_env.settings import TaskSettings
 
 ALGORITHM_FIELDS = (

@@ -23,7 +23,7 @@ class TrainerSettings:
     """Settings of a supervised stage."""
 
     output_dir: Path
-    """Folder to write to; must be new or empty, unless --resume True."""
+    """Folder to write to; must be new or empty, unless --resume."""
     model: str | None = None
     """Folder or hub id of the model to start from. Default: the embedded tiny actor."""
     epochs: float = 1.0
@@ -87,7 +87,7 @@ class TrainerSettings:
         used = self.output_dir.exists() and any(self.output_dir.iterdir())
         if used and not self.resume:
             raise FileExistsError(
-                f"output_dir={str(self.output_dir)!r} is not empty. Choose another folder, or go on in it: --resume True"
+                f"output_dir={str(self.output_dir)!r} is not empty. Choose another folder, or go on in it: --resume"
             )
         if self.resume and not used:
             raise FileNotFoundError(f"output_dir={str(self.output_dir)!r}: there is nothing to go on with.")

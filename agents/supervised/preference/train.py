@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from agents.named_values import named_values
+from agents.console import named_values
 from agents.policies.actor import adapter_config
 from agents.preferences.records import Ranking
 from agents.preferences.selection import PAIRS, pairs_of

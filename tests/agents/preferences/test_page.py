@@ -78,7 +78,7 @@ def free_port() -> int:
 
 def start_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, str(ROOT / "scripts" / "collect_preferences.py"), "--output-dir", str(folder)]
-    server = subprocess.Popen([*command, "--people", "True", "--port", str(port)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    server = subprocess.Popen([*command, "--people", "--port", str(port)], cwd=ROOT, stdout=subprocess.DEVNULL)
     for _ in range(600):
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=1).read()

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tyro
 
 from agents.cli import collect_preferences, train
 from agents.preferences.agreement import agreement, cohen_kappa, krippendorff_alpha
@@ -238,9 +237,7 @@ def test_a_reward_model_as_judge_reads_what_the_environment_would() -> None:
 def collect(folder: Path, *extra: str) -> int:
     small = ["--n-prompts", "150", "--n-responses", "2", "--max-new-tokens", "6", "--device", "cpu"]
     arguments = ["--output-dir", str(folder), *small, *extra]
-    return collect_preferences.run(
-        tyro.cli(collect_preferences.Args, args=arguments, config=(tyro.conf.FlagConversionOff,))
-    )
+    return collect_preferences.main(arguments)
 
 
 def test_the_script_goes_on_where_it_stopped_and_ends_the_same(

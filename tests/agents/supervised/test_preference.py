@@ -422,7 +422,7 @@ def test_interrupted_it_goes_on_to_the_same_weights(
     broken = tmp_path / "parts" / "checkpoints" / "checkpoint-10"  # the process died while it wrote this one
     broken.mkdir()
     (broken / "model.safetensors").write_bytes(b"half")
-    assert run(*common, "--output-dir", str(tmp_path / "parts"), "--resume", "True") == 0
+    assert run(*common, "--output-dir", str(tmp_path / "parts"), "--resume") == 0
     one, other = (load_file(tmp_path / name / "actor" / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(one[k], other[k]) for k in one)
     report = json.loads((tmp_path / "whole" / "preference.json").read_text())
@@ -434,7 +434,7 @@ def test_interrupted_it_goes_on_to_the_same_weights(
     [
         (["--loss", "dppo"], "loss='dppo' is not known; use one of dpo, dpop"),
         (["--loss", "dpo", "--dpop-lambda", "3"], "dpop_lambda: loss='dpo' does not have it; dpop do"),
-        (["--loss", "tdpo2", "--cache-reference", "True"], "whole distributions"),
+        (["--loss", "tdpo2", "--cache-reference"], "whole distributions"),
         (["--pairs", "some"], "pairs='some' is not known; use one of all, best_worst"),
         (["--beta", "0"], "beta=0.0 must be a finite number above 0"),
         (["--loss", "robust", "--label-smoothing", "0.5"], "label_smoothing=0.5 must be below 0.5"),

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import tyro
 
 from agents.cli import train_reward_model as script
 from agents.preferences.judge import Judge, episode_of
@@ -196,8 +195,7 @@ def many(preferences: Path) -> Path:
 def train(folder: Path, output: Path, *extra: str, train_file: str = "train.jsonl") -> int:
     arguments = ["--preferences", str(folder / train_file), "--eval-preferences", str(folder / "test.jsonl")]
     arguments += ["--output-dir", str(output), "--device", "cpu", "--learning-rate", "1e-3", "--epochs", "2"]
-    args = tyro.cli(script.Args, args=[*arguments, *extra], config=(tyro.conf.FlagConversionOff,))
-    return script.run(args)
+    return script.main([*arguments, *extra])
 
 
 def report_of(folder: Path) -> dict[str, Any]:
@@ -257,7 +255,7 @@ def test_heads_are_put_together_by_weights_or_a_gate(preferences: Path, tmp_path
     aspects = ["good", "polite", None]
     labelled = [dataclasses.replace(r, aspect=aspects[i % 3]).to_json() for i, r in enumerate(rankings)]
     write_jsonl(preferences / "aspects.jsonl", labelled)
-    extra = ["--heads", "good", "polite", *(["--gate", "True"] if gate else ["--head-weights", "0.8", "0.2"])]
+    extra = ["--heads", "good", "polite", *(["--gate"] if gate else ["--head-weights", "0.8", "0.2"])]
     assert train(preferences, tmp_path / "rm", *extra, "--epochs", "1", train_file="aspects.jsonl") == 0
     folder = tmp_path / "rm" / "reward_model"
     tokenizer = load_tokenizer(DEFAULT_MODEL)
@@ -325,7 +323,7 @@ def test_a_run_that_stopped_goes_on(preferences: Path, tmp_path: Path) -> None:
         patch.setattr("agents.supervised.trainer.StageProgress", Stop)
         assert train(preferences, tmp_path / "parts", *settings) == 130
     assert train(preferences, tmp_path / "parts", *settings) == 1  # without --resume: refused
-    assert train(preferences, tmp_path / "parts", *settings, "--resume", "True") == 0
+    assert train(preferences, tmp_path / "parts", *settings, "--resume") == 0
     one, other = (report_of(tmp_path / n) for n in ("whole", "parts"))
     assert one["accuracy"] == other["accuracy"]
     assert one["score_mean"] == pytest.approx(other["score_mean"], abs=1e-6)
@@ -334,7 +332,7 @@ def test_a_run_that_stopped_goes_on(preferences: Path, tmp_path: Path) -> None:
 def test_packed_and_padded_scores_agree(preferences: Path, tmp_path: Path) -> None:
     """One device reads without padding, several through the whole model: the same loss."""
     assert train(preferences, tmp_path / "packed", *QUICK) == 0
-    assert train(preferences, tmp_path / "padded", *QUICK, "--gradient-checkpointing", "True") == 0
+    assert train(preferences, tmp_path / "padded", *QUICK, "--gradient-checkpointing") == 0
     one, other = (report_of(tmp_path / n) for n in ("packed", "padded"))
     assert one["log"][0]["loss"] == pytest.approx(other["log"][0]["loss"], abs=1e-4)
     assert one["score_mean"] == pytest.approx(other["score_mean"], abs=2e-2)
@@ -344,7 +342,7 @@ def test_packed_and_padded_scores_agree(preferences: Path, tmp_path: Path) -> No
     ("extra", "message"),
     [
         (("--loss", "elo"), "loss='elo' is not known"),
-        (("--gate", "True"), "name them: --heads"),
+        (("--gate"), "name them: --heads"),
         (("--heads", "good"), "two or more different aspects"),
         (("--heads", "a", "b", "--head-weights", "1"), "must be one for each"),
         (("--freeze-layers", "9"), "has 4 layers"),

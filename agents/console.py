@@ -44,7 +44,8 @@ def parse_command_line(
     except ValueError as error:
         print_error(error)
         raise SystemExit(2) from error
-    return tyro.cli(cls, args=argv, description=description, default=default)
+    start = {} if default is None else {"default": default}
+    return tyro.cli(cls, args=argv, description=description, **start)
 
 
 def _check_options(cls: type, argv: Sequence[str]) -> None:

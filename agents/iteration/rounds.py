@@ -36,8 +36,8 @@ from agents.preferences.records import Ranking, read_candidates, read_rankings, 
 from agents.preferences.sampling import Source
 from agents.preferences.selection import best_texts, clearest, disputed_first, lost, pairs_of
 from agents.supervised.preference.methods import METHODS
-from agents.supervised.preference.train import METHOD_OPTIONS, PreferenceSettings, optimise
-from agents.supervised.trainer import TrainerSettings
+from agents.supervised.preference.train import train_on_preferences
+from agents.supervised.settings import METHOD_OPTIONS, PreferenceSettings, RewardSettings, SFTSettings
 from llm_env.default_task import (
     DEFAULT_GOLD,
     DEFAULT_HELDOUT_PROMPTS,
@@ -294,13 +294,15 @@ class Rounds:
         if s.method == REJECTION_SAMPLING:
             from agents.supervised.sft import fine_tune
 
-            settings = TrainerSettings(**self._trainer_settings(number, folder, 1e-3))
             length = s.max_prompt_length + s.max_new_tokens + 1
-            fine_tune(settings, str(data), max_length=length, n_samples=0, console=self.console)
+            settings = SFTSettings(
+                **self._trainer_settings(number, folder, 1e-3), texts=str(data), max_length=length, n_samples=0
+            )
+            fine_tune(settings, self.console)
         else:
             given = named_values("method_kwargs", s.method_kwargs)
             own = {k: v for k, v in given.items() if k in METHOD_OPTIONS}
-            optimise(
+            train_on_preferences(
                 PreferenceSettings(
                     **self._trainer_settings(number, folder, 3e-4),
                     preferences=str(data),
@@ -319,7 +321,7 @@ class Rounds:
 
     def _train_reward_model(self, number: int, folder: Path) -> None:
         """On what people said in all rounds so far."""
-        from agents.supervised.reward_model.train import RewardSettings, train_reward_model
+        from agents.supervised.reward_model.train import train_reward_model
 
         s = self.settings
         rankings: list[Ranking] = []
@@ -328,7 +330,8 @@ class Rounds:
         data = folder / "all_rankings.jsonl"
         write_jsonl(data, [r.to_json() for r in rankings])
         target = folder / "reward_modelling"
-        settings = TrainerSettings(
+        settings = RewardSettings(
+            preferences=str(data),
             output_dir=target,
             model=self.first,
             batch_size=s.batch_size,
@@ -338,7 +341,7 @@ class Rounds:
             trust_remote_code=s.trust_remote_code,
             seed=s.seed + number,
         )
-        train_reward_model(settings, RewardSettings(str(data)), self.console)
+        train_reward_model(settings, self.console)
 
     def _train_algorithm(self, number: int, folder: Path, judge: str) -> None:
         from agents.runs.run import TrainingRun

@@ -16,10 +16,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from agents.cli import train_preference as script
 from agents.preferences.records import read_rankings
+from agents.supervised.preference.build import make_trainer
 from agents.supervised.preference.methods import METHODS, method
-from agents.supervised.preference.train import PreferenceSettings, make_trainer
-from agents.supervised.preference.trainers import labelled_rows, unpaired_rows
+from agents.supervised.preference.trainers import labeled_rows, unpaired_rows
 from agents.supervised.rows import encode_rankings, read_split
+from agents.supervised.settings import PreferenceSettings
 from llm_env.default_task import DEFAULT_MODEL
 from llm_env.lm.loading import load_tokenizer
 from tests.conftest import SIZE, WIDE, save_model
@@ -47,12 +48,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 def trainer_of(tmp_path: Path, models: tuple[str, str], loss: str, **extra: Any) -> Any:
-    row = method(loss)
-    reference = {"ref_model": models[1]} if row.reference else {}
+    policy, reference = models
+    options = {"model": policy, "ref_model": reference if method(loss).reference else None, "device": "cpu"}
     settings = PreferenceSettings(
-        output_dir=tmp_path / "out", preferences="", loss=loss, device="cpu", batch_size=2, **{**reference, **extra}
+        output_dir=tmp_path / "out", preferences="", loss=loss, batch_size=2, **{**options, **extra}
     )
-    return make_trainer(settings, row, models[0], load_tokenizer(models[0]), PAIRS, PAIRS)
+    return make_trainer(settings, load_tokenizer(policy), PAIRS, PAIRS)
 
 
 def loss_of(trainer: Any) -> Tensor:
@@ -291,7 +292,7 @@ def test_kto_and_orpo_rows_hold_both_sides() -> None:
     for start in range(0, 12, 4):
         batch = rows[start : start + 4]
         assert [r["KL_completion_ids"] for r in batch] == [batch[i - 1]["completion_ids"] for i in range(4)]
-    row = labelled_rows(PAIRS)[0]
+    row = labeled_rows(PAIRS)[0]
     assert row["chosen_labels"] == [-100, -100, -100, 40, 41, 2]
     assert row["rejected_input_ids"] == [1, 30, 31, 50, 2]
 

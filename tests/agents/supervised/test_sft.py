@@ -113,7 +113,7 @@ def test_a_run_that_stopped_goes_on(text: Path, tmp_path: Path) -> None:
         (("--max-length", "1"), "max_length=1"),
         (("--max-length", "5"), "No token is left to learn"),
         (("--texts", "/no/such.jsonl"), "there is no such file"),
-        (("--resume"), "there is nothing to go on with"),
+        (("--resume",), "there is nothing to go on with"),
     ],
 )
 def test_bad_settings(

@@ -30,10 +30,10 @@ from agents.console import named_values
 from agents.iteration.evaluate import evaluate_actor
 from agents.iteration.report import draw_rounds, rounds_table
 from agents.iteration.settings import PEOPLE, REJECTION_SAMPLING, IterationSettings
-from agents.preferences.folder import Sampling, candidates_in, rank_in
+from agents.preferences.folder import candidates_in, rank_in
 from agents.preferences.judge import Judge
 from agents.preferences.records import Ranking, read_candidates, read_rankings, write_jsonl
-from agents.preferences.sampling import Source
+from agents.preferences.sampling import Sampling, Source
 from agents.preferences.selection import best_texts, clearest, disputed_first, lost, pairs_of
 from agents.supervised.preference.methods import METHODS
 from agents.supervised.preference.train import train_on_preferences

@@ -190,10 +190,10 @@ def _collect(labels: Labels, folder: Path) -> int:
     """Writes ``rankings.jsonl``; returns the tokens that were generated for it, 0 for labels from a file."""
     from rich.console import Console
 
-    from agents.preferences.folder import Sampling, candidates_in, rank_in
+    from agents.preferences.folder import candidates_in, rank_in
     from agents.preferences.judge import Judge
     from agents.preferences.records import read_rankings, write_jsonl
-    from agents.preferences.sampling import Source
+    from agents.preferences.sampling import Sampling, Source
     from agents.preferences.selection import pairs_of
     from llm_env.default_task import DEFAULT_MODEL
     from llm_env.lm.names import LoadSettings

@@ -17,10 +17,10 @@ from agents.algorithms.table import ALGORITHMS
 from agents.callbacks.reference_refresh import ReferenceRefresh
 from agents.cli import write_reviews
 from agents.iteration import IterationSettings, iterate
-from agents.supervised.preference import PreferenceSettings, optimise
-from agents.supervised.reward_model.train import RewardSettings, train_reward_model
+from agents.supervised.preference.train import train_on_preferences
+from agents.supervised.reward_model.train import train_reward_model
+from agents.supervised.settings import PreferenceSettings, RewardSettings, SFTSettings
 from agents.supervised.sft import fine_tune
-from agents.supervised.trainer import TrainerSettings
 from llm_env.lm.causal_lm import load_causal_lm
 from llm_env.lm.decoding import CachedDecoder
 from llm_env.lm.names import LoadSettings
@@ -126,15 +126,20 @@ def test_the_supervised_stages(tmp_path: Path) -> None:
     folder = tmp_path / "text"
     write_reviews.run(write_reviews.Args(folder, reviews=100, heldout_reviews=20))
     quick = {"evaluations": 1, "epochs": 0.3}
-    sft = TrainerSettings(tmp_path / "sft", **quick)
-    assert fine_tune(sft, str(folder / "reviews.jsonl"), n_samples=1)["perplexity"] < 10
+    sft = SFTSettings(output_dir=tmp_path / "sft", texts=str(folder / "reviews.jsonl"), n_samples=1, **quick)
+    assert fine_tune(sft)["perplexity"] < 10
     pairs = [
         {"prompt": f"How was it {i}?", "chosen": " The room was great.", "rejected": " The room was awful."}
         for i in range(40)
     ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs))
-    settings = TrainerSettings(tmp_path / "rm", str(tmp_path / "sft" / "actor"), **quick)
-    report = train_reward_model(settings, RewardSettings(str(tmp_path / "pairs.jsonl")))
+    settings = RewardSettings(
+        output_dir=tmp_path / "rm",
+        model=str(tmp_path / "sft" / "actor"),
+        preferences=str(tmp_path / "pairs.jsonl"),
+        **quick,
+    )
+    report = train_reward_model(settings)
     assert report["pairs"] == 4
 
 
@@ -149,7 +154,7 @@ def test_preference_optimisation(loss: str, extra: dict[str, Any], tmp_path: Pat
     settings = PreferenceSettings(
         output_dir=tmp_path / "out", preferences=str(tmp_path / "pairs.jsonl"), loss=loss, evaluations=1, **extra
     )
-    assert all(math.isfinite(e["loss"]) for e in optimise(settings)["log"] if "loss" in e)
+    assert all(math.isfinite(e["loss"]) for e in train_on_preferences(settings)["log"] if "loss" in e)
     assert (tmp_path / "out" / "actor" / "model.safetensors").is_file()
 
 

@@ -5,41 +5,28 @@ r"""Trains a language model on preferences directly: DPO, DPOP, TDPO, ORPO, IPO,
         --lora-rank 16 --learning-rate 1e-4 --mixed-precision bf16 --output-dir runs/tdpo
 
 Preferences are rankings, as collect_preferences.py writes them, or pairs with `prompt`, `chosen`, `rejected`; a ranking
-of several responses makes all its pairs. Trains with TRL's trainers; leaves `actor/` for evaluate.py and every other script,
-`preference.json` and `preference.png`. Ctrl-C stops; --resume True goes on at the newest checkpoint.
+of several responses makes all its pairs. Trains with TRL's trainers, and writes `actor/` for every other command,
+`preference.json` and `preference.png`. Ctrl-C stops; --resume goes on at the newest checkpoint.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
-import tyro
 from rich.console import Console
 
-from agents.console import attempt, print_left_out, print_samples
-from agents.supervised.preference.train import PreferenceSettings
+from agents.console import attempt, parse_command_line, print_left_out, print_samples
+from agents.supervised.settings import PreferenceSettings
 
 console = Console(soft_wrap=True)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Args(PreferenceSettings):
-    """Train on preferences."""
+def run(settings: PreferenceSettings) -> int:
+    """Trains and says how it went; returns the exit status."""
+    from agents.supervised.preference.train import train_on_preferences  # imports torch, which --help need not wait for
 
-
-def train(args: Args) -> dict[str, Any]:
-    """Trains; returns the report."""
-    from agents.supervised.preference.train import optimise
-
-    return optimise(args, console)
-
-
-def run(args: Args) -> int:
-    """Trains; returns the exit status."""
-    report, status = attempt(lambda: train(args), console)
+    report, status = attempt(lambda: train_on_preferences(settings, console), console)
     if report is None:
         return status
     held_out = report["heldout"]
@@ -52,8 +39,8 @@ def run(args: Args) -> int:
     print_left_out(report["left_out"], console)
     print_samples(report["samples"], console)
     console.print(
-        f"Done. Model: {args.output_dir / 'actor'}   numbers: {args.output_dir / 'preference.json'}   "
-        f"picture: {args.output_dir / 'preference.png'}",
+        f"Done. Model: {settings.output_dir / 'actor'}   numbers: {settings.output_dir / 'preference.json'}   "
+        f"picture: {settings.output_dir / 'preference.png'}",
         highlight=False,
     )
     return 0
@@ -61,7 +48,7 @@ def run(args: Args) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Reads the command line and runs it; returns the exit status."""
-    return run(tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.FlagConversionOff,)))
+    return run(parse_command_line(PreferenceSettings, argv, __doc__))
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ import numpy as np
 from agents.files import write_json
 from agents.iteration.settings import PEOPLE, REJECTION_SAMPLING
 from agents.iteration.state import RoundsState
-from agents.preferences.folder import Sampling, candidates_in, rank_in
+from agents.preferences.folder import candidates_in, rank_in
 from agents.preferences.judge import Judge
 from agents.preferences.records import Ranking, read_candidates, read_rankings, write_jsonl
-from agents.preferences.sampling import Source
+from agents.preferences.sampling import Sampling, Source
 from agents.preferences.selection import best_texts, clearest, disputed_first, lost, pairs_of
 from llm_env.text.prompts import RawPrompt
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agents.algorithms.table import ALGORITHMS
-from agents.named_values import named_values
+from agents.console import named_values
 from agents.preferences.selection import PAIRS
 from agents.supervised.preference.methods import METHODS
 

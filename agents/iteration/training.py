@@ -6,20 +6,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from agents.console import named_values
 from agents.files import write_text
 from agents.flat_settings import read_settings
 from agents.iteration.settings import PEOPLE, REJECTION_SAMPLING
 from agents.iteration.state import RoundsState, remove_folder, reward_name
-from agents.named_values import named_values
 from agents.preferences.records import Ranking, read_rankings, write_jsonl
 from agents.runs.prompts import write_prompts
 from agents.runs.run import TrainingRun
 from agents.runs.settings import AlgorithmSettings, FolderSettings, RunSettings, TaskOptions, TrainingSettings
 from agents.supervised.preference.methods import METHODS
-from agents.supervised.preference.train import METHOD_OPTIONS, PreferenceSettings, optimise
-from agents.supervised.reward_model.train import RewardSettings, train_reward_model
+from agents.supervised.preference.train import train_on_preferences
+from agents.supervised.reward_model.train import train_reward_model
+from agents.supervised.settings import METHOD_OPTIONS, PreferenceSettings, RewardSettings, SFTSettings
 from agents.supervised.sft import fine_tune
-from agents.supervised.trainer import TrainerSettings
 
 PAIRS_LEARNING_RATE = 3e-4
 TEXTS_LEARNING_RATE = 1e-3
@@ -52,8 +52,8 @@ def train_on_texts(state: RoundsState, number: int, data: Path) -> None:
     """
     settings = state.settings
     length = settings.max_prompt_length + settings.max_new_tokens + 1  # and an end token
-    trainer = TrainerSettings(**trainer_settings(state, number, TEXTS_LEARNING_RATE))
-    fine_tune(trainer, str(data), max_length=length, n_samples=0, console=state.console)
+    trainer = trainer_settings(state, number, TEXTS_LEARNING_RATE)
+    fine_tune(SFTSettings(**trainer, texts=str(data), max_length=length, n_samples=0), state.console)
 
 
 def train_on_pairs(state: RoundsState, number: int, data: Path) -> None:
@@ -68,7 +68,7 @@ def train_on_pairs(state: RoundsState, number: int, data: Path) -> None:
     values = named_values("method_kwargs", settings.method_kwargs)
     options = {k: v for k, v in values.items() if k in METHOD_OPTIONS}  # ours; the others are TRL's
     has_first_reference = settings.reference_name == "first" and METHODS[settings.method].reference
-    optimise(
+    train_on_preferences(
         PreferenceSettings(
             **trainer_settings(state, number, PAIRS_LEARNING_RATE),
             preferences=str(data),
@@ -124,7 +124,8 @@ def train_judge(state: RoundsState, number: int) -> None:
     data = folder / "all_rankings.jsonl"
     write_jsonl(data, [r.to_json() for r in rankings])
     target = judge_folder(state, number)
-    trainer = TrainerSettings(
+    reward = RewardSettings(
+        preferences=str(data),
         output_dir=target,
         model=state.first,
         batch_size=settings.batch_size,
@@ -134,7 +135,7 @@ def train_judge(state: RoundsState, number: int) -> None:
         trust_remote_code=settings.trust_remote_code,
         seed=settings.seed + number,
     )
-    train_reward_model(trainer, RewardSettings(str(data)), state.console)
+    train_reward_model(reward, state.console)
 
 
 def judge_folder(state: RoundsState, number: int) -> Path:

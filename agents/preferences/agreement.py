@@ -1,11 +1,11 @@
-"""How far annotators agree: Krippendorff's α over all of them, Cohen's κ of each two."""
+"""How far annotators agree: Krippendorff's α over all annotators, Cohen's κ of each two."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from agents.preferences.records import Ranking
@@ -18,17 +18,18 @@ def krippendorff_alpha(units: Sequence[Sequence[Hashable]]) -> float:
     of values paired at random.
 
     Args:
-        units: The values that annotators gave to each unit; units with one value say nothing.
+        units: For each unit, the values that annotators gave it; units with one value do not count.
 
     Returns:
-        NaN where no unit has two values; 1 where only one value occurs.
+        α, at most 1; NaN where no unit has two values; 1 where only one value occurs.
     """
+    # how often each two values meet in a unit, each unit weighing as much as it has values
     coincidences: Counter[tuple[Hashable, Hashable]] = Counter()
     for values in units:
         if len(values) < 2:
             continue
-        for one, other in itertools.permutations(range(len(values)), 2):
-            coincidences[values[one], values[other]] += 1 / (len(values) - 1)  # type: ignore[assignment]
+        for i, j in itertools.permutations(range(len(values)), 2):
+            coincidences[values[i], values[j]] += 1 / (len(values) - 1)  # type: ignore[assignment]
     totals: Counter[Hashable] = Counter()
     for (value, _), weight in coincidences.items():
         totals[value] += weight
@@ -41,7 +42,11 @@ def krippendorff_alpha(units: Sequence[Sequence[Hashable]]) -> float:
 
 
 def cohen_kappa(one: Sequence[Hashable], other: Sequence[Hashable]) -> float:
-    """Cohen's κ of two annotators who valued the same units (Cohen 1960, https://doi.org/10.1177/001316446002000104).
+    """Cohen's κ of two annotators: 1 where they agree, 0 at chance (Cohen 1960, https://doi.org/10.1177/001316446002000104).
+
+    Args:
+        one: The values that one annotator gave.
+        other: The values that the other gave to the same units, in the same order.
 
     Returns:
         NaN without units; 1 where both only ever gave the same single value.
@@ -55,47 +60,47 @@ def cohen_kappa(one: Sequence[Hashable], other: Sequence[Hashable]) -> float:
     return 1.0 if chance == 1 else (agreed - chance) / (1 - chance)
 
 
-def judgements(rankings: Sequence[Ranking]) -> dict[tuple[Any, ...], dict[str, str]]:
-    """Who said what of each pair of responses: ``first``, ``second`` or ``tie``.
+def judgments(rankings: Sequence[Ranking]) -> dict[tuple[Any, ...], dict[str, str]]:
+    """Judgments of each pair of responses by each annotator: ``first``, ``second`` or ``tie``.
 
     Returns:
-        For each (prompt id, aspect, response, response) the annotators' judgements; of two answers of one annotator the
-        later counts.
+        For each (prompt id, aspect, response id, response id) the judgments by annotator. Where an annotator answered twice,
+        the later answer counts.
     """
     units: dict[tuple[Any, ...], dict[str, str]] = defaultdict(dict)
     for ranking in rankings:
         ranks = ranking.ranks()
         for a, b in itertools.combinations(sorted(ranks), 2):
-            said = "tie" if ranks[a] == ranks[b] else "first" if ranks[a] < ranks[b] else "second"
-            units[ranking.candidates.id, ranking.aspect, a, b][ranking.annotator] = said
+            judgment = "tie" if ranks[a] == ranks[b] else "first" if ranks[a] < ranks[b] else "second"
+            units[ranking.candidates.id, ranking.aspect, a, b][ranking.annotator] = judgment
     return units
 
 
 def agreement(rankings: Sequence[Ranking]) -> dict[str, Any]:
-    """Krippendorff's α over all pairs of responses, and each two annotators' κ and share of equal judgements.
+    """Computes Krippendorff's α over all pairs of responses, and κ and the share of equal judgments of each two annotators.
 
     Returns:
         ``alpha`` (NaN where no pair was judged twice), ``pairs_judged_twice``, ``annotators``, and ``between``: a list of
         ``annotators``, ``kappa``, ``agreed``, ``pairs``.
     """
-    units = judgements(rankings)
-    names = sorted({name for said in units.values() for name in said})
+    units = list(judgments(rankings).values())
+    names = sorted({name for by_annotator in units for name in by_annotator})
     between = []
     for one, other in itertools.combinations(names, 2):
-        both: list[Mapping[str, str]] = [said for said in units.values() if one in said and other in said]
+        both = [(unit[one], unit[other]) for unit in units if one in unit and other in unit]
         if both:
-            left, right = [said[one] for said in both], [said[other] for said in both]
+            left, right = zip(*both, strict=True)
             between.append(
                 {
                     "annotators": [one, other],
                     "kappa": cohen_kappa(left, right),
-                    "agreed": sum(a == b for a, b in zip(left, right, strict=True)) / len(both),
+                    "agreed": sum(a == b for a, b in both) / len(both),
                     "pairs": len(both),
                 }
             )
     return {
-        "alpha": krippendorff_alpha([list(said.values()) for said in units.values()]),
-        "pairs_judged_twice": sum(len(said) > 1 for said in units.values()),
+        "alpha": krippendorff_alpha([list(unit.values()) for unit in units]),
+        "pairs_judged_twice": sum(len(unit) > 1 for unit in units),
         "annotators": names,
         "between": between,
     }

@@ -1,4 +1,4 @@
-"""Judges: who ranks responses."""
+"""Judges: reward models and functions that rank responses."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from llm_env.lm.loading import load_tokenizer
 from llm_env.lm.names import LoadSettings
 from llm_env.reward.models import ClassifierReward, FunctionReward, RewardModel, load_reward_model
 from llm_env.text.prompts import Prompt, RawPrompt, encode_prompt
-from llm_env.text.texts import encode_response, response_after
+from llm_env.text.texts import TextRecord, encode_text
+
+UNLIMITED = 10**6
+"""Tokens: prompts that were read with their responses are not cut."""
 
 
 class Judge:
     """A reward model or function that ranks.
 
     Args:
-        name: ``gold`` for the embedded default's rule, or any name of `llm_env.reward.models`.
+        name: ``gold`` for the embedded default's rule, a reward model's folder or hub id, or ``package.module:function``.
         load: How a model is loaded.
         noise: Temperature of the ranking: 0 ranks by score; else a ranking is drawn from the Plackett-Luce model with
             worths exp(score / noise), of which Bradley-Terry is the case of two.
-        seed: Of the drawing.
+        seed: Seed of the draws, which only noise needs.
 
     Raises:
         FileNotFoundError, ValueError: it cannot be loaded, or the noise is negative.
@@ -47,13 +50,13 @@ class Judge:
         self.rng = np.random.default_rng(seed)
 
     def scores(self, candidates: Sequence[Candidates]) -> list[list[float]]:
-        """One score for each response of each prompt."""
+        """Scores each response of each prompt, in the order of the responses."""
         episodes = [self._episode(c.prompt, r) for c in candidates for r in c.responses]
         flat = iter(self.model.score(episodes))
         return [[next(flat) for _ in c.responses] for c in candidates]
 
     def rank(self, candidates: Sequence[Candidates]) -> list[Ranking]:
-        """Rankings from best to worst; equal scores tie."""
+        """Ranks the responses of each prompt from best to worst; equal scores tie."""
         return [self._ranking(c, scores) for c, scores in zip(candidates, self.scores(candidates), strict=True)]
 
     def _ranking(self, candidates: Candidates, scores: list[float]) -> Ranking:
@@ -64,23 +67,27 @@ class Judge:
         for response, value in zip(candidates.responses, worth.tolist(), strict=True):
             tiers.setdefault(value, []).append(response.id)
         ordered = tuple(tuple(tiers[value]) for value in sorted(tiers, reverse=True))
-        named = None if self.noise else dict(zip([r.id for r in candidates.responses], scores, strict=True))
-        return Ranking(candidates, ordered, self.name, scores=named)
+        # with noise the scores are left out: margins that are made of them would tell more than the verdicts do
+        by_id = None if self.noise else dict(zip([r.id for r in candidates.responses], scores, strict=True))
+        return Ranking(candidates, ordered, self.name, scores=by_id)
 
     def _episode(self, raw: RawPrompt, response: Response) -> Episode:
-        if self.tokenizer is None:
+        if self.tokenizer is None:  # a function reads texts; the ids are never looked at
             text = raw if isinstance(raw, str) else raw[-1]["content"]
-            prompt = Prompt(text, (0,))
-            return Episode(prompt, done=True, has_end=response.finished, response_text=response.text)
+            return Episode(Prompt(text, (0,)), done=True, has_end=response.finished, response_text=response.text)
         assert isinstance(self.model, ClassifierReward)
         return episode_of(raw, response, self.model)
 
 
 def episode_of(raw: RawPrompt, response: Response, model: ClassifierReward) -> Episode:
-    """A response that was read from a file, as the reward model reads one."""
-    tokenizer = model.tokenizer
-    prompt, _ = encode_prompt(raw, tokenizer, 10**6)
-    text = response.text if prompt.messages else response_after(prompt.text, response.text)
-    end = [int(tokenizer.eos_token_id)] if response.finished and tokenizer.eos_token_id is not None else []
-    ids = [*encode_response(text, tokenizer), *end]
-    return Episode(prompt, response_ids=ids, done=True, has_end=response.finished, response_text=text)
+    """Makes the episode that a response from a file would have been, in the reward model's own tokens.
+
+    Args:
+        raw: The prompt, a text or chat messages.
+        response: The response; one that finished gets an end token.
+        model: The reward model that will score the episode.
+    """
+    prompt, _ = encode_prompt(raw, model.tokenizer, UNLIMITED)
+    encoded = encode_text(TextRecord(raw, response.text, response.finished), model.tokenizer, UNLIMITED)
+    response_ids = encoded.ids[encoded.start :]
+    return Episode(prompt, response_ids=response_ids, done=True, has_end=response.finished, response_text=response.text)

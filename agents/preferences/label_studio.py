@@ -1,7 +1,7 @@
 """Preferences to and from Label Studio: its task format, and the export of its ``Ranker`` tag.
 
-Source: https://labelstud.io/tags/ranker and https://labelstud.io/guide/task_format. Responses are put into one bucket a
-rank, so that ties can be said.
+Source: https://labelstud.io/tags/ranker and https://labelstud.io/guide/task_format. The interface has a bucket for each rank,
+and responses in one bucket tie.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import Any
 from agents.preferences.records import Candidates, Ranking, prompt_key
 
 ALL_BAD = "all bad"
+"""The choice that stands for: no response is any good."""
 
 
-def labelling_config(most: int) -> str:
-    """The project's labelling interface, XML.
+def labeling_config(most: int) -> str:
+    """Makes the XML of a Label Studio project's labeling interface.
 
     Args:
-        most: Responses of the prompt that has most.
+        most: Number of responses of the prompt that has most; there are as many ranks.
     """
     buckets = "\n".join(f'    <Bucket name="rank{i}" title="Rank {i}" />' for i in range(1, most + 1))
     return (
@@ -32,7 +33,7 @@ def labelling_config(most: int) -> str:
 
 
 def export_tasks(candidates: Sequence[Candidates]) -> list[dict[str, Any]]:
-    """Tasks for Label Studio's import, a prompt each."""
+    """Makes tasks for Label Studio's import, one for each prompt."""
     return [
         {
             "data": {
@@ -46,15 +47,15 @@ def export_tasks(candidates: Sequence[Candidates]) -> list[dict[str, Any]]:
 
 
 def import_rankings(path: Path, candidates: Sequence[Candidates]) -> list[Ranking]:
-    """Rankings from Label Studio's JSON export.
+    """Reads rankings from Label Studio's JSON export; canceled annotations are left out.
 
     Args:
-        path: The export.
-        candidates: What was exported.
+        path: The exported file.
+        candidates: The prompts and responses whose tasks were imported into Label Studio.
 
     Raises:
-        FileNotFoundError, ValueError: it is no such export, or names prompts or responses that are not there; the task is
-            named.
+        FileNotFoundError: there is no such file.
+        ValueError: it is no such export, or names prompts or responses that `candidates` do not have; the task is named.
     """
     if not path.is_file():
         raise FileNotFoundError(f"import={str(path)!r}: there is no such file.")
@@ -64,20 +65,21 @@ def import_rankings(path: Path, candidates: Sequence[Candidates]) -> list[Rankin
         raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}).") from error
     if not isinstance(tasks, list):
         raise ValueError(f"{path}: Label Studio's JSON export is a list of tasks.")
-    known = {c.id: c for c in candidates}
-    found = []
+    by_id = {c.id: c for c in candidates}
+    rankings = []
     for number, task in enumerate(tasks, 1):
         where = f"{path}, task {number}"
         name = str(task.get("data", {}).get("id")) if isinstance(task, dict) else "?"
-        if name not in known:
+        if name not in by_id:
             raise ValueError(f"{where}: its data.id={name!r} is none of the prompts that were exported.")
         for annotation in task.get("annotations", []):
             if not annotation.get("was_cancelled"):
-                found.append(_ranking(where, known[name], annotation))
-    return found
+                rankings.append(_ranking(where, by_id[name], annotation))
+    return rankings
 
 
 def _ranking(where: str, candidates: Candidates, annotation: dict[str, Any]) -> Ranking:
+    """The ranking of one annotation; `where` names its file and task in errors."""
     tiers: list[tuple[str, ...]] = []
     all_bad = False
     for result in annotation.get("result", []):
@@ -99,7 +101,7 @@ def _ranking(where: str, candidates: Candidates, annotation: dict[str, Any]) -> 
 
 
 def _tiers(ranker: dict[str, list[str]]) -> list[tuple[str, ...]]:
-    """Buckets rank1, rank2, … as tiers; a ranker without buckets has one list, in which order is rank."""
+    """Turns buckets rank1, rank2, … into tiers; a ranker without buckets has one list, whose order is the ranking."""
     buckets = {int(k.removeprefix("rank")): v for k, v in ranker.items() if k.removeprefix("rank").isdigit()}
     if buckets:
         return [tuple(map(str, buckets[i])) for i in sorted(buckets) if buckets[i]]

@@ -1,225 +1,167 @@
-"""A local page on which people rank responses: blind, in random order, ties allowed, every answer on the disk at once."""
+"""A local page on which people rank responses: blind, in random order, ties allowed."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import string
-import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
-from agents.preferences.records import Candidates, Ranking, append_jsonl, drop_unfinished_line, read_rankings
-
-
-@dataclass(frozen=True)
-class Question:
-    """A prompt to be ranked, in one respect."""
-
-    candidates: Candidates
-    aspect: str | None = None
-
-    def order(self, annotator: str) -> list[int]:
-        """The order in which this annotator sees the responses: random, and the same again after a restart."""
-        text = f"{annotator}\n{self.candidates.id}\n{self.aspect}"
-        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-        return [int(i) for i in np.random.default_rng(seed).permutation(len(self.candidates.responses))]
-
-
-@dataclass
-class Answers:
-    """The answers of all annotators, in a file.
-
-    Args:
-        path: ``rankings.jsonl``; what is in it counts as answered.
-        questions: What is asked, in this order.
-    """
-
-    path: Path
-    questions: list[Question]
-    given: dict[tuple[str, str, str | None], Ranking] = field(default_factory=dict)
-    _skipped: dict[str, list[int]] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def __post_init__(self) -> None:
-        """Reads what is there.
-
-        Raises:
-            ValueError: the file holds something else.
-        """
-        drop_unfinished_line(self.path)
-        if self.path.is_file() and self.path.stat().st_size:
-            for ranking in read_rankings(self.path):
-                self.given[ranking.annotator, ranking.candidates.id, ranking.aspect] = ranking
-
-    def next(self, annotator: str) -> int | None:
-        """The first question that the annotator has not answered; skipped ones come last. None: all are answered."""
-        left = [n for n, q in enumerate(self.questions) if (annotator, q.candidates.id, q.aspect) not in self.given]
-        skipped = self._skipped.get(annotator, [])
-        return min(left, key=lambda n: (skipped.index(n) + 1 if n in skipped else 0, n), default=None)
-
-    def skip(self, annotator: str, number: int) -> None:
-        """Puts a question behind the annotator's others."""
-        skipped = self._skipped.setdefault(annotator, [])
-        if number in skipped:
-            skipped.remove(number)
-        skipped.append(number)
-
-    def done(self, annotator: str) -> int:
-        """How many the annotator has answered."""
-        return sum((annotator, q.candidates.id, q.aspect) in self.given for q in self.questions)
-
-    @property
-    def complete(self) -> bool:
-        """Whether somebody has answered each question."""
-        answered = {key[1:] for key in self.given}
-        return all((q.candidates.id, q.aspect) in answered for q in self.questions)
-
-    def add(self, annotator: str, number: int, ranks: Sequence[int] | None) -> None:
-        """Keeps an answer: on the disk when this returns.
-
-        Args:
-            annotator: Who.
-            number: Which question.
-            ranks: The rank of each response, in the candidates' order, 1 the best; None: all are bad.
-        """
-        question = self.questions[number]
-        tiers: list[tuple[str, ...]] = []
-        if ranks is not None:
-            names = [r.id for r in question.candidates.responses]
-            for rank in sorted(set(ranks)):
-                tiers.append(tuple(n for n, r in zip(names, ranks, strict=True) if r == rank))
-        ranking = Ranking(question.candidates, tuple(tiers), annotator, question.aspect, ranks is None)
-        with self._lock:
-            append_jsonl(self.path, ranking.to_json())
-            self.given[annotator, question.candidates.id, question.aspect] = ranking
+from agents.preferences.answers import Answers, Question
+from agents.preferences.records import Candidates
 
 
 def prompt_text(candidates: Candidates) -> str:
-    """What the page shows of a prompt."""
+    """A prompt as the page shows it: the text, or chat messages with their roles."""
     if isinstance(candidates.prompt, str):
         return candidates.prompt
     return "\n\n".join(f"{m['role']}: {m['content']}" for m in candidates.prompt)
 
 
-def build(answers: Answers) -> Any:
-    """The page, a `gradio.Blocks`.
+class RankingPage:
+    """The page: what it shows for each question, and what its buttons do.
+
+    Each handler returns a list of updates, one for each component in the order of `layout`'s ``shown``: the number of the
+    question, status, note, prompt, responses, ranks, buttons.
+
+    Args:
+        answers: The questions, and the file that answers go to.
 
     Raises:
         ImportError: gradio is not installed.
     """
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    import gradio as gr
 
-    most = max(len(q.candidates.responses) for q in answers.questions)
-    letters = string.ascii_uppercase
+    def __init__(self, answers: Answers) -> None:
+        # Set for the whole process: gradio's threads ask the environment before they report errors and look for versions,
+        # whatever `analytics_enabled` of the page says.
+        os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+        import gradio
 
-    def show(annotator: str, message: str = "") -> list[Any]:
-        """Everything on the page, for an annotator's next question."""
-        number = answers.next(annotator)
-        total = len(answers.questions)
-        status = f"{answers.done(annotator)} of {total} done"
+        self.gr = gradio
+        self.answers = answers
+        self.places = max(len(q.candidates.responses) for q in answers.questions)
+        self.letters = string.ascii_uppercase
+
+    def show(self, annotator: str, message: str = "") -> list[Any]:
+        """Shows an annotator's next question, or thanks where none is left."""
+        number = self.answers.next(annotator)
+        total = len(self.answers.questions)
         if number is None:
-            hidden = [gr.update(visible=False) for _ in range(2 * most)]
-            rest = [gr.update(visible=False) for _ in range(3)]
-            return [
-                None,
-                f"All {total} are done. Thank you, {annotator}.",
-                "",
-                gr.update(visible=False),
-                *hidden,
-                *rest,
-            ]
-        question = answers.questions[number]
-        order = question.order(annotator)
-        count = len(order)
-        texts, ranks = [], []
-        for place in range(most):
-            if place < count:
-                text = question.candidates.responses[order[place]].text.strip()
-                texts.append(gr.update(value=text, label=f"Response {letters[place]}", visible=True))
-                ranks.append(gr.update(choices=[str(i + 1) for i in range(count)], value=None, visible=True))
-            else:
-                texts.append(gr.update(visible=False))
-                ranks.append(gr.update(visible=False))
+            hidden = [self.gr.update(visible=False) for _ in range(1 + 2 * self.places + 3)]
+            return [None, f"All {total} are done. Thank you, {annotator}.", "", *hidden]
+        question = self.answers.questions[number]
         asked = f"Which is more {question.aspect}? " if question.aspect else ""
-        title = f"{asked}{status}. 1 is the best; equal numbers are ties."
-        prompt = gr.update(value=prompt_text(question.candidates), visible=True)
-        rest = [gr.update(visible=True) for _ in range(3)]
-        return [number, title, message, prompt, *texts, *ranks, *rest]
+        title = f"{asked}{self.answers.done(annotator)} of {total} done. 1 is the best; equal numbers are ties."
+        prompt = self.gr.update(value=prompt_text(question.candidates), visible=True)
+        texts, ranks = self._responses(question, annotator)
+        buttons = [self.gr.update(visible=True) for _ in range(3)]
+        return [number, title, message, prompt, *texts, *ranks, *buttons]
 
-    def stay(message: str) -> list[Any]:
-        """The page as it is, with a message."""
-        return [gr.skip(), gr.skip(), f"**{message}**", *[gr.skip()] * (1 + 2 * most + 3)]
+    def _responses(self, question: Question, annotator: str) -> tuple[list[Any], list[Any]]:
+        """Updates of the places for responses and of those for ranks; places that are not needed are hidden."""
+        order = question.order(annotator)
+        choices = [str(i + 1) for i in range(len(order))]
+        texts, ranks = [], []
+        for place in range(self.places):
+            if place < len(order):
+                text = question.candidates.responses[order[place]].text.strip()
+                texts.append(self.gr.update(value=text, label=f"Response {self.letters[place]}", visible=True))
+                ranks.append(self.gr.update(choices=choices, value=None, visible=True))
+            else:
+                texts.append(self.gr.update(visible=False))
+                ranks.append(self.gr.update(visible=False))
+        return texts, ranks
 
-    def start(name: str) -> list[Any]:
+    def stay(self, message: str) -> list[Any]:
+        """Leaves the page as it is, with a message."""
+        skip = self.gr.skip()
+        return [skip, skip, f"**{message}**", *[skip] * (1 + 2 * self.places + 3)]
+
+    def start(self, name: str) -> list[Any]:
+        """Takes an annotator's name, and opens the first question."""
         name = (name or "").strip()
         if not name:
-            gr.Warning("Please give a name: answers are kept under it.")
-            return [gr.skip(), gr.skip(), gr.skip(), *stay("")]
-        return [name, gr.update(visible=False), gr.update(visible=True), *show(name)]
+            self.gr.Warning("Please give a name: answers are kept under it.")
+            return [self.gr.skip(), self.gr.skip(), self.gr.skip(), *self.stay("")]
+        return [name, self.gr.update(visible=False), self.gr.update(visible=True), *self.show(name)]
 
-    def submit(annotator: str, number: int | None, *ranks: str | None) -> list[Any]:
+    def submit(self, annotator: str, number: int | None, *choices: str | None) -> list[Any]:
+        """Keeps a ranking, unless a rank is missing or all are the same.
+
+        Args:
+            annotator: Name of who answers.
+            number: Number of the question; None where none is open.
+            choices: The rank chosen at each place, from top to bottom; None where none was.
+        """
         if number is None:
-            return show(annotator)
-        question = answers.questions[number]
-        order = question.order(annotator)
-        chosen = ranks[: len(order)]
-        missing = [letters[i] for i, r in enumerate(chosen) if not r]
+            return self.show(annotator)
+        order = self.answers.questions[number].order(annotator)
+        choices = choices[: len(order)]
+        missing = [self.letters[i] for i, choice in enumerate(choices) if not choice]
         if missing:
-            return stay(f"No rank yet for response {', '.join(missing)}.")
-        own = [0] * len(order)
-        for place, rank in enumerate(chosen):
-            own[order[place]] = int(rank or 0)
-        if len(set(own)) == 1:
-            return stay("All have the same rank. If none is any good, say 'All bad'; if all are as good, skip.")
-        answers.add(annotator, number, own)
-        return show(annotator, "Saved.")
+            return self.stay(f"No rank yet for response {', '.join(missing)}.")
+        ranks = [0] * len(order)
+        for place, choice in enumerate(choices):  # back from the annotator's order to the candidates'
+            ranks[order[place]] = int(choice or 0)
+        if len(set(ranks)) == 1:
+            return self.stay("All have the same rank. If none is any good, say 'All bad'; if all are as good, skip.")
+        self.answers.add(annotator, number, ranks)
+        return self.show(annotator, "Saved.")
 
-    def all_bad(annotator: str, number: int | None) -> list[Any]:
+    def all_bad(self, annotator: str, number: int | None) -> list[Any]:
+        """Keeps that no response is any good."""
         if number is not None:
-            answers.add(annotator, number, None)
-        return show(annotator, "Saved: all bad.")
+            self.answers.add(annotator, number, None)
+        return self.show(annotator, "Saved: all bad.")
 
-    def skip(annotator: str, number: int | None) -> list[Any]:
+    def skip(self, annotator: str, number: int | None) -> list[Any]:
+        """Puts the question behind the others."""
         if number is not None:
-            answers.skip(annotator, number)
-        return show(annotator, "Put to the end.")
+            self.answers.skip(annotator, number)
+        return self.show(annotator, "Put to the end.")
 
-    with gr.Blocks(title="Which response is better?", analytics_enabled=False) as page:
-        annotator, current = gr.State(""), gr.State(None)
-        with gr.Column(visible=True) as door:
-            gr.Markdown("## Which response is better?\nYou will see a prompt and responses to it, in random order.")
-            name = gr.Textbox(label="Your name", elem_id="name")
-            begin = gr.Button("Begin", variant="primary", elem_id="begin")
-        with gr.Column(visible=False) as room:
-            title = gr.Markdown(elem_id="status")
-            note = gr.Markdown(elem_id="note")
-            prompt = gr.Textbox(label="Prompt", interactive=False, elem_id="prompt", lines=2)
-            texts, ranks = [], []
-            for place in range(most):
+    def layout(self) -> Any:
+        """Builds the page, a `gradio.Blocks`: first the question for a name, then the questions."""
+        gr = self.gr
+        with gr.Blocks(title="Which response is better?", analytics_enabled=False) as page:
+            annotator, current = gr.State(""), gr.State(None)
+            with gr.Column(visible=True) as entrance:
+                gr.Markdown("## Which response is better?\nYou will see a prompt and responses to it, in random order.")
+                name = gr.Textbox(label="Your name", elem_id="name")
+                begin = gr.Button("Begin", variant="primary", elem_id="begin")
+            with gr.Column(visible=False) as ranking:
+                title = gr.Markdown(elem_id="status")
+                note = gr.Markdown(elem_id="note")
+                prompt = gr.Textbox(label="Prompt", interactive=False, elem_id="prompt", lines=2)
+                texts, ranks = [], []
+                for place in range(self.places):
+                    with gr.Row():
+                        texts.append(gr.Textbox(interactive=False, elem_id=f"response{place}", lines=2, scale=4))
+                        ranks.append(gr.Radio([], label="Rank", elem_id=f"rank{place}", scale=1))
                 with gr.Row():
-                    texts.append(gr.Textbox(interactive=False, elem_id=f"response{place}", lines=2, scale=4))
-                    ranks.append(gr.Radio([], label="Rank", elem_id=f"rank{place}", scale=1))
-            with gr.Row():
-                buttons = [
-                    gr.Button("Save ranking", variant="primary", elem_id="submit"),
-                    gr.Button("All bad", elem_id="all_bad"),
-                    gr.Button("Skip", elem_id="skip"),
-                ]
-        shown = [current, title, note, prompt, *texts, *ranks, *buttons]
-        begin.click(start, [name], [annotator, door, room, *shown], show_progress="hidden")
-        name.submit(start, [name], [annotator, door, room, *shown], show_progress="hidden")
-        buttons[0].click(submit, [annotator, current, *ranks], shown, show_progress="hidden")
-        buttons[1].click(all_bad, [annotator, current], shown, show_progress="hidden")
-        buttons[2].click(skip, [annotator, current], shown, show_progress="hidden")
-    return page
+                    save = gr.Button("Save ranking", variant="primary", elem_id="submit")
+                    bad = gr.Button("All bad", elem_id="all_bad")
+                    skip = gr.Button("Skip", elem_id="skip")
+            shown = [current, title, note, prompt, *texts, *ranks, save, bad, skip]
+            begin.click(self.start, [name], [annotator, entrance, ranking, *shown], show_progress="hidden")
+            name.submit(self.start, [name], [annotator, entrance, ranking, *shown], show_progress="hidden")
+            save.click(self.submit, [annotator, current, *ranks], shown, show_progress="hidden")
+            bad.click(self.all_bad, [annotator, current], shown, show_progress="hidden")
+            skip.click(self.skip, [annotator, current], shown, show_progress="hidden")
+        return page
+
+
+def build(answers: Answers) -> Any:
+    """Builds the page for some questions, a `gradio.Blocks`.
+
+    Raises:
+        ImportError: gradio is not installed.
+    """
+    return RankingPage(answers).layout()
 
 
 def serve(
@@ -234,13 +176,13 @@ def serve(
     """Serves the page until Ctrl-C.
 
     Args:
-        candidates: What to rank.
-        path: Where the answers go.
-        aspects: In which respects, one after the other; none: overall.
+        candidates: Prompts with the responses to rank.
+        path: ``rankings.jsonl``, where the answers go.
+        aspects: Respects in which people rank, one after the other; an empty sequence: overall only.
         host: Address to listen at.
-        port: Port.
-        console: Where to say so.
-        until_complete: End as well when somebody has answered each question.
+        port: Port to listen at.
+        console: Where the page's address, and in the end the number of answers, is printed.
+        until_complete: Return as well when somebody has answered each question.
 
     Raises:
         ValueError: gradio is not installed, or the file of answers holds something else.
@@ -259,4 +201,4 @@ def serve(
             time.sleep(1)
     finally:
         page.close()
-        console.print(f"{len(answers.given)} answers in {path}", highlight=False)
+        console.print(f"{len(answers.rankings)} answers in {path}", highlight=False)

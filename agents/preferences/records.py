@@ -1,17 +1,17 @@
-"""The two files of preference data, and pairs.
+"""The files of preference data: responses, rankings and pairs.
 
-``responses.jsonl``: what is to be ranked, a prompt a line:
+``responses.jsonl`` holds the responses that are to be ranked, a prompt a line:
 
     {"id": "p0", "prompt": "How was it?", "responses": [{"id": "a", "text": " Good.", "finished": true, "source": "…"}, …]}
 
-``rankings.jsonl``: what somebody thought of it, an answer a line; complete in itself:
+``rankings.jsonl`` holds rankings by people or judges, one a line, with the responses, so that it is complete in itself:
 
     {"id": "p0", "prompt": "How was it?", "responses": [as above], "ranking": [["a"], ["c", "b"]], "all_bad": false,
      "annotator": "ann", "aspect": null}
 
 A ranking lists response ids from best to worst, ties together; responses that it leaves out were not ranked. An aspect
-(helpful, polite, …) says in which respect. ``finished`` is false where a response was cut off at the length cap. A judge that
-scores adds ``"scores": {"a": 1.2, …}``.
+(helpful, polite, …) says in which respect the responses were compared. ``finished`` is false where a response was cut off at
+the length cap. A judge that scores adds ``"scores": {"a": 1.2, …}``.
 
 Pairs are TRL's format, ``{"prompt": …, "chosen": …, "rejected": …}``, with an optional ``margin``; they are read wherever
 rankings are.
@@ -27,19 +27,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agents.files import write_text
 from llm_env.text.prompts import RawPrompt, checked_prompt
 from llm_env.text.records import read_records
 
 
 @dataclass(frozen=True)
 class Response:
-    """One response.
+    """One response to a prompt.
 
     Attributes:
-        id: Unlike those of the others to the same prompt.
-        text: As generated.
-        finished: Whether it ended by itself.
-        source: Which model, at which temperature.
+        id: Name of the response, unique among those to the same prompt.
+        text: The text as it was generated.
+        finished: Whether it ended by itself; False where it was cut off at the length cap.
+        source: The model that responded and its temperature, for example ``runs/sft/actor at 0.7``.
     """
 
     id: str
@@ -50,34 +51,40 @@ class Response:
 
 @dataclass(frozen=True)
 class Candidates:
-    """A prompt and the responses that are to be ranked."""
+    """A prompt and the responses to it that are to be ranked.
+
+    Attributes:
+        id: Name of the prompt, unique in its file.
+        prompt: The prompt, a text or chat messages.
+        responses: At least two responses.
+    """
 
     id: str
     prompt: RawPrompt
     responses: tuple[Response, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """A line of ``responses.jsonl``."""
+        """Makes the record for a line of ``responses.jsonl``."""
         return {"id": self.id, "prompt": self.prompt, "responses": [vars(r) for r in self.responses]}
 
     def response(self, name: str) -> Response:
-        """The response with that id."""
+        """The response whose id is `name`."""
         return next(r for r in self.responses if r.id == name)
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """What somebody thought of a prompt's responses.
+    """A ranking of a prompt's responses by one annotator.
 
     Attributes:
         candidates: The prompt and the responses.
         tiers: Response ids from best to worst, ties together.
-        annotator: Who.
-        aspect: In which respect; None: overall.
-        all_bad: Whether none is any good.
-        margin: How much better the first of a pair is, where somebody said so.
-        scores: Each response's score, where whoever ranked gave scores.
-        where: File and line, for errors.
+        annotator: Name of the person or judge who ranked.
+        aspect: The respect in which the responses were compared, for example ``polite``; None: overall.
+        all_bad: Whether the annotator found no response any good.
+        margin: How much better the first response of a pair is, in the annotator's unit; None: not recorded.
+        scores: Score of each response by its id, where the judge gives scores; None: not recorded.
+        where: File and line that the ranking was read from, for errors.
     """
 
     candidates: Candidates
@@ -90,34 +97,34 @@ class Ranking:
     where: str = field(default="", compare=False)
 
     def to_json(self) -> dict[str, Any]:
-        """A line of ``rankings.jsonl``."""
-        own: dict[str, Any] = {
+        """Makes the record for a line of ``rankings.jsonl``."""
+        verdict: dict[str, Any] = {
             "ranking": [list(tier) for tier in self.tiers],
             "all_bad": self.all_bad,
             "annotator": self.annotator,
             "aspect": self.aspect,
         }
         if self.margin is not None:
-            own["margin"] = self.margin
+            verdict["margin"] = self.margin
         if self.scores is not None:
-            own["scores"] = dict(self.scores)
-        return {**self.candidates.to_json(), **own}
+            verdict["scores"] = dict(self.scores)
+        return {**self.candidates.to_json(), **verdict}
 
     def ranks(self) -> dict[str, int]:
-        """Tier of each ranked response, 0 the best."""
+        """The tier of each ranked response by its id, 0 the best."""
         return {name: place for place, tier in enumerate(self.tiers) for name in tier}
 
     def pairs(self) -> list[tuple[Response, Response, int]]:
-        """All (better, worse, tiers apart); ties make none."""
-        found = []
+        """All pairs of ranked responses, as (better, worse, how many tiers lie from one to the other); ties make none."""
+        pairs = []
         for (i, better), (j, worse) in itertools.combinations(enumerate(self.tiers), 2):
             for one, other in itertools.product(better, worse):
-                found.append((self.candidates.response(one), self.candidates.response(other), j - i))
-        return found
+                pairs.append((self.candidates.response(one), self.candidates.response(other), j - i))
+        return pairs
 
 
 def prompt_key(prompt: RawPrompt) -> str:
-    """The same for the same prompt."""
+    """A text that is the same for equal prompts, to recognize a prompt by."""
     return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, ensure_ascii=False)
 
 
@@ -125,45 +132,47 @@ def read_candidates(path: str | Path) -> list[Candidates]:
     """Reads ``responses.jsonl``.
 
     Raises:
-        FileNotFoundError, ValueError: there is none, or a record is broken (its line is named).
+        FileNotFoundError: there is no such file.
+        ValueError: a record is broken (its line is named), or there are no records.
     """
-    found: dict[str, Candidates] = {}
+    by_id: dict[str, Candidates] = {}
     for where, record in read_records(path, "responses"):
         candidates = _candidates(where, record)
-        if candidates.id in found:
+        if candidates.id in by_id:
             raise ValueError(f"{where}: the id {candidates.id!r} stands there a second time.")
-        found[candidates.id] = candidates
-    if not found:
+        by_id[candidates.id] = candidates
+    if not by_id:
         raise ValueError(f"responses={str(path)!r} is empty.")
-    return list(found.values())
+    return list(by_id.values())
 
 
 def read_rankings(path: str | Path) -> list[Ranking]:
-    """Reads rankings or pairs.
+    """Reads a file of rankings, of pairs, or of both.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a record is broken, names unknown responses or has fewer than two, or a pair's sides are equal; file and
             line are named.
     """
-    found = []
+    rankings = []
     for where, record in read_records(path, "preferences"):
         if not isinstance(record, dict):
             raise ValueError(f"{where}: a preference is an object with 'ranking', or with 'chosen' and 'rejected'.")
         if "ranking" in record:
-            found.append(_ranking(where, record))
+            rankings.append(_ranking(where, record))
         elif "chosen" in record and "rejected" in record:
-            found.append(_pair(where, record))
+            rankings.append(_pair(where, record))
         else:
             raise ValueError(
                 f"{where}: needs 'ranking', or 'chosen' and 'rejected'; it has {', '.join(map(str, record))}."
             )
-    if not found:
+    if not rankings:
         raise ValueError(f"preferences={str(path)!r} is empty; at least one is needed.")
-    return found
+    return rankings
 
 
 def _candidates(where: str, record: Any) -> Candidates:
+    """Reads the prompt and the responses of a record; `where` names its file and line in errors."""
     if not isinstance(record, dict) or "prompt" not in record or not isinstance(record.get("responses"), list):
         raise ValueError(f"{where}: needs 'prompt' and a list of 'responses'.")
     prompt = checked_prompt(where, record["prompt"])
@@ -184,17 +193,18 @@ def _candidates(where: str, record: Any) -> Candidates:
 
 
 def _ranking(where: str, record: dict[str, Any]) -> Ranking:
+    """Reads a line of ``rankings.jsonl``."""
     candidates = _candidates(where, record)
-    known = {r.id for r in candidates.responses}
-    given = record["ranking"]
-    if not isinstance(given, list) or not all(isinstance(t, str | list) for t in given):
+    ids = {r.id for r in candidates.responses}
+    entries = record["ranking"]
+    if not isinstance(entries, list) or not all(isinstance(entry, str | list) for entry in entries):
         raise ValueError(f"{where}: 'ranking' must be a list of response ids, or of lists of ids that tie.")
-    tiers = tuple((t,) if isinstance(t, str) else tuple(map(str, t)) for t in given if t)
+    tiers = tuple((t,) if isinstance(t, str) else tuple(map(str, t)) for t in entries if t)
     ranked = [name for tier in tiers for name in tier]
-    unknown = sorted(set(ranked) - known)
+    unknown = sorted(set(ranked) - ids)
     if unknown:
         raise ValueError(
-            f"{where}: the ranking names {', '.join(unknown)}, but the responses are {', '.join(sorted(known))}."
+            f"{where}: the ranking names {', '.join(unknown)}, but the responses are {', '.join(sorted(ids))}."
         )
     if len(set(ranked)) < len(ranked):
         raise ValueError(f"{where}: the ranking names a response twice: {', '.join(ranked)}.")
@@ -202,11 +212,12 @@ def _ranking(where: str, record: dict[str, Any]) -> Ranking:
     if len(ranked) < 2 and not all_bad:
         raise ValueError(f"{where}: the ranking holds {len(ranked)} response; it needs at least two.")
     aspect = record.get("aspect")
-    annotator, margin, scores = str(record.get("annotator", "")), _margin(where, record), _scores(where, record, known)
+    annotator, margin, scores = str(record.get("annotator", "")), _margin(where, record), _scores(where, record, ids)
     return Ranking(candidates, tiers, annotator, aspect, all_bad, margin, scores, where)
 
 
 def _pair(where: str, record: dict[str, Any]) -> Ranking:
+    """Reads a pair in TRL's format as a ranking of two responses."""
     sides = []
     prompt = record.get("prompt")
     for name in ("chosen", "rejected"):
@@ -246,23 +257,23 @@ def _margin(where: str, record: dict[str, Any]) -> float | None:
     return float(margin)
 
 
-def _scores(where: str, record: dict[str, Any], known: set[str]) -> dict[str, float] | None:
+def _scores(where: str, record: dict[str, Any], ids: set[str]) -> dict[str, float] | None:
     scores = record.get("scores")
     if scores is None:
         return None
     numbers = isinstance(scores, dict) and all(
         isinstance(v, int | float) and not isinstance(v, bool) for v in scores.values()
     )
-    if not numbers or not set(scores) <= known:
+    if not numbers or not set(scores) <= ids:
         raise ValueError(f"{where}: 'scores' must give numbers to response ids; got {scores!r:.80}.")
     return {str(k): float(v) for k, v in scores.items()}
 
 
 def check_leaks(train: Sequence[Ranking], held_out: Sequence[Ranking]) -> None:
-    """Makes sure that no prompt stands on both sides.
+    """Checks that no prompt stands on both sides.
 
     Raises:
-        ValueError: one does; both lines are named.
+        ValueError: a prompt does; both lines are named.
     """
     seen = {prompt_key(r.candidates.prompt): r.where for r in train}
     leaks = [(r.where, seen[key]) for r in held_out if (key := prompt_key(r.candidates.prompt)) in seen]
@@ -275,14 +286,12 @@ def check_leaks(train: Sequence[Ranking], held_out: Sequence[Ranking]) -> None:
 
 
 def write_jsonl(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    """Writes a file, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
-    partial.replace(path)
+    """Writes records, one a line, whole or not at all."""
+    write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
 
 
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:
-    """Adds a line, and returns when it is on the disk. A line that a crash left unfinished is cut off first."""
+    """Adds a record, and returns when it is on the disk. A line that a crash left unfinished is cut off first."""
     drop_unfinished_line(path)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -291,7 +300,7 @@ def append_jsonl(path: Path, record: dict[str, Any]) -> None:
 
 
 def drop_unfinished_line(path: Path) -> None:
-    """Cuts off what stands behind the last line end."""
+    """Cuts off what stands behind the last line end, which a process that died left there."""
     if not path.is_file():
         return
     with path.open("rb+") as file:

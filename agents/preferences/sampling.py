@@ -1,4 +1,4 @@
-"""Responses to rank, from one or several models, and rankings of them by a judge."""
+"""Samples responses to rank, from one or several models."""
 
 from __future__ import annotations
 
@@ -12,15 +12,26 @@ from agents.runs.checkpoint_actor import is_checkpoint, load_checkpoint_actor
 from llm_env.lm.generate import continue_prompts
 from llm_env.lm.names import LoadSettings
 from llm_env.lm.registry import SharedLM, shared_causal_lm
-from llm_env.text.prompts import PromptSet, RawPrompt
+from llm_env.text.prompts import Prompt, PromptSet, RawPrompt
 
 ALIKE = 0.9
+"""Share of words in common, in order, from which on two responses count as near-duplicates."""
 TRIES = 4
+"""How often a near-duplicate is drawn anew, the first draw counted."""
+CHUNK = 128
+"""Prompts that are responded to at a time, between two writes to the disk."""
+SEED_STEP = 1_000_003
+"""Distance of the seeds of two draws, a prime, so that runs with neighboring seeds share none."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model that responds, at a temperature."""
+    """A model that responds, at a temperature.
+
+    Attributes:
+        name: Model folder, hub id, or a checkpoint of a run.
+        temperature: Sampling temperature, above 0.
+    """
 
     name: str
     temperature: float = 1.0
@@ -30,11 +41,41 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Collected:
-    """What was sampled for some prompts.
+class Sampling:
+    """How responses are sampled.
 
     Attributes:
-        candidates: A prompt with fewer than two different responses makes none.
+        sources: The models that respond; they take turns.
+        n_responses: Responses to each prompt, at least 2.
+        max_prompt_length: Tokens of a prompt; longer prompts are cut on the left.
+        max_new_tokens: Length cap of a response, in tokens.
+        seed: Seed of the sampling.
+    """
+
+    sources: tuple[Source, ...]
+    n_responses: int
+    max_prompt_length: int
+    max_new_tokens: int
+    seed: int
+
+    def check(self) -> None:
+        """Checks that there is something to rank.
+
+        Raises:
+            ValueError: there are fewer than two responses to a prompt, or no source.
+        """
+        if self.n_responses < 2:
+            raise ValueError(f"n_responses={self.n_responses} must be at least 2: one response cannot be ranked.")
+        if not self.sources:
+            raise ValueError("At least one actor is needed.")
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The responses to a chunk of prompts.
+
+    Attributes:
+        candidates: The prompts with their responses; a prompt with fewer than two different responses is left out.
         tokens: Response tokens generated, those of near-duplicates that were dropped among them.
     """
 
@@ -43,7 +84,7 @@ class Collected:
 
 
 def load_source(name: str, load: LoadSettings) -> SharedLM:
-    """A model folder, a hub id, or a checkpoint of a run (``RUN/checkpoints/step_…``).
+    """Loads a model folder, a hub id, or a checkpoint of a run (``RUN/checkpoints/step_…``).
 
     Raises:
         FileNotFoundError, ValueError: it cannot be loaded.
@@ -54,86 +95,73 @@ def load_source(name: str, load: LoadSettings) -> SharedLM:
 
 
 def near_duplicate(one: str, other: str, alike: float = ALIKE) -> bool:
-    """Whether two texts have at least that share of their words in common, in order (`difflib`'s ratio)."""
+    """Whether two texts have at least the share `alike` of their words in common, in order (`difflib`'s ratio)."""
     a, b = one.lower().split(), other.lower().split()
     if a == b:
         return True
     matcher = difflib.SequenceMatcher(None, a, b, autojunk=False)
-    return matcher.quick_ratio() >= alike and matcher.ratio() >= alike
+    return matcher.quick_ratio() >= alike and matcher.ratio() >= alike  # quick_ratio is an upper bound, and cheap
 
 
 def collect_responses(
-    prompts: Sequence[RawPrompt],
-    sources: Sequence[Source],
-    load: LoadSettings,
-    n_responses: int,
-    max_prompt_length: int,
-    max_new_tokens: int,
-    seed: int,
-    first: int = 0,
-    chunk: int = 128,
+    prompts: Sequence[RawPrompt], sampling: Sampling, load: LoadSettings, first: int = 0, chunk: int = CHUNK
 ) -> Iterator[Collected]:
-    """Samples responses; the sources take turns; near-duplicates are drawn anew a few times, then left out.
+    """Samples responses to prompts; near-duplicates are drawn anew `TRIES` - 1 times, then left out.
+
+    What a prompt gets does not depend on where a run was interrupted: seeds follow from the prompt's chunk.
 
     Args:
-        prompts: What to respond to.
-        sources: Who responds.
+        prompts: The prompts to respond to.
+        sampling: The models that respond, and how.
         load: How models are loaded.
-        n_responses: K, at least 2.
-        max_prompt_length: In tokens; longer prompts are cut on the left.
-        max_new_tokens: Length cap of a response.
-        seed: Of the sampling; what a prompt gets does not depend on where a run was interrupted.
-        first: Prompts to pass over, which are there already; a multiple of `chunk`, or all.
+        first: Number of prompts at the start that have their responses already; a multiple of `chunk`, or all.
         chunk: Prompts at a time.
 
     Yields:
-        Each chunk's.
+        The responses to each chunk.
 
     Raises:
         FileNotFoundError, ValueError: a source cannot be loaded, or a number is out of range.
     """
-    if n_responses < 2:
-        raise ValueError(f"n_responses={n_responses} must be at least 2: one response cannot be ranked.")
-    if not sources:
-        raise ValueError("At least one actor is needed.")
-    models = {s.name: load_source(s.name, load) for s in sources}
-    sets = {name: PromptSet(prompts, model.tokenizer, max_prompt_length) for name, model in models.items()}
+    sampling.check()
+    models = {s.name: load_source(s.name, load) for s in sampling.sources}
+    encoded = {name: PromptSet(prompts, model.tokenizer, sampling.max_prompt_length) for name, model in models.items()}
     for start in range(first, len(prompts), chunk):
         members = range(start, min(start + chunk, len(prompts)))
-        found: dict[int, list[Response]] = {i: [] for i in members}
+        responses: dict[int, list[Response]] = {i: [] for i in members}
         tokens = 0
         for attempt in range(TRIES):
-            for number in range(n_responses):
-                wanted = [i for i in members if len(found[i]) < (n_responses if attempt else number + 1)]
-                source = sources[(number + attempt) % len(sources)]
-                if wanted:
-                    own_seed = seed + 1_000_003 * (start * TRIES * n_responses + attempt * n_responses + number)
-                    tokens += _sample(
-                        models[source.name], source, sets[source.name], wanted, found, max_new_tokens, own_seed
-                    )
-            if all(len(r) >= n_responses for r in found.values()):
+            for number in range(sampling.n_responses):
+                # at first each round adds one response; later rounds fill what near-duplicates left open
+                wanted_count = sampling.n_responses if attempt else number + 1
+                wanted = [i for i in members if len(responses[i]) < wanted_count]
+                if not wanted:
+                    continue
+                source = sampling.sources[(number + attempt) % len(sampling.sources)]
+                draw = (start * TRIES + attempt) * sampling.n_responses + number
+                model, model_prompts = models[source.name], encoded[source.name]
+                ids = _sample(model, source, [model_prompts[i] for i in wanted], sampling, draw)
+                tokens += sum(map(len, ids))
+                for i, response_ids in zip(wanted, ids, strict=True):
+                    _add_unless_alike(responses[i], response_ids, model, source)
+            if all(len(r) >= sampling.n_responses for r in responses.values()):
                 break
-        enough = [i for i in members if len(found[i]) >= 2]
-        yield Collected([Candidates(f"p{i}", prompts[i], tuple(found[i][:n_responses])) for i in enough], tokens)
-
-
-def _sample(
-    model: SharedLM,
-    source: Source,
-    prompts: PromptSet,
-    wanted: list[int],
-    found: dict[int, list[Response]],
-    max_new_tokens: int,
-    seed: int,
-) -> int:
-    """Adds one response to each prompt wanted, where it is unlike those that are there; returns the tokens generated."""
-    with model.frozen() as lm:
-        responses = continue_prompts(
-            lm, [prompts[i] for i in wanted], model.eos_ids, max_new_tokens, seed % 2**63, source.temperature
+        enough = [i for i in members if len(responses[i]) >= 2]
+        yield Collected(
+            [Candidates(f"p{i}", prompts[i], tuple(responses[i][: sampling.n_responses])) for i in enough], tokens
         )
-    size = len(model.tokenizer)
-    for i, ids in zip(wanted, responses, strict=True):
-        text = str(model.tokenizer.decode([t for t in ids if t < size], skip_special_tokens=True))
-        if text.strip() and not any(near_duplicate(text, r.text) for r in found[i]):
-            found[i].append(Response(f"r{len(found[i])}", text, ids[-1] in model.eos_ids, str(source)))
-    return sum(map(len, responses))
+
+
+def _sample(model: SharedLM, source: Source, prompts: list[Prompt], sampling: Sampling, draw: int) -> list[list[int]]:
+    """Samples the ids of a response to each prompt; `draw` numbers the calls, and gives each a seed of its own."""
+    seed = (sampling.seed + SEED_STEP * draw) % 2**63  # torch takes seeds below 2^63
+    with model.frozen() as lm:
+        return continue_prompts(lm, prompts, model.eos_ids, sampling.max_new_tokens, seed, source.temperature)
+
+
+def _add_unless_alike(responses: list[Response], ids: list[int], model: SharedLM, source: Source) -> None:
+    """Adds a response to a prompt's others, where it is not empty and unlike each of them."""
+    size = len(model.tokenizer)  # a model's vocabulary may be padded beyond its tokenizer's
+    text = str(model.tokenizer.decode([t for t in ids if t < size], skip_special_tokens=True))
+    if text.strip() and not any(near_duplicate(text, r.text) for r in responses):
+        responses.append(Response(f"r{len(responses)}", text, ids[-1] in model.eos_ids, str(source)))

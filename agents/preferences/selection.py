@@ -1,4 +1,4 @@
-"""What to train on, or to ask about, next: the best of each prompt, clear pairs, prompts that were lost, disputed ones."""
+"""Selects what to train on, or to ask about, next: best responses, clear pairs, prompts that were lost, disputed prompts."""
 
 from __future__ import annotations
 
@@ -12,41 +12,44 @@ from agents.preferences.records import Ranking, Response, prompt_key
 from llm_env.text.texts import TextRecord
 
 PAIRS = ("all", "best_worst")
+"""Which pairs of a ranking may be trained on."""
 
 
 def pairs_of(rankings: Sequence[Ranking], which: str = "all") -> list[Ranking]:
-    """Each ranking's pairs, as rankings of two.
+    """Makes each ranking's pairs, as rankings of two responses; pairs of equal texts are left out.
 
-    The margin is the difference of the scores where there are any, else the one that was given, else how many tiers lie
-    between, less one.
+    A pair's margin is the difference of the scores where both responses have one, else the ranking's margin, else the number
+    of tiers between the two.
 
     Args:
-        rankings: What was said.
-        which: ``all`` pairs of a ranking, or its ``best_worst``.
+        rankings: Rankings of two or more responses.
+        which: ``all`` pairs of a ranking, or its ``best_worst``, the pair with the largest margin.
 
     Raises:
         ValueError: `which` is neither.
     """
     if which not in PAIRS:
         raise ValueError(f"pairs={which!r} is not known; use one of {', '.join(PAIRS)}.")
-    found = []
+    selected = []
     for ranking in rankings:
         pairs = ranking.pairs()
         if which == "best_worst" and pairs:
             pairs = [max(pairs, key=lambda pair: (_margin(ranking, *pair), pair[2]))]
         for better, worse, apart in pairs:
             if better.text.strip() != worse.text.strip():
-                found.append(_pair(ranking, better, worse, _margin(ranking, better, worse, apart)))
-    return found
+                selected.append(_pair(ranking, better, worse, _margin(ranking, better, worse, apart)))
+    return selected
 
 
 def _margin(ranking: Ranking, better: Response, worse: Response, apart: int) -> float:
+    """How much better the one is than the other; `apart` is the number of tiers from one to the other."""
     if ranking.scores is not None and better.id in ranking.scores and worse.id in ranking.scores:
         return max(0.0, ranking.scores[better.id] - ranking.scores[worse.id])
     return float(apart - 1) if ranking.margin is None else ranking.margin
 
 
 def _pair(ranking: Ranking, better: Response, worse: Response, margin: float) -> Ranking:
+    """A ranking of two of a ranking's responses."""
     whole = ranking.candidates
     two = type(whole)(whole.id, whole.prompt, (better, worse))
     scores = (
@@ -59,11 +62,11 @@ def _pair(ranking: Ranking, better: Response, worse: Response, margin: float) ->
 
 
 def pair_records(rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
-    """All pairs in TRL's format, with their margins."""
-    found = []
+    """Makes records of all pairs in TRL's format, with their margins."""
+    records = []
     for pair in pairs_of(rankings):
         better, worse = pair.candidates.responses
-        found.append(
+        records.append(
             {
                 "prompt": pair.candidates.prompt,
                 "chosen": better.text,
@@ -73,15 +76,15 @@ def pair_records(rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
                 "aspect": pair.aspect,
             }
         )
-    return found
+    return records
 
 
 def clearest(pairs: Sequence[Ranking], share: float) -> list[Ranking]:
-    """The pairs with the largest margins, in the order given; at least one where there is one.
+    """Selects the pairs with the largest margins, and keeps their order; of any pairs at least one is selected.
 
     Args:
-        pairs: As from `pairs_of`.
-        share: Of them, above 0 and at most 1.
+        pairs: Pairs of `pairs_of`.
+        share: Share of the pairs to select, above 0 and at most 1.
 
     Raises:
         ValueError: the share is out of range.
@@ -95,33 +98,37 @@ def clearest(pairs: Sequence[Ranking], share: float) -> list[Ranking]:
 
 
 def lost(rankings: Sequence[Ranking], source: str) -> list[Ranking]:
-    """Rankings in which another source stands above all of `source`'s responses: what it has to learn.
+    """Selects rankings in which another source stands above all responses of `source`, which has to learn there.
 
     The arena idea of Luo et al. 2024, "WizardArena" (https://arxiv.org/abs/2407.10627): train on the prompts that the model
     loses against stronger ones, with the winner's response to prefer.
 
     Args:
-        rankings: Of responses from two or more sources.
-        source: Whose losses; a response's own `source`, which begins with the model's name.
+        rankings: Rankings of responses from two or more sources.
+        source: The model whose losses are selected: a response's `source`, or its part before the temperature.
     """
-    found = []
+    selected = []
     for ranking in rankings:
         best = [ranking.candidates.response(name) for tier in ranking.tiers[:1] for name in tier]
         ranked = [ranking.candidates.response(name) for tier in ranking.tiers for name in tier]
         took_part = any(_is(r, source) for r in ranked)
         if took_part and best and not any(_is(r, source) for r in best):
-            found.append(ranking)
-    return found
+            selected.append(ranking)
+    return selected
 
 
 def _is(response: Response, source: str) -> bool:
+    """Whether a response is from a source, at any temperature."""
     return response.source == source or response.source.startswith(f"{source} at ")
 
 
 def agreement_by_prompt(rankings: Sequence[Ranking]) -> dict[str, float]:
-    """For each prompt that two or more annotators ranked: the share of their verdicts on the same pairs that agree.
+    """Computes the share of equal verdicts for each prompt that two or more annotators ranked.
 
-    A verdict is better, worse or tied; keys are `prompt_key`s.
+    A verdict is that one response of a pair is better, worse, or ties; verdicts on the same two texts are compared.
+
+    Returns:
+        The share for each such prompt, by its `prompt_key`.
     """
     verdicts: dict[str, dict[tuple[str, str], list[int]]] = defaultdict(lambda: defaultdict(list))
     for ranking in rankings:
@@ -130,29 +137,30 @@ def agreement_by_prompt(rankings: Sequence[Ranking]) -> dict[str, float]:
         for one, other in itertools.combinations(sorted(ranks, key=lambda name: texts[name]), 2):
             sign = (ranks[one] > ranks[other]) - (ranks[one] < ranks[other])
             verdicts[prompt_key(ranking.candidates.prompt)][texts[one], texts[other]].append(sign)
-    found = {}
+    shares = {}
     for key, pairs in verdicts.items():
         both = [a == b for signs in pairs.values() for a, b in itertools.combinations(signs, 2)]
         if both:
-            found[key] = sum(both) / len(both)
-    return found
+            shares[key] = sum(both) / len(both)
+    return shares
 
 
 def disputed_first(rankings: Sequence[Ranking]) -> list[Ranking]:
-    """Rankings by their prompt's agreement, lowest first; prompts that only one annotator ranked come last."""
+    """Sorts rankings by their prompt's agreement, lowest first; prompts that only one annotator ranked come last."""
     agreement = agreement_by_prompt(rankings)
-    return sorted(rankings, key=lambda r: agreement.get(prompt_key(r.candidates.prompt), 2.0))
+    last = 2.0  # above every share
+    return sorted(rankings, key=lambda r: agreement.get(prompt_key(r.candidates.prompt), last))
 
 
 def best_texts(rankings: Sequence[Ranking]) -> list[TextRecord]:
-    """Each ranking's best response, to fine-tune on: rejection sampling, or best of n.
+    """Selects each ranking's best response, to fine-tune on: rejection sampling, or best of n.
 
     Dong et al. 2023, "RAFT" (https://arxiv.org/abs/2304.06767); Touvron et al. 2023, "Llama 2", section 3.2.3. A ranking in
-    which nothing was found good, or all are tied, gives none.
+    which all are bad, or all tie, gives none.
     """
-    found = []
+    texts = []
     for ranking in rankings:
         if len(ranking.tiers) > 1 and not ranking.all_bad:
             best = ranking.candidates.response(ranking.tiers[0][0])
-            found.append(TextRecord(ranking.candidates.prompt, best.text, best.finished))
-    return found
+            texts.append(TextRecord(ranking.candidates.prompt, best.text, best.finished))
+    return texts

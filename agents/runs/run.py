@@ -259,4 +259,5 @@ class TrainingRun:
 
     def _save_actor(self, name: str) -> None:
         """Writes the actor to a folder inside the run's."""
-        self.folder.save_model(name, lambda path: self.model.policy.save_actor(path, self.task.tokenizer)  # type: ignore[operator])
+        policy: Any = self.model.policy  # a `TextPolicy`
+        self.folder.save_model(name, lambda path: policy.save_actor(path, self.task.tokenizer))

@@ -11,8 +11,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from agents.console import named_values
 from agents.flat_settings import flat_types
-from agents.named_values import named_values
 from llm_env.default_task import DEFAULT_GOLD
 from llm_env.settings import TaskSettings
 

@@ -1,4 +1,4 @@
-"""Rankings as rows to train on: split, encoded, whole or in pairs."""
+"""Preferences as rows to train on: split into training and held-out ones, and encoded, whole or in pairs."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from agents.preferences.records import Ranking, check_leaks, prompt_key, read_rankings
-from llm_env.text.prompts import encode_prompt
 from llm_env.text.split import split_indices
-from llm_env.text.texts import encode_response, response_after
+from llm_env.text.texts import EncodedText, TextRecord, encode_text
 
 
 def read_split(
     preferences: str, eval_preferences: str | None, share: float, seed: int
 ) -> tuple[list[Ranking], list[Ranking]]:
-    """Training and held-out preferences; a prompt stands on one side only.
+    """Reads training and held-out preferences; a prompt stands on one side only.
 
     Args:
         preferences: File of rankings or pairs.
-        eval_preferences: Held-out ones; None: those of a share of the prompts.
-        share: That share.
-        seed: Of the split.
+        eval_preferences: File of held-out ones; None: the preferences of a share of the prompts are held out.
+        share: Share of the prompts to hold out, used where there is no such file.
+        seed: Seed of the split.
+
+    Returns:
+        (training, held-out) preferences.
 
     Raises:
         FileNotFoundError, ValueError: as `read_rankings`; a side is empty; a prompt is on both sides of two files.
@@ -36,11 +38,11 @@ def read_split(
         raise ValueError(
             f"preferences={preferences!r} has {len(prompts)} different prompt(s); with fewer than two none can be held out."
         )
-    kept = {prompts[i] for i in train}
-    sides: tuple[list[Ranking], list[Ranking]] = ([], [])
-    for ranking in rankings:
-        sides[prompt_key(ranking.candidates.prompt) not in kept].append(ranking)
-    return sides
+    held = {prompts[i] for i in test}
+    return (
+        [r for r in rankings if prompt_key(r.candidates.prompt) not in held],
+        [r for r in rankings if prompt_key(r.candidates.prompt) in held],
+    )
 
 
 def encode_rankings(
@@ -51,18 +53,20 @@ def encode_rankings(
     heads: Sequence[str] | None = None,
     max_prompt_length: int | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Training rows of rankings: ids, prompt lengths, tiers, head.
+    """Encodes rankings as training rows, with prompt and response split where the policy splits them.
 
     Args:
-        rankings: Checked ones.
-        tokenizer: The model's.
-        max_length: In tokens; a longer prompt is cut on the left, a longer response on the right.
-        in_pairs: Whether each pair is a row, the better response first; else each ranking is.
-        heads: The heads' names, or None.
-        max_prompt_length: Longer prompts are cut on the left; None: only those that leave no room for a response.
+        rankings: Rankings or pairs, as `read_rankings` gives them.
+        tokenizer: The model's tokenizer.
+        max_length: Tokens of prompt and response; a longer response is cut on the right.
+        in_pairs: Make a row of each pair, the better response first; else a row of each ranking.
+        heads: Names of the model's heads; None with a single head.
+        max_prompt_length: Tokens of a prompt, which is cut on the left; None: what leaves room for one token of a response.
 
     Returns:
-        The rows, and how many records were left out, by reason.
+        The rows, and how many records were left out or cut, by reason. A row has the ``ids`` of prompt and response for each
+        response, the ``prompt_length`` in tokens, the ``tiers`` (0 the best), the number of its ``head`` (-1: none) and its
+        ``margin`` (NaN: none).
 
     Raises:
         ValueError: an aspect is none of the heads.
@@ -70,11 +74,7 @@ def encode_rankings(
     rows: list[dict[str, Any]] = []
     left_out = {"all bad": 0, "all tied": 0, "equal texts": 0, "cut": 0}
     for ranking in rankings:
-        head = -1
-        if ranking.aspect is not None and heads is not None:
-            if ranking.aspect not in heads:
-                raise ValueError(f"{ranking.where}: aspect {ranking.aspect!r} is none of the heads {', '.join(heads)}.")
-            head = list(heads).index(ranking.aspect)
+        head = _head_of(ranking, heads)
         ranks = ranking.ranks()
         if len(ranks) < 2:
             left_out["all bad"] += 1
@@ -82,29 +82,34 @@ def encode_rankings(
         if len(set(ranks.values())) < 2:
             left_out["all tied"] += 1
             continue
-        prompt, _ = encode_prompt(ranking.candidates.prompt, tokenizer, max_prompt_length or max_length - 1)
-        encoded: dict[str, tuple[list[int], int]] = {}
+        encoded: dict[str, EncodedText] = {}
         for name in ranks:
             response = ranking.candidates.response(name)
-            text = response.text if prompt.messages else response_after(prompt.text, response.text)
-            end = [int(tokenizer.eos_token_id)] if response.finished and tokenizer.eos_token_id is not None else []
-            ids = [*prompt.ids, *encode_response(text, tokenizer), *end]
-            left_out["cut"] += len(ids) > max_length
-            encoded[name] = (ids[:max_length], len(prompt.ids))
-        groups = [list(ranks)]
-        if in_pairs:
-            groups = [[better.id, worse.id] for better, worse, _ in ranking.pairs()]
+            record = TextRecord(ranking.candidates.prompt, response.text, response.finished)
+            text = encode_text(record, tokenizer, max_prompt_length or max_length - 1)
+            left_out["cut"] += len(text.ids) > max_length
+            encoded[name] = EncodedText(text.ids[:max_length], text.start)
+        groups = [[better.id, worse.id] for better, worse, _ in ranking.pairs()] if in_pairs else [list(ranks)]
         for names in groups:
-            if len({tuple(encoded[n][0]) for n in names}) < 2:
+            if len({tuple(encoded[n].ids) for n in names}) < 2:
                 left_out["equal texts"] += 1
                 continue
             rows.append(
                 {
-                    "ids": [encoded[n][0] for n in names],
-                    "prompt_length": encoded[names[0]][1],
+                    "ids": [encoded[n].ids for n in names],
+                    "prompt_length": encoded[names[0]].start,
                     "tiers": [ranks[n] for n in names],
                     "head": head,
                     "margin": float("nan") if ranking.margin is None else ranking.margin,
                 }
             )
     return rows, left_out
+
+
+def _head_of(ranking: Ranking, heads: Sequence[str] | None) -> int:
+    """The number of the head that a ranking's aspect names; -1 without an aspect, or with a single head."""
+    if ranking.aspect is None or heads is None:
+        return -1
+    if ranking.aspect not in heads:
+        raise ValueError(f"{ranking.where}: aspect {ranking.aspect!r} is none of the heads {', '.join(heads)}.")
+    return list(heads).index(ranking.aspect)

@@ -1,7 +1,8 @@
-"""What the scripts print, and the exit status of a stage."""
+"""What the commands read and print, and the exit status of a stage."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import warnings
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from agents.console import attempt, print_left_out, print_samples
+from agents.console import attempt, named_values, parse_command_line, plain_warnings, print_left_out, print_samples
 
 
 def console() -> Console:
@@ -25,7 +26,7 @@ def printed(on: Console) -> str:
     ("raised", "status", "said"),
     [
         (None, 0, ""),
-        (KeyboardInterrupt(), 130, "--resume True"),
+        (KeyboardInterrupt(), 130, "Go on with the same command and --resume\n"),
         (ValueError("beta=-1 must be above 0."), 1, "error: beta=-1 must be above 0."),
         (FileNotFoundError("x.jsonl: there is no such file."), 1, "error: x.jsonl: there is no such file."),
     ],
@@ -38,9 +39,10 @@ def test_a_stage_ends_with_its_report_or_with_a_line_and_a_status(
             raise raised
         return {"loss": 1.0}
 
-    with warnings.catch_warnings():
-        on = console()
-        assert attempt(stage, on) == ({"loss": 1.0} if raised is None else None, status)
+    before = warnings.showwarning
+    on = console()
+    assert attempt(stage, on) == ({"loss": 1.0} if raised is None else None, status)
+    assert warnings.showwarning is before
     assert said in printed(on) + capsys.readouterr().err
 
 
@@ -48,7 +50,7 @@ def test_a_mistake_of_ours_is_not_hidden() -> None:
     def stage() -> dict[str, Any]:
         raise RuntimeError("a bug")
 
-    with warnings.catch_warnings(), pytest.raises(RuntimeError, match="a bug"):
+    with pytest.raises(RuntimeError, match="a bug"):
         attempt(stage, console())
 
 
@@ -63,3 +65,71 @@ def test_only_what_was_left_out_is_told() -> None:
     print_left_out({"all bad": 0, "cut": 3}, on)
     print_left_out({"all bad": 0}, on)
     assert printed(on) == "Training records, noted: 3 cut.\n"
+
+
+def test_warnings_are_notes_and_those_to_developers_are_not_shown() -> None:
+    on = console()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        plain_warnings(on)
+        warnings.warn("3 prompts are cut", UserWarning, stacklevel=1)
+        warnings.warn("another name soon", DeprecationWarning, stacklevel=1)
+    assert printed(on) == "note: 3 prompts are cut\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    open_page: bool = False
+    port: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    people: bool = False
+    blind: bool = True
+    names: tuple[str, ...] = ()
+    page: Page = Page()
+
+
+def test_booleans_are_flags() -> None:
+    assert parse_command_line(Options, [], None) == Options()
+    parsed = parse_command_line(Options, ["--people", "--no-blind", "--names", "a", "True"], None)
+    assert parsed == Options(people=True, blind=False, names=("a", "True"))
+    assert parse_command_line(Options, ["--no-people"], None, default=Options(people=True)) == Options()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--people", "True"], "--people True: booleans are flags now: --people or --no-people"),
+        (["--people=false"], "--people false: booleans are flags now: --people or --no-people"),
+        (["--no-blind", "True"], "--no-blind True: booleans are flags now: --blind or --no-blind"),
+        (
+            ["--names", "a", "--open_page", "True"],
+            "--open-page True: booleans are flags now: --open-page or --no-open-page",
+        ),
+        (["--normalise-on", "x.jsonl"], "--normalise-on is called --normalize-on now."),
+        (["--centring=0.1"], "--centring is called --center-rewards-coefficient now."),
+        (["--nobody"], "Unrecognized options: --nobody"),
+    ],
+)
+def test_old_forms_of_options_are_errors_that_name_the_new_ones(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_status:
+        parse_command_line(Options, argv, None)
+    assert exit_status.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_named_values_are_yaml() -> None:
+    assert named_values("extra", ["a=3e-4", "b = true", "c=text", "d=[1, 2]"]) == {
+        "a": 3e-4,
+        "b": True,
+        "c": "text",
+        "d": [1, 2],
+    }
+    with pytest.raises(ValueError, match="extra: 'a' must be name=value"):
+        named_values("extra", ["a"])
+    with pytest.raises(ValueError, match="extra: a is given twice"):
+        named_values("extra", ["a=1", "a=2"])

@@ -7,32 +7,39 @@ losses that are given to it.
 
 from __future__ import annotations
 
-import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+from trl.import_utils import TRLExperimentalWarning
 
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # ORPO and CPO live in trl.experimental
-
-from trl import DPOTrainer, KTOTrainer
-from trl.experimental.cpo import CPOTrainer
-from trl.experimental.orpo import ORPOTrainer
-
+from agents.supervised.preference.methods import CONTRASTIVE, ODDS, PAIRED, UNPAIRED
 from llm_env.lm.causal_lm import CausalLM
 from llm_env.lm.log_probs import head_kl, head_log_probs
 from llm_env.lm.packed_attention import packed_states
 from llm_env.lm.packing import PackedBatch, pack
 from llm_env.lm.registry import adapters_off
 
+with (
+    warnings.catch_warnings()
+):  # TRL says that its experimental part may change; the versions that we allow have been tried
+    warnings.simplefilter("ignore", TRLExperimentalWarning)
+    from trl.experimental.cpo import CPOConfig, CPOTrainer
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+CONFIGS: dict[str, Any] = {PAIRED: DPOConfig, UNPAIRED: KTOConfig, ODDS: ORPOConfig, CONTRASTIVE: CPOConfig}
+"""TRL's configuration class of each of its trainers."""
+
 PairLoss = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
-"""(r_w, r_l, sequential KL along y_w, along y_l) -> loss, all (B,)."""
+"""(r_w, r_l, sequential KL along y_w, along y_l) -> loss, all of shape (B,); r is log π(y|x) - log π_ref(y|x), in nats."""
 
 
 def pair_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of `encode_rankings` in pairs as `DPOTrainer`'s collator takes them."""
+    """Splits rows of `encode_rankings`, each a pair with the better response first, as `DPOTrainer`'s collator takes them."""
     return [
         {
             "prompt_ids": row["ids"][0][: row["prompt_length"]],
@@ -44,10 +51,15 @@ def pair_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def unpaired_rows(pairs: Sequence[dict[str, Any]], batch_size: int, seed: int) -> list[dict[str, Any]]:
-    """The two sides of each pair on their own, as `KTOTrainer`'s collator takes them.
+    """Makes a row of each side of each pair, as `KTOTrainer`'s collator takes them.
 
-    KTO estimates its KL from responses beside prompts that are not theirs: each gets the one before it in its batch, so the
-    rows are put in a random order first.
+    KTO estimates its KL from responses beside prompts that are not theirs: each row gets the response of the row before it in
+    its batch, so the rows are put in a random order first.
+
+    Args:
+        pairs: Pairs of `pair_rows`.
+        batch_size: Rows that the trainer will put into a batch.
+        seed: Seed of the order.
     """
     sides = [
         {"prompt_ids": pair["prompt_ids"], "completion_ids": pair[name], "label": name == "chosen_ids"}
@@ -59,12 +71,12 @@ def unpaired_rows(pairs: Sequence[dict[str, Any]], batch_size: int, seed: int) -
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         for i, row in enumerate(batch):
-            row["KL_completion_ids"] = batch[i - 1]["completion_ids"]
+            row["KL_completion_ids"] = batch[i - 1]["completion_ids"]  # of the first row: the last one's
     return rows
 
 
-def labelled_rows(pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Pairs as the ORPO and CPO trainers' collator takes them: -100 marks what is not learned."""
+def labeled_rows(pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Makes rows of pairs as the ORPO and CPO trainers' collator takes them; the label -100 marks what is not learned."""
     rows = []
     for pair in pairs:
         prompt = list(pair["prompt_ids"])
@@ -83,16 +95,16 @@ class PairTrainer(DPOTrainer):
     """`DPOTrainer` on rows of `pair_rows`.
 
     Args:
-        args: As `DPOTrainer`'s.
-        pair_loss: A loss to use instead of TRL's.
-        needs_kl: Whether it takes the sequential KL.
-        kwargs: As `DPOTrainer`'s.
+        args: Positional arguments of `DPOTrainer`.
+        pair_loss: A loss to use instead of TRL's; None: TRL computes its own.
+        needs_kl: Whether `pair_loss` takes the sequential KLs, which cost a pass over the vocabulary.
+        kwargs: Keyword arguments of `DPOTrainer`.
     """
 
     def __init__(self, *args: Any, pair_loss: PairLoss | None = None, needs_kl: bool = False, **kwargs: Any) -> None:
         self.pair_loss = pair_loss
         self.needs_kl = needs_kl
-        self._split: dict[int, CausalLM] = {}
+        self._causal_lms: dict[int, CausalLM] = {}  # by the model's id
         super().__init__(*args, **kwargs)
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
@@ -101,46 +113,53 @@ class PairTrainer(DPOTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Mean of the pairs' losses."""
+        """The mean of the pairs' losses; logs rewards, log-probs and KLs under TRL's names."""
         if self.pair_loss is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         with self.accelerator.autocast():
             chosen, rejected, log_probs, kls = self._compare(model, inputs)
             loss = self.pair_loss(chosen, rejected, *kls).mean()
-        found = {
+        metrics = {
             "rewards/chosen": self.beta * chosen,
             "rewards/rejected": self.beta * rejected,
             "rewards/accuracies": (chosen > rejected).float(),
             "rewards/margins": self.beta * (chosen - rejected),
-            "logps/chosen": log_probs.chunk(2)[0],
+            "logps/chosen": log_probs.chunk(2)[0],  # the collator puts all chosen responses before all rejected ones
             "logps/rejected": log_probs.chunk(2)[1],
             "logps/shortfall": torch.relu(-chosen),  # nats below the reference, what DPOP's λ charges for
         }
         if kls[0] is not None and kls[1] is not None:
-            found |= {"kl/chosen": kls[0], "kl/rejected": kls[1]}
-        table = torch.stack([values.detach() for values in found.values()], 1)  # (B, metrics): one transfer for all
+            metrics |= {"kl/chosen": kls[0], "kl/rejected": kls[1]}
+        table = torch.stack([values.detach() for values in metrics.values()], 1)  # (B, metrics): one transfer for all
         means = self.accelerator.gather_for_metrics(table).mean(0).tolist()
-        for name, mean in zip(found, means, strict=True):
+        for name, mean in zip(metrics, means, strict=True):
             self._metrics["train" if model.training else "eval"][name].append(mean)
         return (loss, {"rewards": (chosen - rejected).detach()}) if return_outputs else loss
 
     def _compare(
         self, model: Any, inputs: dict[str, Any]
     ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor] | tuple[None, None]]:
-        """Log ratios of both sides, log π of all, (2B,), and sequential KLs."""
+        """Compares the model with its reference on a batch of B pairs.
+
+        Returns:
+            log π(y|x) - log π_ref(y|x) of the chosen responses and of the rejected ones, shape (B,) each; log π(y|x) of all,
+            chosen before rejected, shape (2B,); the sequential KL along both sides, shape (B,) each, or (None, None).
+        """
         batch = _packed(inputs)
-        own = self.accelerator.unwrap_model(model)
-        lm = self._lm(own)
-        hidden = self._states(model, own, inputs, batch)
+        plain = self.accelerator.unwrap_model(model)
+        lm = self._lm(plain)
+        hidden = self._states(model, plain, inputs, batch)  # (response tokens, H)
         log_probs = _sums(head_log_probs(lm, hidden, batch.targets, 1.0)[0], batch)
         kl: Tensor | None = None
         if self.precompute_ref_logps:
             ref_log_probs = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
         else:
-            ref_lm = lm if self.ref_model is None else self._lm(self.accelerator.unwrap_model(self.ref_model))
+            # without a model of its own the reference is the trained one with its adapters off
+            ref_model = model if self.ref_model is None else self.ref_model
+            ref_plain = self.accelerator.unwrap_model(ref_model)
+            ref_lm = self._lm(ref_plain)
             with torch.no_grad(), adapters_off(ref_lm.model):
-                ref_model = model if self.ref_model is None else self.ref_model
-                ref_hidden = self._states(ref_model, self.accelerator.unwrap_model(ref_model), inputs, batch)
+                ref_hidden = self._states(ref_model, ref_plain, inputs, batch)
                 ref_log_probs = _sums(head_log_probs(ref_lm, ref_hidden, batch.targets, 1.0)[0], batch)
             if self.needs_kl:
                 kl = _sums(head_kl(lm, hidden, ref_lm, ref_hidden, 1.0, forward=True), batch)
@@ -150,26 +169,29 @@ class PairTrainer(DPOTrainer):
 
     def _lm(self, model: Any) -> CausalLM:
         """Trunk and head of a model, adapters inside."""
-        plain: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        if id(plain) not in self._split:  # which tries out whether it can be split
-            self._split[id(plain)] = CausalLM(plain, "model")
-        return self._split[id(plain)]
+        without_wrapper: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        key = id(without_wrapper)
+        if key not in self._causal_lms:  # kept, because making one tries out whether the model can be split
+            self._causal_lms[key] = CausalLM(without_wrapper, "model")
+        return self._causal_lms[key]
 
-    def _states(self, model: Any, own: Any, inputs: dict[str, Any], batch: PackedBatch) -> Tensor:
+    def _states(self, model: Any, plain: Any, inputs: dict[str, Any], batch: PackedBatch) -> Tensor:
         """Last hidden states at the positions that predict a response's token, shape (n, H)."""
         if self.accelerator.num_processes == 1 and not self.args.gradient_checkpointing:  # without padding
-            return packed_states(self._lm(own).trunk, batch)[batch.index]
+            return packed_states(self._lm(plain).trunk, batch)[batch.index]
+        # Through the whole model: distributed training and checkpointing wrap its forward.
         out = model(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             output_hidden_states=True,
             use_cache=False,
         )
+        # a position's state predicts the next token: (2B, T - 1, H), masked to (n, H)
         return out.hidden_states[-1][:, :-1][inputs["completion_mask"][:, 1:].bool()]
 
 
 def _packed(inputs: dict[str, Any]) -> PackedBatch:
-    """The collator's padded batch without its padding."""
+    """Lays the 2B sequences of the collator's padded batch end to end, without padding."""
     lengths = inputs["attention_mask"].sum(1).tolist()
     starts = (inputs["attention_mask"].sum(1) - inputs["completion_mask"].sum(1)).tolist()
     sequences = [ids[:n].tolist() for ids, n in zip(inputs["input_ids"], lengths, strict=True)]
@@ -177,7 +199,7 @@ def _packed(inputs: dict[str, Any]) -> PackedBatch:
 
 
 def _sums(values: Tensor, batch: PackedBatch) -> Tensor:
-    """Sums of tokens' values over each sequence, shape (2B,)."""
+    """Sums values of response tokens, shape (n,), over each sequence; shape (2B,)."""
     rows = torch.repeat_interleave(torch.arange(len(batch.counts)), torch.tensor(batch.counts)).to(values.device)
     return values.new_zeros(len(batch.counts)).index_add(0, rows, values)
 
@@ -190,7 +212,7 @@ class UnpairedTrainer(KTOTrainer):
 
 
 class OddsTrainer(ORPOTrainer):
-    """`ORPOTrainer` on rows of `labelled_rows`."""
+    """`ORPOTrainer` on rows of `labeled_rows`."""
 
     def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:
         """The row is encoded already."""
@@ -198,7 +220,7 @@ class OddsTrainer(ORPOTrainer):
 
 
 class ContrastiveTrainer(CPOTrainer):
-    """`CPOTrainer` on rows of `labelled_rows`: CPO and SimPO."""
+    """`CPOTrainer` on rows of `labeled_rows`: CPO and SimPO."""
 
     def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:
         """The row is encoded already."""

@@ -1,4 +1,4 @@
-"""Losses of reward models, as pure functions of one prompt's scores."""
+"""Losses of reward models: pure functions of one prompt's scores, and `RankingLoss`, which puts them together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-LOSSES = ("bradley_terry", "k_wise", "plackett_luce")
+from agents.supervised.settings import RewardSettings
 
 
 def pairwise_loss(
@@ -23,20 +23,20 @@ def pairwise_loss(
 
     Args:
         scores: r(x, y_k), shape (K,).
-        tiers: Rank of each response, 0 the best; equal ones tie and make no pair.
-        margins: m(better, worse) ≥ 0, in score, shape (K, K), indexed [better, worse]: eq. 2 of Touvron et al. 2023, "Llama 2"
-            (https://arxiv.org/abs/2307.09288). None: 0.
-        label_smoothing: ε: the pair is taken to be the other way round with this probability (Wang et al. 2024, "Secrets of
+        tiers: Rank of each response, K of them, 0 the best; equal ranks tie and make no pair.
+        margins: m(better, worse) ≥ 0, in units of the score, shape (K, K), indexed [better, worse]: eq. 2 of Touvron et al.
+            2023, "Llama 2" (https://arxiv.org/abs/2307.09288). None: 0.
+        label_smoothing: ε, the probability that a pair is the other way round than labeled (Wang et al. 2024, "Secrets of
             RLHF II", https://arxiv.org/abs/2401.06080).
 
     Returns:
-        Scalar; 0 where all tie.
+        Scalar to minimize; 0 where all tie.
     """
     pairs = [(i, j) for i, j in itertools.permutations(range(len(tiers)), 2) if tiers[i] < tiers[j]]
     if not pairs:
-        return scores.sum() * 0.0
+        return scores.sum() * 0.0  # 0 with a gradient, which the backward pass needs
     better, worse = (torch.tensor(side, device=scores.device) for side in zip(*pairs, strict=True))
-    difference = scores[better] - scores[worse]
+    difference = scores[better] - scores[worse]  # (pairs,)
     if margins is not None:
         difference = difference - margins.to(scores.device)[better, worse]
     loss = -logsigmoid(difference)
@@ -54,10 +54,10 @@ def plackett_luce_loss(scores: Tensor, tiers: Sequence[int]) -> Tensor:
 
     Args:
         scores: r(x, y_k), shape (K,).
-        tiers: Rank of each response, 0 the best.
+        tiers: Rank of each response, K of them, 0 the best.
 
     Returns:
-        Scalar; 0 where all tie. With two responses, Bradley-Terry's.
+        Scalar to minimize; 0 where all tie. With two responses it is Bradley-Terry's loss.
     """
     terms = []
     last = max(tiers)
@@ -66,18 +66,64 @@ def plackett_luce_loss(scores: Tensor, tiers: Sequence[int]) -> Tensor:
             break
         rest = torch.tensor([i for i, t in enumerate(tiers) if t >= place], device=scores.device)
         chosen = torch.tensor([i for i, t in enumerate(tiers) if t == place], device=scores.device)
-        terms.append(torch.logsumexp(scores[rest], 0) - scores[chosen])
+        terms.append(torch.logsumexp(scores[rest], 0) - scores[chosen])  # one choice for each member of the tier
     if not terms:
         return scores.sum() * 0.0
     return torch.cat(terms).mean()
 
 
-def centring_loss(scores: Tensor) -> Tensor:
+def centering_loss(scores: Tensor) -> Tensor:
     """(2/K Σ_k s_k)²: keeps the scores around 0, which a loss of differences leaves free.
 
     Eisenstein et al. 2023, "Helping or Herding?", eq. 2 (https://arxiv.org/abs/2312.09244), where K is 2.
 
     Args:
-        scores: Shape (K,).
+        scores: r(x, y_k), shape (K,).
+
+    Returns:
+        Scalar to minimize.
     """
     return (2 * scores.mean()) ** 2
+
+
+class RankingLoss:
+    """The loss of one prompt's scores that `RewardSettings` describe.
+
+    Args:
+        settings: Checked settings, of which ``loss``, ``margins``, ``margin_scale``, ``center_rewards_coefficient`` and
+            ``label_smoothing`` are read.
+    """
+
+    def __init__(self, settings: RewardSettings) -> None:
+        self.settings = settings
+
+    def __call__(self, scores: Tensor, tiers: Sequence[int], margin: float | None = None) -> Tensor:
+        """Computes the loss.
+
+        Args:
+            scores: r(x, y_k), shape (K,).
+            tiers: Rank of each response, K of them, 0 the best.
+            margin: The record's own margin; None where it has none.
+
+        Returns:
+            Scalar to minimize.
+        """
+        s = self.settings
+        if s.loss == "plackett_luce":
+            loss = plackett_luce_loss(scores, tiers)
+        else:
+            loss = pairwise_loss(scores, tiers, self.margins(tiers, margin), s.label_smoothing)
+        if s.center_rewards_coefficient:
+            loss = loss + s.center_rewards_coefficient * centering_loss(scores)
+        return loss
+
+    def margins(self, tiers: Sequence[int], margin: float | None = None) -> Tensor | None:
+        """The margin of each pair, shape (K, K), indexed [better, worse]; None where the settings want none."""
+        s = self.settings
+        if s.margins == "none":
+            return None
+        if s.margins == "given":
+            return torch.full((len(tiers), len(tiers)), s.margin_scale * (margin or 0.0))
+        ranks = torch.tensor(tiers)
+        apart = ranks[None] - ranks[:, None]  # (K, K): how many places the worse response lies below the better
+        return s.margin_scale * (apart - 1).clamp(min=0).float()

@@ -1,8 +1,7 @@
-"""What a reward model is worth: accuracy, calibration, length, and its worst mistakes, on held-out preferences."""
+"""Report on a reward model: accuracy, calibration, length, and its worst mistakes, on held-out preferences."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,24 +11,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.figures import DPI, new_figure
+from agents.files import write_json, write_text
 from agents.preferences.records import Ranking
 
 BOOTSTRAPS = 1000
+"""Draws of a bootstrap interval: enough for two digits of a 95 % interval."""
 BINS = 8
+"""Bins of a calibration curve."""
 
 
 @dataclass(frozen=True)
 class JudgedPair:
-    """A pair of a held-out ranking, as the reward model sees it.
+    """A pair of a held-out ranking, as the reward model scores it.
 
     Attributes:
-        prompt: What was asked.
-        better: The response that was preferred.
-        worse: The other.
-        difference: Raw score of the better less that of the worse.
-        longer: 1 where the better has more words, -1 where fewer, 0 where as many.
-        group: Which ranking it is from.
-        gold: Gold score of the better less that of the worse, where there is one.
+        prompt: Text of the prompt; of messages the last one's.
+        better: Text of the response that was preferred.
+        worse: Text of the other response.
+        difference: Raw score of the better response less that of the worse.
+        longer: 1 where the better response has more words, -1 where it has fewer, 0 where both have as many.
+        group: Number of the ranking that the pair is from.
+        gold: Gold score of the better response less that of the worse; None without a gold score.
     """
 
     prompt: str
@@ -46,65 +49,76 @@ def judged_pairs(
     scores: Sequence[dict[str, float]],
     gold: Callable[[list[str], list[str]], Sequence[float]] | None = None,
 ) -> list[JudgedPair]:
-    """All pairs of the rankings, with the scores' differences.
+    """Makes all pairs of rankings, with the differences of their scores.
 
     Args:
-        rankings: Held-out ones.
-        scores: For each, the raw score of each response id.
-        gold: A rule that knows better than the annotators.
+        rankings: Held-out rankings.
+        scores: For each ranking, the raw score of each response by its id.
+        gold: Function of prompts and responses that knows better than the annotators; None: there is none.
     """
-    found = []
-    for group, (ranking, own) in enumerate(zip(rankings, scores, strict=True)):
+    pairs = []
+    for group, (ranking, ranking_scores) in enumerate(zip(rankings, scores, strict=True)):
         prompt = ranking.candidates.prompt
         text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-        responses = ranking.candidates.responses
-        golden = (
-            dict(
-                zip((r.id for r in responses), gold([text] * len(responses), [r.text for r in responses]), strict=True)
-            )
-            if gold
-            else None
-        )
+        gold_scores = None if gold is None else _gold_scores(ranking, text, gold)
         for better, worse, _ in ranking.pairs():
             words = len(better.text.split()) - len(worse.text.split())
-            found.append(
+            pairs.append(
                 JudgedPair(
                     text,
                     better.text,
                     worse.text,
-                    own[better.id] - own[worse.id],
+                    ranking_scores[better.id] - ranking_scores[worse.id],
                     (words > 0) - (words < 0),
                     group,
-                    None if golden is None else float(golden[better.id] - golden[worse.id]),
+                    None if gold_scores is None else gold_scores[better.id] - gold_scores[worse.id],
                 )
             )
-    return found
+    return pairs
+
+
+def _gold_scores(
+    ranking: Ranking, prompt: str, gold: Callable[[list[str], list[str]], Sequence[float]]
+) -> dict[str, float]:
+    """The gold score of each response of a ranking, by its id."""
+    responses = ranking.candidates.responses
+    scores = gold([prompt] * len(responses), [r.text for r in responses])
+    return {r.id: float(score) for r, score in zip(responses, scores, strict=True)}
 
 
 def share_right(differences: NDArray[np.float64]) -> float:
-    """Share of positive differences; 0 counts one half."""
+    """Share of differences above 0, each of which is a pair in the right order; a difference of 0 counts one half."""
     return float(np.mean((differences > 0) + 0.5 * (differences == 0)))
 
 
 def bootstrap_interval(values: NDArray[np.float64], groups: NDArray[np.int64], seed: int = 0) -> tuple[float, float]:
-    """95 % interval of `share_right`, drawing whole groups: the pairs of one ranking share responses."""
+    """95 % bootstrap interval of `share_right`, drawing whole groups: the pairs of one ranking share responses.
+
+    Args:
+        values: Score differences, shape (n,).
+        groups: Number of the ranking that each pair is from, shape (n,).
+        seed: Seed of the draws.
+    """
     rng = np.random.default_rng(seed)
     names = np.unique(groups)
     right = (values > 0) + 0.5 * (values == 0)
     sums = np.array([right[groups == g].sum() for g in names])
     sizes = np.array([(groups == g).sum() for g in names])
-    drawn = rng.integers(0, len(names), (BOOTSTRAPS, len(names)))
+    drawn = rng.integers(0, len(names), (BOOTSTRAPS, len(names)))  # a row of groups for each draw
     shares = sums[drawn].sum(1) / sizes[drawn].sum(1)
     return float(np.quantile(shares, 0.025)), float(np.quantile(shares, 0.975))
 
 
 def calibration(differences: NDArray[np.float64]) -> list[dict[str, float]]:
-    """How often the response that the model prefers was preferred, by how sure the model is.
+    """How often annotators preferred the response that the model prefers, by how sure the model is.
 
-    Bins of equal size over σ(|difference|), the probability that Bradley and Terry's model gives it.
+    Pairs are put into bins of equal size by σ(|difference|), the probability that Bradley and Terry's model gives them.
+
+    Args:
+        differences: Raw score of the preferred response less that of the other, shape (n,).
 
     Returns:
-        For each bin ``predicted``, ``observed``, ``pairs``.
+        For each bin the mean probability ``predicted``, the share ``observed``, and the number of ``pairs``.
     """
     sure = 1 / (1 + np.exp(-np.abs(differences)))
     right = (differences > 0) + 0.5 * (differences == 0)
@@ -116,11 +130,11 @@ def calibration(differences: NDArray[np.float64]) -> list[dict[str, float]]:
 
 
 def rank_correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    """Spearman's: Pearson's of the ranks, ties at their mean rank. NaN where one side does not vary."""
+    """Spearman's correlation, which is Pearson's of the ranks, ties at their mean rank. NaN where one side does not vary."""
 
     def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
         _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-        ends = np.cumsum(counts)
+        ends = np.cumsum(counts)  # rank of the last of those that tie
         return (ends - (counts - 1) / 2)[inverse]
 
     a, b = ranks(one), ranks(other)
@@ -129,13 +143,13 @@ def rank_correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> fl
     return float(np.corrcoef(a, b)[0, 1])
 
 
-def summarise(pairs: Sequence[JudgedPair], scores: Sequence[float], lengths: Sequence[int]) -> dict[str, Any]:
-    """The report's numbers.
+def summarize(pairs: Sequence[JudgedPair], scores: Sequence[float], lengths: Sequence[int]) -> dict[str, Any]:
+    """Computes the report's numbers.
 
     Args:
-        pairs: Of the held-out rankings.
-        scores: Raw scores of all held-out responses …
-        lengths: … and how many words they have.
+        pairs: All pairs of the held-out rankings.
+        scores: Raw score of each held-out response.
+        lengths: Number of words of each held-out response, in the order of `scores`.
 
     Raises:
         ValueError: there are no pairs.
@@ -160,14 +174,14 @@ def summarise(pairs: Sequence[JudgedPair], scores: Sequence[float], lengths: Seq
     }
     if pairs[0].gold is not None:
         gold = np.array([p.gold for p in pairs], dtype=float)
-        clear = gold != 0
+        clear = gold != 0  # the gold rule has an opinion
         report["gold_accuracy"] = share_right((differences * np.sign(gold))[clear]) if clear.any() else math.nan
         report["annotator_gold_accuracy"] = share_right(gold[clear]) if clear.any() else math.nan
     return report
 
 
 def worst_mistakes(pairs: Sequence[JudgedPair], count: int = 10) -> list[dict[str, Any]]:
-    """The pairs that the model is surest of and wrong about."""
+    """The `count` pairs that the model orders wrongly by the largest differences, the largest first."""
     wrong = sorted((p for p in pairs if p.difference < 0), key=lambda p: p.difference)
     return [
         {"prompt": p.prompt, "preferred": p.better, "model_prefers": p.worse, "by": -p.difference}
@@ -176,24 +190,25 @@ def worst_mistakes(pairs: Sequence[JudgedPair], count: int = 10) -> list[dict[st
 
 
 def write_report(folder: Path, report: dict[str, Any], mistakes: list[dict[str, Any]]) -> None:
-    """Writes ``report.json``, ``report.png`` and ``mistakes.md``."""
-    text = json.dumps({**report, "worst_mistakes": mistakes}, indent=1, ensure_ascii=False)
-    (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+    """Writes ``report.json``, ``report.png`` and ``mistakes.md`` to a folder.
+
+    Args:
+        folder: The stage's output folder.
+        report: Numbers of `summarize`, ``accuracy_by_margin`` and the trainer's ``log``.
+        mistakes: The pairs of `worst_mistakes`.
+    """
+    write_json(folder / "report.json", {**report, "worst_mistakes": mistakes})
     lines = ["# Where the reward model is surest and wrong", ""]
     for m in mistakes:
         lines += [f"**{m['prompt'].strip()}**", "", f"- preferred: {m['preferred'].strip()}"]
         lines += [f"- the model prefers, by {m['by']:.2f}: {m['model_prefers'].strip()}", ""]
-    (folder / "mistakes.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(folder / "mistakes.md", "\n".join(lines) + "\n")
     draw(folder / "report.png", report)
 
 
 def draw(path: Path, report: dict[str, Any]) -> None:
-    """Calibration, accuracy by margin, and the accuracy over training."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    """Draws calibration, accuracy by margin, and held-out accuracy over training."""
+    figure = new_figure(11, 3.4)
     left, middle, right = figure.subplots(1, 3)
     curve = report["calibration"]
     left.plot([0.5, 1], [0.5, 1], color="0.7", linewidth=1)
@@ -209,11 +224,15 @@ def draw(path: Path, report: dict[str, Any]) -> None:
     right.set(title="held-out accuracy", xlabel="step")
     for axes in (left, middle, right):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=DPI)
 
 
 def accuracy_by_margin(pairs: Sequence[JudgedPair], bins: int = 5) -> list[dict[str, float]]:
-    """Accuracy of pairs by how far apart the model scores them, in bins of equal size."""
+    """Accuracy of pairs by how far apart the model scores them, in bins of equal size.
+
+    Returns:
+        For each bin its smallest and largest difference, ``from`` and ``to``, its ``accuracy`` and number of ``pairs``.
+    """
     differences = np.array([p.difference for p in pairs])
     order = np.argsort(np.abs(differences), kind="stable")
     return [

@@ -29,7 +29,8 @@ def train_on_preferences(job: Any, work: Path, reward_model: str, task: Any) -> 
         task: A `TextTask`: its prompts are sampled from.
     """
     from agents.iteration import IterationSettings, iterate
-    from agents.supervised.preference import PreferenceSettings, optimise
+    from agents.supervised.preference import train as preference
+    from agents.supervised.settings import PreferenceSettings
 
     compared = job.compared
     params = dict(job.params)
@@ -48,7 +49,7 @@ def train_on_preferences(job: Any, work: Path, reward_model: str, task: Any) -> 
             **common,
             **params,
         )
-        optimise(given)
+        preference.train_on_preferences(given)
         return {"trained_tokens": 0, "train_seconds": time.perf_counter() - started}
     rounds = int(params.pop("rounds", ROUNDS.get(job.algo, 1)))
     n_responses = int(params.pop("n_responses", 4))

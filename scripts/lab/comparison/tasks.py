@@ -170,17 +170,18 @@ def make_labels(labels: Labels, threads: int) -> dict[str, Any]:
 
 def _train_reward_model(labels: Labels, folder: Path) -> dict[str, Any]:
     """On the labels; returns its report."""
-    from agents.supervised.reward_model.train import RewardSettings, train_reward_model
-    from agents.supervised.reward_model.trainer import RankingLoss
-    from agents.supervised.trainer import TrainerSettings
+    from agents.supervised.reward_model.train import train_reward_model
+    from agents.supervised.settings import RewardSettings
 
-    own = dict(labels.task.reward)
-    special = {k: own.pop(k) for k in ("freeze_layers", "max_length") if k in own}
-    loss = RankingLoss(own.pop("loss", "k_wise"))
     shutil.rmtree(folder / "reward", ignore_errors=True)
     common = {"evaluations": 1, "device": "cpu", "seed": labels.seed, "mixed_precision": labels.task.mixed_precision}
-    settings = TrainerSettings(output_dir=folder / "reward", model=labels.task.model, **(common | own))
-    report = train_reward_model(settings, RewardSettings(str(rankings_in(labels.folder)), loss=loss, **special))
+    settings = RewardSettings(
+        output_dir=folder / "reward",
+        model=labels.task.model,
+        preferences=str(rankings_in(labels.folder)),
+        **(common | labels.task.reward),
+    )
+    report = train_reward_model(settings)
     shutil.rmtree(folder / "reward" / "checkpoints", ignore_errors=True)
     return report
 
@@ -189,10 +190,10 @@ def _collect(labels: Labels, folder: Path) -> int:
     """Writes ``rankings.jsonl``; returns the tokens that were generated for it, 0 for labels from a file."""
     from rich.console import Console
 
-    from agents.preferences.folder import Sampling, candidates_in, rank_in
+    from agents.preferences.folder import candidates_in, rank_in
     from agents.preferences.judge import Judge
     from agents.preferences.records import read_rankings, write_jsonl
-    from agents.preferences.sampling import Source
+    from agents.preferences.sampling import Sampling, Source
     from agents.preferences.selection import pairs_of
     from llm_env.default_task import DEFAULT_MODEL
     from llm_env.lm.names import LoadSettings

@@ -109,9 +109,9 @@ def test_interrupted_in_a_round_it_ends_with_the_same_result(
 
             real = collecting.collect_responses
 
-            def half(prompts: Any, sources: Any, *args: Any) -> Any:
-                if "round_1" not in sources[0].name:
-                    yield from real(prompts, sources, *args)
+            def half(prompts: Any, sampling: Any, *args: Any) -> Any:
+                if "round_1" not in sampling.sources[0].name:
+                    yield from real(prompts, sampling, *args)
                     return
                 (second / "responses.jsonl").write_text('{"id": "p0", "prompt"')
                 raise KeyboardInterrupt

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.preferences.page import Answers, Question
+from agents.preferences.answers import Answers, Question
 from agents.preferences.records import Candidates, Response, read_rankings
 from tests.browser import needs_browser, open_page
 from tests.conftest import ROOT
@@ -37,7 +37,7 @@ def test_answers_are_kept_at_once_and_found_again(tmp_path: Path) -> None:
     assert again.next("ann") == 2
     assert again.next("bob") == 0
     assert again.done("ann") == 2
-    assert again.given["ann", "p1", None].all_bad
+    assert again.rankings["ann", "p1", None].all_bad
 
 
 def test_a_line_that_a_crash_left_unfinished_is_dropped(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def free_port() -> int:
 
 def start_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, str(ROOT / "scripts" / "collect_preferences.py"), "--output-dir", str(folder)]
-    server = subprocess.Popen([*command, "--people", "True", "--port", str(port)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    server = subprocess.Popen([*command, "--people", "--port", str(port)], cwd=ROOT, stdout=subprocess.DEVNULL)
     for _ in range(600):
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=1).read()

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tyro
 
 from agents.cli import collect_preferences, train
 from agents.preferences.agreement import agreement, cohen_kappa, krippendorff_alpha
 from agents.preferences.judge import Judge
-from agents.preferences.label_studio import export_tasks, import_rankings, labelling_config
+from agents.preferences.label_studio import export_tasks, import_rankings, labeling_config
 from agents.preferences.records import (
     Candidates,
     Ranking,
@@ -21,7 +20,7 @@ from agents.preferences.records import (
     read_candidates,
     read_rankings,
 )
-from agents.preferences.sampling import Source, collect_responses, near_duplicate
+from agents.preferences.sampling import Sampling, Source, collect_responses, near_duplicate
 from agents.preferences.selection import pair_records
 from llm_env.default_task import DEFAULT_MODEL
 from llm_env.default_task.gold import gold_score
@@ -152,7 +151,7 @@ def test_label_studio_there_and_back(tmp_path: Path) -> None:
     candidates = [Candidates("p0", "How?", tuple(Response(n, f"Text {n}.") for n in "abc"))]
     task = export_tasks(candidates)[0]
     assert [item["id"] for item in task["data"]["items"]] == ["a", "b", "c"]
-    assert labelling_config(3).count("<Bucket") == 3
+    assert labeling_config(3).count("<Bucket") == 3
 
     def annotation(value: dict[str, Any], **more: Any) -> dict[str, Any]:
         result = {"from_name": "ranking", "to_name": "responses", "type": "ranker", "value": value}
@@ -191,7 +190,7 @@ def test_near_duplicates() -> None:
 def test_responses_differ_and_come_from_all_sources() -> None:
     sources = [Source(DEFAULT_MODEL, 0.5), Source(DEFAULT_MODEL, 1.5)]
     prompts = ["How was the hotel?", "Review of the bakery:", "How was the taxi?"]
-    (collected,) = collect_responses(prompts, sources, CPU, 4, 32, 16, seed=0)
+    (collected,) = collect_responses(prompts, Sampling(tuple(sources), 4, 32, 16, seed=0), CPU)
     found = collected.candidates
     assert collected.tokens >= sum(len(c.responses) for c in found)
     assert [c.id for c in found] == ["p0", "p1", "p2"]
@@ -238,9 +237,7 @@ def test_a_reward_model_as_judge_reads_what_the_environment_would() -> None:
 def collect(folder: Path, *extra: str) -> int:
     small = ["--n-prompts", "150", "--n-responses", "2", "--max-new-tokens", "6", "--device", "cpu"]
     arguments = ["--output-dir", str(folder), *small, *extra]
-    return collect_preferences.run(
-        tyro.cli(collect_preferences.Args, args=arguments, config=(tyro.conf.FlagConversionOff,))
-    )
+    return collect_preferences.main(arguments)
 
 
 def test_the_script_goes_on_where_it_stopped_and_ends_the_same(

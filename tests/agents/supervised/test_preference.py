@@ -16,10 +16,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from agents.cli import train_preference as script
 from agents.preferences.records import read_rankings
+from agents.supervised.preference.build import make_trainer
 from agents.supervised.preference.methods import METHODS, method
-from agents.supervised.preference.train import PreferenceSettings, make_trainer
-from agents.supervised.preference.trainers import labelled_rows, unpaired_rows
+from agents.supervised.preference.trainers import labeled_rows, unpaired_rows
 from agents.supervised.rows import encode_rankings, read_split
+from agents.supervised.settings import PreferenceSettings
 from llm_env.default_task import DEFAULT_MODEL
 from llm_env.lm.loading import load_tokenizer
 from tests.conftest import SIZE, WIDE, save_model
@@ -47,12 +48,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 def trainer_of(tmp_path: Path, models: tuple[str, str], loss: str, **extra: Any) -> Any:
-    row = method(loss)
-    reference = {"ref_model": models[1]} if row.reference else {}
+    policy, reference = models
+    options = {"model": policy, "ref_model": reference if method(loss).reference else None, "device": "cpu"}
     settings = PreferenceSettings(
-        output_dir=tmp_path / "out", preferences="", loss=loss, device="cpu", batch_size=2, **{**reference, **extra}
+        output_dir=tmp_path / "out", preferences="", loss=loss, batch_size=2, **{**options, **extra}
     )
-    return make_trainer(settings, row, models[0], load_tokenizer(models[0]), PAIRS, PAIRS)
+    return make_trainer(settings, load_tokenizer(policy), PAIRS, PAIRS)
 
 
 def loss_of(trainer: Any) -> Tensor:
@@ -291,7 +292,7 @@ def test_kto_and_orpo_rows_hold_both_sides() -> None:
     for start in range(0, 12, 4):
         batch = rows[start : start + 4]
         assert [r["KL_completion_ids"] for r in batch] == [batch[i - 1]["completion_ids"] for i in range(4)]
-    row = labelled_rows(PAIRS)[0]
+    row = labeled_rows(PAIRS)[0]
     assert row["chosen_labels"] == [-100, -100, -100, 40, 41, 2]
     assert row["rejected_input_ids"] == [1, 30, 31, 50, 2]
 
@@ -422,7 +423,7 @@ def test_interrupted_it_goes_on_to_the_same_weights(
     broken = tmp_path / "parts" / "checkpoints" / "checkpoint-10"  # the process died while it wrote this one
     broken.mkdir()
     (broken / "model.safetensors").write_bytes(b"half")
-    assert run(*common, "--output-dir", str(tmp_path / "parts"), "--resume", "True") == 0
+    assert run(*common, "--output-dir", str(tmp_path / "parts"), "--resume") == 0
     one, other = (load_file(tmp_path / name / "actor" / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(one[k], other[k]) for k in one)
     report = json.loads((tmp_path / "whole" / "preference.json").read_text())
@@ -434,7 +435,7 @@ def test_interrupted_it_goes_on_to_the_same_weights(
     [
         (["--loss", "dppo"], "loss='dppo' is not known; use one of dpo, dpop"),
         (["--loss", "dpo", "--dpop-lambda", "3"], "dpop_lambda: loss='dpo' does not have it; dpop do"),
-        (["--loss", "tdpo2", "--cache-reference", "True"], "whole distributions"),
+        (["--loss", "tdpo2", "--cache-reference"], "whole distributions"),
         (["--pairs", "some"], "pairs='some' is not known; use one of all, best_worst"),
         (["--beta", "0"], "beta=0.0 must be a finite number above 0"),
         (["--loss", "robust", "--label-smoothing", "0.5"], "label_smoothing=0.5 must be below 0.5"),

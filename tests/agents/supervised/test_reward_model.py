@@ -10,23 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import tyro
 
 from agents.cli import train_reward_model as script
 from agents.preferences.judge import Judge, episode_of
 from agents.preferences.records import Candidates, Ranking, Response, read_rankings, write_jsonl
 from agents.preferences.sampling import Source, collect_responses
-from agents.supervised.reward_model.losses import centring_loss, pairwise_loss, plackett_luce_loss
+from agents.supervised.reward_model.losses import RankingLoss, centering_loss, pairwise_loss, plackett_luce_loss
 from agents.supervised.reward_model.report import (
     JudgedPair,
     bootstrap_interval,
     calibration,
     rank_correlation,
-    summarise,
+    summarize,
     worst_mistakes,
 )
-from agents.supervised.reward_model.trainer import RankingLoss, collate
+from agents.supervised.reward_model.trainer import collate
 from agents.supervised.rows import encode_rankings
+from agents.supervised.settings import RewardSettings
 from llm_env.default_task import DEFAULT_HELDOUT_PROMPTS, DEFAULT_MODEL, DEFAULT_PROMPTS
 from llm_env.lm.loading import load_tokenizer
 from llm_env.lm.names import LoadSettings
@@ -78,31 +78,45 @@ def test_gradients_of_the_losses_by_finite_differences(loss: Any) -> None:
     assert torch.autograd.gradcheck(lambda s: loss(s, [2, 0, 1, 1]), (scores,))
 
 
-def test_margins_by_rank_and_centring() -> None:
-    loss = RankingLoss("k_wise", margins="rank", margin_scale=0.5)
-    margins = loss._margins([0, 1, 2], None)
+def reward_settings(**changes: Any) -> RewardSettings:
+    return RewardSettings(**{"output_dir": Path("no-such-folder"), "preferences": "", **changes})
+
+
+def test_margins_by_rank_and_centering() -> None:
+    margins = RankingLoss(reward_settings(margins="rank", margin_scale=0.5)).margins([0, 1, 2])
+    assert margins is not None
     assert margins[0].tolist() == [0.0, 0.0, 0.5]  # one place apart: none; two: one more
-    given = RankingLoss("bradley_terry", margins="given")
-    scores = torch.tensor([1.0, 0.0])
-    assert given(scores, [0, 1], 1.0).item() == pytest.approx(math.log(2))
-    assert centring_loss(torch.tensor([1.0, 3.0])).item() == 16  # (1 + 3)², as Eisenstein et al. have it for a pair
-    with_term = RankingLoss("k_wise", centring=0.01)(torch.tensor([1.0, 3.0]), [1, 0]).item()
-    assert with_term == pytest.approx(pairwise_loss(torch.tensor([1.0, 3.0]), [1, 0]).item() + 0.16)
+    given = RankingLoss(reward_settings(loss="bradley_terry", margins="given"))
+    assert given(torch.tensor([1.0, 0.0]), [0, 1], 1.0).item() == pytest.approx(math.log(2))
+    scores = torch.tensor([1.0, 3.0])
+    assert centering_loss(scores).item() == 16  # (1 + 3)², as Eisenstein et al. have it for a pair
+    with_term = RankingLoss(reward_settings(center_rewards_coefficient=0.01))(scores, [1, 0]).item()
+    assert with_term == pytest.approx(pairwise_loss(scores, [1, 0]).item() + 0.16)
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("changes", "message"),
     [
-        ({"name": "elo"}, "loss='elo' is not known"),
+        ({"loss": "elo"}, "loss='elo' is not known"),
         ({"margins": "wide"}, "margins='wide' is not known"),
         ({"label_smoothing": 0.5}, "label_smoothing=0.5"),
-        ({"name": "plackett_luce", "margins": "rank"}, "neither margins nor label smoothing"),
-        ({"centring": -1.0}, "must be at least 0"),
+        ({"loss": "plackett_luce", "margins": "rank"}, "neither margins nor label smoothing"),
+        (
+            {"center_rewards_coefficient": -1.0},
+            "center_rewards_coefficient=-1.0 and margin_scale=1.0 must be at least 0",
+        ),
+        ({"max_length": 1}, "max_length=1 must be at least 2 tokens"),
+        ({"dropout": 1.0}, "dropout=1.0"),
+        ({"gate": True}, "name them: --heads"),
+        ({"heads": ("good",)}, "two or more different aspects"),
+        ({"heads": ("a", "b"), "head_weights": (1.0,)}, "must be one for each"),
+        ({"batch_size": 32, "micro_batch_size": 5}, "must divide batch_size"),
+        ({"mixed_precision": "fp16"}, "mixed_precision='fp16' is not known; use 'no' or 'bf16'"),
     ],
 )
-def test_unusable_losses(settings: dict[str, Any], message: str) -> None:
+def test_unusable_settings(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        RankingLoss(**settings)
+        reward_settings(**changes).check()
 
 
 # ------------------------------------------------------------------------------------------------ data
@@ -141,7 +155,7 @@ def test_rows_hold_what_the_environment_would_show_the_model() -> None:
 def test_the_reports_numbers_by_hand() -> None:
     pairs = [JudgedPair("p", "a b", "c", d, longer, group) for d, longer, group in
              [(2.0, 1, 0), (1.0, -1, 0), (-0.5, 1, 1), (0.0, 0, 1)]]  # fmt: skip
-    report = summarise(pairs, [1.0, 2.0, 3.0], [10, 20, 15])
+    report = summarize(pairs, [1.0, 2.0, 3.0], [10, 20, 15])
     assert report["accuracy"] == (1 + 1 + 0 + 0.5) / 4
     assert report["longer_is_better"] == (1 + 0 + 1 + 0.5) / 4
     assert report["length_correlation"] == pytest.approx(0.5)
@@ -151,7 +165,7 @@ def test_the_reports_numbers_by_hand() -> None:
     assert low < 0.9 < high
     assert high - low < 0.15
     with pytest.raises(ValueError, match="no pair"):
-        summarise([], [], [])
+        summarize([], [], [])
 
 
 def test_a_calibrated_model_is_on_the_diagonal() -> None:
@@ -196,8 +210,7 @@ def many(preferences: Path) -> Path:
 def train(folder: Path, output: Path, *extra: str, train_file: str = "train.jsonl") -> int:
     arguments = ["--preferences", str(folder / train_file), "--eval-preferences", str(folder / "test.jsonl")]
     arguments += ["--output-dir", str(output), "--device", "cpu", "--learning-rate", "1e-3", "--epochs", "2"]
-    args = tyro.cli(script.Args, args=[*arguments, *extra], config=(tyro.conf.FlagConversionOff,))
-    return script.run(args)
+    return script.main([*arguments, *extra])
 
 
 def report_of(folder: Path) -> dict[str, Any]:
@@ -257,7 +270,7 @@ def test_heads_are_put_together_by_weights_or_a_gate(preferences: Path, tmp_path
     aspects = ["good", "polite", None]
     labelled = [dataclasses.replace(r, aspect=aspects[i % 3]).to_json() for i, r in enumerate(rankings)]
     write_jsonl(preferences / "aspects.jsonl", labelled)
-    extra = ["--heads", "good", "polite", *(["--gate", "True"] if gate else ["--head-weights", "0.8", "0.2"])]
+    extra = ["--heads", "good", "polite", *(["--gate"] if gate else ["--head-weights", "0.8", "0.2"])]
     assert train(preferences, tmp_path / "rm", *extra, "--epochs", "1", train_file="aspects.jsonl") == 0
     folder = tmp_path / "rm" / "reward_model"
     tokenizer = load_tokenizer(DEFAULT_MODEL)
@@ -325,7 +338,7 @@ def test_a_run_that_stopped_goes_on(preferences: Path, tmp_path: Path) -> None:
         patch.setattr("agents.supervised.trainer.StageProgress", Stop)
         assert train(preferences, tmp_path / "parts", *settings) == 130
     assert train(preferences, tmp_path / "parts", *settings) == 1  # without --resume: refused
-    assert train(preferences, tmp_path / "parts", *settings, "--resume", "True") == 0
+    assert train(preferences, tmp_path / "parts", *settings, "--resume") == 0
     one, other = (report_of(tmp_path / n) for n in ("whole", "parts"))
     assert one["accuracy"] == other["accuracy"]
     assert one["score_mean"] == pytest.approx(other["score_mean"], abs=1e-6)
@@ -334,7 +347,7 @@ def test_a_run_that_stopped_goes_on(preferences: Path, tmp_path: Path) -> None:
 def test_packed_and_padded_scores_agree(preferences: Path, tmp_path: Path) -> None:
     """One device reads without padding, several through the whole model: the same loss."""
     assert train(preferences, tmp_path / "packed", *QUICK) == 0
-    assert train(preferences, tmp_path / "padded", *QUICK, "--gradient-checkpointing", "True") == 0
+    assert train(preferences, tmp_path / "padded", *QUICK, "--gradient-checkpointing") == 0
     one, other = (report_of(tmp_path / n) for n in ("packed", "padded"))
     assert one["log"][0]["loss"] == pytest.approx(other["log"][0]["loss"], abs=1e-4)
     assert one["score_mean"] == pytest.approx(other["score_mean"], abs=2e-2)
@@ -344,7 +357,7 @@ def test_packed_and_padded_scores_agree(preferences: Path, tmp_path: Path) -> No
     ("extra", "message"),
     [
         (("--loss", "elo"), "loss='elo' is not known"),
-        (("--gate", "True"), "name them: --heads"),
+        (("--gate",), "name them: --heads"),
         (("--heads", "good"), "two or more different aspects"),
         (("--heads", "a", "b", "--head-weights", "1"), "must be one for each"),
         (("--freeze-layers", "9"), "has 4 layers"),

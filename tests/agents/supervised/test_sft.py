@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import tyro
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -27,8 +26,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tune(text: Path, output: Path, *extra: str) -> int:
     arguments = ["--texts", str(text / "reviews.jsonl"), "--heldout-texts", str(text / "heldout_reviews.jsonl")]
     arguments += ["--output-dir", str(output), "--device", "cpu", "--n-samples", "2"]
-    args = tyro.cli(train_sft.Args, args=[*arguments, *extra], config=(tyro.conf.FlagConversionOff,))
-    return train_sft.run(args)
+    return train_sft.main([*arguments, *extra])
 
 
 def test_no_topic_stands_on_both_sides(text: Path) -> None:
@@ -43,7 +41,7 @@ def test_no_topic_stands_on_both_sides(text: Path) -> None:
 
 
 def test_new_weights_learn_the_texts(text: Path, tmp_path: Path) -> None:
-    extra = ["--from-scratch", "True", "--learning-rate", "3e-3", "--epochs", "2", "--max-length", "64"]
+    extra = ["--from-scratch", "--learning-rate", "3e-3", "--epochs", "2", "--max-length", "64"]
     assert tune(text, tmp_path / "sft", *extra) == 0
     report = json.loads((tmp_path / "sft" / "sft.json").read_text())
     assert report["perplexity_before"] > 900  # as likely as any other of 1,024 tokens
@@ -73,7 +71,7 @@ def first_loss(folder: Path) -> float:
 def test_the_loss_is_on_the_response_only_where_asked(text: Path, tmp_path: Path) -> None:
     quick = ["--epochs", "0.1", "--evaluations", "1", "--learning-rate", "1e-9"]
     assert tune(text, tmp_path / "response", *quick) == 0
-    assert tune(text, tmp_path / "all", *quick, "--response-only", "False") == 0
+    assert tune(text, tmp_path / "all", *quick, "--no-response-only") == 0
     report = json.loads((tmp_path / "response" / "sft.json").read_text())
     # the embedded actor has read reviews, not prompts, and finds these less likely
     assert first_loss(tmp_path / "response") < 1.3
@@ -102,7 +100,7 @@ def test_a_run_that_stopped_goes_on(text: Path, tmp_path: Path) -> None:
         patch.setattr("agents.supervised.trainer.StageProgress", Stop)
         assert tune(text, tmp_path / "parts", *settings) == 130
     assert tune(text, tmp_path / "parts", *settings) == 1
-    assert tune(text, tmp_path / "parts", *settings, "--resume", "True") == 0
+    assert tune(text, tmp_path / "parts", *settings, "--resume") == 0
     one, other = (load_file(tmp_path / n / "actor" / "model.safetensors") for n in ("whole", "parts"))
     assert all(torch.equal(one[n], other[n]) for n in one)
 
@@ -115,7 +113,7 @@ def test_a_run_that_stopped_goes_on(text: Path, tmp_path: Path) -> None:
         (("--max-length", "1"), "max_length=1"),
         (("--max-length", "5"), "No token is left to learn"),
         (("--texts", "/no/such.jsonl"), "there is no such file"),
-        (("--resume", "True"), "there is nothing to go on with"),
+        (("--resume",), "there is nothing to go on with"),
     ],
 )
 def test_bad_settings(

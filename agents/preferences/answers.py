@@ -1,0 +1,109 @@
+"""The questions that people answer on the page, and the file of their answers: every answer is on the disk at once."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from agents.preferences.records import Candidates, Ranking, append_jsonl, drop_unfinished_line, read_rankings
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt whose responses are to be ranked.
+
+    Attributes:
+        candidates: The prompt and its responses.
+        aspect: In which respect they are ranked, for example ``polite``; None: overall.
+    """
+
+    candidates: Candidates
+    aspect: str | None = None
+
+    @property
+    def key(self) -> tuple[str, str | None]:
+        """(prompt id, aspect): the same for the same question in a later session."""
+        return self.candidates.id, self.aspect
+
+    def order(self, annotator: str) -> list[int]:
+        """The order in which this annotator sees the responses: random, and the same again after a restart."""
+        text = f"{annotator}\n{self.candidates.id}\n{self.aspect}"
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+        return [int(i) for i in np.random.default_rng(seed).permutation(len(self.candidates.responses))]
+
+
+@dataclass
+class Answers:
+    """The answers of all annotators, kept in a file.
+
+    Args:
+        path: ``rankings.jsonl``; what is in it counts as answered.
+        questions: The questions, in the order in which they are put.
+        rankings: The answers by (annotator, prompt id, aspect); filled from the file.
+    """
+
+    path: Path
+    questions: list[Question]
+    rankings: dict[tuple[str, str, str | None], Ranking] = field(default_factory=dict)
+    _skipped: dict[str, list[int]] = field(
+        default_factory=dict
+    )  # by annotator: numbers of questions, in order of skipping
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # gradio answers requests in threads
+
+    def __post_init__(self) -> None:
+        """Reads the answers that the file holds.
+
+        Raises:
+            ValueError: the file holds something else.
+        """
+        drop_unfinished_line(self.path)
+        if self.path.is_file() and self.path.stat().st_size:
+            for ranking in read_rankings(self.path):
+                self.rankings[ranking.annotator, ranking.candidates.id, ranking.aspect] = ranking
+
+    def next(self, annotator: str) -> int | None:
+        """The number of the first question that the annotator has not answered; skipped ones come last. None: none is left."""
+        left = [n for n, q in enumerate(self.questions) if (annotator, *q.key) not in self.rankings]
+        skipped = self._skipped.get(annotator, [])
+        return min(left, key=lambda n: (skipped.index(n) + 1 if n in skipped else 0, n), default=None)
+
+    def skip(self, annotator: str, number: int) -> None:
+        """Puts a question behind the annotator's others."""
+        skipped = self._skipped.setdefault(annotator, [])
+        if number in skipped:
+            skipped.remove(number)
+        skipped.append(number)
+
+    def done(self, annotator: str) -> int:
+        """How many of the questions the annotator has answered."""
+        return sum((annotator, *q.key) in self.rankings for q in self.questions)
+
+    @property
+    def complete(self) -> bool:
+        """Whether somebody has answered each question."""
+        answered = {key[1:] for key in self.rankings}
+        return all(q.key in answered for q in self.questions)
+
+    def add(self, annotator: str, number: int, ranks: Sequence[int] | None) -> None:
+        """Keeps an answer; it is on the disk when this returns.
+
+        Args:
+            annotator: Name of who answered.
+            number: Number of the question.
+            ranks: Rank of each response, in the candidates' order, 1 the best, equal ranks tie; None: all are bad.
+        """
+        question = self.questions[number]
+        tiers: list[tuple[str, ...]] = []
+        if ranks is not None:
+            names = [r.id for r in question.candidates.responses]
+            for rank in sorted(set(ranks)):
+                tiers.append(tuple(n for n, r in zip(names, ranks, strict=True) if r == rank))
+        ranking = Ranking(question.candidates, tuple(tiers), annotator, question.aspect, all_bad=ranks is None)
+        with self._lock:
+            append_jsonl(self.path, ranking.to_json())
+            self.rankings[annotator, *question.key] = ranking

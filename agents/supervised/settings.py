@@ -1,0 +1,295 @@
+"""Settings of the supervised stages: fine-tuning, reward models and preference losses. Reading them imports no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from agents.console import named_values
+from agents.preferences.selection import PAIRS
+from agents.supervised.preference.methods import METHODS, method
+
+LR_SCHEDULES = ("cosine", "linear", "constant")
+RANKING_LOSSES = ("bradley_terry", "k_wise", "plackett_luce")
+MARGINS = ("none", "given", "rank")
+METHOD_OPTIONS = ("dpop_lambda", "tdpo_alpha", "label_smoothing", "simpo_gamma", "sft_coef")
+"""Settings of `PreferenceSettings` that only some methods have."""
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """Settings that all supervised stages share; most become `transformers.TrainingArguments`."""
+
+    output_dir: Path
+    """Folder to write to. It must be new or empty, unless --resume is given."""
+    model: str | None = None
+    """Folder or hub id of the model to start from. Default: the embedded tiny actor."""
+    epochs: float = 1.0
+    """Passes over the training set; 0.5 reads half of it."""
+    learning_rate: float = 1e-3
+    """Step size of AdamW after warm-up. The default suits the tiny model; for 100M parameters and more take 1e-5 to 1e-4."""
+    lr_schedule: str = "cosine"
+    """How the learning rate falls after warm-up: cosine, linear (both to zero) or constant."""
+    warmup: float = 0.05
+    """Share of the steps, at the start, in which the learning rate rises from zero."""
+    batch_size: int = 32
+    """Records in an update, on each device."""
+    micro_batch_size: int | None = None
+    """Records in memory at a time; gradients add up to batch_size, which it must divide. Default: batch_size."""
+    weight_decay: float = 0.01
+    """Weight decay of AdamW."""
+    max_grad_norm: float = 1.0
+    """Gradients whose norm over all weights is larger are scaled down to this norm."""
+    lora_rank: int = 0
+    """Rank of LoRA adapters, which are merged into the model that is written. 0 trains all weights."""
+    mixed_precision: str = "no"
+    """Arithmetic of the training passes: no (float32) or bf16. Weights stay float32."""
+    gradient_checkpointing: bool = False
+    """Compute activations a second time in the backward pass instead of keeping them: less memory, a third more time."""
+    evaluations: int = 4
+    """Evaluations and checkpoints over the run, evenly spread."""
+    heldout_share: float = 0.1
+    """Share of the records that is held out, where no file of held-out ones is given."""
+    resume: bool = False
+    """Go on at the newest checkpoint in output_dir. All other settings must be those of the run that stopped."""
+    device: str = "auto"
+    """Where to train: auto (a GPU where there is one), cpu or cuda."""
+    trust_remote_code: bool = False
+    """Run model code that a hub repository brings. Only for repositories that you trust."""
+    seed: int = 0
+    """Seed of new weights, of the order of the records and of the split."""
+
+    def check(self) -> None:
+        """Checks the numbers, and that the folder is free.
+
+        Raises:
+            ValueError: a setting breaks its rule.
+            FileExistsError: the folder is not empty, and `resume` is off.
+            FileNotFoundError: `resume` is on, and the folder is empty.
+        """
+        for name in ("epochs", "learning_rate", "max_grad_norm"):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value <= 0:
+                raise ValueError(f"{name}={value} must be a finite number above 0.")
+        for name in ("batch_size", "evaluations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.micro_batch_size is not None and (self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size):
+            raise ValueError(f"micro_batch_size={self.micro_batch_size} must divide batch_size={self.batch_size}.")
+        if self.lr_schedule not in LR_SCHEDULES:
+            raise ValueError(f"lr_schedule={self.lr_schedule!r} is not known; use 'cosine', 'linear' or 'constant'.")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup={self.warmup} must be a share of the steps, at least 0 and below 1.")
+        if not 0 < self.heldout_share < 1:
+            raise ValueError(f"heldout_share={self.heldout_share} must be above 0 and below 1.")
+        if self.mixed_precision not in ("no", "bf16"):
+            raise ValueError(f"mixed_precision={self.mixed_precision!r} is not known; use 'no' or 'bf16'.")
+        if self.lora_rank < 0:
+            raise ValueError(f"lora_rank={self.lora_rank} must be at least 0 (0 trains all weights).")
+        self._check_folder()
+
+    def _check_folder(self) -> None:
+        used = self.output_dir.exists() and any(self.output_dir.iterdir())
+        if used and not self.resume:
+            raise FileExistsError(
+                f"output_dir={str(self.output_dir)!r} is not empty. Choose another folder, or go on in it: --resume"
+            )
+        if self.resume and not used:
+            raise FileNotFoundError(f"output_dir={str(self.output_dir)!r}: there is nothing to go on with.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTSettings(TrainerSettings):
+    """Settings of supervised fine-tuning."""
+
+    texts: str
+    """File or dataset of texts to learn: records with prompt and response, messages, or text."""
+    heldout_texts: str | None = None
+    """File or dataset of texts to evaluate on. Default: a share of the others, heldout_share."""
+    response_only: bool = True
+    """Compute the loss on responses only, not on their prompts."""
+    from_scratch: bool = False
+    """Keep the model's architecture and tokenizer, and start from new weights."""
+    max_length: int = 256
+    """Tokens of a text; longer texts are cut on the right."""
+    n_samples: int = 8
+    """Held-out prompts to respond to after training."""
+
+    def check(self) -> None:
+        """Checks the numbers, and that the folder is free.
+
+        Raises:
+            ValueError, FileExistsError, FileNotFoundError: as `TrainerSettings.check`.
+        """
+        super().check()
+        if self.max_length < 2:
+            raise ValueError(f"max_length={self.max_length} must be at least 2 tokens.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSettings(TrainerSettings):
+    """Settings of a reward model."""
+
+    preferences: str
+    """File of rankings or pairs (.jsonl, .csv, .parquet), or a dataset id."""
+    eval_preferences: str | None = None
+    """File of held-out preferences, of other prompts. Default: the preferences of a share of the prompts, heldout_share."""
+    loss: str = "k_wise"
+    """bradley_terry: each pair an element of a batch (Stiennon et al. 2020). k_wise: all pairs of a prompt in one, each
+    response read once (InstructGPT). plackett_luce: the likelihood of the whole ranking."""
+    margins: str = "none"
+    """How far apart the scores of a pair should lie: none; given: the records' margin; rank: how many places lie between the
+    two responses (Llama 2)."""
+    margin_scale: float = 1.0
+    """Factor of the margins, in units of the score."""
+    center_rewards_coefficient: float = 0.0
+    """Weight of a term that keeps scores around 0 (Eisenstein et al. 2023); 0 leaves it out."""
+    label_smoothing: float = 0.0
+    """Share of pairs that are taken to be labeled the wrong way round (Wang et al. 2024)."""
+    max_length: int = 512
+    """Tokens of prompt and response; a longer prompt is cut on the left, a longer response on the right."""
+    freeze_layers: int = 0
+    """Number of lower layers that are not trained; above 0 the embedding is not trained either."""
+    dropout: float = 0.0
+    """Dropout while training; the model that is written has none."""
+    early_stopping: int = 0
+    """Stop after that many evaluations without a better held-out accuracy, and keep the best; 0: train to the end."""
+    heads: tuple[str, ...] = ()
+    """Aspects that get a head each, for example helpful polite. A ranking's aspect says which head it trains; one without an
+    aspect trains their weighted sum. Default: a single head."""
+    head_weights: tuple[float, ...] = ()
+    """Weight of each head in the overall score. Default: all the same."""
+    gate: bool = False
+    """Learn from the prompt how much each head weighs in the overall score."""
+    gold: str | None = None
+    """package.module:function, a rule that knows better than the annotators. It is only reported, never trained on."""
+    normalize_on: str | None = None
+    """File of rankings whose responses are to score mean 0, variance 1. Default: the training preferences."""
+
+    def check(self) -> None:
+        """Checks what can be checked before anything is read.
+
+        Raises:
+            ValueError, FileExistsError, FileNotFoundError: as `TrainerSettings.check`.
+        """
+        super().check()
+        self._check_loss()
+        if self.max_length < 2:
+            raise ValueError(f"max_length={self.max_length} must be at least 2 tokens.")
+        if self.freeze_layers < 0 or self.early_stopping < 0:
+            raise ValueError(
+                f"freeze_layers={self.freeze_layers} and early_stopping={self.early_stopping} must be at least 0."
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1.")
+        if len(self.heads) == 1 or len(set(self.heads)) < len(self.heads):
+            raise ValueError(f"heads={self.heads} must be two or more different aspects, or none.")
+        if self.head_weights and (self.gate or len(self.head_weights) != len(self.heads)):
+            raise ValueError(
+                f"head_weights={self.head_weights} must be one for each of heads={self.heads}, without a gate."
+            )
+        if self.gate and not self.heads:
+            raise ValueError("gate=True weighs several heads; name them: --heads helpful polite.")
+
+    def _check_loss(self) -> None:
+        if self.loss not in RANKING_LOSSES:
+            raise ValueError(f"loss={self.loss!r} is not known; use one of {', '.join(RANKING_LOSSES)}.")
+        if self.margins not in MARGINS:
+            raise ValueError(f"margins={self.margins!r} is not known; use one of {', '.join(MARGINS)}.")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(f"label_smoothing={self.label_smoothing} must be at least 0 and below 0.5.")
+        if self.center_rewards_coefficient < 0 or self.margin_scale < 0:
+            raise ValueError(
+                f"center_rewards_coefficient={self.center_rewards_coefficient} and margin_scale={self.margin_scale} must be "
+                "at least 0."
+            )
+        if self.loss == "plackett_luce" and (self.margins != "none" or self.label_smoothing):
+            raise ValueError("plackett_luce has neither margins nor label smoothing; use k_wise.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceSettings(TrainerSettings):
+    """Settings of training on preferences without a reward model."""
+
+    learning_rate: float = 3e-4
+    """Step size of AdamW after warm-up. The default suits the tiny model; for 100M parameters 1e-5 to 5e-5, for LoRA 1e-4."""
+    preferences: str
+    """File of rankings or pairs (.jsonl, .csv, .parquet), or a dataset id."""
+    eval_preferences: str | None = None
+    """File of held-out preferences, of other prompts. Default: the preferences of a share of the prompts, heldout_share."""
+    loss: str = "dpo"
+    """The method: dpo, dpop, tdpo1, tdpo2, ipo, kto, orpo, cpo, simpo, hinge (SLiC), robust, exo_pair, nca_pair, bco_pair,
+    sppo_hard, aot, apo_zero, apo_down, discopop."""
+    pairs: str = "all"
+    """Which pairs of a ranking are trained on: all, or best_worst."""
+    beta: float | None = None
+    """How much the method holds to its reference. For cpo and simpo it is the temperature of the log-probs, for orpo lambda,
+    the weight of the odds ratio. Default: the paper's, mostly 0.1."""
+    ref_model: str | None = None
+    """Folder or hub id of the reference. Default: the model as it starts; with LoRA, the adapters switched off."""
+    cache_reference: bool = False
+    """Compute the reference's log-probs once, before training, and keep them in output_dir: no second model in memory, and less
+    time over several epochs."""
+    dpop_lambda: float | None = None
+    """DPOP's lambda, the price of making a preferred response less likely than the reference does. Default: the
+    paper's 50, under which the tiny default model hardly moves; 0.5 lets it learn."""
+    tdpo_alpha: float | None = None
+    """TDPO2's alpha, the weight of the sequential KL. Default: 0.5."""
+    label_smoothing: float | None = None
+    """Share of pairs that are taken to be labeled the wrong way round, for robust, exo_pair, aot, cpo and simpo. Default: 0.1
+    for robust, 0.001 for exo_pair, else 0."""
+    simpo_gamma: float | None = None
+    """SimPO's target margin gamma. Default: 1."""
+    sft_coef: float | None = None
+    """Weight of the preferred response's log-likelihood beside the loss (RPO, Pang et al. 2024; cpo's alpha). Default: 1 for
+    cpo, else 0."""
+    max_prompt_length: int = 64
+    """Tokens of a prompt; longer prompts are cut on the left, as the environment does."""
+    max_length: int = 512
+    """Tokens of prompt and response; longer responses are cut on the right."""
+    n_samples: int = 8
+    """Held-out prompts to respond to after training."""
+    trl_kwargs: tuple[str, ...] = ()
+    """Any other setting of TRL's configuration, as name=value, for example f_divergence_type=js_divergence."""
+
+    def check(self) -> None:
+        """Checks the numbers, that the method has the settings given, and that the folder is free.
+
+        Raises:
+            ValueError, FileExistsError, FileNotFoundError: as `TrainerSettings.check`.
+        """
+        super().check()
+        self._check_method()
+        if not 1 <= self.max_prompt_length < self.max_length:
+            raise ValueError(
+                f"max_prompt_length={self.max_prompt_length} must be at least 1 and below max_length={self.max_length}."
+            )
+        if self.n_samples < 0:
+            raise ValueError(f"n_samples={self.n_samples} must be at least 0.")
+        if self.pairs not in PAIRS:
+            raise ValueError(f"pairs={self.pairs!r} is not known; use one of {', '.join(PAIRS)}.")
+        named_values("trl_kwargs", self.trl_kwargs)
+
+    def _check_method(self) -> None:
+        row = method(self.loss)
+        for name in METHOD_OPTIONS:
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if name not in row.options:
+                able = ", ".join(n for n, m in METHODS.items() if name in m.options)
+                raise ValueError(f"{name}: loss={self.loss!r} does not have it; {able} do.")
+            if not math.isfinite(value) or value < 0:
+                raise ValueError(f"{name}={value} must be a finite number, at least 0.")
+        if self.label_smoothing is not None and self.label_smoothing >= 0.5:
+            raise ValueError(f"label_smoothing={self.label_smoothing} must be below 0.5.")
+        if self.beta is not None and (not math.isfinite(self.beta) or self.beta <= 0):
+            raise ValueError(f"beta={self.beta} must be a finite number above 0.")
+        if not row.reference and (self.ref_model is not None or self.cache_reference):
+            raise ValueError(f"loss={self.loss!r} has no reference: leave ref_model and cache_reference out.")
+        if row.whole_distributions and self.cache_reference:
+            raise ValueError(
+                f"loss={self.loss!r} compares whole distributions with the reference's; cached log-probs do not hold them. "
+                "Leave cache_reference out."
+            )

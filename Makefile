@@ -1,15 +1,21 @@
-# make demo   train the embedded default for about a minute, and evaluate it
-# make rlhf   supervised fine-tuning, preferences, reward model, PPO, evaluation: from new weights, in some minutes
-# make test   ruff, mypy, pytest
-# All make .venv on first use, with the versions of constraints.txt.
+# make demo      train the embedded default for about a minute, and evaluate it
+# make rlhf      supervised fine-tuning, preferences, reward model, PPO, evaluation: from new weights, in some minutes
+# make test      lint, types, and every test that is not marked slow: some minutes on two cores
+# make test-all  the same with the slow tests
+# make coverage  line coverage of the fast tests, in total and by file
+# make mutations breaks the code in many small ways, one at a time, and says whether the fast tests notice
+# All make .venv on first use, with the versions of constraints.txt. JOBS=4 runs the tests in four processes.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+JOBS ?= 2
+# A module's tests stay in one process (loadscope), so that what its fixtures make is made once.
+PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadscope
 
-.PHONY: demo rlhf test clean
+.PHONY: demo rlhf lint test test-all coverage mutations clean
 
 demo: $(VENV)/.installed
 	@if [ -e $(RUN) ]; then echo "$(RUN) is there already: make demo RUN=another/folder, or remove it"; exit 1; fi
@@ -20,11 +26,22 @@ demo: $(VENV)/.installed
 rlhf: $(VENV)/.installed
 	$(BIN)/python scripts/pipeline.py --config scripts/configs/rlhf_default.yaml --output-dir runs/rlhf
 
-test: $(VENV)/.installed-test
+lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+
+test: lint
+	$(PYTEST) -m "not slow"
+
+test-all: lint
+	$(PYTEST)
+
+coverage: $(VENV)/.installed-test
+	$(PYTEST) -m "not slow" --cov --cov-report=term
+
+mutations: $(VENV)/.installed-test
+	$(BIN)/python tests/mutations.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -37,4 +54,4 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .coverage build *.egg-info

@@ -6,6 +6,9 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# One thread a process, child processes too: matrices of these sizes gain nothing from a second one, and each of
+# pytest-xdist's workers then has a core of its own. Must be set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +21,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from llm_env.default_task import DEFAULT_MODEL
 from llm_env.lm.loading import quiet_loading
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # where a plugin had imported torch already
 
 ROOT = Path(__file__).parent.parent
 SIZE = {"vocab_size": 1024, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -55,7 +60,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]
         key = (family, labels)
         if key not in made:
             config = FAMILIES[family]()
-            torch.manual_seed(len(made))
+            torch.manual_seed(list(FAMILIES).index(family))  # the same weights whichever tests run, in whatever order
             if labels:
                 config.num_labels = labels
                 model = AutoModelForSequenceClassification.from_config(config)

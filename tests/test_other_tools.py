@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,19 +15,29 @@ import pytest
 import llm_env  # noqa: F401
 from tests.conftest import ROOT
 
+EXAMPLE = ROOT / "examples" / "ppo_single_file.py"
 
-def test_the_single_file_example_learns_and_is_short(capsys: pytest.CaptureFixture[str]) -> None:
-    source = (ROOT / "examples" / "ppo_single_file.py").read_text(encoding="utf-8")
+
+def example_scores(capsys: pytest.CaptureFixture[str], **arguments: Any) -> list[float]:
+    """What the single-file example prints as each update's score."""
+    namespace: dict[str, Any] = {"__name__": "example"}
+    sys.modules["example"] = type(sys)("example")  # dataclasses look their module up
+    exec(compile(EXAMPLE.read_text(encoding="utf-8"), EXAMPLE.name, "exec"), namespace)
+    namespace["main"](namespace["Args"](**arguments))
+    printed = capsys.readouterr().out.splitlines()
+    return [float(line.split("score")[1].split()[0]) for line in printed if "score" in line]
+
+
+def test_the_single_file_example_runs_and_is_short(capsys: pytest.CaptureFixture[str]) -> None:
+    source = EXAMPLE.read_text(encoding="utf-8")
     assert len(source.splitlines()) < 150
     assert "stable_baselines3" not in source.partition('"""\n\nimport')[2]
-    namespace: dict[str, object] = {"__name__": "example"}
-    sys.modules["example"] = type(sys)("example")  # dataclasses look their module up
-    exec(compile(source, "ppo_single_file.py", "exec"), namespace)
-    args = namespace["Args"](total_timesteps=4096, num_envs=32, num_steps=32, learning_rate=1e-3)  # type: ignore[operator]
-    namespace["main"](args)  # type: ignore[operator]
-    scores = [
-        float(line.split("score")[1].split()[0]) for line in capsys.readouterr().out.splitlines() if "score" in line
-    ]
+    assert len(example_scores(capsys, total_timesteps=128, num_envs=4, num_steps=32)) == 1
+
+
+@pytest.mark.slow
+def test_the_single_file_example_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = example_scores(capsys, total_timesteps=4096, num_envs=32, num_steps=32, learning_rate=1e-3)
     assert len(scores) == 4
     assert scores[-1] > scores[0] + 0.3
 

@@ -1,8 +1,11 @@
-"""Imports point one way: scripts → agents → llm_env, and the environment knows no stable-baselines3."""
+"""The house: imports point one way and in no circle, on every floor, and no file or function outgrows a reader."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,27 +13,196 @@ import pytest
 from tests.conftest import ROOT
 
 FORBIDDEN = {"llm_env": {"agents", "scripts", "stable_baselines3", "sb3_contrib"}, "agents": {"scripts"}}
+# agents' packages, bottom up; those on one floor may look at each other, in no circle. Modules beside them are the ground.
+FLOORS = (
+    {"policies"},
+    {"rollouts"},
+    {"algorithms", "callbacks"},
+    {"runs", "evaluation"},
+    {"preferences"},
+    {"supervised"},
+    {"iteration"},
+    {"pipeline"},
+    {"cli"},
+)
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60  # the docstring is not counted
+# What is larger today, with its size. A size here may fall, and its line go; none may rise or come.
+LARGE_FILES: dict[str, int] = FILES
+LARGE_FUNCTIONS: dict[str, int] = FUNCS
+# Packages that look up today; a pair here may go, and none may come.
+LOOKING_UP: set[tuple[str, str]] = UPS
 
 
-def imported(path: Path) -> set[str]:
-    names: set[str] = set()
+def sources(*folders: str) -> list[Path]:
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module or name imported in a file, in functions and for types too."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names.update(alias.name.partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module.partition(".")[0])
-    return names
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path.name}:{node.lineno}: a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def module_graph() -> dict[str, set[str]]:
+    """Which modules of the two packages each imports."""
+    files = {module_name(path): path for path in sources("llm_env", "agents")}
+    graph: dict[str, set[str]] = {}
+    for name, path in files.items():
+        graph[name] = set()
+        for imported in imports(path):  # a module, or a name in a module
+            target = imported if imported in files else imported.rpartition(".")[0]
+            if target in files:
+                graph[name].add(target)
+    return graph
+
+
+def package_of(module: str) -> str:
+    """`agents.policies.actor` is in `agents.policies`; a module beside the packages stands for itself."""
+    return ".".join(module.split(".")[:2])
+
+
+def package_graph() -> dict[str, set[str]]:
+    graph: dict[str, set[str]] = {}
+    for module, targets in module_graph().items():
+        graph.setdefault(package_of(module), set()).update(
+            package_of(target) for target in targets if package_of(target) != package_of(module)
+        )
+    return graph
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """A circle of imports, or nothing."""
+    finished: set[str] = set()
+
+    def visit(node: str, way: list[str]) -> list[str]:
+        if node in way:
+            return [*way[way.index(node) :], node]
+        if node in finished:
+            return []
+        for target in sorted(graph[node]):
+            if found := visit(target, [*way, node]):
+                return found
+        finished.add(node)
+        return []
+
+    for start in sorted(graph):
+        if found := visit(start, []):
+            return found
+    return []
+
+
+def function_sizes(path: Path) -> Iterator[tuple[str, int]]:
+    """Each function with its lines from the signature to the end, less its docstring's."""
+
+    def walk(body: ast.AST, prefix: str) -> Iterator[tuple[str, int]]:
+        for node in ast.iter_child_nodes(body):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                name = f"{prefix}{node.name}"
+                if not isinstance(node, ast.ClassDef):
+                    assert node.end_lineno
+                    first = node.body[0]
+                    lines = node.end_lineno - node.lineno + 1
+                    if ast.get_docstring(node) is not None:
+                        lines -= (first.end_lineno or 0) - first.lineno + 1
+                    yield name, lines
+                yield from walk(node, f"{name}.")
+            else:
+                yield from walk(node, prefix)
+
+    yield from walk(ast.parse(path.read_text(encoding="utf-8")), f"{path.relative_to(ROOT).as_posix()}:")
 
 
 @pytest.mark.parametrize("package", FORBIDDEN)
 def test_imports_point_one_way(package: str) -> None:
-    files = sorted((ROOT / package).rglob("*.py"))
+    files = sources(package)
     assert len(files) > 8
     for path in files:
-        assert not imported(path) & FORBIDDEN[package], path.name
+        assert not {name.partition(".")[0] for name in imports(path)} & FORBIDDEN[package], path.name
+
+
+def test_a_circle_is_seen() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+    graph = module_graph()
+    assert "llm_env.lm.causal_lm" in graph["llm_env.lm.decoding"]
+
+
+def test_no_circle_of_modules() -> None:
+    assert circle(module_graph()) == []
+
+
+def test_no_circle_of_packages() -> None:
+    graph = package_graph()
+    for package, target in LOOKING_UP:
+        graph[package].discard(target)
+    assert circle(graph) == []
+
+
+def test_no_package_looks_up() -> None:
+    floor = {f"agents.{name}": number for number, names in enumerate(FLOORS, 1) for name in names}
+    packages = {f"agents.{path.parent.name}" for path in (ROOT / "agents").glob("*/__init__.py")}
+    assert packages == set(floor)
+    graph = package_graph()
+    upward = {
+        (package, target)
+        for package, targets in graph.items()
+        if package.startswith("agents.")
+        for target in targets
+        if target.startswith("agents") and floor.get(target, 0) > floor.get(package, 0)
+    }
+    assert not upward - LOOKING_UP
+    assert not LOOKING_UP - upward, "they look up no more: take them off the list"
+
+
+def test_no_file_outgrows_a_reader() -> None:
+    large = {}
+    for path in sources("llm_env", "agents", "scripts"):
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        if lines > MAX_FILE_LINES:
+            large[path.relative_to(ROOT).as_posix()] = lines
+    assert not {name: n for name, n in large.items() if n > LARGE_FILES.get(name, 0)}
+    assert not LARGE_FILES.keys() - large.keys(), "small now: take them off the list"
+
+
+def test_no_function_outgrows_a_reader() -> None:
+    large = {
+        name: lines
+        for path in sources("llm_env", "agents", "scripts")
+        for name, lines in function_sizes(path)
+        if lines > MAX_FUNCTION_LINES
+    }
+    assert not {name: n for name, n in large.items() if n > LARGE_FUNCTIONS.get(name, 0)}
+    assert not LARGE_FUNCTIONS.keys() - large.keys(), "short now: take them off the list"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["import llm_env", "import agents", "import agents.cli.train; agents.cli.train.main(['--help'])"],
+)
+def test_no_torch_is_loaded_before_it_is_needed(statement: str) -> None:
+    program = f"""
+import sys
+try:
+    {statement}
+except SystemExit:
+    pass
+assert "torch" not in sys.modules and "transformers" not in sys.modules, sorted(m for m in sys.modules if "torch" in m)[:5]
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_assets_are_safetensors_and_small() -> None:
-    files = [p for p in (ROOT / "llm_env" / "assets").rglob("*") if p.is_file()]
+    files = [p for p in (ROOT / "llm_env" / "default_task" / "assets").rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) <= 8_000_000
     assert {p.suffix for p in files} == {".json", ".jsonl", ".safetensors"}

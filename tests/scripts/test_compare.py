@@ -111,7 +111,7 @@ def test_unknown_algorithms_are_named(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "'pppo' is not known" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("algo", ["reference", "best_of_4", "grpo", "dqn"])
+@pytest.mark.parametrize("algo", ["reference", "best_of_4", "grpo", pytest.param("dqn", marks=pytest.mark.slow)])
 def test_a_run_spends_its_budget_and_is_measured(algo: str) -> None:
     params = {"dqn": {"n_envs": 8, "gradient_steps": 1}, "grpo": {"n_envs": 8}}.get(algo, {})
     got = run_job(Job(algo, params, tokens=600, n_prompts=16))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,13 @@ QUICK: dict[str, dict[str, Any]] = {
 ON_POLICY = [
     name for name, row in ALGORITHMS.items() if row.family in ("on-policy", "masked", "critic-free", "recurrent")
 ]
+# The first of each family is trained in the fast tier, where a test is about the family's buffer and loop.
+FIRST = {row.family: name for name, row in reversed(ALGORITHMS.items())}
+
+
+def first_of_each_family(names: Iterable[str]) -> list[Any]:
+    """The names as parameters of a test, all but the first of each family marked slow."""
+    return [name if name in FIRST.values() else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def made(name: str, n_envs: int = 8, **settings: Any) -> Any:
@@ -54,7 +61,7 @@ def test_it_is_the_librarys_own_class(name: str) -> None:
     assert set(QUICK.get(name, {})) <= set(settings_of(name))
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", first_of_each_family(ALGORITHMS))
 def test_a_seeded_run_repeats_exactly(name: str) -> None:
     def weights(seed: int) -> list[torch.Tensor]:
         return [p.clone() for p in learn(made(name, seed=seed), 2).policy.state_dict().values()]
@@ -235,7 +242,9 @@ def test_each_no_says_why_before_anything_is_loaded(name: str, feature: str, mon
         made(name, **USE[feature])
 
 
-@pytest.mark.parametrize("name", [n for n, row in ALGORITHMS.items() if row.reason("resume") is None])
+@pytest.mark.parametrize(
+    "name", first_of_each_family(n for n, row in ALGORITHMS.items() if row.reason("resume") is None)
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(name: str, tmp_path: Path) -> None:
     def fresh() -> Any:
         masks: dict[str, Any] = {"mask_refresh": 3, "env_kwargs": {"top_p": 0.9}, "learning_rate": 1e-2}

@@ -89,10 +89,10 @@ def test_a_token_budget_ends_training_and_schedules_run_over_it(name: str) -> No
     settings: dict[str, Any] = {"gradient_steps": 1} if name == "dqn" else {}
     rates: list[float] = []
     model: Any = make_algorithm(
-        name, n_envs=8, seed=0, env_kwargs=SMALL, learning_rate=lambda left: rates.append(left) or 1e-4, **settings
+        name, n_envs=4, seed=0, env_kwargs=SMALL, learning_rate=lambda left: rates.append(left) or 1e-4, **settings
     )
     metrics = TextMetricsCallback()
-    model.learn(10**6, callback=[metrics, TokenBudget(metrics, 300)], log_interval=None)
-    assert 300 <= metrics.tokens < 300 + 2 * 8 * 6
+    model.learn(10**6, callback=[metrics, TokenBudget(metrics, 150)], log_interval=None)
+    assert 150 <= metrics.tokens < 150 + 2 * 4 * 6
     assert rates[-1] < 0.35
     assert all(a >= b for a, b in pairwise(rates[1:]))

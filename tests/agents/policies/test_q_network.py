@@ -89,7 +89,7 @@ def likes_friday(prompts: list[str], responses: list[str]) -> list[float]:
 
 
 def test_the_environment_pays_q_learning_its_own_part_only() -> None:
-    model = made()
+    model = made(gradient_steps=1)
     model.learn(8 * 6, log_interval=None)
     response = model.replay_buffer.responses[0]
     task = model.env.task

@@ -34,7 +34,7 @@ def attempt(stage: Callable[[], dict[str, Any]], console: Console) -> tuple[dict
     except KeyboardInterrupt:
         console.print("Stopped. Go on with the same command and --resume True", highlight=False)
         return None, 130
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         print_error(error)
         return None, 1
 

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from agents.figures import can_draw
 from agents.iteration.evaluate import evaluate_actor
 from agents.iteration.report import draw_rounds, rounds_table
 from agents.iteration.settings import PEOPLE, REJECTION_SAMPLING, IterationSettings
@@ -75,7 +76,8 @@ def iterate(settings: IterationSettings, console: Console | None = None) -> list
     folder = settings.output_dir
     (folder / "rounds.json").write_text(json.dumps(evaluations, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "rounds.md").write_text(rounds_table(evaluations), encoding="utf-8")
-    draw_rounds(evaluations, folder / "rounds.png", settings.method)
+    if can_draw():
+        draw_rounds(evaluations, folder / "rounds.png", settings.method)
     partial = folder / ".partial-actor"
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(run.actor(settings.rounds), partial)

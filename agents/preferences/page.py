@@ -16,6 +16,7 @@ import numpy as np
 from rich.console import Console
 
 from agents.preferences.records import Candidates, Ranking, append_jsonl, drop_unfinished_line, read_rankings
+from llm_env.extras import require
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def build(answers: Answers) -> Any:
         ImportError: gradio is not installed.
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    import gradio as gr
+    gr = require("gradio", "people")
 
     most = max(len(q.candidates.responses) for q in answers.questions)
     letters = string.ascii_uppercase

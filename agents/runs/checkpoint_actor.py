@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from peft import get_peft_model
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from agents.policies.actor import adapter_config
 from agents.runs.settings import RunSettings
 from llm_env.default_task import DEFAULT_MODEL
+from llm_env.extras import require
 from llm_env.lm.causal_lm import CausalLM, end_token_ids, load_causal_lm
 from llm_env.lm.loading import freeze, load_tokenizer
 from llm_env.lm.names import LoadSettings
@@ -50,7 +50,7 @@ def load_checkpoint_actor(folder: Path, load: LoadSettings) -> SharedLM:
     adapted = None
     if settings.lora_rank:
         alpha = settings.algorithm_arguments().get("lora_alpha")
-        adapted = get_peft_model(lm.model, adapter_config(lm.model, settings.lora_rank, alpha))
+        adapted = require("peft", "lora").get_peft_model(lm.model, adapter_config(lm.model, settings.lora_rank, alpha))
     result = lm.model.load_state_dict(weights, strict=False)
     if result.unexpected_keys or (not settings.lora_rank and set(result.missing_keys) - _tied(lm)):
         raise ValueError(

@@ -22,6 +22,7 @@ import platform
 import shlex
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
 from stable_baselines3.common.utils import LinearSchedule
 
 from agents.algorithms.factory import make_algorithm
@@ -38,6 +39,7 @@ from agents.algorithms.table import algorithm, checked_settings
 from agents.callbacks.adaptive_kl import AdaptiveKL
 from agents.callbacks.metrics import GoldFunction, TextMetricsCallback
 from agents.callbacks.reference_refresh import ReferenceRefresh
+from agents.figures import can_draw
 from agents.policies.actor_critic import LLMActorCriticPolicy
 from agents.policies.text_policy import respond_with, save_actor
 from agents.rollouts.vec_env import text_env
@@ -46,6 +48,7 @@ from agents.runs.csv_log import CsvRows
 from agents.runs.figure import draw_report, read_progress
 from agents.runs.settings import RunSettings
 from llm_env.default_task import DEFAULT_GOLD, DEFAULT_HELDOUT_PROMPTS
+from llm_env.extras import installed
 from llm_env.reward.models import FunctionReward
 from llm_env.task import TextTask
 from llm_env.text.prompts import PromptSet, RawPrompt, read_prompts
@@ -218,8 +221,14 @@ class TrainingRun:
                     write_prompts(self.folder / "heldout_prompts.jsonl", self._split[1])
         with (self.folder / "command.txt").open("a", encoding="utf-8") as file:
             file.write(shlex.join([Path(sys.executable).name, *sys.argv]) + "\n")
-        board = TensorBoardOutputFormat(str(self.folder / "tensorboard"))
-        self.model.set_logger(Logger(str(self.folder), [rows, board]))
+        formats: list[KVWriter] = [rows]
+        if installed("tensorboard"):
+            formats.append(TensorBoardOutputFormat(str(self.folder / "tensorboard")))
+        else:
+            warnings.warn(
+                "tensorboard is not installed, so its log is left out: pip install 'llm-env[plots]'", stacklevel=2
+            )
+        self.model.set_logger(Logger(str(self.folder), formats))
 
     def _go_back(self, rows: CsvRows) -> None:
         checkpoints = list_checkpoints(self.folder / "checkpoints")
@@ -331,7 +340,7 @@ class TrainingRun:
     def draw(self) -> None:
         """Draws ``report.png``."""
         progress = read_progress(self.folder / "progress.csv")
-        if progress:
+        if progress and can_draw():
             draw_report(progress, self.folder / "report.png", f"{self.settings.algo.upper()}, {self.folder.name}")
 
     def evaluate(self, timestep: int) -> dict[str, float]:

@@ -10,9 +10,11 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from agents.figures import can_draw
 from agents.policies.actor import adapter_config
 from agents.supervised.trainer import TrainerSettings, quiet_trainer, run_trainer
 from llm_env.default_task import DEFAULT_MODEL
+from llm_env.extras import require
 from llm_env.lm.causal_lm import CausalLM, end_token_ids
 from llm_env.lm.loading import load_config, load_tokenizer, load_weights, quiet_loading
 from llm_env.lm.names import LoadSettings
@@ -50,6 +52,7 @@ def fine_tune(
     Raises:
         FileNotFoundError, FileExistsError, ValueError: something cannot be read, or a setting breaks its rule.
     """
+    require("trl", "supervised")
     from datasets import Dataset, disable_progress_bars
     from trl import SFTConfig, SFTTrainer
 
@@ -102,7 +105,8 @@ def fine_tune(
     tokenizer.save_pretrained(settings.output_dir / "actor")
     path = settings.output_dir / "sft.json"
     path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    draw_losses(report["log"], settings.output_dir / "sft.png")
+    if can_draw():
+        draw_losses(report["log"], settings.output_dir / "sft.png")
     return report
 
 

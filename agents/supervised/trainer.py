@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
+from llm_env.extras import installed
 from llm_env.lm.loading import quiet_loading, resolve_device
 
 CHECKPOINTS = "checkpoints"
@@ -124,7 +125,7 @@ class TrainerSettings:
             "logging_steps": max(1, min(10, steps // 20)),
             "use_cpu": resolve_device(self.device).type == "cpu",
             "dataloader_pin_memory": resolve_device(self.device).type != "cpu",
-            "report_to": ["tensorboard"],
+            "report_to": ["tensorboard"] if installed("tensorboard") else [],
             "seed": self.seed,
             "data_seed": self.seed,
             "disable_tqdm": True,  # StageProgress shows it

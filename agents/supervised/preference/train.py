@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from agents.figures import can_draw
 from agents.named_values import named_values
 from agents.policies.actor import adapter_config
 from agents.preferences.records import Ranking
@@ -157,7 +158,8 @@ def optimise(settings: PreferenceSettings, console: Console | None = None) -> di
     tokenizer.save_pretrained(settings.output_dir / "actor")
     path = settings.output_dir / "preference.json"
     path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    draw(log, settings.output_dir / "preference.png", row.reference)
+    if can_draw():
+        draw(log, settings.output_dir / "preference.png", row.reference)
     return report
 
 

@@ -9,23 +9,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # ORPO and CPO live in trl.experimental
 
-from trl import DPOTrainer, KTOTrainer
-from trl.experimental.cpo import CPOTrainer
-from trl.experimental.orpo import ORPOTrainer
-
+from llm_env.extras import require
 from llm_env.lm.causal_lm import CausalLM
 from llm_env.lm.log_probs import head_kl, head_log_probs
 from llm_env.lm.packed_attention import packed_states
 from llm_env.lm.packing import PackedBatch, pack
 from llm_env.lm.registry import adapters_off
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from trl import DPOTrainer, KTOTrainer
+    from trl.experimental.cpo import CPOTrainer
+    from trl.experimental.orpo import ORPOTrainer
+else:
+    PeftModel = require("peft", "supervised").PeftModel
+    DPOTrainer, KTOTrainer = (getattr(require("trl", "supervised"), name) for name in ("DPOTrainer", "KTOTrainer"))
+    CPOTrainer = require("trl.experimental.cpo", "supervised").CPOTrainer
+    ORPOTrainer = require("trl.experimental.orpo", "supervised").ORPOTrainer
 
 PairLoss = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 """(r_w, r_l, sequential KL along y_w, along y_l) -> loss, all (B,)."""

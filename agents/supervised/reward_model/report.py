@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.figures import can_draw
 from agents.preferences.records import Ranking
 
 BOOTSTRAPS = 1000
@@ -184,7 +185,8 @@ def write_report(folder: Path, report: dict[str, Any], mistakes: list[dict[str, 
         lines += [f"**{m['prompt'].strip()}**", "", f"- preferred: {m['preferred'].strip()}"]
         lines += [f"- the model prefers, by {m['by']:.2f}: {m['model_prefers'].strip()}", ""]
     (folder / "mistakes.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    draw(folder / "report.png", report)
+    if can_draw():
+        draw(folder / "report.png", report)
 
 
 def draw(path: Path, report: dict[str, Any]) -> None:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
-from trl import RewardTrainer
 
 from agents.supervised.reward_model.losses import LOSSES, centring_loss, pairwise_loss, plackett_luce_loss
+from llm_env.extras import require
 from llm_env.lm.packed_attention import packed_states
 from llm_env.lm.packing import pack_ends
 from llm_env.reward.heads import Gate
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from trl import RewardTrainer
+else:
+    PeftModel = require("peft", "supervised").PeftModel
+    RewardTrainer = require("trl", "supervised").RewardTrainer
 
 MARGINS = ("none", "given", "rank")
 

@@ -13,7 +13,8 @@ from llm_env.extras import PURPOSES, installed, require
 from tests.conftest import ROOT
 
 OPTIONAL = (
-    "accelerate", "datasets", "gradio", "lm_eval", "matplotlib", "optuna", "pandas", "peft", "PIL", "pyarrow", "tensorboard", "trl",
+    "accelerate", "datasets", "gradio", "lm_eval", "matplotlib", "optuna", "pandas", "peft", "PIL", "pyarrow", "tensorboard",
+    "trl",
 )  # fmt: skip
 HIDE = f"import sys\nsys.modules.update(dict.fromkeys({OPTIONAL}))\n"  # None in sys.modules: importing it fails
 IMPORT_ALL = """

@@ -13,6 +13,8 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 
+from llm_env.extras import explained
+
 Settings = TypeVar("Settings")
 
 RENAMED = {
@@ -123,7 +125,8 @@ def plain_warnings(console: Console) -> None:
 
 def print_error(error: Exception | str) -> None:
     """Prints ``error: …`` on the standard error stream, on one line."""
-    text = " ".join(str(error).split())
+    message = explained(error) if isinstance(error, ModuleNotFoundError) else str(error)
+    text = " ".join(message.split())
     Console(stderr=True, soft_wrap=True).print(f"error: {text}", style="red", highlight=False, markup=False)
 
 
@@ -144,7 +147,7 @@ def attempt(stage: Callable[[], dict[str, Any]], console: Console) -> tuple[dict
         except KeyboardInterrupt:
             console.print("Stopped. Go on with the same command and --resume", highlight=False)
             return None, 130
-        except (ValueError, TypeError, OSError) as error:
+        except (ValueError, TypeError, OSError, ImportError) as error:
             print_error(error)
             return None, 1
 

@@ -34,13 +34,13 @@ class Args:
     learning_rate: float = 3e-4
     """Step size at the start; annealed to 0."""
     num_envs: int = 32
-    """Responses side by side."""
+    """Responses that are written side by side."""
     num_steps: int = 64
-    """Tokens of each environment in a rollout."""
+    """Tokens that each environment writes in a rollout."""
     gamma: float = 1.0
-    """Discount: the score comes at the end."""
+    """Discount. 1, for the score comes at the end, and a long response is not worth less."""
     gae_lambda: float = 0.95
-    """Lambda of generalised advantage estimation."""
+    """Lambda of generalized advantage estimation."""
     num_minibatches: int = 4
     """Mini-batches of a rollout."""
     update_epochs: int = 2
@@ -50,9 +50,9 @@ class Args:
     vf_coef: float = 0.5
     """Weight of the value loss."""
     max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
+    """Largest norm of a gradient; longer ones are scaled down to it."""
     kl_coef: float = 0.05
-    """Beta: price of a nat of KL to the reference."""
+    """Coefficient beta of the KL to the reference, in score per nat."""
 
 
 class Agent(nn.Module):
@@ -72,8 +72,31 @@ class Agent(nn.Module):
         return Categorical(logits=self.lm.get_output_embeddings()(hidden)), self.value(hidden.detach())[:, 0]
 
 
+def gae(
+    rewards: torch.Tensor, values: torch.Tensor, dones: torch.Tensor, next_value: torch.Tensor, gamma: float, lam: float
+) -> torch.Tensor:
+    """Generalized advantage estimation, Schulman et al. 2016, eq. 16 (https://arxiv.org/abs/1506.02438).
+
+    Args:
+        rewards: Reward of each step, shape (num_steps, num_envs).
+        values: V of the state before each step, same shape.
+        dones: 1 where a response ended with the step, else 0, same shape.
+        next_value: V of the states after the last step, shape (num_envs,).
+        gamma: Discount.
+        lam: λ.
+    """
+    advantages = torch.zeros_like(rewards)
+    running = torch.zeros_like(next_value)
+    for t in reversed(range(len(rewards))):
+        after = next_value if t == len(rewards) - 1 else values[t + 1]
+        delta = rewards[t] + gamma * after * (1 - dones[t]) - values[t]
+        running = delta + gamma * lam * (1 - dones[t]) * running
+        advantages[t] = running
+    return advantages
+
+
 def main(args: Args) -> None:
-    """Trains, and prints a line an iteration."""
+    """Trains, and prints a line for each iteration."""
     torch.manual_seed(args.seed)
     np.random.seed(args.seed)
     agent = Agent()
@@ -92,6 +115,7 @@ def main(args: Args) -> None:
         started = time.time()
         optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - iteration / n_iterations)
         episodes = []
+        # Rollout: one token of every response a step.
         for t in range(steps):
             ids[t], lengths[t] = torch.as_tensor(obs["input_ids"]), torch.as_tensor(obs["length"])[:, 0]
             with torch.no_grad():
@@ -104,18 +128,13 @@ def main(args: Args) -> None:
             final = infos.get("final_info", {})
             episodes += [final["rm_score"][i] for i in np.flatnonzero(terminated)]
 
-        advantages = torch.zeros_like(rewards)
         with torch.no_grad():
             _, next_value = agent(torch.as_tensor(obs["input_ids"]), torch.as_tensor(obs["length"])[:, 0])
-            running = torch.zeros(n)
-            for t in reversed(range(steps)):
-                after = next_value if t == steps - 1 else values[t + 1]
-                delta = rewards[t] + args.gamma * after * (1 - dones[t]) - values[t]
-                running = delta + args.gamma * args.gae_lambda * (1 - dones[t]) * running
-                advantages[t] = running
+        advantages = gae(rewards, values, dones, next_value, args.gamma, args.gae_lambda)
         returns = (advantages + values).flatten()
         flat = ((advantages - advantages.mean()) / (advantages.std() + 1e-8)).flatten()
 
+        # Update: PPO's clipped objective and the value loss, on mini-batches of tokens.
         for _ in range(args.update_epochs):
             for chosen in torch.randperm(batch_size).chunk(args.num_minibatches):
                 distribution, value = agent(ids.flatten(0, 1)[chosen], lengths.flatten()[chosen])

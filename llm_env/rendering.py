@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from llm_env.extras import require
 from llm_env.reward.kl import kl_k1
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def _ansi(prompt: str, parts: list[tuple[str, float]], score: float | None) -> s
 
 
 def _image(prompt: str, parts: list[tuple[str, float]], score: float | None) -> NDArray[np.uint8]:
+    require("PIL", "plots")
+    require("matplotlib", "plots")
     from matplotlib import get_data_path
     from PIL import Image, ImageDraw, ImageFont
 

@@ -97,7 +97,7 @@ def run(args: Args) -> int:
         except KeyboardInterrupt:
             console.print("Stopped; what was collected is on the disk. The same command goes on.", highlight=False)
             return 130
-        except (ValueError, TypeError, OSError, RuntimeError) as error:
+        except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
             print_error(error)
             return 1
     return 0

@@ -76,7 +76,7 @@ def run(args: Args) -> int:
     plain_warnings(console)
     try:
         evaluate(args)
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         print_error(error)
         return 1
     return 0

@@ -45,7 +45,7 @@ def run(args: Args) -> int:
         except (KeyboardInterrupt, Interrupted):
             console.print("Stopped. The same command goes on.", highlight=False)
             return 130
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         print_error(error)
         return 1
     console.print(rounds_table(evaluations), highlight=False, markup=False)

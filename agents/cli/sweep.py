@@ -24,6 +24,8 @@ import numpy as np
 import tyro
 from rich.console import Console
 
+from agents.figures import can_draw
+
 console = Console(soft_wrap=True)
 
 
@@ -69,8 +71,9 @@ def run(args: Args) -> int:
     table = markdown_table(results)
     (args.output_dir / "table.md").write_text(table, encoding="utf-8")
     console.print(table, highlight=False)
-    draw(args, [v for v in variants if results[label(v)]])
-    console.print(f"Picture: {args.output_dir / 'curves.png'}", highlight=False)
+    if can_draw():
+        draw(args, [v for v in variants if results[label(v)]])
+        console.print(f"Picture: {args.output_dir / 'curves.png'}", highlight=False)
     return 1 if failed else 0
 
 

@@ -101,7 +101,7 @@ def main(argv: Sequence[str]) -> int:
         return 130  # before the first iteration: nothing to save
     except RewardModelError as error:
         return fail(str(error), folder, run)
-    except (ValueError, TypeError, OSError, SafetensorError) as error:
+    except (ValueError, TypeError, OSError, ImportError, SafetensorError) as error:
         if disk_is_full(error):
             return fail(f"the disk is full ({error}). Free some space; the last whole checkpoint stands.", folder, run)
         if run is None or isinstance(error, OSError):

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from agents.figures import can_draw
 from agents.files import write_json, write_text
 from agents.iteration.evaluate import evaluate
 from agents.iteration.judging import rank, respond, select
@@ -44,7 +45,8 @@ def iterate(settings: IterationSettings, console: Console | None = None) -> list
     report = [e for e in evaluations if e is not None]
     write_json(state.folder / "rounds.json", report)
     write_text(state.folder / "rounds.md", rounds_table(report))
-    draw_rounds(report, state.folder / "rounds.png", settings.method)
+    if can_draw():
+        draw_rounds(report, state.folder / "rounds.png", settings.method)
     state.keep_actor()
     return report
 

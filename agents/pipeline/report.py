@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from agents.figures import can_draw
 from agents.pipeline.stages import Pipeline, Stage
 from agents.runs.figure import read_progress
 
@@ -66,8 +67,8 @@ def table(head: list[str], rows: list[list[Any]], numbers: bool = True) -> str:
 
 
 def image(path: Path, alt: str) -> str:
-    """A PNG, inside the page."""
-    return embedded(path.read_bytes(), alt)
+    """A PNG, inside the page; nothing where the stage drew none."""
+    return embedded(path.read_bytes(), alt) if path.is_file() else ""
 
 
 def embedded(content: bytes, alt: str) -> str:
@@ -190,7 +191,7 @@ def training(pipeline: Pipeline, runs: list[Stage]) -> str:
     """Curves of the runs, and score against KL of all of them."""
     parts = [
         "<h2>Reinforcement learning</h2>",
-        embedded(score_against_kl(pipeline, runs), "score and gold score against KL"),
+        embedded(score_against_kl(pipeline, runs), "score and gold score against KL") if can_draw() else "",
     ]
     parts.append(
         "<p>Lines: the score of the learned reward model, which is trained on. Dashed: the gold score, which nobody trains on. "

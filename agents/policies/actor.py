@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from agents.policies.decoding_copy import DecodingCopy
 from llm_env.default_task import DEFAULT_MODEL
+from llm_env.extras import require
 from llm_env.lm.causal_lm import CausalLM, load_causal_lm
 from llm_env.lm.decoding import CachedDecoder
 from llm_env.lm.loading import quiet_loading
@@ -151,9 +152,7 @@ def adapter_config(model: nn.Module, rank: int, alpha: float | None = None, task
     Raises:
         ImportError: PEFT is not installed.
     """
-    from peft import LoraConfig
-
-    return LoraConfig(
+    return require("peft", "lora").LoraConfig(  # type: ignore[no-any-return]
         r=rank,
         lora_alpha=2 * rank if alpha is None else alpha,  # type: ignore[arg-type]  # any number will do
         lora_dropout=0.0,
@@ -172,6 +171,4 @@ def save_language_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 
 def add_adapters(model: PreTrainedModel, rank: int, alpha: float | None = None) -> Any:
     """Puts LoRA adapters into a causal LM, in place, and freezes its own weights; returns PEFT's wrapper around it."""
-    from peft import get_peft_model
-
-    return get_peft_model(model, adapter_config(model, rank, alpha))
+    return require("peft", "lora").get_peft_model(model, adapter_config(model, rank, alpha))

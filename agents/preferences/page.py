@@ -13,6 +13,7 @@ from rich.console import Console
 
 from agents.preferences.answers import Answers, Question
 from agents.preferences.records import Candidates
+from llm_env.extras import require
 
 
 def prompt_text(candidates: Candidates) -> str:
@@ -39,9 +40,7 @@ class RankingPage:
         # Set for the whole process: gradio's threads ask the environment before they report errors and look for versions,
         # whatever `analytics_enabled` of the page says.
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-        import gradio
-
-        self.gr = gradio
+        self.gr = require("gradio", "people")
         self.answers = answers
         self.places = max(len(q.candidates.responses) for q in answers.questions)
         self.letters = string.ascii_uppercase

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from peft import get_peft_model
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from agents.flat_settings import read_settings
-from agents.policies.actor import adapter_config
+from agents.policies.actor import add_adapters
 from agents.runs.settings import RunSettings
 from llm_env.default_task import DEFAULT_MODEL
 from llm_env.lm.causal_lm import CausalLM, end_token_ids, load_causal_lm
@@ -53,7 +52,7 @@ def load_checkpoint_actor(folder: Path, load: LoadSettings) -> SharedLM:
     rank = settings.algorithm.lora_rank
     if rank:  # the checkpoint's names are those of the model with its adapters in it
         alpha = settings.algorithm_arguments().get("lora_alpha")
-        adapted = get_peft_model(lm.model, adapter_config(lm.model, rank, alpha))
+        adapted = add_adapters(lm.model, rank, alpha)
     result = lm.model.load_state_dict(weights, strict=False)
     if result.unexpected_keys or (not rank and set(result.missing_keys) - _tied(lm)):
         raise ValueError(

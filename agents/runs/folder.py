@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from agents.figures import can_draw
 from agents.files import write_json, write_text
 from agents.flat_settings import write_settings
 from agents.runs.checkpoint import list_checkpoints
@@ -117,7 +118,7 @@ class RunFolder:
     def draw(self, title: str) -> None:
         """Draws ``report.png`` from ``progress.csv``, if that has a row."""
         progress = read_progress(self.progress) if self.progress.is_file() else {}
-        if progress:
+        if progress and can_draw():
             draw_report(progress, self.path / "report.png", title)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
+import warnings
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
 from stable_baselines3.common.utils import LinearSchedule
 
 from agents.algorithms.factory import make_algorithm
@@ -28,6 +29,7 @@ from agents.runs.folder import RunFolder
 from agents.runs.held_out import HeldOutPrompts
 from agents.runs.prompts import run_prompts
 from agents.runs.settings import RunSettings
+from llm_env.extras import installed
 from llm_env.reward.models import FunctionReward
 from llm_env.text.prompts import PromptSet
 
@@ -164,8 +166,14 @@ class TrainingRun:
         if self.folder.resume:
             self.folder.drop_after(self._load_newest_checkpoint(), rows)
         self.folder.note_command()
-        board = TensorBoardOutputFormat(str(self.folder.path / "tensorboard"))
-        self.model.set_logger(Logger(str(self.folder.path), [rows, board]))
+        formats: list[KVWriter] = [rows]
+        if installed("tensorboard"):
+            formats.append(TensorBoardOutputFormat(str(self.folder.path / "tensorboard")))
+        else:
+            warnings.warn(
+                "tensorboard is not installed, so its log is left out: pip install 'llm-env[plots]'", stacklevel=2
+            )
+        self.model.set_logger(Logger(str(self.folder.path), formats))
 
     def _load_newest_checkpoint(self) -> int:
         """Puts the algorithm and the callbacks where the newest checkpoint left them; returns its timestep, or -1."""

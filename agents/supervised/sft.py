@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from agents.figures import DPI, new_figure
+from agents.figures import DPI, can_draw, new_figure
 from agents.files import write_json
 from agents.policies.actor import adapter_config
 from agents.supervised.settings import SFTSettings, TrainerSettings
@@ -69,7 +69,8 @@ def fine_tune(settings: SFTSettings, console: Console | None = None) -> dict[str
     }
     save_model(trained, tokenizer, settings.output_dir / "actor")
     write_json(settings.output_dir / "sft.json", report)
-    draw_losses(report["log"], settings.output_dir / "sft.png")
+    if can_draw():
+        draw_losses(report["log"], settings.output_dir / "sft.png")
     return report
 
 

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from agents.supervised.settings import TrainerSettings
+from llm_env.extras import installed
 from llm_env.lm.loading import quiet_loading, resolve_device
 
 CHECKPOINTS = "checkpoints"
@@ -53,7 +54,7 @@ def trainer_arguments(settings: TrainerSettings, records: int) -> dict[str, Any]
         "logging_steps": max(1, min(10, steps // 20)),
         "use_cpu": on_cpu,
         "dataloader_pin_memory": not on_cpu,
-        "report_to": ["tensorboard"],
+        "report_to": ["tensorboard"] if installed("tensorboard") else [],
         "seed": settings.seed,
         "data_seed": settings.seed,
         "disable_tqdm": True,  # StageProgress shows it

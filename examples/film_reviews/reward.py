@@ -11,8 +11,8 @@ import numpy as np
 HERE = Path(__file__).parent
 
 
-def vectorise(texts: list[str]) -> Any:
-    """Hashed, normalised counts of words and word pairs, shape (n, 2**18), sparse."""
+def vectorize(texts: list[str]) -> Any:
+    """Hashed, normalized counts of words and word pairs, shape (n, 2**18), sparse."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
     return HashingVectorizer(n_features=2**18, ngram_range=(1, 2)).transform(texts)
@@ -31,7 +31,7 @@ def classifier() -> tuple[np.ndarray, float]:
 def log_odds(prompts: list[str], responses: list[str]) -> list[float]:
     """Log-odds that the response, its prompt left aside, is from a good review; about -4 to 4 for a sentence or two."""
     weights, bias = classifier()
-    features = vectorise(responses)
+    features = vectorize(responses)
     return (features @ weights + bias).tolist()
 
 
@@ -42,5 +42,5 @@ def vader(prompts: list[str], responses: list[str]) -> list[float]:
     """
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-    analyser = SentimentIntensityAnalyzer()
-    return [float(analyser.polarity_scores(r)["compound"]) for r in responses]
+    analyzer = SentimentIntensityAnalyzer()
+    return [float(analyzer.polarity_scores(r)["compound"]) for r in responses]

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from llm_env.extras import require
 from llm_env.lm.causal_lm import CausalLM, end_token_ids, load_causal_lm
 from llm_env.lm.loading import freeze, load_tokenizer
 from llm_env.lm.names import LoadSettings
@@ -160,8 +161,7 @@ class SharedLM:
 @contextlib.contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """Switches every LoRA layer inside a model off for the duration of a `with` block, and eval mode on."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
+    BaseTunerLayer = require("peft.tuners.tuners_utils", "lora").BaseTunerLayer  # noqa: N806
     layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
     before = [layer._disable_adapters for layer in layers]
     was_training = model.training

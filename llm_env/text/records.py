@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from llm_env.extras import require
+
 FILE_KINDS = (".txt", ".jsonl", ".csv", ".parquet")
 
 
@@ -40,9 +42,8 @@ def _read_file(path: Path, option: str) -> list[tuple[str, Any]]:
     if kind not in FILE_KINDS:
         raise ValueError(f"{option}={str(path)!r}: the file's ending must be one of {', '.join(FILE_KINDS)}.")
     if kind == ".parquet":
-        import pandas
-
-        rows = pandas.read_parquet(path).to_dict("records")
+        require("pyarrow", "data")
+        rows = require("pandas", "data").read_parquet(path).to_dict("records")
         return [(f"{path}: row {i}", {str(k): v for k, v in row.items()}) for i, row in enumerate(rows, 1)]
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -65,8 +66,7 @@ def _json(where: str, line: str) -> Any:
 
 
 def _read_dataset(name: str, option: str) -> list[tuple[str, Any]]:
-    from datasets import load_dataset
-
+    load_dataset = require("datasets", "data").load_dataset
     path, _, split = name.partition(":")
     try:
         data = load_dataset(path, split=split or "train")

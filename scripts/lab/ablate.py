@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ import tyro
 from rich.console import Console
 
 from agents.cli import sweep
+from agents.files import write_text
 
 console = Console(soft_wrap=True)
 
 KL_TARGET = 4.0
+# Row of the table: settings that differ from the plain run.
 PRACTICES: dict[str, str] = {
     "(plain)": "",
     f"adaptive KL, target {KL_TARGET:g}, from β 0.05": f"kl_target={KL_TARGET},kl_gain=1",
@@ -55,54 +58,56 @@ PRACTICES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Args:
-    """Ablate PPO's practices."""
+    """Ablates PPO's practices."""
 
     output_dir: Path
     """Folder for the runs."""
     text: Path
-    """What write_reviews.py left."""
+    """Folder that write_reviews.py wrote."""
     page: Path = Path("docs/ablations.md")
     """Markdown page to write."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of each row."""
     total_timesteps: int = 51_200
-    """Length of each run."""
+    """Environment steps of each run."""
     jobs: int = 2
     """Runs at a time."""
     threads: int = 1
-    """CPU threads of each."""
+    """CPU threads of each run."""
 
 
 def main(args: Args) -> int:
-    """Runs what is missing and writes the page; returns the exit status."""
+    """Makes the runs that are missing and writes the page; returns the exit status."""
     args.output_dir.mkdir(parents=True, exist_ok=True)
     config = args.output_dir / "plain.yaml"
-    config.write_text(f"total_timesteps: {args.total_timesteps}\n", encoding="utf-8")
+    write_text(config, f"total_timesteps: {args.total_timesteps}\n")
     practices = {name: change.format(text=args.text) for name, change in PRACTICES.items()}
     vary = tuple(practices.values())
     texts = args.text / "heldout_reviews.jsonl"
     settings = sweep.Args(args.output_dir, config, vary, args.seeds, args.jobs, args.threads, texts=texts)
     status = sweep.run(settings)
     rows = {name: read(settings, change) for name, change in practices.items()}
-    args.page.write_text(page(rows, args), encoding="utf-8")
+    write_text(args.page, page(rows, args))
     console.print(f"Page: {args.page}", highlight=False)
     return status
 
 
 def read(settings: sweep.Args, change: str) -> list[dict[str, Any]]:
-    """What the runs of a row came to."""
-    found = []
+    """Evaluations of a row's runs, one for each seed whose run is there."""
+    outcomes = []
     for seed in settings.seeds:
         folder = sweep.folder(settings, change, seed)
         if not (folder / "evaluation.json").is_file():
             continue
         outcome = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
         best = folder / "best" / "best.json"
-        found.append(outcome | ({"best": json.loads(best.read_text(encoding="utf-8"))} if best.is_file() else {}))
-    return found
+        if best.is_file():
+            outcome["best"] = json.loads(best.read_text(encoding="utf-8"))
+        outcomes.append(outcome)
+    return outcomes
 
 
-COLUMNS = {
+COLUMNS: dict[str, Callable[[dict[str, Any]], float]] = {
     "score": lambda r: r["rm_score"]["mean"],
     "gold": lambda r: r["gold_score"]["mean"],
     "KL": lambda r: r["kl"]["mean"],
@@ -154,7 +159,7 @@ def page(rows: dict[str, list[dict[str, Any]]], args: Args) -> str:
 
 
 def reference_row(run: dict[str, Any]) -> str:
-    """The reference in the page's table."""
+    """The table's row of the reference, which every run's evaluation holds."""
     score = f"{run['reference_rm_score']['mean']:.2f}"
     ended, diversity = run["reference_eos_rate"], run["reference_diversity"]["self_bleu"]
     return (
@@ -165,7 +170,7 @@ def reference_row(run: dict[str, Any]) -> str:
 
 
 def best_lines(rows: dict[str, list[dict[str, Any]]]) -> str:
-    """What keeping the best checkpoint chose."""
+    """A sentence on the steps whose checkpoint was kept as the best."""
     kept = [r for r in rows["best checkpoint kept"] if "best" in r]
     if not kept:
         return ""

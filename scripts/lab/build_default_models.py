@@ -9,7 +9,7 @@
    (InstructGPT, Ouyang et al. 2022, eq. 1, https://arxiv.org/abs/2203.02155) on pairs that a noisy annotator
    ordered: text 1 wins with probability σ(gold 1 - gold 2), the Bradley-Terry model itself, so that the loss has
    a finite optimum, the gold score up to a shift. Half of the texts are the actor's own, the others from the
-   grammar: as they come, the best of four, or spoilt. Scores are normalised to mean 0 and standard deviation 1 over the
+   grammar: as they come, the best of four, or spoiled. Scores are normalized to mean 0 and standard deviation 1 over the
    actor's responses; the two numbers are kept in the model's `config.json`.
 5. Prompts: one topic in six is held out, from the reward model's pairs as well. The actor has read them all.
 
@@ -23,9 +23,10 @@ import math
 import random
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Any, TypeVar
 
 import torch
 import tyro
@@ -40,11 +41,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from agents.files import write_json, write_text
 from llm_env.default_task.gold import gold_score, score_review
 from llm_env.default_task.grammar import HELD_OUT_TOPICS, all_prompts, spoil, topic_of, write_review
 from llm_env.lm.loading import quiet_loading
 
 console = Console()
+Item = TypeVar("Item", bound=tuple[Any, ...])
 BATCH = 32  # reviews, or pairs: for models this small, more steps teach more than larger batches
 
 
@@ -55,15 +58,15 @@ class Args:
     output_dir: Path = Path("llm_env/default_task/assets")
     """Folder to write actor/, reward_model/, prompts.jsonl, heldout_prompts.jsonl and build.json into."""
     reviews: int = 50_000
-    """Reviews that the actor reads, each once."""
+    """Reviews that the actor is trained on, each once."""
     pairs: int = 40_000
-    """Ordered pairs that the reward model reads, each once."""
+    """Ordered pairs that the reward model is trained on, each once."""
     measured: int = 2000
-    """Held-out pairs, and responses of the actor, that the report is made from."""
+    """Held-out pairs that the reward model's accuracy is measured on, and responses that its scores are normalized with."""
     seed: int = 0
     """Seed of the text, the weights and the batches."""
-    threads: Annotated[int, tyro.conf.arg(help_behavior_hint="(0: torch's default)")] = 0
-    """CPU threads."""
+    threads: int = 0
+    """CPU threads; 0 takes torch's default."""
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -90,8 +93,8 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def llama_config(tokenizer: PreTrainedTokenizerFast, layers: int, **extra: object) -> LlamaConfig:
-    """A Llama of width 128."""
+def llama_config(tokenizer: PreTrainedTokenizerFast, layers: int, **extra: Any) -> LlamaConfig:
+    """A Llama of width 128; `extra` are further entries of the configuration."""
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -117,16 +120,40 @@ def pad(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, lengths
 
 
-def batches(items: list, size: int, rng: random.Random) -> list[list]:
-    """Shuffled batches whose members are of similar length."""
+def batches(items: list[Item], size: int, rng: random.Random) -> list[list[Item]]:
+    """Shuffled batches of members of similar length.
+
+    Args:
+        items: Tuples that begin with a list of token ids.
+        size: Items in a batch.
+        rng: Shuffles.
+    """
+    # by length in steps of four tokens, at random within a step
     order = sorted(items, key=lambda item: (len(item[0]) // 4, rng.random()))
     groups = [order[i : i + size] for i in range(0, len(order), size)]
     rng.shuffle(groups)
     return groups
 
 
-def optimise(model: torch.nn.Module, groups: list[list], loss_of, peak_lr: float, label: str) -> float:
-    """One pass over `groups` with AdamW, warm-up and a cosine to zero; returns the mean loss of the last tenth."""
+def optimize(
+    model: torch.nn.Module,
+    groups: list[list[Item]],
+    loss_of: Callable[[list[Item]], torch.Tensor],
+    peak_lr: float,
+    label: str,
+) -> float:
+    """One pass over `groups` with AdamW, warm-up and a cosine to zero.
+
+    Args:
+        model: Model to train; left in eval mode.
+        groups: Batches.
+        loss_of: Loss of a batch, a scalar.
+        peak_lr: Learning rate after the warm-up of a twentieth of the steps.
+        label: Text beside the progress bar.
+
+    Returns:
+        Mean loss of the last tenth of the steps.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak_lr, weight_decay=0.01, fused=True)
     warm_up = max(1, len(groups) // 20)
     schedule = torch.optim.lr_scheduler.SequentialLR(
@@ -170,7 +197,7 @@ def train_actor(tokenizer: PreTrainedTokenizerFast, args: Args, rng: random.Rand
         labels = ids.masked_fill((place < starts[:, None]) | (place >= lengths[:, None]), -100)
         return model(input_ids=ids, labels=labels).loss
 
-    loss = optimise(model, batches(items, BATCH, rng), loss_of, 3e-3, "actor")
+    loss = optimize(model, batches(items, BATCH, rng), loss_of, 3e-3, "actor")
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
@@ -181,13 +208,19 @@ def train_actor(tokenizer: PreTrainedTokenizerFast, args: Args, rng: random.Rand
 def respond(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> list[list[int]]:
     """One sampled response of at most 32 tokens to each prompt, its end token included where it has one."""
     responses: list[list[int]] = []
+    lm: Any = model  # transformers types `generate` for a subclass only
     for i in range(0, len(prompts), 256):
         batch = tokenizer(prompts[i : i + 256], return_tensors="pt", padding=True, padding_side="left")
-        out = model.generate(**batch, do_sample=True, max_new_tokens=32, top_k=0)
+        out = lm.generate(**batch, do_sample=True, max_new_tokens=32, top_k=0)
         for row in out[:, batch["input_ids"].shape[1] :].tolist():
             end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
             responses.append(row[:end])
     return responses
+
+
+def decode(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
+    """The text of a response, without its end token."""
+    return str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def score(model: LlamaForSequenceClassification, rows: list[list[int]]) -> torch.Tensor:
@@ -200,12 +233,22 @@ def score(model: LlamaForSequenceClassification, rows: list[list[int]]) -> torch
 def make_pairs(
     actor: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: list[str], count: int, rng: random.Random
 ) -> list[tuple[list[int], list[int], float]]:
-    """Pairs (winner ids, loser ids, winner's gold less loser's); one side the actor's, one the grammar's."""
-    asked = [rng.choice(prompts) for _ in range(count)]
-    own = respond(actor, tokenizer, asked)
+    """Pairs of the actor's response and a text of the grammar, in the order of a noisy annotator.
+
+    Args:
+        actor: Writes one side of each pair.
+        tokenizer: Its tokenizer.
+        prompts: Prompts to draw from.
+        count: Number of pairs.
+        rng: Draws prompts, texts and the annotator's choices.
+
+    Returns:
+        Ids of prompt and winner, ids of prompt and loser, and the winner's gold score less the loser's.
+    """
+    drawn = [rng.choice(prompts) for _ in range(count)]
     pairs = []
-    for prompt, response in zip(asked, own, strict=True):
-        sides = []
+    for prompt, response in zip(drawn, respond(actor, tokenizer, drawn), strict=True):
+        sides: list[tuple[float, list[int]]] = []
         for side in range(2):
             if side == 0:
                 ids = response
@@ -217,9 +260,10 @@ def make_pairs(
                 elif kind < 0.6:  # what a better policy will write must be in the data
                     text = max((write_review(rng, prompt) for _ in range(4)), key=score_review)
                 ids = [*tokenizer.encode(" " + text, add_special_tokens=False)[:31], tokenizer.eos_token_id]
-            sides.append((gold_score([prompt], [tokenizer.decode(ids, skip_special_tokens=True)])[0], ids))
+            sides.append((gold_score([prompt], [decode(tokenizer, ids)])[0], ids))
         (gold, first), (other_gold, second) = sides
         start = tokenizer.encode(prompt)
+        # Bradley-Terry: the first wins with probability σ(gold - other_gold)
         if rng.random() < 1 / (1 + math.exp(other_gold - gold)):
             pairs.append((start + first, start + second, gold - other_gold))
         else:
@@ -244,19 +288,20 @@ def train_reward_model(
         return -torch.nn.functional.logsigmoid(better - worse).mean()
 
     pairs = make_pairs(actor, tokenizer, prompts, args.pairs, rng)
-    loss = optimise(model, batches(pairs, BATCH, rng), loss_of, 2e-3, "reward model")
+    loss = optimize(model, batches(pairs, BATCH, rng), loss_of, 2e-3, "reward model")
 
     with torch.no_grad():
         test = make_pairs(actor, tokenizer, held_out, args.measured, rng)
         margins = score(model, [b for b, _, _ in test]) - score(model, [w for _, w, _ in test])
         gold_margins = torch.tensor([margin for _, _, margin in test])
         clear = gold_margins != 0
-        asked = [rng.choice(prompts) for _ in range(args.measured)]
-        own = respond(actor, tokenizer, asked)
-        scores = score(model, [tokenizer.encode(p) + r for p, r in zip(asked, own, strict=True)])
+        # what scores are normalized with: the actor's responses to prompts that were trained on
+        drawn = [rng.choice(prompts) for _ in range(args.measured)]
+        responses = respond(actor, tokenizer, drawn)
+        scores = score(model, [tokenizer.encode(p) + r for p, r in zip(drawn, responses, strict=True)])
     model.config.score_mean = float(scores.mean())
     model.config.score_std = float(scores.std())
-    gold = gold_score(asked, tokenizer.batch_decode(own, skip_special_tokens=True))
+    gold = gold_score(drawn, [decode(tokenizer, ids) for ids in responses])
     correlation = torch.corrcoef(torch.stack([scores, torch.tensor(gold)]))[0, 1]
     return model, {
         "reward_model_loss": loss,
@@ -272,7 +317,7 @@ def train_reward_model(
 
 
 def main(args: Args) -> None:
-    """Builds and writes everything, and prints what was measured and eight samples."""
+    """Builds and writes everything; prints the measurements and eight samples."""
     if args.threads:
         torch.set_num_threads(args.threads)
     start = time.time()
@@ -290,8 +335,8 @@ def main(args: Args) -> None:
             tokenizer.save_pretrained(out / name)
     held_out = [p for p in prompts if topic_of(p) in HELD_OUT_TOPICS]
     kept = [p for p in prompts if topic_of(p) not in HELD_OUT_TOPICS]
-    for name, some in (("prompts", kept), ("heldout_prompts", held_out)):
-        (out / f"{name}.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in some), encoding="utf-8")
+    for name, members in (("prompts", kept), ("heldout_prompts", held_out)):
+        write_text(out / f"{name}.jsonl", "".join(json.dumps({"prompt": p}) + "\n" for p in members))
     report = {
         "actor_parameters": sum(p.numel() for p in actor.parameters()),
         "reward_model_parameters": sum(p.numel() for p in reward_model.parameters()),
@@ -303,11 +348,11 @@ def main(args: Args) -> None:
         "seed": args.seed,
         "reviews": args.reviews,
     }
-    (out / "build.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(out / "build.json", report)
     console.print_json(data=report)
     shown = rng.sample(held_out, 8)
     for prompt, ids in zip(shown, respond(actor, tokenizer, shown), strict=True):
-        console.print(f"[dim]{prompt}[/dim]{tokenizer.decode(ids, skip_special_tokens=True)}")
+        console.print(f"[dim]{prompt}[/dim]{decode(tokenizer, ids)}")
     console.print(f"built {out} in {time.time() - start:.0f} s")
 
 

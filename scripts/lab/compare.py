@@ -9,9 +9,9 @@ r"""Compares all algorithms on the embedded default, with the same budget of gen
 With --labels, all start from the same preference labels: whoever needs scores trains on those of a reward model fitted to them,
 whoever trains on preferences has the labels, and its own tokens' worth of responses that this reward model ranks.
 
-The search sees only prompts that are trained on, and maximises score - beta x KL, the objective itself. Every trial and every
-run is a line or a file of JSON; what is there already is not run again, so both can be interrupted. Runs and labels of
-other settings are an error. Writes table.md, samples.md, results.json and compare.png.
+The search sees only prompts that are trained on, and maximizes score - beta x KL, the objective itself. Every trial is a line
+of JSON and every run a file; those that are there are not run again, so both can be interrupted. Runs and labels of other
+settings are an error. Writes table.md, samples.md, results.json and compare.png.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ import tyro
 from rich.console import Console
 
 from agents.console import plain_warnings
+from agents.files import write_json, write_text
 from comparison.figures import draw, markdown_table, samples_table
 from comparison.jobs import BASELINES, PEERS, PREFERENCE, Job, make_peer_environment, run_job, start_worker
 from comparison.spaces import SPACES, first_trial, job_params, suggest
@@ -40,41 +41,41 @@ SEARCH_SEED = 1000
 
 @dataclass(frozen=True)
 class Args:
-    """Search settings, or train and compare."""
+    """Searches settings, or trains and compares."""
 
     output_dir: Path = Path("runs/compare")
     """Folder of the search's record, the runs, the table and the picture."""
     search: bool = False
     """Search settings instead of comparing."""
     algos: tuple[str, ...] = ()
-    """Default: all algorithms of agents.algorithms.table, and with --peers TRL's. Losses of train_preference.py, dpo_labels
-    (with no responses but the labels'), rejection_sampling and iterated_dpo have to be named."""
+    """Algorithms to compare. Default: all of agents.algorithms.table, and with --peers TRL's. Losses of train_preference.py,
+    dpo_labels (which trains on the labels alone), rejection_sampling and iterated_dpo run only where they are named here."""
     peers: bool = False
-    """Run TRL's PPO (1.12.0), RLOO and GRPO (1.16.0) too, each in an environment of its own, which is made if need be."""
+    """Run TRL's PPO (1.12.0), RLOO and GRPO (1.16.0) too, each in a virtual environment that is made at first use."""
     peer_envs: Path = Path(".venv-peers")
-    """Folder of those environments."""
+    """Folder of the peers' virtual environments."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of each algorithm."""
+    """Seeds of each algorithm but PPO."""
     ppo_seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Seeds of PPO, ours and TRL's."""
+    """Seeds of PPO, ours and TRL's; more of them, for the others are measured against it."""
     tokens: int = 32_000
     """Response tokens that each run generates for training."""
     kl_coefs: tuple[float, ...] = (0.05,)
-    """Beta; several draw several points on the frontier of score against KL."""
+    """Coefficients beta of the KL; each gives a point on the frontier of score against KL."""
     n_prompts: int = 180
     """Held-out prompts of each evaluation."""
     task: Path | None = None
-    """YAML file of a task of your own (see comparison/tasks.py). Default: the embedded one."""
+    """YAML file of a task (fields: see comparison/tasks.py). Default: the embedded task."""
     labels: int = 0
-    """Preference rankings that all start from, others for each seed. 0: none; the reward model is there already."""
+    """Preference rankings that all algorithms of a seed start from. 0 makes none: the task's reward model is used as it is."""
     trials: int = 10
     """Trials of each algorithm's search."""
     search_tokens: int = 12_000
-    """Tokens of a trial."""
+    """Response tokens that each trial of the search generates."""
     jobs: int = 2
-    """Runs at a time …"""
+    """Runs at a time."""
     threads: int = 1
-    """… each on so many CPU threads."""
+    """CPU threads of each run."""
 
 
 def main(args: Args) -> int:
@@ -82,11 +83,11 @@ def main(args: Args) -> int:
     from agents.algorithms.table import ALGORITHMS
 
     plain_warnings(console)
-    known = [*ALGORITHMS, *PREFERENCE, *PEERS]
+    names = [*ALGORITHMS, *PREFERENCE, *PEERS]
     algos = args.algos or [*ALGORITHMS, *(PEERS if args.peers else ())]
     for name in algos:
-        if name not in known:
-            console.print(f"error: algos: {name!r} is not known; there is {', '.join(known)}.", style="red")
+        if name not in names:
+            console.print(f"error: algos: {name!r} is not known; there is {', '.join(names)}.", style="red")
             return 1
     try:
         task = ComparedTask() if args.task is None else ComparedTask.read(args.task)
@@ -116,9 +117,9 @@ def main(args: Args) -> int:
             return 1
     results = read_results(args.output_dir)
     table = markdown_table(results)
-    (args.output_dir / "table.md").write_text(table, encoding="utf-8")
-    (args.output_dir / "samples.md").write_text(samples_table(results), encoding="utf-8")
-    (args.output_dir / "results.json").write_text(json.dumps(results) + "\n", encoding="utf-8")
+    write_text(args.output_dir / "table.md", table)
+    write_text(args.output_dir / "samples.md", samples_table(results))
+    write_json(args.output_dir / "results.json", results, indent=None)
     draw(results, args.output_dir / "compare.png")
     console.print(table, highlight=False)
     console.print(f"Picture: {args.output_dir / 'compare.png'}", highlight=False)
@@ -126,7 +127,7 @@ def main(args: Args) -> int:
 
 
 def labels_of(args: Args, task: ComparedTask, seed: int) -> Labels | None:
-    """The labels of a seed, if the comparison has any."""
+    """Where a seed's labels are, or will be; None where the comparison has none."""
     if not args.labels:
         return None
     return Labels(str((args.output_dir / "labels" / f"seed{seed}").resolve()), args.labels, seed, task)
@@ -134,39 +135,30 @@ def labels_of(args: Args, task: ComparedTask, seed: int) -> Labels | None:
 
 def prepare_labels(args: Args, task: ComparedTask, seeds: Sequence[int], pool: ProcessPoolExecutor) -> None:
     """Collects the labels of each seed, and trains their reward models."""
-    waiting = [pool.submit(make_labels, found, args.threads) for s in seeds if (found := labels_of(args, task, s))]
-    for seed, future in zip(seeds, waiting, strict=False):
-        found = future.result()
-        told = f"labels of seed {seed}: {found['rankings']:,} rankings, {found['tokens']:,} tokens, {found['seconds']:.0f} s"
-        if found["accuracy"] is not None:
-            told += f", reward model right on {found['accuracy']:.1%} of held-out pairs"
-        console.print(told, highlight=False)
+    all_labels = [labels for seed in seeds if (labels := labels_of(args, task, seed))]
+    futures = [pool.submit(make_labels, labels, args.threads) for labels in all_labels]
+    for labels, future in zip(all_labels, futures, strict=True):
+        made = future.result()
+        line = f"labels of seed {labels.seed}: {made['rankings']:,} rankings, {made['tokens']:,} tokens"
+        line += f", {made['seconds']:.0f} s"
+        if made["accuracy"] is not None:
+            line += f", reward model right on {made['accuracy']:.1%} of held-out pairs"
+        console.print(line, highlight=False)
 
 
 def search(args: Args, task: ComparedTask, algo: str, pool: ProcessPoolExecutor) -> None:
-    """Optuna's TPE on score - beta x KL, `jobs` trials at a time; goes on where the record ends."""
-    import optuna
+    """Searches an algorithm's settings with Optuna's TPE on score - beta x KL, `jobs` trials at a time.
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    Goes on where the record of trials, ``search.jsonl``, ends.
+    """
     record = args.output_dir / "search.jsonl"
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=4))
+    earlier = [trial for trial in read_lines(record) if trial["algo"] == algo]
+    study = make_study(algo, earlier)
     labels = labels_of(args, task, SEARCH_SEED)
-    done = [t for t in read_lines(record) if t["algo"] == algo]
-    distributions = {
-        name: optuna.distributions.FloatDistribution(*values, log=True)
-        if kind == "log"
-        else optuna.distributions.CategoricalDistribution(values)
-        for name, (kind, values) in SPACES[algo].items()
-    }
-    for trial in done:
-        study.add_trial(
-            optuna.trial.create_trial(params=trial["chosen"], distributions=distributions, value=trial["objective"])
-        )
-    if not done:
-        study.enqueue_trial(first_trial(algo))
     running: dict[Future[dict[str, Any]], tuple[Any, dict[str, Any]]] = {}
-    started = len(done)
+    started = len(earlier)
     while started < args.trials or running:
+        # Keep the workers busy: a new trial is drawn with what is known by then.
         while started < args.trials and len(running) < args.jobs:
             trial = study.ask()
             chosen = suggest(trial, algo)
@@ -187,37 +179,83 @@ def search(args: Args, task: ComparedTask, algo: str, pool: ProcessPoolExecutor)
         finished, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in finished:
             trial, chosen = running.pop(future)
-            try:
-                result = future.result()
-            except Exception as error:  # a trial that fails is one that found nothing
-                console.print(f"{algo} {chosen}: {error}", style="red", highlight=False, markup=False)
-                study.tell(trial, state=optuna.trial.TrialState.FAIL)
-                continue
-            objective = result["rm_score"] - result["kl_coef"] * result["kl"]
-            study.tell(trial, objective)
-            kept = {key: result[key] for key in ("rm_score", "gold_score", "kl", "trained_tokens", "seconds")}
-            line = {"algo": algo, "chosen": chosen, "objective": objective, **kept}
-            with record.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-            console.print(f"{algo:14s} {objective:6.3f}  {chosen}", highlight=False)
+            finish_trial(study, trial, algo, chosen, future, record)
 
 
-def compare(args: Args, task: ComparedTask, algos: list[str], pool: ProcessPoolExecutor) -> list[str]:
-    """Trains and evaluates what is not there yet; returns what failed."""
-    folder = args.output_dir / "runs"
-    folder.mkdir(exist_ok=True)
-    jobs: list[Job] = []
+def make_study(algo: str, earlier: Sequence[Mapping[str, Any]]) -> Any:
+    """An Optuna study that knows earlier trials; without any, it begins with the algorithm's defaults."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=4))
+    distributions = {
+        name: optuna.distributions.FloatDistribution(*values, log=True)
+        if kind == "log"
+        else optuna.distributions.CategoricalDistribution(values)
+        for name, (kind, values) in SPACES[algo].items()
+    }
+    for trial in earlier:
+        study.add_trial(
+            optuna.trial.create_trial(params=trial["chosen"], distributions=distributions, value=trial["objective"])
+        )
+    if not earlier:
+        study.enqueue_trial(first_trial(algo))
+    return study
+
+
+def finish_trial(
+    study: Any, trial: Any, algo: str, chosen: dict[str, Any], future: Future[dict[str, Any]], record: Path
+) -> None:
+    """Tells the study what a trial came to, and appends it to the record; a trial that failed is not recorded."""
+    import optuna
+
+    try:
+        result = future.result()
+    except Exception as error:  # whatever went wrong there, the other trials go on
+        console.print(f"{algo} {chosen}: {error}", style="red", highlight=False, markup=False)
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        return
+    objective = result["rm_score"] - result["kl_coef"] * result["kl"]
+    study.tell(trial, objective)
+    kept = {key: result[key] for key in ("rm_score", "gold_score", "kl", "trained_tokens", "seconds")}
+    line = {"algo": algo, "chosen": chosen, "objective": objective, **kept}
+    with record.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+    console.print(f"{algo:14s} {objective:6.3f}  {chosen}", highlight=False)
+
+
+def jobs_of(args: Args, task: ComparedTask, algos: Sequence[str]) -> list[Job]:
+    """A job for each baseline and algorithm, β and seed."""
+    jobs = []
     for algo in [*BASELINES, *algos]:
         params = {} if algo in BASELINES else task.params.get(algo) or best_settings(args.output_dir, algo)
         seeds = args.ppo_seeds if algo in ("ppo", "trl_ppo") else args.seeds
         betas = args.kl_coefs if algo not in BASELINES else (Job.kl_coef,)  # which plays no part there
         for kl_coef in betas:
             for seed in seeds:
-                envs = str(args.peer_envs.resolve())
                 labels = labels_of(args, task, seed)
-                job = Job(algo, params, seed, args.tokens, kl_coef, "heldout", args.n_prompts, envs)
-                folder_of = labels.folder if labels else ""
-                jobs.append(replace(job, task=asdict(task), labels=folder_of, threads=args.threads))
+                job = Job(
+                    algo,
+                    params,
+                    seed=seed,
+                    tokens=args.tokens,
+                    kl_coef=kl_coef,
+                    split="heldout",
+                    n_prompts=args.n_prompts,
+                    peer_envs=str(args.peer_envs.resolve()),
+                    task=asdict(task),
+                    labels=labels.folder if labels else "",
+                    threads=args.threads,
+                )
+                jobs.append(job)
+    return jobs
+
+
+def compare(args: Args, task: ComparedTask, algos: list[str], pool: ProcessPoolExecutor) -> list[str]:
+    """Trains and evaluates every algorithm, β and seed whose result is not there yet; returns the names of jobs that failed."""
+    folder = args.output_dir / "runs"
+    folder.mkdir(exist_ok=True)
+    jobs = jobs_of(args, task, algos)
     missing = [job for job in jobs if not made_already(job, args.labels, folder / f"{job.name}.json")]
     running = {pool.submit(run_job, job): job for job in missing}
     failed: list[str] = []
@@ -234,9 +272,7 @@ def compare(args: Args, task: ComparedTask, algos: list[str], pool: ProcessPoolE
             for name in ("peer_envs", "task", "labels", "threads"):
                 result.pop(name)
             result |= {"task_digest": job.compared.digest, "label_count": args.labels}
-            partial = folder / f".{job.name}.partial"
-            partial.write_text(json.dumps(result) + "\n", encoding="utf-8")
-            partial.replace(folder / f"{job.name}.json")
+            write_json(folder / f"{job.name}.json", result, indent=None)
             console.print(
                 f"{job.name:32s} score {result['rm_score']:5.2f}  gold {result['gold_score']:5.2f}  KL {result['kl']:5.2f}"
                 f"  ({len(running)} to go)",
@@ -248,8 +284,13 @@ def compare(args: Args, task: ComparedTask, algos: list[str], pool: ProcessPoolE
 def made_already(job: Job, label_count: int, path: Path) -> bool:
     """Whether a job's result is there.
 
+    Args:
+        job: The job.
+        label_count: Rankings that it starts from.
+        path: File of its result.
+
     Raises:
-        MadeOtherwiseError: there is one, of a job with other settings.
+        MadeOtherwiseError: the file is of a job with other settings.
     """
     if not path.is_file():
         return False
@@ -262,7 +303,7 @@ def made_already(job: Job, label_count: int, path: Path) -> bool:
 
 
 def best_settings(folder: Path, algo: str) -> dict[str, Any]:
-    """What the search found, or the defaults where there was none."""
+    """Settings of the search's best trial, or the defaults where no trial was recorded."""
     trials = [t for t in read_lines(folder / "search.jsonl") if t["algo"] == algo]
     chosen = max(trials, key=lambda t: t["objective"])["chosen"] if trials else first_trial(algo)
     return job_params(algo, chosen)
@@ -276,7 +317,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
-    """All runs' results, in the order of their names."""
+    """Results of all runs in a folder, in the order of their names."""
     return [json.loads(p.read_text(encoding="utf-8")) for p in sorted((folder / "runs").glob("*.json"))]
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import benchmark
-from benchmark import Args, Case, cells, same_objective, suite_of, summary
-from benchmarks.case import EOS
+from benchmark import Args, suite_of
+from benchmarks.case import EOS, Case
+from benchmarks.tables import cells, same_objective, summary
 
 SMALL = {"model": "default", "batch": 4, "prompt": 6, "response": 8, "iterations": 1, "epochs": 2}
 

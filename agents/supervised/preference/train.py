@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from agents.figures import can_draw
 from agents.files import write_json
 from agents.preferences.records import Ranking, prompt_key
 from agents.preferences.selection import pairs_of
@@ -67,7 +68,8 @@ def train_on_preferences(settings: PreferenceSettings, console: Console | None =
     }
     save_model(trained, tokenizer, settings.output_dir / "actor")
     write_json(settings.output_dir / "preference.json", report)
-    draw(log, settings.output_dir / "preference.png", row.reference)
+    if can_draw():
+        draw(log, settings.output_dir / "preference.png", row.reference)
     return report
 
 

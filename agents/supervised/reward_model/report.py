@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.figures import DPI, new_figure
+from agents.figures import DPI, can_draw, new_figure
 from agents.files import write_json, write_text
 from agents.preferences.records import Ranking
 
@@ -203,7 +203,8 @@ def write_report(folder: Path, report: dict[str, Any], mistakes: list[dict[str, 
         lines += [f"**{m['prompt'].strip()}**", "", f"- preferred: {m['preferred'].strip()}"]
         lines += [f"- the model prefers, by {m['by']:.2f}: {m['model_prefers'].strip()}", ""]
     write_text(folder / "mistakes.md", "\n".join(lines) + "\n")
-    draw(folder / "report.png", report)
+    if can_draw():
+        draw(folder / "report.png", report)
 
 
 def draw(path: Path, report: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 EOS = 0
-SHAPES: dict[str, dict[str, int]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     # the embedded default's
     "default": {
         "vocab_size": 1024, "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4,
@@ -43,16 +43,16 @@ class Case:
 
     Attributes:
         model: A key of `SHAPES` (random weights), or a model folder.
-        batch: Prompts, which is episodes, an iteration.
-        prompt: Tokens of each prompt.
-        response: Tokens of the longest response.
+        batch: Prompts in an iteration, each with one response.
+        prompt: Length of each prompt, in tokens.
+        response: Length of the longest response, in tokens.
         lengths: ``equal``: all responses are the longest. ``spread``: evenly from 1 to the longest.
         epochs: Passes over a rollout.
-        mini_batches: Optimiser steps an epoch.
+        mini_batches: Optimizer steps in an epoch.
         precision: ``no`` (float32) or ``bf16`` (autocast).
-        iterations: Timed ones.
-        warmup: Untimed ones before them.
-        threads: CPU threads; 0: all.
+        iterations: Timed iterations.
+        warmup: Untimed iterations before the timed ones.
+        threads: CPU threads; 0 takes all.
         device: ``cpu`` or ``cuda``.
     """
 
@@ -71,20 +71,20 @@ class Case:
 
     @property
     def name(self) -> str:
-        """A short description."""
+        """A short description, such as ``default 8x(32+32) fp32``."""
         model = self.model if self.model in SHAPES else Path(self.model).name
         spread = " spread" if self.lengths == "spread" else ""
         precision = "bf16" if self.precision == "bf16" else "fp32"
         return f"{model} {self.batch}x({self.prompt}+{self.response}{spread}) {precision}"
 
     def response_lengths(self) -> list[int]:
-        """Tokens of each response."""
+        """Length of each response, in tokens."""
         if self.lengths == "equal":
             return [self.response] * self.batch
         return [int(n) for n in np.linspace(1, self.response, self.batch).round()]
 
     def tokens(self) -> int:
-        """Response tokens an iteration."""
+        """Response tokens in an iteration."""
         return sum(self.response_lengths())
 
     def script(self, vocab_size: int) -> tuple[list[list[int]], list[list[int]]]:
@@ -100,22 +100,25 @@ class Case:
 
 
 def read_case(path: str) -> tuple[Case, dict[str, str]]:
-    """A case and the folders of its models, as `write_case` wrote them."""
+    """Reads a case and the folders of its models, as `write_case` wrote them."""
     loaded = json.loads(Path(path).read_text(encoding="utf-8"))
     return Case(**loaded["case"]), loaded["models"]
 
 
 def write_case(path: Path, case: Case, models: dict[str, str]) -> None:
-    """Writes what a worker needs to know."""
+    """Writes what a contender's process needs: the case, and the folders of actor, reference and reward model."""
     path.write_text(json.dumps({"case": dataclasses.asdict(case), "models": models}), encoding="utf-8")
 
 
 def build_models(name: str, folder: Path) -> dict[str, str]:
-    """Folders of an actor, a reference that differs from it a little (so that the KL is not 0), and a reward model.
+    """Makes an actor, a reference that differs from it a little (so that the KL is not 0), and a reward model.
 
     Args:
         name: A key of `SHAPES`, or the folder of a Llama-like causal LM.
-        folder: Where to write them, unless they are there.
+        folder: Folder to write them into; one that is complete is left as it is.
+
+    Returns:
+        The folders of ``actor``, ``reference`` and ``reward``.
     """
     import torch
     from tokenizers import Tokenizer
@@ -140,11 +143,13 @@ def build_models(name: str, folder: Path) -> dict[str, str]:
     else:
         actor = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, local_files_only=True)
         actor.generation_config.eos_token_id = EOS
+    # Ids are scripted, never text: the tokenizer only has to be of the right size.
     vocab_size = actor.config.vocab_size
     words = Tokenizer(WordLevel({f"t{i}": i for i in range(vocab_size)}, unk_token="t0"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="t0")
     actor.config.eos_token_id = EOS
     actor.save_pretrained(folders["actor"])
+    # The reference: 2 % of noise on every weight.
     with torch.no_grad():
         for parameter in actor.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02 * parameter.abs().mean())
@@ -163,7 +168,7 @@ class Stopwatch:
     """Wall and CPU seconds of named phases, one record an iteration.
 
     Args:
-        device: With ``cuda``, it is waited for before the clock is read.
+        device: ``cpu`` or ``cuda``; the GPU's queue is emptied before the clock is read.
     """
 
     def __init__(self, device: str = "cpu") -> None:
@@ -172,7 +177,7 @@ class Stopwatch:
         self._last = self.now()
 
     def now(self) -> tuple[float, float]:
-        """(wall, CPU) seconds."""
+        """Wall and CPU seconds since some moment."""
         if self.device == "cuda":
             import torch
 
@@ -180,12 +185,12 @@ class Stopwatch:
         return time.perf_counter(), time.process_time()
 
     def start(self) -> None:
-        """An iteration begins; its phases follow one another without gaps."""
+        """Begins an iteration, whose phases follow one another without gaps."""
         self.rows.append({})
         self._last = self.now()
 
     def lap(self, phase: str) -> None:
-        """What has passed since the last call goes to a phase."""
+        """Adds the time since the last call to a phase."""
         now = self.now()
         row = self.rows[-1].setdefault(phase, [0.0, 0.0])
         row[0] += now[0] - self._last[0]
@@ -194,7 +199,7 @@ class Stopwatch:
 
 
 def peak_memory_mb(device: str) -> float:
-    """The most memory this process ever held: of the GPU's if it uses one, else resident; in MiB."""
+    """The most memory that this process ever held, in MiB: allocated on the GPU if it uses one, else resident."""
     if device == "cuda":
         import torch
 
@@ -203,15 +208,15 @@ def peak_memory_mb(device: str) -> float:
 
 
 def write_result(path: str, case: Case, watch: Stopwatch, objective: dict[str, float], **extra: Any) -> None:
-    """Writes a worker's result.
+    """Writes the result of a contender's process.
 
     Args:
-        path: Where to.
-        case: What was run.
-        watch: Its times; the warm-up's are left out.
+        path: JSON file to write.
+        case: The case that was run.
+        watch: Its times, those of the warm-up first; these are left out.
         objective: Means over the first iteration's responses: ``log_prob`` and ``kl`` (sums over the response, nats),
-            ``score``; those that the contender can tell.
-        extra: Anything else worth knowing.
+            ``score``; a contender leaves out what it cannot measure.
+        extra: Further entries.
     """
     import torch
     import transformers

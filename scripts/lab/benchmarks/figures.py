@@ -5,27 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.ticker import ScalarFormatter
 
-COLOURS = {"generate": "#4477aa", "score": "#ccbb44", "train": "#ee6677"}
+from agents.figures import DPI, new_figure
+
+COLORS = {"generate": "#4477aa", "score": "#ccbb44", "train": "#ee6677"}
 
 
 def draw_times(results: list[dict[str, Any]], path: Path) -> None:
-    """Bars: seconds an iteration, split into phases, one panel a case."""
+    """Draws bars: seconds of an iteration, split into phases, with a panel for each case."""
     heights = [len(r["contenders"]) + 1.5 for r in results]
-    figure, panels = plt.subplots(
-        len(results), 1, figsize=(8, 0.42 * sum(heights) + 0.6), height_ratios=heights, squeeze=False
-    )
+    figure = new_figure(8, 0.42 * sum(heights) + 0.6)
+    panels = figure.subplots(len(results), 1, height_ratios=heights, squeeze=False)
     for panel, result in zip(panels[:, 0], results, strict=True):
         names = list(result["contenders"])[::-1]
         left = [0.0] * len(names)
-        for phase, colour in COLOURS.items():
+        for phase, color in COLORS.items():
             widths = [result["contenders"][name]["seconds"][phase] for name in names]
-            panel.barh(names, widths, left=left, color=colour, label=phase)
+            panel.barh(names, widths, left=left, color=color, label=phase)
             left = [a + b for a, b in zip(left, widths, strict=True)]
         for y, (name, end) in enumerate(zip(names, left, strict=True)):
             rate = result["contenders"][name]["tokens_per_second"]
@@ -35,14 +32,13 @@ def draw_times(results: list[dict[str, Any]], path: Path) -> None:
         panel.spines[["top", "right"]].set_visible(False)
     panels[0, 0].legend(fontsize=8, loc="lower right")
     panels[-1, 0].set_xlabel("seconds an iteration")
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    figure.savefig(path, dpi=DPI)
 
 
 def draw_curve(results: list[dict[str, Any]], field: str, path: Path) -> None:
-    """Lines: tokens per second, and how many times as long as ours, against one field of the case."""
-    figure, (rates, ratios) = plt.subplots(1, 2, figsize=(9, 3.6))
+    """Draws lines: tokens per second, and the time as a multiple of ours, against one field of the case."""
+    figure = new_figure(9, 3.6)
+    rates, ratios = figure.subplots(1, 2)
     label = {"response": "response length, tokens", "batch": "n_envs"}[field]
     for contender in dict.fromkeys(c for r in results for c in r["contenders"]):
         having = [r for r in results if contender in r["contenders"]]
@@ -66,6 +62,4 @@ def draw_curve(results: list[dict[str, Any]], field: str, path: Path) -> None:
     rates.yaxis.set_major_formatter(ScalarFormatter())
     ratios.set_ylabel("time, as a multiple of ours")
     ratios.set_ylim(bottom=0)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    figure.savefig(path, dpi=DPI)

@@ -1,6 +1,6 @@
 """Contenders on stable-baselines3: ours, and the same stock algorithm without what makes it fast.
 
-python ours.py CASE.json RESULT.json VARIANT, where VARIANT is an algorithm, and options after it: ppo, ppo+naive, a2c …
+python -m benchmarks.ours CASE.json RESULT.json VARIANT, where VARIANT is an algorithm and its options: ppo, ppo+naive, a2c …
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from case import Case, Stopwatch, read_case, write_result
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -20,13 +19,14 @@ from agents import make_algorithm
 from agents.algorithms.table import algorithm as algorithm_row
 from agents.policies.actor_critic import LLMActorCriticPolicy
 from agents.rollouts.vec_env import LLMTextVecEnv
+from benchmarks.case import Case, Stopwatch, read_case, write_result
 from llm_env.text.prompts import Prompt
 
 LEARNING_RATE = 1e-5
 
 
 class GivenPrompts:
-    """Prompts by their ids, instead of a `PromptSet`."""
+    """A `PromptSet` that is made of token ids instead of text."""
 
     def __init__(self, ids: list[list[int]]) -> None:
         self.prompts = [Prompt(f"prompt {i}", tuple(prompt), index=i) for i, prompt in enumerate(ids)]
@@ -39,20 +39,30 @@ class GivenPrompts:
 
 
 def scripted(venv: LLMTextVecEnv, responses: list[list[int]], sample: Any) -> Any:
-    """`sample_tokens`, whose draw is replaced by the script's token."""
+    """Replaces what `sample_tokens` drew by the script's tokens.
+
+    Args:
+        venv: Tells which prompt each busy slot has, and how many tokens it has written.
+        responses: Token ids of each prompt's response.
+        sample: The function to replace; it is called all the same, for it is part of the time.
+
+    Returns:
+        A function with the same arguments and results: tokens and their log-probs, both (n_busy,).
+    """
 
     def sample_scripted(logits: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
         sample(logits, *args)
+        # logits have a row for each slot with an open episode, in the order of the slots
         busy = [e for e in venv.batch.episodes if e is not None]
         tokens = torch.tensor([responses[e.prompt.index][len(e.response_ids)] for e in busy], device=logits.device)  # type: ignore[index]
-        log_normaliser = torch.logsumexp(logits, -1)
-        return tokens, logits.gather(-1, tokens[:, None])[:, 0] - log_normaliser
+        log_normalizer = torch.logsumexp(logits, -1)
+        return tokens, logits.gather(-1, tokens[:, None])[:, 0] - log_normalizer
 
     return sample_scripted
 
 
 class Objective(BaseCallback):
-    """Collects the first iteration's log-probs, KL and scores."""
+    """Keeps the means of the first iteration's log-probs, KL and scores."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +81,13 @@ class Objective(BaseCallback):
 
 
 def build(case: Case, models: dict[str, str], variant: str) -> OnPolicyAlgorithm:
-    """The algorithm, on the case's models and prompts."""
+    """The algorithm, on the case's models and prompts.
+
+    Args:
+        case: The case.
+        models: Folders of ``actor``, ``reference`` and ``reward``.
+        variant: Name of the algorithm, and options after it, each with a plus sign: ``naive``, ``critic=reward_model``.
+    """
     algorithm, *options = variant.split("+")
     prompts, responses = case.script(_vocab_size(models["actor"]))
     naive = "naive" in options
@@ -84,7 +100,8 @@ def build(case: Case, models: dict[str, str], variant: str) -> OnPolicyAlgorithm
     )  # fmt: skip
     venv.task.prompts = GivenPrompts(prompts)  # type: ignore[assignment]
     venv.batch.seed(np.random.default_rng(0))
-    agents.policies.actor_critic.sample_tokens = scripted(venv, responses, agents.policies.actor_critic.sample_tokens)
+    sampler: Any = agents.policies.actor_critic  # the module that looks `sample_tokens` up
+    sampler.sample_tokens = scripted(venv, responses, sampler.sample_tokens)
     critic = next((o.removeprefix("critic=") for o in options if o.startswith("critic=")), "head")
     policy: dict[str, Any] = {"model": models["actor"], "critic": critic, "mixed_precision": case.precision}
     if critic == "reward_model":
@@ -96,8 +113,9 @@ def build(case: Case, models: dict[str, str], variant: str) -> OnPolicyAlgorithm
             settings["batch_size"] += case.response // 2
     if naive:
         policy.update(use_cache=False, entropy_grad=False, second_derivatives=algorithm == "trpo")
-        own = {**algorithm_row(algorithm).defaults, "normalize_advantage": True, "n_steps": case.response, **settings}
-        model: Any = algorithm_row(algorithm).cls(LLMActorCriticPolicy, venv, policy_kwargs=policy, **own)
+        row = algorithm_row(algorithm)
+        settings = {**row.defaults, "normalize_advantage": True, "n_steps": case.response, **settings}
+        model: Any = row.cls(LLMActorCriticPolicy, venv, policy_kwargs=policy, **settings)
     else:
         model = make_algorithm(algorithm, env=venv, policy_kwargs=policy, **settings)
     return model
@@ -110,7 +128,7 @@ def _vocab_size(folder: str) -> int:
 
 
 def timed(model: OnPolicyAlgorithm, watch: Stopwatch) -> None:
-    """Puts the stopwatch around the algorithm's three phases; what they do is left alone."""
+    """Puts the stopwatch around the algorithm's three phases, and leaves alone what they do."""
     collect, train = model.collect_rollouts, model.train
     score = model.rollout_buffer.compute_returns_and_advantage
 
@@ -134,7 +152,13 @@ def timed(model: OnPolicyAlgorithm, watch: Stopwatch) -> None:
 
 
 def main(case_path: str, result_path: str, variant: str) -> None:
-    """Runs one contender."""
+    """Runs one contender on a case, and writes the result.
+
+    Args:
+        case_path: Case, as `benchmarks.case.write_case` wrote it.
+        result_path: JSON file to write.
+        variant: See `build`.
+    """
     case, models = read_case(case_path)
     if case.threads:
         torch.set_num_threads(case.threads)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from agents.evaluation.statistics import Estimate
+from agents.figures import DPI, new_figure
 
 Results = list[dict[str, Any]]
 ORDER = ("reference", "reference_greedy", "best_of_4", "best_of_16")
@@ -28,16 +29,18 @@ def grouped(results: Results) -> dict[tuple[str, float], Results]:
 
 
 def spread(values: Sequence[float]) -> str:
-    """``mean (lowest to highest)``, or a single seed's value."""
+    """``mean (lowest to highest)`` over the seeds; of a single seed, its value."""
     mean = f"{np.mean(values):.2f}"
     return mean if len(values) == 1 else f"{mean} ({min(values):.2f} to {max(values):.2f})"
 
 
 def score_cell(runs: Results, reference: Results, name: str) -> str:
-    """`spread` over seeds; of one seed, its value with the gain over the reference and the gain's 95 % interval."""
+    """A table's cell of a score: `spread`; of one seed, with the gain over the reference and its 95 % interval."""
     text = spread([r[name] for r in runs])
-    found = gain(runs[0], reference, name) if len(runs) == 1 and runs[0]["algo"] != "reference" else None
-    return text if found is None else f"{text} ({found.mean:+.2f} ± {found.half_width:.2f})"
+    if len(runs) > 1 or runs[0]["algo"] == "reference":
+        return text
+    lift = gain(runs[0], reference, name)
+    return text if lift is None else f"{text} ({lift.mean:+.2f} ± {lift.half_width:.2f})"
 
 
 def gain(run: dict[str, Any], reference: Results, name: str) -> Estimate | None:
@@ -46,25 +49,25 @@ def gain(run: dict[str, Any], reference: Results, name: str) -> Estimate | None:
     if not same or "values" not in run or "values" not in same[0]:
         return None
     pairs = zip(run["values"][name], same[0]["values"][name], strict=True)
-    return Estimate.of([own - other for own, other in pairs])
+    return Estimate.of([score - base for score, base in pairs])
 
 
 def beats(runs: Results, reference: Results) -> str:
-    """Whether the runs stand above the reference, each beside its own seed's.
+    """Whether the runs stand above the reference of their seed: ``yes``, ``**no**``, or empty where that is not known.
 
     Several seeds: whether the worst one's gain is more than they are apart. One seed: whether its gain is more than the
     half-width of its 95 % interval over the prompts; empty where each prompt's scores were not recorded.
     """
     if len(runs) == 1:
-        found = gain(runs[0], reference, "rm_score")
-        return "" if found is None else "yes" if found.mean > found.half_width else "**no**"
+        lift = gain(runs[0], reference, "rm_score")
+        return "" if lift is None else "yes" if lift.mean > lift.half_width else "**no**"
     base = {r["seed"]: r["rm_score"] for r in reference}
     gains = [r["rm_score"] - base.get(r["seed"], max(base.values())) for r in runs]
     return "yes" if min(gains) > max(gains) - min(gains) else "**no**"
 
 
 def markdown_table(results: Results) -> str:
-    """One row an algorithm and β, over its seeds; of a single seed, with its gain over the reference, prompt by prompt."""
+    """A row for each algorithm and β, over its seeds; of a single seed, with its gain over the reference, prompt by prompt."""
     groups = grouped(results)
     reference = next((runs for (algo, _), runs in groups.items() if algo == "reference"), [])
     lines = [
@@ -89,7 +92,7 @@ def markdown_table(results: Results) -> str:
 
 
 def samples_table(results: Results, n: int = 3) -> str:
-    """What the first seed of each algorithm wrote to the first prompts, with the reward model's score."""
+    """A row for each algorithm: its first seed's responses to the first `n` prompts, with the reward model's scores."""
     groups = grouped(results)
     first = next(iter(groups.values()))[0]["samples"][:n]
     lines = [
@@ -103,14 +106,11 @@ def samples_table(results: Results, n: int = 3) -> str:
 
 
 def draw(results: Results, path: Path) -> None:
-    """Score and gold score against KL, a point a seed; and the way there."""
+    """Draws score and gold score against KL, a point for each seed, and the score while training."""
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     groups = grouped(results)
-    figure = Figure(figsize=(13, 5.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(13, 5.4)
     panels = figure.subplots(1, 3)
     markers = "os^Dv<>ph*XP"
     names = list(dict.fromkeys(algo for algo, _ in groups))
@@ -125,25 +125,14 @@ def draw(results: Results, path: Path) -> None:
             "linestyle": "none",
             "markersize": 8 if baseline else 6,
         }
-        seen = panels[0].get_legend_handles_labels()[1]
+        in_legend = panels[0].get_legend_handles_labels()[1]
         kl = [r["kl"] for r in runs]
-        panels[0].plot(kl, [r["rm_score"] for r in runs], label=None if algo in seen else algo, **style)
+        panels[0].plot(kl, [r["rm_score"] for r in runs], label=None if algo in in_legend else algo, **style)
         panels[1].plot(kl, [r["gold_score"] for r in runs], **style)
-        for run in runs[:1]:
-            curve = np.array([row[:2] for row in run["curve"]], dtype=float)
-            if len(curve):
-                panels[2].plot(
-                    curve[:, 0],
-                    curve[:, 1],
-                    color=style["color"],
-                    linestyle="--" if peer else "-",
-                    linewidth=1,
-                    alpha=0.8,
-                )
-    floor = min((r["rm_score"] for r in results if r["algo"] == "reference"), default=-1.0)
-    edge = 1.25 * max((r["kl"] for r in results if r["algo"] != "reference_greedy"), default=0.0)
-    inside = [r for r in results if r["rm_score"] >= floor and (r["kl"] <= edge or r["algo"] != "reference_greedy")]
-    outside = sorted({r["algo"] for r in results if r not in inside})
+        curve = np.array([row[:2] for row in runs[0]["curve"]], dtype=float)  # (tokens, score)
+        if len(curve):
+            line = {"color": style["color"], "linestyle": "--" if peer else "-", "linewidth": 1, "alpha": 0.8}
+            panels[2].plot(curve[:, 0], curve[:, 1], **line)
     for panel, title, label in zip(
         panels,
         ("reward-model score", "gold score (not trained on)", "score while training, first seed"),
@@ -153,15 +142,26 @@ def draw(results: Results, path: Path) -> None:
         panel.set_title(title, fontsize=10)
         panel.set_xlabel(label)
         panel.grid(alpha=0.3)
-    for panel, metric in zip(
-        panels[:2], ("rm_score", "gold_score"), strict=True
-    ):  # what lies below the reference would hide
-        values = [r[metric] for r in inside]  # everything else in a corner
-        room = 0.08 * (max(values) - min(values)) + 0.05
-        panel.set_xlim(-0.5, 1.05 * max(r["kl"] for r in inside) + 0.5)
-        panel.set_ylim(min(values) - room, max(values) + room)
+    outside = zoom(panels[:2], results)
     if outside:
         panels[0].set_title(f"reward-model score\n(outside the picture: {', '.join(outside)})", fontsize=10)
     panels[2].xaxis.set_major_formatter(lambda tokens, _: f"{tokens / 1000:g}k")
     figure.legend(loc="outside lower center", ncols=7, fontsize=8)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=DPI)
+
+
+def zoom(panels: Sequence[Any], results: Results) -> list[str]:
+    """Limits the panels of score and gold score to runs above the reference, which one that fell far below would squeeze.
+
+    Returns:
+        The algorithms of which a run lies outside.
+    """
+    floor = min((r["rm_score"] for r in results if r["algo"] == "reference"), default=-1.0)
+    edge = 1.25 * max((r["kl"] for r in results if r["algo"] != "reference_greedy"), default=0.0)
+    inside = [r for r in results if r["rm_score"] >= floor and (r["kl"] <= edge or r["algo"] != "reference_greedy")]
+    for panel, metric in zip(panels, ("rm_score", "gold_score"), strict=True):
+        values = [r[metric] for r in inside]
+        room = 0.08 * (max(values) - min(values)) + 0.05
+        panel.set_xlim(-0.5, 1.05 * max(r["kl"] for r in inside) + 0.5)
+        panel.set_ylim(min(values) - room, max(values) + room)
+    return sorted({r["algo"] for r in results if r not in inside})

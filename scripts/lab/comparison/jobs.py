@@ -1,4 +1,4 @@
-"""One training run of a comparison: train on a token budget, answer the held-out prompts, and say how that went."""
+"""One training run of a comparison: trains on a budget of tokens, responds to held-out prompts, and measures the responses."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ from comparison.preference_jobs import ALONE, train_on_preferences
 from comparison.tasks import ComparedTask, reward_model_in
 
 PEERS = {"trl_ppo": "1.12.0", "trl_rloo": "1.16.0", "trl_grpo": "1.16.0"}
-"""Peers, and the release of TRL that each is run from: the last with PPO, and a current one."""
+"""Peers, and the release of TRL that each runs from: the last one with PPO, and a current one."""
 BASELINES = {"reference": 1, "reference_greedy": 1, "best_of_4": 4, "best_of_16": 16}
-"""What needs no training, and how many responses it takes."""
+"""Baselines, which need no training, and the number of responses that each takes its best from."""
 PREFERENCE = (*METHODS, ALONE, REJECTION_SAMPLING, "iterated_dpo")
-"""What trains on preferences, or on the best of several responses."""
+"""Methods that train on preferences, or on the best of several responses."""
 PEER_SCRIPT = Path(__file__).parent / "trl_peer.py"
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to run.
+    """A run, in plain values that a worker process can be sent.
 
     Attributes:
-        algo: A row of `agents.algorithms.table.ALGORITHMS`, one of `PREFERENCE`, a peer or a baseline.
-        params: Its settings; `n_envs` among them.
-        seed: Of training.
-        tokens: Budget: response tokens generated for training, greedy baselines included.
-        kl_coef: β.
-        split: ``validation`` answers prompts that are trained on too, for a search; ``heldout`` those that are not.
-        n_prompts: How many.
-        peer_envs: Folder of the peers' environments.
-        task: A `ComparedTask`'s fields.
-        labels: Folder of the labels that are trained on, and of their reward model; empty: there are none.
-        threads: Of torch.
+        algo: A key of `agents.algorithms.table.ALGORITHMS`, one of `PREFERENCE`, of `PEERS` or of `BASELINES`.
+        params: Settings of the algorithm, `n_envs` among them.
+        seed: Seed of training; responses are sampled with the next one.
+        tokens: Budget: response tokens that are generated for training, ReMax's greedy ones included.
+        kl_coef: Coefficient β of the KL, in score per nat.
+        split: Prompts to respond to: ``validation``, for a search, takes those that are trained on; ``heldout`` the others.
+        n_prompts: Number of prompts to respond to.
+        peer_envs: Folder of the peers' virtual environments.
+        task: Fields of a `ComparedTask`.
+        labels: Folder of the labels that are trained on, and of their reward model; empty where there are none.
+        threads: CPU threads of torch.
     """
 
     algo: str
@@ -63,39 +63,39 @@ class Job:
 
     @property
     def compared(self) -> ComparedTask:
-        """The task."""
+        """The task that the run is about."""
         return ComparedTask(**self.task)
 
     @property
     def reward_model(self) -> str | None:
-        """Whom training listens to: the labels', the task's, or (None) the embedded one."""
+        """The reward model that is trained on: the one fitted to the labels, or the task's; None is the embedded one."""
         if self.labels and self.compared.reward_model is None:
             return str(reward_model_in(self.labels))
         return self.compared.reward_model
 
     def train_prompts(self) -> list[Any]:
-        """What is trained on."""
+        """Prompts to train on."""
         return self.compared.split_prompts()[0]
 
     @property
     def name(self) -> str:
-        """Of the file that holds its result."""
+        """Name of the file that holds the result, without its ending."""
         return f"{self.algo}-beta{self.kl_coef:g}-seed{self.seed}"
 
 
 def start_worker() -> None:
-    """Has a pool's worker print warnings as the scripts do."""
+    """Makes a pool's worker print warnings as the scripts do."""
     from rich.console import Console
 
     plain_warnings(Console(soft_wrap=True))
 
 
 def run_job(job: Job) -> dict[str, Any]:
-    """Trains and evaluates; for a pool's worker.
+    """Trains and evaluates; called in a pool's worker.
 
     Returns:
-        The job, and score, gold score, KL (nats), length (tokens), tokens per second of training, a curve, samples, and each
-        prompt's score and gold score.
+        The job's fields; means of score, gold score, KL (nats) and length (tokens) over the responses, with each prompt's
+        scores; a curve, samples, and the tokens and seconds that training took.
     """
     import torch
 
@@ -117,7 +117,7 @@ def run_job(job: Job) -> dict[str, Any]:
 
 
 def env_kwargs(job: Job) -> dict[str, Any]:
-    """The environment's arguments."""
+    """Arguments of the environment."""
     task = job.compared
     return {
         "model": task.model,
@@ -132,7 +132,7 @@ def env_kwargs(job: Job) -> dict[str, Any]:
 
 
 def make_task(job: Job) -> Any:
-    """The environment's task, in float32: what everything is measured with."""
+    """The environment's task in float32, with which every algorithm is measured."""
     from llm_env.settings import TaskSettings
     from llm_env.task import TextTask
 
@@ -140,7 +140,7 @@ def make_task(job: Job) -> Any:
 
 
 def prompts_for(job: Job, task: Any) -> list[Any]:
-    """What is answered."""
+    """The prompts to respond to."""
     from llm_env.text.prompts import PromptSet
 
     train, held_out = job.compared.split_prompts()
@@ -152,10 +152,10 @@ def measured(job: Job, episodes: list[Any], kl_bound: float = 0.0, certain: bool
     """Means over episodes, each one's scores, and the first eight as samples.
 
     Args:
-        job: Says what is gold.
-        episodes: Scored.
-        kl_bound: Added to the KL, for best-of-n.
-        certain: The policy takes each token with certainty: log π is 0.
+        job: Names the gold function.
+        episodes: Episodes with their scores.
+        kl_bound: Added to each KL, in nats: the bound for best-of-n.
+        certain: Whether the policy is greedy, so that log π of each token is 0.
     """
     from llm_env.reward.models import FunctionReward
 
@@ -173,6 +173,7 @@ def measured(job: Job, episodes: list[Any], kl_bound: float = 0.0, certain: bool
 
 
 def _baseline(job: Job) -> dict[str, Any]:
+    """Responds with the reference: sampled, greedy, or the best of n."""
     from agents.algorithms.best_of_n import best_of_n, best_of_n_kl
     from llm_env.rollout import respond
 
@@ -194,6 +195,7 @@ def _baseline(job: Job) -> dict[str, Any]:
 
 
 def _ours(job: Job) -> dict[str, Any]:
+    """Trains one of the project's algorithms."""
     from stable_baselines3.common.utils import LinearSchedule
 
     from agents import TextMetricsCallback, make_algorithm
@@ -224,7 +226,8 @@ def _ours(job: Job) -> dict[str, Any]:
             *(round(metrics.last.get(f"rollout/{k}", np.nan), 4) for k in ("rm_score", "gold_score", "kl")),
         ]
     )
-    idle = row.family in ("on-policy", "masked", "critic-free")  # else a step is a token
+    # Where ended slots idle, steps outnumber tokens, and `TokenBudget` ends training; elsewhere a step is a token.
+    idle = row.family in ("on-policy", "masked", "critic-free")
     started = time.perf_counter()
     model.learn(10**9 if idle else job.tokens, callback=[metrics, TokenBudget(metrics, job.tokens)], log_interval=None)  # type: ignore[arg-type]
     seconds = time.perf_counter() - started
@@ -241,21 +244,21 @@ def _ours(job: Job) -> dict[str, Any]:
 
 
 def _preference(job: Job) -> dict[str, Any]:
-    """On preferences: the labels', and its own responses', ranked by the reward model."""
-    from agents.policies.text_policy import load_actor
+    """Trains on preferences: the labels, and rankings of the actor's responses by the reward model."""
+    from agents.policies.text_policy import actor_respond, load_actor
     from llm_env.default_task import DEFAULT_REWARD_MODEL
 
     task = make_task(job)
     with tempfile.TemporaryDirectory() as work:
-        told = train_on_preferences(job, Path(work), job.reward_model or DEFAULT_REWARD_MODEL, task)
+        record = train_on_preferences(job, Path(work), job.reward_model or DEFAULT_REWARD_MODEL, task)
         actor = load_actor(Path(work) / "run" / "actor", task)
-    episodes = actor.respond(task, prompts_for(job, task), 1 + job.seed)
-    return {**measured(job, episodes), **told, "curve": [], "tokens_per_second": None}
+    episodes = actor_respond(actor, task, prompts_for(job, task), 1 + job.seed)
+    return {**measured(job, episodes), **record, "curve": [], "tokens_per_second": None}
 
 
 def _peer(job: Job) -> dict[str, Any]:
-    """TRL, in an environment of its own; its actor is answered with here, as ours are."""
-    from agents.policies.text_policy import load_actor
+    """Trains with TRL in a virtual environment of its own; the actor that it leaves responds here, as ours do."""
+    from agents.policies.text_policy import actor_respond, load_actor
     from llm_env.default_task import DEFAULT_MODEL, DEFAULT_PROMPTS, DEFAULT_REWARD_MODEL
 
     task = make_task(job)
@@ -264,28 +267,28 @@ def _peer(job: Job) -> dict[str, Any]:
         raise FileNotFoundError(f"{job.algo}: there is no {python}; compare.py makes it with --peers.")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        given = {
+        request = {
             "algo": job.algo, "params": job.params, "seed": job.seed, "tokens": job.tokens, "kl_coef": job.kl_coef,
             "max_new_tokens": task.settings.max_new_tokens, "actor": DEFAULT_MODEL, "reward_model": DEFAULT_REWARD_MODEL,
             "prompts": DEFAULT_PROMPTS,
         }  # fmt: skip
-        (work / "job.json").write_text(json.dumps(given), encoding="utf-8")
+        (work / "job.json").write_text(json.dumps(request), encoding="utf-8")
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         environment["OMP_NUM_THREADS"] = "1"
         command = [str(python), str(PEER_SCRIPT), str(work / "job.json"), str(work / "out")]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"{job.algo} failed:\n{done.stderr[-3000:]}")
-        told = json.loads((work / "out" / "result.json").read_text(encoding="utf-8"))
+        record = json.loads((work / "out" / "result.json").read_text(encoding="utf-8"))
         actor = load_actor(work / "out" / "actor", task)
-        episodes = actor.respond(task, prompts_for(job, task), 1 + job.seed)
-    seconds = told.pop("seconds")
-    rate = told["trained_tokens"] / seconds
-    return {**measured(job, episodes), **told, "train_seconds": seconds, "tokens_per_second": rate}
+        episodes = actor_respond(actor, task, prompts_for(job, task), 1 + job.seed)
+    seconds = record.pop("seconds")
+    rate = record["trained_tokens"] / seconds
+    return {**measured(job, episodes), **record, "train_seconds": seconds, "tokens_per_second": rate}
 
 
 def make_peer_environment(folder: Path, version: str) -> None:
-    """A virtual environment with one release of TRL, if it is not there yet."""
+    """Makes a virtual environment with one release of TRL, unless it is there."""
     target = folder / f"trl-{version}"
     if (target / "bin" / "python").is_file():
         return

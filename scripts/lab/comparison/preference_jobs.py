@@ -1,8 +1,8 @@
 """Runs of a comparison that train on preferences or on the best of several responses, on a budget of generated tokens.
 
-`rejection_sampling`, `iterated_dpo` and every loss of train_preference.py sample from their current actor and have the reward
-model rank, as `scripts/iterate.py` does; the losses in one round, from the reference. Where the comparison has labels, they
-are trained on too (in the first round). `dpo_labels` has the labels alone and generates nothing.
+`rejection_sampling`, `iterated_dpo` and every loss of train_preference.py sample responses from their current actor, and the
+reward model ranks them, as in `scripts/iterate.py`; the losses do so in one round, from the reference. Where the comparison
+has labels, the first round trains on them too. `dpo_labels` trains on the labels alone and generates nothing.
 """
 
 from __future__ import annotations
@@ -17,48 +17,69 @@ from comparison.tasks import rankings_in
 
 ROUNDS = {"iterated_dpo": 3, REJECTION_SAMPLING: 3}
 ALONE = "dpo_labels"
+ITERATION_OPTIONS = ("dpop_lambda", "tdpo_alpha")  # which `IterationSettings` takes among its method_kwargs
 
 
 def train_on_preferences(job: Any, work: Path, reward_model: str, task: Any) -> dict[str, Any]:
-    """Trains, and leaves the actor in ``run/actor`` of a folder; returns what to record.
+    """Trains, and leaves the actor in ``run/actor`` of a folder.
 
     Args:
         job: A `comparison.jobs.Job`.
         work: The folder.
-        reward_model: Who ranks.
-        task: A `TextTask`: its prompts are sampled from.
+        reward_model: Name of the reward model that ranks responses.
+        task: A `TextTask`, to measure how long the reference's responses are.
+
+    Returns:
+        ``trained_tokens``: response tokens that were generated; ``train_seconds``.
     """
+    started = time.perf_counter()
+    train = train_on_labels if job.algo == ALONE else train_in_rounds
+    tokens = train(job, work, reward_model, task)
+    return {"trained_tokens": tokens, "train_seconds": time.perf_counter() - started}
+
+
+def train_on_labels(job: Any, work: Path, reward_model: str, task: Any) -> int:
+    """Trains on the labels alone, with arguments as in `train_on_preferences`; returns the 0 tokens that it generates.
+
+    Raises:
+        ValueError: the comparison has no labels.
+    """
+    from agents.supervised.preference import PreferenceSettings, optimise
+
+    if not job.labels:
+        raise ValueError(f"{ALONE} trains on labels alone; give --labels.")
+    settings = PreferenceSettings(
+        output_dir=work / "run",
+        model=job.compared.model,
+        preferences=str(rankings_in(job.labels)),
+        evaluations=1,
+        n_samples=0,
+        max_prompt_length=job.compared.max_prompt_length,
+        mixed_precision=job.compared.mixed_precision,
+        device="cpu",
+        seed=job.seed,
+        **job.params,
+    )
+    optimise(settings)
+    return 0
+
+
+def train_in_rounds(job: Any, work: Path, reward_model: str, task: Any) -> int:
+    """Trains in rounds of sampling and ranking, with arguments as in `train_on_preferences`; returns the tokens generated."""
     from agents.iteration import IterationSettings, iterate
-    from agents.supervised.preference import train as preference
-    from agents.supervised.settings import PreferenceSettings
 
     compared = job.compared
     params = dict(job.params)
-    common: dict[str, Any] = {"model": compared.model, "mixed_precision": compared.mixed_precision, "device": "cpu"}
-    started = time.perf_counter()
-    if job.algo == ALONE:
-        if not job.labels:
-            raise ValueError(f"{ALONE} trains on labels alone; give --labels.")
-        given = PreferenceSettings(
-            output_dir=work / "run",
-            preferences=str(rankings_in(job.labels)),
-            evaluations=1,
-            n_samples=0,
-            max_prompt_length=compared.max_prompt_length,
-            seed=job.seed,
-            **common,
-            **params,
-        )
-        preference.train_on_preferences(given)
-        return {"trained_tokens": 0, "train_seconds": time.perf_counter() - started}
     rounds = int(params.pop("rounds", ROUNDS.get(job.algo, 1)))
     n_responses = int(params.pop("n_responses", 4))
-    extra = {k: params.pop(k) for k in ("dpop_lambda", "tdpo_alpha") if k in params}
+    options = {name: params.pop(name) for name in ITERATION_OPTIONS if name in params}
     prompts = work / "prompts.jsonl"
     write_prompts(prompts, job.train_prompts())
+    # The budget in tokens becomes a number of prompts: what a response of the reference is long on average.
     length = mean_response_length(task, job.labels)
     settings = IterationSettings(
         output_dir=work / "run",
+        model=compared.model,
         method="dpo" if job.algo == "iterated_dpo" else job.algo,
         rounds=rounds,
         judge=(reward_model,),
@@ -70,34 +91,33 @@ def train_on_preferences(job: Any, work: Path, reward_model: str, task: Any) -> 
         temperature=compared.temperature,
         max_prompt_length=compared.max_prompt_length,
         max_new_tokens=compared.max_new_tokens,
-        method_kwargs=tuple(f"{k}={v}" for k, v in extra.items()),
+        method_kwargs=tuple(f"{name}={value}" for name, value in options.items()),
         n_eval=2,
         evaluate_every=rounds,
         checkpoints=1,
+        mixed_precision=compared.mixed_precision,
+        device="cpu",
         seed=job.seed,
-        **common,
         **params,
     )
     iterate(settings)
-    seconds = time.perf_counter() - started
     notes = sorted((work / "run").glob("round_*/responses.json"))
-    tokens = sum(int(json.loads(p.read_text(encoding="utf-8"))["tokens"]) for p in notes)
-    return {"trained_tokens": tokens, "train_seconds": seconds}
+    return sum(int(json.loads(note.read_text(encoding="utf-8"))["tokens"]) for note in notes)
 
 
 def write_prompts(path: Path, prompts: list[Any]) -> None:
-    """Writes prompts for `read_prompts`."""
+    """Writes prompts, plain or chat messages, to a file that `read_prompts` reads."""
     from agents.preferences.records import write_jsonl
 
     write_jsonl(path, [{"prompt": p} if isinstance(p, str) else {"messages": p} for p in prompts])
 
 
 def mean_response_length(task: Any, labels: str) -> float:
-    """Tokens of the reference's responses."""
+    """Mean length of the reference's responses, in tokens: of the labels' responses, or of 64 that are sampled for it."""
     note = Path(labels) / "responses.json"
     if labels and note.is_file():
-        known = json.loads(note.read_text(encoding="utf-8"))
-        return known["tokens"] / known["asked"] / known["settings"]["n_responses"]
+        sampling = json.loads(note.read_text(encoding="utf-8"))
+        return sampling["tokens"] / sampling["asked"] / sampling["settings"]["n_responses"]
     from llm_env.rollout import respond
 
     with task.model.frozen() as lm:

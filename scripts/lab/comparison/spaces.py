@@ -1,10 +1,11 @@
-"""What the search may choose, for each algorithm; the first trial is the table's defaults."""
+"""Settings that the search may choose, for each algorithm; its first trial takes the defaults of the algorithms' table."""
 
 from __future__ import annotations
 
 from typing import Any
 
 Space = dict[str, tuple[str, Any]]
+"""Setting -> (kind, values), as `log` and `one_of` make it."""
 
 
 def log(low: float, high: float) -> tuple[str, Any]:
@@ -86,6 +87,7 @@ SPACES |= {
     },
 }
 SPACES["trl_grpo"] = SPACES["trl_rloo"]
+# Where the defaults are not the algorithms' table's: peers, preference methods, and choices that the table has no value for.
 DEFAULT_TRIALS: dict[str, dict[str, Any]] = {
     "trl_ppo": {"learning_rate": 3e-4, "batch_size": 64, "n_epochs": 4, "vf_coef": 0.1},
     "trl_rloo": {"learning_rate": 3e-4, "batch_size": 64, "n_epochs": 2, "group_size": 4},
@@ -107,7 +109,7 @@ DEFAULT_TRIALS: dict[str, dict[str, Any]] = {
 
 
 def suggest(trial: Any, algo: str) -> dict[str, Any]:
-    """An Optuna trial's choice."""
+    """Settings that an Optuna trial chooses."""
     chosen: dict[str, Any] = {}
     for name, (kind, values) in SPACES[algo].items():
         if kind == "log":
@@ -118,17 +120,17 @@ def suggest(trial: Any, algo: str) -> dict[str, Any]:
 
 
 def first_trial(algo: str) -> dict[str, Any]:
-    """What the algorithm does by default, as far as the search may choose it."""
+    """The algorithm's default of each setting that the search may choose."""
     from agents.algorithms.table import ALGORITHMS
 
-    known: dict[str, Any] = {"n_envs": 64, **DEFAULT_TRIALS.get(algo, {})}
+    defaults: dict[str, Any] = {"n_envs": 64, **DEFAULT_TRIALS.get(algo, {})}
     if algo in ALGORITHMS:
-        known = {**dict(ALGORITHMS[algo].defaults), **known}
-    return {name: known[name] for name in SPACES[algo] if name in known}
+        defaults = {**dict(ALGORITHMS[algo].defaults), **defaults}
+    return {name: defaults[name] for name in SPACES[algo] if name in defaults}
 
 
 def job_params(algo: str, chosen: dict[str, Any]) -> dict[str, Any]:
-    """A choice as `make_algorithm`'s arguments."""
+    """The arguments of `make_algorithm` for a trial's choice."""
     params = dict(chosen)
     if "top_p" in params:
         params["env_kwargs"] = {"top_p": params.pop("top_p")}

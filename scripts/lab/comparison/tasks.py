@@ -1,4 +1,4 @@
-"""What a comparison is made on: the embedded default or a task of one's own, and the preference labels that all start from."""
+"""What a comparison is made on: a task, embedded or from a file, and the preference labels that all algorithms start from."""
 
 from __future__ import annotations
 
@@ -12,29 +12,32 @@ from typing import Any
 
 import numpy as np
 
+from agents.files import write_json
 from llm_env.default_task import DEFAULT_GOLD
 
 
 @dataclass(frozen=True)
 class ComparedTask:
-    """Names, paths and numbers; the defaults are the embedded one's.
+    """A task in names, paths and numbers; the defaults are the embedded one's.
 
     Attributes:
-        model: Reference and starting point.
-        reward_model: Trained on by whoever trains on scores. None: the embedded one; with labels, one trained on them.
-        prompts: To train on.
-        eval_prompts: To measure on. None: with the embedded prompts theirs, else a tenth, held out.
-        gold: package.module:function that nobody trains on.
-        preferences: File of labels; None: four responses of the model to each prompt, ranked by the annotator.
-        annotator: Who ranks them: the embedded rule, or any name of a reward model or function.
-        noise: Temperature of the annotator; 1 is Bradley and Terry's.
-        label_pairs: Which pairs of these rankings are labels: all, or best_worst.
-        max_prompt_length: In tokens.
-        max_new_tokens: In tokens.
-        temperature: Of sampling, and of the policy.
-        mixed_precision: ``no`` or ``bf16``, for whoever can.
-        reward: Settings of the reward model's training, where labels make one.
-        params: Settings of each algorithm, where no search found any.
+        model: Folder or hub id of the reference, from which training starts. None is the embedded actor.
+        reward_model: Reward model of algorithms that train on scores. None is the embedded one; with labels, one that is
+            trained on them.
+        prompts: File or dataset of prompts to train on. None is the embedded ones.
+        eval_prompts: File or dataset of prompts to measure on. None takes the embedded held-out prompts with the embedded
+            prompts, and else a tenth of `prompts`.
+        gold: ``package.module:function`` whose score no algorithm trains on.
+        preferences: File of labels. None makes them: four responses of the model to each prompt, ranked by the annotator.
+        annotator: Reward model or function that ranks them. The default is the embedded gold rule.
+        noise: Temperature of the annotator; at 1 it draws rankings from Bradley and Terry's model, at 0 it never errs.
+        label_pairs: Pairs of these rankings that become labels: ``all``, or ``best_worst``.
+        max_prompt_length: Longest prompt, in tokens.
+        max_new_tokens: Longest response, in tokens.
+        temperature: Temperature of sampling, and of the policy.
+        mixed_precision: ``no`` or ``bf16``, for algorithms that have it.
+        reward: Settings of the reward model's training, where it is trained on labels.
+        params: Settings by algorithm, which go before those of a search.
     """
 
     model: str | None = None
@@ -58,27 +61,28 @@ class ComparedTask:
         """Reads a YAML file.
 
         Raises:
-            FileNotFoundError, ValueError: there is none, or it has a key that is no setting.
+            FileNotFoundError: there is no such file.
+            ValueError: the file has a key that is no setting.
         """
         import yaml
 
         if not path.is_file():
             raise FileNotFoundError(f"task={str(path)!r}: there is no such file.")
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        known = {f.name for f in dataclasses.fields(cls)}
+        settings = {f.name for f in dataclasses.fields(cls)}
         for name in values:
-            if name not in known:
-                raise ValueError(f"{path}: {name!r} is not a setting; there is {', '.join(sorted(known))}.")
+            if name not in settings:
+                raise ValueError(f"{path}: {name!r} is not a setting; there is {', '.join(sorted(settings))}.")
         return cls(**values)
 
     @property
     def digest(self) -> str:
-        """Of all but the algorithms' settings: a result with another one is of another task."""
+        """A hash of all fields but the algorithms' settings; results with another one are of another task."""
         fields = {k: v for k, v in dataclasses.asdict(self).items() if k != "params"}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
     def split_prompts(self) -> tuple[list[Any], list[Any]]:
-        """(to train on, to measure on)."""
+        """Prompts to train on, and prompts to measure on."""
         from llm_env.default_task import DEFAULT_HELDOUT_PROMPTS, DEFAULT_PROMPTS
         from llm_env.text.prompts import read_prompts
         from llm_env.text.split import hold_out
@@ -95,16 +99,16 @@ class MadeOtherwiseError(ValueError):
     """What lies in the output folder was made with other settings."""
 
 
-def check_made_with(found: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
-    """Compares the settings that a file notes with those that are asked for; what it does not note is taken on trust.
+def check_made_with(noted: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
+    """Compares the settings that a file notes with those that are wanted; a setting that it does not note passes.
 
     Raises:
         MadeOtherwiseError: one differs.
     """
     for name, value in wanted.items():
-        if found.get(name, value) != value:
+        if noted.get(name, value) != value:
             raise MadeOtherwiseError(
-                f"{path} was made with {name}={found[name]}, and {name}={value} is asked for. "
+                f"{path} was made with {name}={noted[name]}, and {name}={value} is asked for. "
                 "Remove it to make it again, or choose another output_dir."
             )
 
@@ -114,10 +118,10 @@ class Labels:
     """Preference labels that every algorithm of a seed starts from.
 
     Attributes:
-        folder: Of ``rankings.jsonl``, and of the reward model that is trained on them.
-        count: Rankings.
-        seed: Of sampling, of the annotator and of the reward model.
-        task: Whose.
+        folder: Folder of ``rankings.jsonl``, and of the reward model that is trained on them.
+        count: Number of rankings.
+        seed: Seed of sampling, of the annotator and of the reward model.
+        task: Task whose prompts, model and annotator make the labels.
     """
 
     folder: str
@@ -127,17 +131,19 @@ class Labels:
 
 
 def rankings_in(folder: str | Path) -> Path:
-    """The labels in their folder."""
+    """The labels' file in their folder."""
     return Path(folder) / "rankings.jsonl"
 
 
 def reward_model_in(folder: str | Path) -> Path:
-    """The reward model that was trained on them."""
+    """The reward model's folder in the labels' folder."""
     return Path(folder) / "reward" / "reward_model"
 
 
 def make_labels(labels: Labels, threads: int) -> dict[str, Any]:
-    """Collects the labels and trains the reward model, unless they are there or the task has one; for a pool's worker.
+    """Collects labels, and trains a reward model on them unless the task has one; called in a pool's worker.
+
+    Labels that are there are not made again.
 
     Returns:
         Rankings, tokens of the ranked responses, held-out accuracy of the reward model (None without one), seconds.
@@ -154,18 +160,17 @@ def make_labels(labels: Labels, threads: int) -> dict[str, Any]:
     note = folder / "labels.json"
     made_with = {"rankings": labels.count, "task_digest": labels.task.digest}
     if note.is_file():
-        found = json.loads(note.read_text(encoding="utf-8"))
-        check_made_with(found, made_with, folder)
-        return found
+        earlier: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
+        check_made_with(earlier, made_with, folder)
+        return earlier
     started = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     tokens = _collect(labels, folder)
-    found = {**made_with, "tokens": tokens, "accuracy": None}
-    if labels.task.reward_model is None:
-        found["accuracy"] = _train_reward_model(labels, folder)["accuracy"]
-    found["seconds"] = round(time.perf_counter() - started, 1)
-    note.write_text(json.dumps(found) + "\n", encoding="utf-8")
-    return found
+    accuracy = _train_reward_model(labels, folder)["accuracy"] if labels.task.reward_model is None else None
+    seconds = round(time.perf_counter() - started, 1)
+    record = {**made_with, "tokens": tokens, "accuracy": accuracy, "seconds": seconds}
+    write_json(note, record, indent=None)  # last: a folder without it was cut off, and is made again
+    return record
 
 
 def _train_reward_model(labels: Labels, folder: Path) -> dict[str, Any]:
@@ -187,7 +192,11 @@ def _train_reward_model(labels: Labels, folder: Path) -> dict[str, Any]:
 
 
 def _collect(labels: Labels, folder: Path) -> int:
-    """Writes ``rankings.jsonl``; returns the tokens that were generated for it, 0 for labels from a file."""
+    """Writes ``rankings.jsonl``; returns the tokens that were generated for it, 0 for labels from a file.
+
+    Raises:
+        ValueError: the task's file has fewer rankings.
+    """
     from rich.console import Console
 
     from agents.preferences.folder import candidates_in, rank_in
@@ -201,22 +210,23 @@ def _collect(labels: Labels, folder: Path) -> int:
     task = labels.task
     rng = np.random.default_rng(labels.seed)
     if task.preferences is not None:
-        given = read_rankings(task.preferences)
-        if len(given) < labels.count:
+        rankings = read_rankings(task.preferences)
+        if len(rankings) < labels.count:
             raise ValueError(
-                f"labels={labels.count}: {task.preferences} has {len(given)}. Ask for fewer, or give more."
+                f"labels={labels.count}: {task.preferences} has {len(rankings)}. Ask for fewer, or give more."
             )
-        chosen = sorted(rng.permutation(len(given))[: labels.count].tolist())
-        write_jsonl(rankings_in(labels.folder), [given[i].to_json() for i in chosen])
+        chosen = sorted(rng.permutation(len(rankings))[: labels.count].tolist())
+        write_jsonl(rankings_in(labels.folder), [rankings[i].to_json() for i in chosen])
         return 0
     prompts = task.split_prompts()[0]
+    # As many shuffled rounds through the prompts as the labels need.
     laps = -(-labels.count // len(prompts))
     order = [i for _ in range(laps) for i in rng.permutation(len(prompts)).tolist()][: labels.count]
     load = LoadSettings("float32", "cpu")
     source = Source(task.model or DEFAULT_MODEL, task.temperature)
     sampling = Sampling((source,), 4, task.max_prompt_length, task.max_new_tokens, labels.seed)
     candidates = candidates_in(folder, [prompts[i] for i in order], sampling, load, {}, Console(quiet=True))
-    found = rank_in(folder, candidates, Judge(task.annotator, load, noise=task.noise, seed=labels.seed))
+    ranked = rank_in(folder, candidates, Judge(task.annotator, load, noise=task.noise, seed=labels.seed))
     if task.label_pairs != "all":
-        write_jsonl(rankings_in(labels.folder), [pair.to_json() for pair in pairs_of(found, task.label_pairs)])
+        write_jsonl(rankings_in(labels.folder), [pair.to_json() for pair in pairs_of(ranked, task.label_pairs)])
     return int(json.loads((folder / "responses.json").read_text(encoding="utf-8"))["tokens"])

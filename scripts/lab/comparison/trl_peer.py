@@ -1,7 +1,7 @@
 """A peer's run: TRL's PPO (1.12.0), RLOO or GRPO (1.16.0), unmodified, on the embedded default's models and prompts.
 
-It runs in an environment of its own and imports nothing of this project. The reward is the embedded reward model's
-normalised score of prompt and response ids, end token included, as in `llm_env.reward.models`.
+It runs in a virtual environment of its own and imports nothing of this project. The reward is the embedded reward model's
+normalized score of prompt and response ids, end token included, as in `llm_env.reward.models`.
 
 python trl_peer.py JOB.json OUT, which writes OUT/actor and OUT/result.json.
 """
@@ -26,15 +26,17 @@ from datasets import Dataset  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer  # noqa: E402
 from transformers.trainer_callback import PrinterCallback, ProgressCallback  # noqa: E402
 
-LEAST_LENGTH = 6  # tokens of a response: TRL counts episodes or steps, and the budget ends training before those do
+LEAST_LENGTH = (
+    6  # tokens of a response: TRL counts episodes or steps, of which there must be enough to spend the budget
+)
 
 
 class Enough(Exception):  # noqa: N818
-    """The budget is spent."""
+    """Raised where the budget is spent, to leave TRL's training loop."""
 
 
 class Progress:
-    """Counts tokens, keeps (tokens, score, gold score, KL) of each batch, and anneals the learning rate over the budget."""
+    """Counts tokens against the budget, and keeps (tokens, score, gold score, KL) of each batch."""
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
@@ -62,7 +64,7 @@ def anneal(trainer_class: Any, progress: Progress) -> Any:
 
 
 def load(job: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """Actor, tokenizer, and the reward model with its normalisation in its head."""
+    """Actor, tokenizer, and the reward model with its normalization in its head."""
     actor = AutoModelForCausalLM.from_pretrained(job["actor"], dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(job["actor"])
     tokenizer.padding_side = "left"
@@ -84,19 +86,27 @@ def reward_network(folder: str) -> Any:
 
 
 def read_prompts(path: str) -> list[str]:
-    """The embedded prompts."""
+    """The prompts of a .jsonl file."""
     lines = Path(path).read_text(encoding="utf-8").splitlines()
     return [json.loads(line)["prompt"] for line in lines if line]
 
 
 def common(job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Arguments that all trainers share."""
+    """Arguments of TRL's configurations that all trainers share."""
     return {
         "output_dir": str(folder), "seed": job["seed"], "learning_rate": job["params"]["learning_rate"],
         "adam_epsilon": 1e-5, "weight_decay": 0.0, "use_cpu": True, "bf16": False,
         "gradient_checkpointing": False, "gradient_accumulation_steps": 1, "report_to": "none", "save_strategy": "no",
         "eval_strategy": "no", "disable_tqdm": True, "temperature": 1.0, "max_grad_norm": 1.0,
     }  # fmt: skip
+
+
+def run_out(trainer: Any) -> None:
+    """Trains without a progress bar, until the budget is spent."""
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    with contextlib.suppress(Enough):
+        trainer.train()
 
 
 def train_ppo(job: dict[str, Any], folder: Path, progress: Progress) -> Any:
@@ -114,7 +124,7 @@ def train_ppo(job: dict[str, Any], folder: Path, progress: Progress) -> Any:
             progress.curve.append([progress.tokens, logs["objective/scores"], float("nan"), logs["objective/kl"]])
 
         def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-            """None is wanted."""
+            """Writes no model card."""
 
     generation = ppo_trainer.batch_generation
 
@@ -143,7 +153,6 @@ def train_ppo(job: dict[str, Any], folder: Path, progress: Progress) -> Any:
         lam=0.95,
         logging_strategy="no",
     )
-    columns = {"input_ids": ids}
     trainer = Trainer(
         args=args,
         processing_class=tokenizer,
@@ -151,13 +160,35 @@ def train_ppo(job: dict[str, Any], folder: Path, progress: Progress) -> Any:
         ref_model=reference,
         reward_model=reward,
         value_model=value,
-        train_dataset=Dataset.from_dict(columns),
+        train_dataset=Dataset.from_dict({"input_ids": ids}),
     )
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)
-    with contextlib.suppress(Enough):
-        trainer.train()
+    run_out(trainer)
     return actor, tokenizer
+
+
+def reward_function(tokenizer: Any, reward: Any, progress: Progress) -> Any:
+    """The reward as TRL calls it: texts and token ids of prompts and responses in, a score for each out."""
+
+    @torch.no_grad()
+    def score(prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
+        if progress.tokens:  # the updates on the batches before this one are done
+            progress.check()
+        rows = [
+            tokenizer(p, add_special_tokens=False)["input_ids"] + c
+            for p, c in zip(prompts, completion_ids, strict=True)
+        ]
+        progress.tokens += sum(len(c) for c in completion_ids)
+        # ids and mask are (n, longest), padded on the right; the score is read at each row's last token
+        width = max(map(len, rows))
+        ids = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+        hidden = reward.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+        last = hidden[torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows])]
+        scores: list[float] = reward.score(last)[:, 0].tolist()
+        progress.curve.append([progress.tokens, sum(scores) / len(scores), float("nan"), float("nan")])
+        return scores
+
+    return score
 
 
 def train_group(job: dict[str, Any], folder: Path, progress: Progress) -> Any:
@@ -171,24 +202,6 @@ def train_group(job: dict[str, Any], folder: Path, progress: Progress) -> Any:
         "trl_rloo": (trl.RLOOConfig, trl.RLOOTrainer),
         "trl_grpo": (trl.GRPOConfig, trl.GRPOTrainer),
     }[job["algo"]]
-
-    @torch.no_grad()
-    def score(prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
-        if progress.tokens:
-            progress.check()
-        rows = [
-            tokenizer(p, add_special_tokens=False)["input_ids"] + c
-            for p, c in zip(prompts, completion_ids, strict=True)
-        ]
-        progress.tokens += sum(len(c) for c in completion_ids)
-        width = max(map(len, rows))
-        ids = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-        hidden = reward.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
-        last = hidden[torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows])]
-        scores = reward.score(last)[:, 0].tolist()
-        progress.curve.append([progress.tokens, sum(scores) / len(scores), float("nan"), float("nan")])
-        return scores
 
     batch = params["batch_size"]
     steps = max(1, job["tokens"] // LEAST_LENGTH // batch) * params["n_epochs"] * 4
@@ -206,14 +219,11 @@ def train_group(job: dict[str, Any], folder: Path, progress: Progress) -> Any:
     trainer = anneal(trainer_class, progress)(
         model=actor,
         args=args,
-        reward_funcs=score,
+        reward_funcs=reward_function(tokenizer, reward, progress),
         processing_class=tokenizer,
         train_dataset=Dataset.from_dict({"prompt": read_prompts(job["prompts"])}),
     )
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)
-    with contextlib.suppress(Enough):
-        trainer.train()
+    run_out(trainer)
     return trainer.model, tokenizer
 
 

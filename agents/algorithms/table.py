@@ -97,6 +97,7 @@ class Algorithm:
         policy_settings: Settings that go to the policy.
         rollouts: Whether it learns from `TokenRolloutBuffer`: with deferred scoring, and synchronous episodes by default.
         whole_episodes: Whether each rollout must be whole episodes, since their baseline is for whole responses.
+        trains_language_model: Whether it trains a language model's weights, so that a next run can go on from them.
         pays_policy_kl: Whether rewards hold -β·log π; False for a backup that has that part itself.
         no: Features that it cannot be used with, and the reason.
     """
@@ -110,6 +111,7 @@ class Algorithm:
     policy_settings: tuple[str, ...] = ACTOR_CRITIC_SETTINGS
     rollouts: bool = True
     whole_episodes: bool = False
+    trains_language_model: bool = True
     pays_policy_kl: bool = True
     no: Mapping[str, str] = field(default_factory=dict)
 
@@ -169,6 +171,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         wire=recurrent,
         policy_settings=("embedding_dim", "lstm_hidden_size", "n_lstm_layers"),
         rollouts=False,
+        trains_language_model=False,
         no={
             "lora": "there is no language model to put adapters into",
             "separate_critic": "its critic is an LSTM of its own already",
@@ -226,6 +229,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         wire=black_box,
         policy_settings=("searched",),
         rollouts=False,
+        trains_language_model=False,
         no={
             "full_weights": "random search in a million directions finds nothing: it moves normalisation gains",
             "lora": "adapters have as many directions as whole layers",

@@ -34,7 +34,7 @@ def parse_command_line(
     except ValueError as error:
         print_error(error)
         raise SystemExit(2) from error
-    return tyro.cli(cls, args=argv, description=description, default=default)
+    return tyro.cli(cls, args=argv, description=description, default=default)  # type: ignore[return-value]
 
 
 def refuse_missing_values(cls: type[Any], argv: Sequence[str]) -> None:

@@ -128,7 +128,7 @@ class IterationSettings:
         known = [*METHODS, REJECTION_SAMPLING, *ALGORITHMS]
         if self.method not in known:
             raise ValueError(f"method={self.method!r} is not known; use one of {', '.join(known)}.")
-        if self.is_algorithm and ALGORITHMS[self.method].family in ("recurrent", "black box"):
+        if self.is_algorithm and not ALGORITHMS[self.method].trains_language_model:
             raise ValueError(f"method={self.method!r} trains no language model further; it cannot be iterated.")
         least = ("rounds", "batch_size", "n_envs", "total_timesteps", "n_eval", "evaluate_every", "checkpoints")
         for name in (*least, "max_prompt_length", "max_new_tokens"):

@@ -171,7 +171,7 @@ def _from_reward_model(source: CriticSource) -> Critic:
         AutoModelForSequenceClassification, source.reward_model, "reward model", "critic", source.load
     )
     head = scalar_head(network)
-    if head is None:
+    if not isinstance(head, nn.Linear):
         raise ValueError(
             f"critic='reward_model': {source.reward_model!r} is no decoder with a scalar head at its last token; "
             "choose critic='actor', 'head' or 'detached_head'."

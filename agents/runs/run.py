@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -21,6 +21,7 @@ from agents.callbacks.metrics import TextMetricsCallback
 from agents.callbacks.reference_refresh import ReferenceRefresh
 from agents.files import write_json
 from agents.policies.actor_critic import LLMActorCriticPolicy
+from agents.policies.text_policy import TextPolicy
 from agents.rollouts.vec_env import text_env
 from agents.runs.checkpoint import load_checkpoint, save_checkpoint
 from agents.runs.csv_log import CsvRows
@@ -116,6 +117,7 @@ class TrainingRun:
         self.prompts = run_prompts(settings, folder, resume)
         self.model = self._make_model()
         self.task = text_env(self.model.env).task
+        self.policy = cast(TextPolicy, self.model.policy)
         held_out = PromptSet(self.prompts.held_out, self.task.tokenizer, settings.task.max_prompt_length)
         self.held_out = HeldOutPrompts(held_out, self.task, self.gold)
         self.display = RunDisplay(console, settings.training.total_timesteps)
@@ -229,7 +231,7 @@ class TrainingRun:
 
     def sample(self, timestep: int) -> None:
         """Appends responses to the first held-out prompts to ``samples.jsonl``."""
-        records = self.held_out.sample(self.model.policy, timestep, self.settings.folder.n_samples)
+        records = self.held_out.sample(self.policy, timestep, self.settings.folder.n_samples)
         if records:
             self.folder.add_samples(records)
 
@@ -240,7 +242,7 @@ class TrainingRun:
             The log's ``eval/`` values.
         """
         settings = self.settings.folder
-        values = self.held_out.evaluate(self.model.policy, settings.n_eval, self.settings.task.kl_coef)
+        values = self.held_out.evaluate(self.policy, settings.n_eval, self.settings.task.kl_coef)
         if self.best is None or values[settings.best_by] > self.best[settings.best_by]:
             self.best = {"timestep": timestep, **values}
             self._save_actor("best")
@@ -267,5 +269,4 @@ class TrainingRun:
 
     def _save_actor(self, name: str) -> None:
         """Writes the actor to a folder inside the run's."""
-        policy: Any = self.model.policy  # a `TextPolicy`
-        self.folder.save_model(name, lambda path: policy.save_actor(path, self.task.tokenizer))
+        self.folder.save_model(name, lambda path: self.policy.save_actor(path, self.task.tokenizer))

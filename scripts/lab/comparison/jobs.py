@@ -227,12 +227,12 @@ def _ours(job: Job) -> dict[str, Any]:
         ]
     )
     # Where ended slots idle, steps outnumber tokens, and `TokenBudget` ends training; elsewhere a step is a token.
-    idle = row.family in ("on-policy", "masked", "critic-free")
+    idle = row.rollouts
     started = time.perf_counter()
     model.learn(10**9 if idle else job.tokens, callback=[metrics, TokenBudget(metrics, job.tokens)], log_interval=None)  # type: ignore[arg-type]
     seconds = time.perf_counter() - started
     task = make_task(job)
-    greedy = row.family == "black box"
+    greedy = job.algo == "ars"  # it searches for a deterministic policy
     episodes = model.policy.respond(task, prompts_for(job, task), 1 + job.seed, greedy)  # type: ignore[operator]
     return {
         **measured(job, episodes, certain=greedy),
@@ -245,20 +245,20 @@ def _ours(job: Job) -> dict[str, Any]:
 
 def _preference(job: Job) -> dict[str, Any]:
     """Trains on preferences: the labels, and rankings of the actor's responses by the reward model."""
-    from agents.policies.text_policy import actor_respond, load_actor
+    from agents.policies.text_policy import load_actor
     from llm_env.default_task import DEFAULT_REWARD_MODEL
 
     task = make_task(job)
     with tempfile.TemporaryDirectory() as work:
         record = train_on_preferences(job, Path(work), job.reward_model or DEFAULT_REWARD_MODEL, task)
         actor = load_actor(Path(work) / "run" / "actor", task)
-    episodes = actor_respond(actor, task, prompts_for(job, task), 1 + job.seed)
+    episodes = actor.respond(task, prompts_for(job, task), 1 + job.seed)
     return {**measured(job, episodes), **record, "curve": [], "tokens_per_second": None}
 
 
 def _peer(job: Job) -> dict[str, Any]:
     """Trains with TRL in a virtual environment of its own; the actor that it leaves responds here, as ours do."""
-    from agents.policies.text_policy import actor_respond, load_actor
+    from agents.policies.text_policy import load_actor
     from llm_env.default_task import DEFAULT_MODEL, DEFAULT_PROMPTS, DEFAULT_REWARD_MODEL
 
     task = make_task(job)
@@ -281,7 +281,7 @@ def _peer(job: Job) -> dict[str, Any]:
             raise RuntimeError(f"{job.algo} failed:\n{done.stderr[-3000:]}")
         record = json.loads((work / "out" / "result.json").read_text(encoding="utf-8"))
         actor = load_actor(work / "out" / "actor", task)
-        episodes = actor_respond(actor, task, prompts_for(job, task), 1 + job.seed)
+        episodes = actor.respond(task, prompts_for(job, task), 1 + job.seed)
     seconds = record.pop("seconds")
     rate = record["trained_tokens"] / seconds
     return {**measured(job, episodes), **record, "train_seconds": seconds, "tokens_per_second": rate}

@@ -44,7 +44,8 @@ def train_on_labels(job: Any, work: Path, reward_model: str, task: Any) -> int:
     Raises:
         ValueError: the comparison has no labels.
     """
-    from agents.supervised.preference import PreferenceSettings, optimise
+    from agents.supervised.preference import train as preference
+    from agents.supervised.settings import PreferenceSettings
 
     if not job.labels:
         raise ValueError(f"{ALONE} trains on labels alone; give --labels.")
@@ -60,7 +61,7 @@ def train_on_labels(job: Any, work: Path, reward_model: str, task: Any) -> int:
         seed=job.seed,
         **job.params,
     )
-    optimise(settings)
+    preference.train_on_preferences(settings)
     return 0
 
 

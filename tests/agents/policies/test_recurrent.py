@@ -10,7 +10,7 @@ from sb3_contrib import RecurrentPPO
 
 from agents import make_algorithm
 from agents.policies.recurrent import TokenFeatures, load_recurrent_actor
-from agents.policies.text_policy import load_actor, respond_with, save_actor
+from agents.policies.text_policy import load_actor
 from llm_env.settings import TaskSettings
 from llm_env.task import TextTask
 
@@ -52,12 +52,12 @@ def test_a_saved_actor_responds_the_same(tmp_path: Path) -> None:
     task = model.env.task  # type: ignore[union-attr]
     prompts = task.prompts.spread(5)
     before = torch.get_rng_state()
-    responses = [e.response_ids for e in respond_with(model.policy, task, prompts, 3)]
+    responses = [e.response_ids for e in model.policy.respond(task, prompts, 3)]
     assert torch.equal(before, torch.get_rng_state())
     save_actor(model.policy, task, tmp_path / "actor")
     actor = load_actor(tmp_path / "actor", task)
-    assert [e.response_ids for e in respond_with(actor, task, prompts, 3)] == responses
-    assert [e.response_ids for e in respond_with(actor, task, prompts, 4)] != responses
+    assert [e.response_ids for e in actor.respond(task, prompts, 3)] == responses
+    assert [e.response_ids for e in actor.respond(task, prompts, 4)] != responses
 
 
 def test_a_folder_without_an_actor_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,27 @@ class Episode:
     def ids(self) -> list[int]:
         """Tokens of prompt and response."""
         return [*self.prompt.ids, *self.response_ids]
+
+    @property
+    def log_prob(self) -> float:
+        """Log π of the response, in nats: the sum over its tokens. NaN where it is not known of every token."""
+        return self._total(self.log_probs)
+
+    @property
+    def ref_log_prob(self) -> float:
+        """Log π_ref of the response, in nats: the sum over its tokens. NaN where it is not known of every token."""
+        return self._total(self.ref_log_probs)
+
+    @property
+    def kl(self) -> float:
+        """Log π - log π_ref of the response, in nats: on samples of π, an estimate of KL(π‖π_ref) of whole responses.
+
+        NaN where either is not known of every token.
+        """
+        return self.log_prob - self.ref_log_prob
+
+    def _total(self, values: list[float]) -> float:
+        return float(sum(values)) if len(values) == len(self.response_ids) else math.nan
 
     def append(self, token: int, eos_ids: frozenset[int], max_new_tokens: int) -> bool:
         """Adds one token; returns whether the response has ended with it."""

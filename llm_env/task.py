@@ -172,12 +172,11 @@ class TextTask:
 
     def final_info(self, episode: Episode) -> dict[str, Any]:
         """What the last step's `info` tells of an episode; NaN for what is not known yet."""
-        known = len(episode.ref_log_probs) == len(episode.response_ids)
         return {
             "prompt": episode.prompt.text,
             "response": episode.response_text,
             "rm_score": math.nan if episode.rm_score is None else episode.rm_score,
-            "ref_log_prob": float(sum(episode.ref_log_probs)) if known else math.nan,
+            "ref_log_prob": episode.ref_log_prob,
             "response_length": len(episode.response_ids),
             "has_end": episode.has_end,
         }

@@ -1,6 +1,7 @@
 """Token generation as a Gymnasium environment.
 
-Importing this package registers ``LLMText-v0`` and loads neither torch nor transformers; ``gymnasium.make`` does.
+Importing this package registers ``LLMText-v0`` and loads neither torch nor transformers; ``gymnasium.make`` does, and so
+does the first use of one of the classes here.
 
     >>> import gymnasium as gym, llm_env
     >>> env = gym.make("LLMText-v0")
@@ -8,7 +9,20 @@ Importing this package registers ``LLMText-v0`` and loads neither torch nor tran
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 import gymnasium
+
+if TYPE_CHECKING:  # what `__getattr__` loads at the first use, for type checkers and editors
+    from llm_env.env import LLMTextEnv
+    from llm_env.episode import Episode
+    from llm_env.reward.scores import RewardModel, RewardModelError
+    from llm_env.settings import TaskSettings
+    from llm_env.task import TextTask
+    from llm_env.text.prompts import Prompt
+    from llm_env.vector_env import LLMTextVectorEnv
+    from llm_env.wrappers import PolicyKLReward, VectorPolicyKLReward
 
 __version__ = "0.1.0"
 ENV_ID = "LLMText-v0"
@@ -20,4 +34,43 @@ if ENV_ID not in gymnasium.registry:
         vector_entry_point="llm_env.vector_env:LLMTextVectorEnv",
     )
 
-__all__ = ["ENV_ID", "__version__"]
+_MODULES = {
+    "LLMTextEnv": "llm_env.env",
+    "LLMTextVectorEnv": "llm_env.vector_env",
+    "TaskSettings": "llm_env.settings",
+    "TextTask": "llm_env.task",
+    "Episode": "llm_env.episode",
+    "Prompt": "llm_env.text.prompts",
+    "RewardModel": "llm_env.reward.scores",
+    "RewardModelError": "llm_env.reward.scores",
+    "PolicyKLReward": "llm_env.wrappers",
+    "VectorPolicyKLReward": "llm_env.wrappers",
+}
+
+__all__ = [
+    "ENV_ID",
+    "Episode",
+    "LLMTextEnv",
+    "LLMTextVectorEnv",
+    "PolicyKLReward",
+    "Prompt",
+    "RewardModel",
+    "RewardModelError",
+    "TaskSettings",
+    "TextTask",
+    "VectorPolicyKLReward",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public class at its first use."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'llm_env' has no attribute {name!r}; it has {', '.join(__all__)}.")
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value  # the next use finds it without this function
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -21,7 +21,7 @@ def check_render_mode(render_mode: str | None) -> None:
     """Refuses unknown render modes.
 
     Raises:
-        ValueError: naming those that exist.
+        ValueError: the mode is not None and none of `RENDER_MODES`, which the error names.
     """
     if render_mode is not None and render_mode not in RENDER_MODES:
         raise ValueError(f"render_mode={render_mode!r} is not known; use one of {', '.join(RENDER_MODES)}, or None.")
@@ -33,7 +33,7 @@ class LLMTextEnv(gymnasium.Env[Observation, np.int64]):
     ## Description
     The agent continues a prompt, token by token. When it ends the response, a frozen reward model scores it. A frozen
     reference model, usually the one that the agent starts from, pulls it back to plausible text at every step:
-    the KL-regularised objective of RLHF (Ziegler et al. 2019, https://arxiv.org/abs/1909.08593).
+    the KL-regularized objective of RLHF (Ziegler et al. 2019, https://arxiv.org/abs/1909.08593).
 
     ## Action Space
     `Discrete(V)`: the next token, V being the number of the model's logits.
@@ -64,7 +64,8 @@ class LLMTextEnv(gymnasium.Env[Observation, np.int64]):
     over the response, in nats), ``response_length`` (tokens), ``has_end``.
 
     ## Arguments
-    See `llm_env.settings.TaskSettings`; and `render_mode`, ``"ansi"`` or ``"rgb_array"``.
+    Those of `llm_env.settings.TaskSettings`; and `render_mode`, ``"ansi"`` or ``"rgb_array"``. A reward model may be a
+    Python function; `env.spec.to_json()` then fails, because Gymnasium writes plain values only.
 
     ```python
     import gymnasium as gym
@@ -107,11 +108,14 @@ class LLMTextEnv(gymnasium.Env[Observation, np.int64]):
         return self._observation(), {"prompt": episode.prompt.text}
 
     def step(self, action: np.int64 | int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Appends a token.
+        """Appends a token to the response.
 
         Args:
-            action: The token. One that has an attribute `log_prob`, as those of `agents.LLMActorCriticPolicy` do, is paid
-                the full reward, -β·log π included.
+            action: The token. If it has an attribute `log_prob` (nats), as actions of `agents.LLMActorCriticPolicy` do, the
+                reward is the full one, -β·log π included.
+
+        Returns:
+            Observation, reward, terminated, truncated (always False), info.
 
         Raises:
             ValueError: the action is not a token, or was drawn at another temperature than the reference's.
@@ -120,10 +124,10 @@ class LLMTextEnv(gymnasium.Env[Observation, np.int64]):
         episode = self.batch.episodes[0]
         if episode is None or episode.done:
             raise RuntimeError("The response has ended (or never began); call reset() before step().")
-        own = getattr(action, "log_prob", None)
-        if own is not None:
+        log_prob = getattr(action, "log_prob", None)
+        if log_prob is not None:
             check_temperature(getattr(action, "temperature", None), self.task.settings.temperature)
-        log_probs = None if own is None else np.array([own], dtype=np.float64)
+        log_probs = None if log_prob is None else np.array([log_prob], dtype=np.float64)
         reward = self.batch.step(np.asarray(action, dtype=np.int64).reshape(1), log_probs)[0]
         info: dict[str, Any] = self.task.final_info(episode) if episode.done else {}
         return self._observation(), float(reward), episode.done, False, info
@@ -133,7 +137,7 @@ class LLMTextEnv(gymnasium.Env[Observation, np.int64]):
         return self.batch.action_masks()[0]
 
     def render(self) -> Any:
-        """The text so far, each response token coloured by its KL; a string or an (H, W, 3) uint8 array."""
+        """The text so far, each response token colored by its KL; a string or an (H, W, 3) uint8 array."""
         if self.render_mode is None:
             gymnasium.logger.warn("render() needs a render_mode; make the environment with 'ansi' or 'rgb_array'.")
             return None

@@ -1,4 +1,4 @@
-"""The batched transition: N slots, each with an episode or idle. Every face of the environment steps through it."""
+"""The batched transition: N slots, each with an episode or idle. All environment classes step through it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,21 @@ RESET_OPTIONS = ("prompt", "prompt_index")
 
 
 class EpisodeSlots:
-    """N slots that generate text.
+    """N slots that generate text together: each holds an episode, or is idle.
 
     Args:
-        task: Models, prompts, sizes.
-        n_slots: N.
-        score_steps: Whether `step` pays each token at once. If not, the caller scores the episodes later. May be changed
-            between steps.
+        task: Frozen models, prompts, sizes and the reward.
+        n_slots: Number of slots N, each with an episode of its own.
+        score_steps: Whether `step` asks the reference about each token and returns its reward. If not, rewards are 0, and
+            the caller scores the episodes later. May be changed between steps.
+
+    Attributes:
+        episodes: The episode in each slot; None where the slot is idle.
+        order: The order in which prompts are asked.
+        mask_source: The model that top-k and top-p look at; the reference, unless a policy puts another one here.
+
+    Raises:
+        ValueError: the reward needs the policy's whole distribution, which a step does not see.
     """
 
     def __init__(self, task: TextTask, n_slots: int, score_steps: bool = True) -> None:
@@ -42,13 +50,12 @@ class EpisodeSlots:
         self._lengths = np.zeros(n_slots, dtype=np.int64)
         self._reference = StepwiseReference(task.reference, task.max_length)
         self.mask_source = self._reference
-        """Whose distribution top-k and top-p look at."""
 
     def __len__(self) -> int:
         return len(self.episodes)
 
     def seed(self, rng: np.random.Generator) -> None:
-        """Takes the prompt order from a generator, from a fresh pass on."""
+        """Starts a fresh pass over the prompts, shuffled by a random generator."""
         self.order = PromptOrder(len(self.task.prompts), rng)
 
     def observation(self) -> dict[str, NDArray[np.int64]]:
@@ -56,9 +63,13 @@ class EpisodeSlots:
         return {"input_ids": self._ids.copy(), "length": self._lengths[:, None].copy()}
 
     def begin(self, slot: int, prompt: Prompt | None = None) -> Episode:
-        """Starts an episode in a slot, on the next prompt of the order unless one is given."""
-        prompt = prompt if prompt is not None else self.task.prompts[self.order.next()]
-        episode = Episode(prompt)
+        """Starts an episode in a slot.
+
+        Args:
+            slot: Index of the slot; what was in it is replaced.
+            prompt: The prompt; None: the next one of the order.
+        """
+        episode = Episode(prompt if prompt is not None else self.task.prompts[self.order.next()])
         self._place(slot, episode)
         return episode
 
@@ -67,13 +78,13 @@ class EpisodeSlots:
         self._place(slot, None)
 
     def action_masks(self, logits: Tensor | None = None) -> NDArray[np.bool_]:
-        """Which tokens may come next in each slot, by `llm_env.masks`.
+        """Which tokens may come next in each slot, by the rules in `llm_env.masks`.
 
         Args:
-            logits: What top-k and top-p look at, shape (N, V); None: those of `mask_source`.
+            logits: The logits that top-k and top-p look at, shape (N, V); None: those of `mask_source`.
 
         Returns:
-            Shape (N, V); all tokens in idle slots.
+            Shape (N, V); rows of idle slots allow all tokens.
         """
         rules = self.task.masks
         masks = np.ones((len(self), self.task.vocab_size), dtype=bool)
@@ -84,8 +95,8 @@ class EpisodeSlots:
             logits = logits[torch.from_numpy(busy)]
         elif rules.looks_at_a_model:
             logits = self.mask_source.logits(self._ids, self._lengths)
-        written = [len(e.response_ids) for e in self.episodes if e is not None]
-        masks[busy] = rules.of(np.array(written), logits)
+        response_lengths = np.array([len(e.response_ids) for e in self.episodes if e is not None])
+        masks[busy] = rules.of(response_lengths, logits)
         return masks
 
     def step(
@@ -94,13 +105,13 @@ class EpisodeSlots:
         """Appends one token in every busy slot; ended episodes stay in place until `begin` or `idle`.
 
         Args:
-            actions: Next tokens, shape (N,); those of idle slots are not looked at.
-            log_probs: log π of the actions, in nats, shape (N,), where they are known.
-            pay_policy_kl: Whether rewards hold -β·log π then.
+            actions: Next tokens, shape (N,); those of idle slots are ignored.
+            log_probs: log π of the actions, in nats, shape (N,); None where the caller does not know them.
+            pay_policy_kl: Whether the rewards contain the policy's part -β·log π, if `log_probs` are given.
 
         Returns:
-            Rewards, shape (N,): the full formula where log π is known, else the environment's part of it; zeros under
-            deferred scoring.
+            Rewards, shape (N,), float64: the full formula where log π is paid, else the environment's part of it. Zeros for
+            idle slots, and for all slots if `score_steps` is off.
 
         Raises:
             ValueError: an action is not a token.
@@ -112,9 +123,9 @@ class EpisodeSlots:
                 raise ValueError(
                     f"Action {actions[i]} in slot {i} is not a token; tokens are 0 … {task.vocab_size - 1}."
                 )
-        rewards = np.zeros(len(self), dtype=np.float64)
-        if self.score_steps:
+        if self.score_steps:  # the reference looks at the prefixes before the tokens are appended
             reference = self._reference.log_probs(self._ids, self._lengths, actions)
+        # Append the tokens, to the episodes and to the observation.
         ended = []
         for i in busy:
             episode = self.episodes[i]
@@ -129,6 +140,8 @@ class EpisodeSlots:
                 episode.ref_log_probs.append(float(reference[i]))
             self._ids[i, self._lengths[i]] = token
             self._lengths[i] += 1
+        # Pay each token; the last one of a response is paid its score too.
+        rewards = np.zeros(len(self), dtype=np.float64)
         if self.score_steps:
             # Only where earlier tokens were not scored as they came: scoring may be deferred in one rollout, not in the next.
             task.score_reference([e for e in self.episodes if e is not None])
@@ -136,8 +149,8 @@ class EpisodeSlots:
             for i in busy:
                 episode = self.episodes[i]
                 assert episode is not None
-                own = None if log_probs is None or not pay_policy_kl else [float(log_probs[i])]
-                rewards[i] = task.rewards(episode, len(episode.response_ids) - 1, own)[0]
+                paid_log_probs = None if log_probs is None or not pay_policy_kl else [float(log_probs[i])]
+                rewards[i] = task.rewards(episode, len(episode.response_ids) - 1, paid_log_probs)[0]
         return rewards
 
     def _place(self, slot: int, episode: Episode | None) -> None:
@@ -148,29 +161,31 @@ class EpisodeSlots:
         self._lengths[slot] = len(ids)
 
     def state_dict(self) -> dict[str, Any]:
-        """The slots and the prompt order, in plain values.
+        """The slots and the prompt order, in plain values, for a checkpoint.
 
-        Caches are dropped: whoever goes on from here, and whoever comes back to it, then computes the same, bit for bit.
+        Caches are dropped: the run that goes on from here, and one that is resumed from it, then compute the same, bit for
+        bit.
         """
         for source in (self._reference, self.mask_source):
             source.decoder.clear()
         return {"order": self.order.state_dict(), "episodes": [_episode_state(e) for e in self.episodes]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state_dict` was taken; the task must be the same."""
+        """Restores what `state_dict` returned; the task must be the same."""
         self.order.load_state_dict(state["order"])
         for slot, saved in enumerate(state["episodes"]):
             self._place(slot, None if saved is None else self._episode_from(saved))
 
     def _episode_from(self, saved: dict[str, Any]) -> Episode:
-        known = dict(saved)
-        given = known.pop("prompt")
-        prompt = self.task.prompts[given] if isinstance(given, int) else self.task.prompts.encode(given)
-        return Episode(prompt, **known)
+        fields = dict(saved)
+        index_or_raw = fields.pop("prompt")
+        if isinstance(index_or_raw, int):
+            return Episode(self.task.prompts[index_or_raw], **fields)
+        return Episode(self.task.prompts.encode(index_or_raw), **fields)
 
 
 def _episode_state(episode: Episode | None) -> dict[str, Any] | None:
-    """An unfinished episode in plain values."""
+    """An unfinished episode in plain values; its prompt by index, or raw if it is not in the prompt set."""
     if episode is None:
         return None
     prompt = episode.prompt
@@ -185,7 +200,11 @@ def _episode_state(episode: Episode | None) -> dict[str, Any] | None:
 
 
 def prompt_from_options(task: TextTask, options: dict[str, Any] | None) -> Prompt | None:
-    """The prompt that `reset(options=…)` asks for, or None.
+    """The prompt that `reset(options=…)` asks for, or None where it asks for none.
+
+    Args:
+        task: Encodes a new prompt, or holds the prompt set.
+        options: ``{"prompt": …}``, ``{"prompt_index": …}``, empty or None.
 
     Raises:
         ValueError: an unknown option, both options at once, or an index outside the prompt set.
@@ -203,12 +222,16 @@ def prompt_from_options(task: TextTask, options: dict[str, Any] | None) -> Promp
     return task.prompts[int(index)]
 
 
-def check_options(options: dict[str, Any], known: Sequence[str]) -> None:
-    """Refuses options that nobody reads.
+def check_options(options: dict[str, Any], names: Sequence[str]) -> None:
+    """Refuses options of `reset` that do not exist.
+
+    Args:
+        options: The user's options.
+        names: The options that exist.
 
     Raises:
-        ValueError: there is one; it is named, with those that exist.
+        ValueError: there is another one; the error names it, and those that exist.
     """
     for name in options:
-        if name not in known:
-            raise ValueError(f"options has no {name!r}; it can have {' or '.join(repr(k) for k in known)}.")
+        if name not in names:
+            raise ValueError(f"options has no {name!r}; it can have {' or '.join(repr(n) for n in names)}.")

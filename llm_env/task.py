@@ -1,4 +1,4 @@
-"""The task that all faces of the environment share: its settings, its frozen models and its prompts."""
+"""The task that all environment classes share: its settings, its frozen models and its prompts."""
 
 from __future__ import annotations
 
@@ -28,10 +28,20 @@ from llm_env.text.prompts import PromptSet
 
 
 class TextTask:
-    """Frozen models, prompts and spaces of a token-generation task.
+    """Frozen models, prompts, spaces and reward of a token-generation task.
 
     Args:
-        settings: What to load, and the task's numbers.
+        settings: Models, prompts, sizes and the numbers of the reward.
+
+    Attributes:
+        model: The reference model as loaded, shared by all users in this process.
+        tokenizer: The reference model's tokenizer.
+        eos_ids: Tokens that end a response.
+        max_length: Longest observation, in tokens: longest prompt plus longest response.
+        masks: The rules for which tokens may be chosen.
+        reference: Log-probabilities under π_ref; another model than `model` once the reference was refreshed.
+        reward_model: What scores finished responses.
+        prompts: The prompt set, encoded.
 
     Raises:
         FileNotFoundError, ValueError: something cannot be loaded, or the sizes do not fit the model.
@@ -62,12 +72,12 @@ class TextTask:
 
     @property
     def vocab_size(self) -> int:
-        """V, the number of actions."""
+        """V, the number of logits of the model and so of actions."""
         return self.model.lm.vocab_size
 
     @property
     def pad_value(self) -> int:
-        """What fills observations behind the text: V, which no token has."""
+        """The number that fills observations behind the text: V, which is no token."""
         return self.vocab_size
 
     @property
@@ -86,19 +96,19 @@ class TextTask:
         return spaces.Discrete(self.vocab_size)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of response tokens, special tokens left out; ids beyond the tokenizer's vocabulary have none."""
+        """The text of response tokens without special tokens; ids beyond the tokenizer's vocabulary have no text."""
         size = len(self.tokenizer)
         return str(self.tokenizer.decode([i for i in ids if i < size], skip_special_tokens=True))
 
     def score_reference(self, episodes: Sequence[Episode]) -> None:
-        """Fills in log π_ref of all tokens that lack it, in a few large batches."""
-        missing = [e for e in episodes if len(e.ref_log_probs) < len(e.response_ids)]
-        starts = [len(e.prompt.ids) + len(e.ref_log_probs) for e in missing]
-        for episode, values in zip(missing, self.reference.log_probs([e.ids for e in missing], starts), strict=True):
+        """Fills in `ref_log_probs` of all tokens that lack it, in a few large batches."""
+        unscored = [e for e in episodes if len(e.ref_log_probs) < len(e.response_ids)]
+        starts = [len(e.prompt.ids) + len(e.ref_log_probs) for e in unscored]
+        for episode, values in zip(unscored, self.reference.log_probs([e.ids for e in unscored], starts), strict=True):
             episode.ref_log_probs.extend(values.astype(float).tolist())
 
     def score_responses(self, episodes: Sequence[Episode]) -> None:
-        """Asks the reward model about the ended episodes that lack a score.
+        """Fills in `rm_score` and `final_score` of the ended episodes that lack them.
 
         Raises:
             RewardModelError: it failed or returned something unusable.
@@ -110,10 +120,10 @@ class TextTask:
             episode.rm_score = value
             rules = self.settings
             length = len(episode.response_ids)
-            missing = 0.0 if episode.has_end else rules.missing_eos_penalty
+            missing_end = 0.0 if episode.has_end else rules.missing_eos_penalty
             overlong = rules.overlong_penalty * overlong_share(length, rules.max_new_tokens, rules.overlong_buffer)
             shaped = shaped_score(value, rules.reward_shift, rules.reward_scale, rules.reward_clip)
-            episode.final_score = shaped - missing - overlong - rules.length_penalty * length
+            episode.final_score = shaped - missing_end - overlong - rules.length_penalty * length
 
     def rewards(
         self,
@@ -135,13 +145,14 @@ class TextTask:
         return token_rewards(episode.ref_log_probs[start:], score, self.kl.coef, log_probs, self.kl.estimator, exact)
 
     def refresh_reference(self, model: PreTrainedModel, share: float = 1.0) -> None:
-        """Moves the reference towards a model: this task's own copy of it, made when this is first called.
+        """Moves the reference's weights towards those of a model.
 
-        Others who share the frozen model keep it as it was.
+        The first call copies the reference for this task, so others who share the frozen model keep it as it was.
 
         Args:
-            model: With the reference's architecture.
-            share: How far: 1 replaces it, less is one step of a moving average, θ_ref ← (1 - share)·θ_ref + share·θ.
+            model: A model of the reference's architecture, with weights θ.
+            share: Size of the step, θ_ref ← (1 - share)·θ_ref + share·θ: 1 replaces the reference, less is one step of a
+                moving average.
 
         Raises:
             ValueError: the share is not above 0 and at most 1.
@@ -155,14 +166,18 @@ class TextTask:
         self.reference.version += 1
 
     def load_reference(self, weights: dict[str, Tensor]) -> None:
-        """Gives this task a reference of its own with these parameters, as a checkpoint kept them."""
+        """Gives this task a copy of the reference with weights from a checkpoint.
+
+        Args:
+            weights: Name and value of each parameter, as `own_reference().named_parameters()` returned them.
+        """
         with torch.no_grad():
             for name, value in self.own_reference().named_parameters():
                 value.copy_(weights[name])
         self.reference.version += 1
 
     def own_reference(self) -> PreTrainedModel:
-        """The reference's weights, as a copy that belongs to this task alone."""
+        """The reference model, as a copy that belongs to this task alone; the first call loads it."""
         if self.reference.shared is self.model:
             lm = load_causal_lm(self.model.lm.name, self.settings.load)
             freeze(lm.model)
@@ -202,13 +217,12 @@ class TextTask:
         episode.info.update(fresh)
 
     def final_info(self, episode: Episode) -> dict[str, Any]:
-        """What the last step's `info` tells of an episode; NaN for what is not known yet."""
-        known = len(episode.ref_log_probs) == len(episode.response_ids)
+        """The `info` dictionary of an episode's last step; NaN for what is not known yet."""
         return {
             "prompt": episode.prompt.text,
             "response": episode.response_text,
             "rm_score": math.nan if episode.rm_score is None else episode.rm_score,
-            "ref_log_prob": float(sum(episode.ref_log_probs)) if known else math.nan,
+            "ref_log_prob": episode.ref_log_prob,
             "response_length": len(episode.response_ids),
             "has_end": episode.has_end,
         }

@@ -19,16 +19,16 @@ from llm_env.task import TextTask
 
 
 class LLMTextVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
-    """N slots of the token MDP of `llm_env.env.LLMTextEnv`, stepped together.
+    """N environments like `llm_env.env.LLMTextEnv`, stepped together with one forward pass of the reference.
 
-    An episode that ends is replaced in the same step (SAME_STEP autoreset): the observation is the next episode's, the
-    last one of the old is in ``infos["final_obs"]``, its information in ``infos["final_info"]``.
+    An episode that ends is replaced in the same step (SAME_STEP autoreset): the observation is the next episode's. The
+    ended one's last observation is in ``infos["final_obs"]``, its information in ``infos["final_info"]``.
 
     Args:
-        num_envs: N.
-        render_mode: ``"ansi"``, ``"rgb_array"`` or None; `render` returns a tuple of N.
+        num_envs: Number of environments N.
+        render_mode: ``"ansi"``, ``"rgb_array"`` or None; `render` returns a tuple of N renderings.
         max_episode_steps: Not supported: `max_new_tokens` is the length cap.
-        settings: See `llm_env.settings.TaskSettings`.
+        settings: The keyword arguments of `llm_env.settings.TaskSettings`.
 
     Raises:
         TypeError, ValueError: an unknown or a bad setting.

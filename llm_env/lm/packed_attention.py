@@ -28,7 +28,8 @@ from llm_env.lm.runtime import is_fast
 logger = logging.getLogger(__name__)
 
 _NAME = "llm_env_packed"
-_SIMILAR = 0.8  # on a CPU, sequences down to this share of a group's longest one are padded to it, in attention only
+SIMILAR = 0.8
+"""On a CPU, sequences down to this share of a group's longest one are padded to it, in attention only."""
 
 
 class _Group:
@@ -67,7 +68,7 @@ _groups: ContextVar[list[_Group]] = ContextVar("groups")
 
 
 def _grouped(lengths: tuple[int, ...], device: torch.device) -> list[_Group]:
-    similar = _SIMILAR if device.type == "cpu" else 0.0  # a GPU would rather start fewer kernels
+    similar = SIMILAR if device.type == "cpu" else 0.0  # a GPU would rather start fewer kernels
     found: list[list[int]] = []
     for length in lengths:
         if not found or length < similar * found[-1][0]:
@@ -117,7 +118,8 @@ def recompute_contexts() -> tuple[contextlib.AbstractContextManager[Any], contex
     return contextlib.nullcontext(), contextlib.nullcontext() if now is None else _reading(*now)
 
 
-_packs: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+_CAN_PACK: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+"""What `can_pack` found out, for each trunk that is still alive."""
 
 
 def packed_states(trunk: nn.Module, batch: PackedBatch) -> Tensor:
@@ -130,11 +132,8 @@ def packed_states(trunk: nn.Module, batch: PackedBatch) -> Tensor:
     if batch.lengths[0] == batch.lengths[-1]:  # equally long: an ordinary batch
         ids = batch.input_ids.view(len(batch.lengths), -1)
         return trunk(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
-    if not is_fast("attention"):
-        return _padded(trunk, batch)
-    if trunk not in _packs:
-        _packs[trunk] = _can_pack(trunk)
-    if _packs[trunk] and attention_span(trunk.config) >= batch.lengths[0]:
+    # A sliding window shorter than a sequence needs transformers' own mask.
+    if is_fast("attention") and can_pack(trunk) and attention_span(trunk.config) >= batch.lengths[0]:
         return _packed(trunk, batch)
     return _padded(trunk, batch)
 
@@ -159,9 +158,15 @@ def _padded(trunk: nn.Module, batch: PackedBatch) -> Tensor:
     return trunk(input_ids=ids, use_cache=False).last_hidden_state[inside]
 
 
+def can_pack(trunk: nn.Module) -> bool:
+    """Whether packing gives the same states as padding; tried once for each trunk, on three short sequences."""
+    if trunk not in _CAN_PACK:
+        _CAN_PACK[trunk] = _packing_agrees(trunk)
+    return _CAN_PACK[trunk]
+
+
 @torch.no_grad()
-def _can_pack(trunk: nn.Module) -> bool:
-    """Tries packing on two short sequences."""
+def _packing_agrees(trunk: nn.Module) -> bool:
     if "position_ids" not in inspect.signature(trunk.forward).parameters:
         return False
     size = trunk.get_input_embeddings().weight.shape[0]  # type: ignore[operator]

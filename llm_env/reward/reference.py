@@ -13,11 +13,8 @@ from llm_env.lm.causal_lm import CausalLM
 from llm_env.lm.decoding import CachedDecoder
 from llm_env.lm.loading import autocast
 from llm_env.lm.log_probs import head_log_probs
-from llm_env.lm.packed_attention import packed_states
-from llm_env.lm.packing import in_groups, pack
 from llm_env.lm.registry import SharedLM
-
-SCORE_TOKENS = 16_384  # tokens read at once, padding included
+from llm_env.lm.sequence_log_probs import sequence_log_probs
 
 
 class Reference:
@@ -43,26 +40,17 @@ class Reference:
             yield lm
 
     def log_probs(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[NDArray[np.float32]]:
-        """Log π_ref of every token from `starts` on, in nats, one array a sequence; whole sequences in one pass.
+        """Log π_ref of every token from `starts` on, in nats; each sequence is read in one pass.
 
         Args:
             sequences: Prompt and response ids.
-            starts: For each, the index of the first token asked about, at least 1.
+            starts: For each sequence, the index of the first token that is scored, at least 1.
+
+        Returns:
+            For each sequence an array of shape (its length - its start,).
         """
-        results: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(sequences)
-        asked = [i for i in range(len(sequences)) if len(sequences[i]) > starts[i]]
-
-        def run(group: list[int]) -> None:
-            members = [asked[g] for g in group]
-            with self.frozen() as lm:
-                batch = pack([sequences[i] for i in members], [starts[i] for i in members], lm.device)
-                hidden = packed_states(lm.trunk, batch)[batch.index]
-                log_probs, _ = head_log_probs(lm, hidden, batch.targets, self.temperature)
-            for i, part in zip(members, log_probs.cpu().split(batch.counts), strict=True):
-                results[i] = part.numpy()
-
-        in_groups([len(sequences[i]) for i in asked], SCORE_TOKENS, self.shared.lm.device, run)
-        return results
+        with self.frozen() as lm:
+            return sequence_log_probs(lm, sequences, starts, self.temperature)
 
 
 class StepwiseReference:

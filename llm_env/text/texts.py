@@ -100,7 +100,7 @@ def encode_text(
         tokenizer: The model's.
         max_prompt_length: Longer prompts are cut on the left, as the environment does; None: never.
     """
-    end = [] if tokenizer.eos_token_id is None or not record.finished else [int(tokenizer.eos_token_id)]
+    end = end_ids(tokenizer, record.finished)
     if record.prompt is None:
         ids = list(tokenizer(record.response)["input_ids"])
         if not end or ids[-1:] != end:
@@ -110,6 +110,19 @@ def encode_text(
     response = record.response if prompt.messages else response_after(prompt.text, record.response)
     ids = [*prompt.ids, *encode_response(response, tokenizer)]
     return EncodedText([*ids, *end], len(prompt.ids))
+
+
+def end_ids(tokenizer: PreTrainedTokenizerBase, finished: bool = True) -> list[int]:
+    """The end token that stands behind a response, as a list of one id.
+
+    Args:
+        tokenizer: The model's.
+        finished: Whether the response was finished; one that was cut off has no end token.
+
+    Returns:
+        Empty too where the tokenizer has no end token.
+    """
+    return [int(tokenizer.eos_token_id)] if finished and tokenizer.eos_token_id is not None else []
 
 
 def encode_response(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

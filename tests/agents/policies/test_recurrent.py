@@ -54,7 +54,7 @@ def test_a_saved_actor_responds_the_same(tmp_path: Path) -> None:
     before = torch.get_rng_state()
     responses = [e.response_ids for e in model.policy.respond(task, prompts, 3)]
     assert torch.equal(before, torch.get_rng_state())
-    save_actor(model.policy, task, tmp_path / "actor")
+    model.policy.save_actor(tmp_path / "actor", task.tokenizer)
     actor = load_actor(tmp_path / "actor", task)
     assert [e.response_ids for e in actor.respond(task, prompts, 3)] == responses
     assert [e.response_ids for e in actor.respond(task, prompts, 4)] != responses

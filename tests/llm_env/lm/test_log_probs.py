@@ -10,7 +10,7 @@ from torch.distributions import Categorical
 
 import llm_env.lm.log_probs as head
 from llm_env.lm.causal_lm import load_causal_lm
-from llm_env.lm.log_probs import _LogProbs, head_log_probs
+from llm_env.lm.log_probs import FusedLogProbs, head_log_probs
 from llm_env.lm.names import LoadSettings
 
 
@@ -21,7 +21,7 @@ def test_fused_log_probs_are_the_distributions_own(dtype: torch.dtype, temperatu
     logits = (3 * torch.randn(7, 50)).to(dtype)
     targets, weights = torch.randint(50, (7,)), torch.randn(7)
     fused, plain = (logits.clone().requires_grad_() for _ in range(2))
-    log_prob, entropy = _LogProbs.apply(fused, targets, temperature)
+    log_prob, entropy = FusedLogProbs.apply(fused, targets, temperature)
     want = Categorical(logits=plain.float() / temperature)
     torch.testing.assert_close(log_prob, want.log_prob(targets))
     torch.testing.assert_close(entropy, want.entropy())
@@ -33,7 +33,7 @@ def test_fused_log_probs_are_the_distributions_own(dtype: torch.dtype, temperatu
 
 def test_a_forbidden_token_has_no_gradient_and_no_nan() -> None:
     logits = torch.tensor([[0.0, -torch.inf, 1.0]], requires_grad=True)
-    log_prob, _ = _LogProbs.apply(logits, torch.tensor([2]), 1.0)
+    log_prob, _ = FusedLogProbs.apply(logits, torch.tensor([2]), 1.0)
     log_prob.sum().backward()
     assert torch.isfinite(logits.grad).all()  # type: ignore[arg-type]
     assert logits.grad[0, 1] == 0  # type: ignore[index]
@@ -41,7 +41,7 @@ def test_a_forbidden_token_has_no_gradient_and_no_nan() -> None:
 
 def test_the_fused_gradient_is_used_up() -> None:
     logits = torch.randn(2, 9, requires_grad=True)
-    log_prob, _ = _LogProbs.apply(logits * 2, torch.tensor([1, 2]), 1.0)
+    log_prob, _ = FusedLogProbs.apply(logits * 2, torch.tensor([1, 2]), 1.0)
     log_prob.sum().backward(retain_graph=True)
     with pytest.raises(RuntimeError, match=r"modified by an inplace operation|second time"):
         log_prob.sum().backward()
@@ -50,7 +50,7 @@ def test_the_fused_gradient_is_used_up() -> None:
 def test_the_entropy_is_not_rounded_by_autocast() -> None:
     logits = torch.randn(5, 64) * 4
     with torch.autocast("cpu", torch.bfloat16):
-        _, entropy = _LogProbs.apply(logits, torch.zeros(5, dtype=torch.long), 1.0)
+        _, entropy = FusedLogProbs.apply(logits, torch.zeros(5, dtype=torch.long), 1.0)
     torch.testing.assert_close(entropy, Categorical(logits=logits).entropy(), rtol=1e-5, atol=1e-5)
 
 

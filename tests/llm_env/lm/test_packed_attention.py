@@ -35,11 +35,11 @@ def gradients(trunk: Any, states: torch.Tensor) -> list[torch.Tensor]:
 def test_packed_states_and_gradients_are_those_of_single_sequences(
     model_folder: Callable[..., str], monkeypatch: pytest.MonkeyPatch, family: str, similar: float
 ) -> None:
-    monkeypatch.setattr(attention, "_SIMILAR", similar)
+    monkeypatch.setattr(attention, "SIMILAR", similar)
     trunk = load_causal_lm(model_folder(family), LoadSettings("float32", "cpu")).trunk
     batch = pack(SEQUENCES, STARTS, "cpu")
     together = packed_states(trunk, batch)
-    assert attention._packs[trunk] == (family != "bloom")  # Bloom's alibi needs a batch of its own making
+    assert attention.can_pack(trunk) == (family != "bloom")  # Bloom's alibi needs a batch of its own making
     alone = [trunk(input_ids=torch.tensor([SEQUENCES[i][:-1]])).last_hidden_state[0] for i in batch.order]
     assert [len(a) for a in alone] == list(batch.lengths)
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)

@@ -50,9 +50,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 def trainer_of(tmp_path: Path, models: tuple[str, str], loss: str, **extra: Any) -> Any:
     policy, reference = models
     options = {"model": policy, "ref_model": reference if method(loss).reference else None, "device": "cpu"}
-    settings = PreferenceSettings(
-        output_dir=tmp_path / "out", preferences="", loss=loss, batch_size=2, **{**options, **extra}
-    )
+    options |= {"output_dir": tmp_path / "out", "preferences": "", "loss": loss, "batch_size": 2}
+    settings = PreferenceSettings(**{**options, **extra})
     return make_trainer(settings, load_tokenizer(policy), PAIRS, PAIRS)
 
 
@@ -368,30 +367,59 @@ def preferences(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "rankings.jsonl"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("loss", METHODS)
-def test_every_method_trains_and_leaves_an_actor(tmp_path: Path, preferences: Path, loss: str) -> None:
-    arguments = ["--preferences", str(preferences), "--output-dir", str(tmp_path / "out"), "--loss", loss]
-    assert run(*arguments, "--device", "cpu", "--n-samples", "2", "--learning-rate", "3e-4") == 0
-    report = json.loads((tmp_path / "out" / "preference.json").read_text())
-    assert report["loss"] == loss
-    assert report["pairs"] > 300
-    assert len(report["samples"]) == 2
-    from agents.supervised.rows import read_split
+def test_a_step_of_every_method_moves_the_weights(tmp_path: Path, models: tuple[str, str], loss: str) -> None:
+    trainer = trainer_of(tmp_path, models, loss, evaluations=1, batch_size=4)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    assert trainer.state.global_step == 1
+    moved = {name: (p.detach() - before[name]).abs().max().item() for name, p in trainer.model.named_parameters()}
+    assert all(
+        0 < m < 1e-3 for n, m in moved.items() if ".layers." in n
+    )  # AdamW's first step is the learning rate, 3e-4
+    evaluation = next(e for e in trainer.state.log_history if "eval_loss" in e)
+    assert math.isfinite(evaluation["eval_loss"])
+    if loss != "kto":  # which compares no pairs
+        assert 0 <= evaluation["eval_rewards/accuracies"] <= 1
 
+
+def train_with(loss: str, preferences: Path, output: Path, *extra: str) -> dict[str, Any]:
+    """Trains through the command, checks the files that it leaves, and returns the report."""
+    arguments = ["--preferences", str(preferences), "--output-dir", str(output), "--loss", loss, *extra]
+    assert run(*arguments, "--device", "cpu", "--n-samples", "2", "--learning-rate", "3e-4") == 0
+    report = json.loads((output / "preference.json").read_text())
+    assert report["loss"] == loss
+    assert len(report["samples"]) == 2
     held_out_prompts = {r.candidates.prompt for r in read_split(str(preferences), None, 0.1, 0)[1]}
     assert {s["prompt"] for s in report["samples"]} <= held_out_prompts
-    assert (tmp_path / "out" / "preference.png").stat().st_size > 10_000
-    trained, first = (AutoModelForCausalLM.from_pretrained(m) for m in (tmp_path / "out" / "actor", DEFAULT_MODEL))
+    assert (output / "preference.png").stat().st_size > 10_000
+    trained, first = (AutoModelForCausalLM.from_pretrained(m) for m in (output / "actor", report["model"]))
     moved = (trained.model.layers[0].mlp.up_proj.weight - first.model.layers[0].mlp.up_proj.weight).abs().max()
     assert 0 < moved < 0.1
+    return report
+
+
+@pytest.mark.parametrize("loss", ["dpo", "kto", "orpo", "simpo"])
+def test_a_method_of_each_of_trls_trainers_leaves_an_actor(
+    tmp_path: Path, preferences: Path, models: tuple[str, str], loss: str
+) -> None:
+    extra = ["--model", models[0], "--pairs", "best_worst", "--evaluations", "1"]
+    report = train_with(loss, preferences, tmp_path / "out", *extra)
+    assert report["heldout"]["loss"] > 0
+    if loss != "kto":  # which compares no pairs
+        assert 0 <= report["heldout"]["rewards/accuracies"] <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", METHODS)
+def test_every_method_learns(tmp_path: Path, preferences: Path, loss: str) -> None:
+    report = train_with(loss, preferences, tmp_path / "out")
+    assert report["pairs"] > 300
     held_out = [e for e in report["log"] if "eval_loss" in e]
     assert len(held_out) == 4
     if loss != "discopop":  # which rises with the margin at 0, by (1 - ln 2) / 4τ - 3/4 with τ = 0.05
         assert held_out[-1]["eval_rewards/margins"] > held_out[0]["eval_rewards/margins"]
-    if (
-        loss == "dpop"
-    ):  # λ = 50 charges for each held-out response that became less likely, and nothing trains against that
+    if loss == "dpop":  # λ = 50 charges for each held-out response that became less likely; nothing trains against that
         assert held_out[-1]["eval_logps/shortfall"] > 0
     else:
         assert held_out[-1]["eval_loss"] < held_out[0]["eval_loss"]
@@ -448,9 +476,12 @@ def test_interrupted_it_goes_on_to_the_same_weights(
     ],
 )
 def test_bad_input_is_named(
-    tmp_path: Path, preferences: Path, extra: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, models: tuple[str, str], extra: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--preferences", str(preferences), "--output-dir", str(tmp_path / "out"), "--device", "cpu"]
+    pairs = [{"prompt": f"Number {i}?", "chosen": " Good.", "rejected": " Bad."} for i in range(2)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    arguments = ["--preferences", str(tmp_path / "pairs.jsonl"), "--output-dir", str(tmp_path / "out")]
+    arguments += ["--model", models[0], "--device", "cpu"]
     if extra[0] == "--preferences":
         arguments = arguments[2:]
     assert run(*arguments, *extra) == 1

@@ -87,14 +87,14 @@ def test_lora_is_merged_and_the_base_unchanged_in_shape(text: Path, tmp_path: Pa
     assert any(not torch.equal(before[n], after[n]) for n in before)
 
 
-def test_a_run_that_stopped_goes_on(text: Path, tmp_path: Path) -> None:
+def test_a_run_that_stopped_goes_on(text: Path, tmp_path: Path, model_folder: Any) -> None:
     from agents.supervised.trainer import StageProgress
 
     class Stop(StageProgress):
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             raise KeyboardInterrupt
 
-    settings = ["--epochs", "1", "--evaluations", "2"]
+    settings = ["--epochs", "1", "--evaluations", "2", "--model", model_folder("llama")]
     assert tune(text, tmp_path / "whole", *settings) == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("agents.supervised.trainer.StageProgress", Stop)
@@ -110,6 +110,7 @@ def test_a_run_that_stopped_goes_on(text: Path, tmp_path: Path) -> None:
     [
         (("--learning-rate", "-1"), "learning_rate=-1.0"),
         (("--lr-schedule", "wavy"), "lr_schedule='wavy' is not known"),
+        (("--mixed-precision", "fp16"), "mixed_precision='fp16' is not known; use 'no' or 'bf16'"),
         (("--max-length", "1"), "max_length=1"),
         (("--max-length", "5"), "No token is left to learn"),
         (("--texts", "/no/such.jsonl"), "there is no such file"),

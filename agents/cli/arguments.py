@@ -34,7 +34,8 @@ def parse_command_line(
     except ValueError as error:
         print_error(error)
         raise SystemExit(2) from error
-    return tyro.cli(cls, args=argv, description=description, default=default)  # type: ignore[return-value]
+    arguments: dict[str, Any] = {} if default is None else {"default": default}
+    return tyro.cli(cls, args=argv, description=description, **arguments)
 
 
 def refuse_missing_values(cls: type[Any], argv: Sequence[str]) -> None:

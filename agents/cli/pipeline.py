@@ -2,8 +2,8 @@ r"""Runs the stages of a configuration in order, each only if its output is not 
 
     python scripts/pipeline.py --config scripts/configs/rlhf_default.yaml --output-dir runs/rlhf
 
-A stage is a script of this folder with its options: it has a folder of its own in the output folder, and {name} in an option
-stands for the folder of an earlier stage. Interrupted, the same command goes on where it stopped. In the end there is
+A stage is a command of this program with its options. It writes to a folder of its own in the output folder, and {name} in an
+option stands for the folder of an earlier stage. Interrupted, the same command goes on where it stopped. In the end there is
 report.html, one file with the plots, tables and samples of all stages.
 """
 
@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 
+from agents.cli.arguments import parse_command_line
 from agents.console import print_error
+from agents.pipeline.commands import RunCommand, run_child
 from agents.pipeline.stages import Pipeline, read_stages
 
 console = Console(soft_wrap=True)
@@ -32,18 +33,23 @@ class Args:
     output_dir: Path = Path("runs/rlhf")
     """Folder of the stages' folders and the report."""
     seed: int = 0
-    """Seed of every stage that does not say another."""
+    """Seed of every stage that does not set another."""
     stop_after: str | None = None
-    """Last stage to run."""
+    """Name of the last stage to run. Default: all run, and the report is written."""
 
 
-def run(args: Args) -> int:
-    """Runs what is not done, and writes the report; returns the exit status."""
+def run(args: Args, run_command: RunCommand = run_child) -> int:
+    """Runs the stages that are not done, and writes the report; returns the exit status.
+
+    Args:
+        args: The command line.
+        run_command: Runs a stage's command: in a child process, unless a test runs them in its own.
+    """
     try:
         stages = read_stages(args.config)
         if args.stop_after is not None and args.stop_after not in [s.name for s in stages]:
             raise ValueError(f"stop_after={args.stop_after!r} is none of {', '.join(s.name for s in stages)}.")
-        pipeline = Pipeline(stages, args.output_dir, args.seed)
+        pipeline = Pipeline(stages, args.output_dir, args.seed, run_command)
         for number, stage in enumerate(stages, 1):
             title = f"[{number}/{len(stages)}] {stage.name}"
             if pipeline.is_done(stage):
@@ -72,7 +78,7 @@ def run(args: Args) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Reads the command line and runs it; returns the exit status."""
-    return run(tyro.cli(Args, args=argv, description=__doc__))
+    return run(parse_command_line(Args, argv, __doc__))
 
 
 if __name__ == "__main__":

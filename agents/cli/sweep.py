@@ -4,15 +4,13 @@ r"""Trains several variants with several seeds, evaluates each on held-out promp
     python scripts/sweep.py --config scripts/configs/demo.yaml --output-dir runs/critics \
         --vary critic=reward_model --vary critic=head --vary critic=detached_head --seeds 0 1 2
 
-Every run is an ordinary run's folder. A run that is there already is not run again, so a sweep can be gone on with.
-Writes table.md, results.json and curves.png.
+Each run is a folder as train.py leaves it. A run that is there already is not run again, so the same command goes on with a
+sweep that was interrupted. Writes table.md, results.json and curves.png.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +23,11 @@ import tyro
 from rich.console import Console
 
 from agents.figures import can_draw
+from agents.cli.arguments import parse_command_line
+from agents.console import print_error
+from agents.figures import DPI, new_figure
+from agents.files import write_json, write_text
+from agents.pipeline.commands import RunCommand, option_words, run_child
 
 console = Console(soft_wrap=True)
 
@@ -51,12 +54,32 @@ class Args:
     """Held-out text, whose perplexity each evaluation measures."""
 
 
-def run(args: Args) -> int:
-    """Runs, evaluates, summarises; returns the exit status."""
+def run(args: Args, run_command: RunCommand = run_child) -> int:
+    """Trains and evaluates what is missing, writes table and picture; returns the exit status.
+
+    Args:
+        args: The command line.
+        run_command: Runs the commands train and evaluate: in child processes, unless a test runs them in its own.
+    """
     variants = args.vary or ("",)
+    try:
+        for variant in variants:
+            variant_options(variant)
+    except ValueError as error:
+        print_error(error)
+        return 1
     jobs = [(variant, seed) for seed in args.seeds for variant in variants]
-    with ThreadPoolExecutor(args.jobs) as pool:
-        failed = [job for job, ok in zip(jobs, pool.map(lambda job: run_one(args, *job), jobs), strict=True) if not ok]
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+
+    def run_job(job: tuple[str, int]) -> bool:
+        return run_one(args, *job, run_command)
+
+    if args.jobs == 1:  # in this thread, so that a command run in this process can handle signals
+        succeeded = [run_job(job) for job in jobs]
+    else:
+        with ThreadPoolExecutor(args.jobs) as pool:
+            succeeded = list(pool.map(run_job, jobs))
+    failed = [job for job, ok in zip(jobs, succeeded, strict=True) if not ok]
     for variant, seed in failed:
         console.print(f"failed: {label(variant)}, seed {seed}; see {folder(args, variant, seed)}.log", style="red")
     results = {
@@ -67,9 +90,9 @@ def run(args: Args) -> int:
         ]
         for variant in variants
     }
-    (args.output_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_json(args.output_dir / "results.json", results)
     table = markdown_table(results)
-    (args.output_dir / "table.md").write_text(table, encoding="utf-8")
+    write_text(args.output_dir / "table.md", table)
     console.print(table, highlight=False)
     if can_draw():
         draw(args, [v for v in variants if results[label(v)]])
@@ -78,52 +101,69 @@ def run(args: Args) -> int:
 
 
 def label(variant: str) -> str:
-    """How a variant is called."""
+    """Names a variant in tables and pictures."""
     return variant or "default"
 
 
 def folder(args: Args, variant: str, seed: int) -> Path:
-    """A run's folder."""
+    """Gives the folder of a variant's run with a seed."""
     name = "".join(c if c.isalnum() or c in "=._-" else "-" for c in label(variant))
     return args.output_dir / f"{name}-seed{seed}"
 
 
-def run_one(args: Args, variant: str, seed: int) -> bool:
-    """Trains and evaluates one run, unless it is there; returns whether it is there now."""
+def variant_options(variant: str) -> list[str]:
+    """Gives a variant's words on the command line of train.
+
+    Args:
+        variant: ``setting=value``, several joined by commas; empty: the configuration as it is.
+
+    Raises:
+        ValueError: a part of it is not of that form.
+    """
+    words: list[str] = []
+    for change in filter(None, variant.split(",")):
+        name, equals, value = (part.strip() for part in change.partition("="))
+        if not (name and equals and value):
+            raise ValueError(f"vary: {change!r} must be setting=value.")
+        is_flag = value.lower() in ("true", "false")
+        words += option_words(name, value.lower() == "true" if is_flag else value)
+    return words
+
+
+def run_one(args: Args, variant: str, seed: int, run_command: RunCommand) -> bool:
+    """Trains and evaluates one run, unless it is there already.
+
+    Returns:
+        Whether the run and its evaluation are there now.
+    """
     target = folder(args, variant, seed)
     if (target / "evaluation.json").is_file():
         return True
-    train = [sys.executable, "-m", "agents.cli.train"]
-    if (target / "config.yaml").is_file():
-        train += ["--resume", str(target)]
+    if (target / "config.yaml").is_file():  # interrupted
+        train = ["--resume", str(target)]
     else:
-        train += ["--output-dir", str(target), "--seed", str(seed)]
+        train = ["--output-dir", str(target), "--seed", str(seed), *variant_options(variant)]
         train += ["--config", str(args.config)] if args.config else []
-        for change in filter(None, variant.split(",")):
-            name, _, value = change.partition("=")
-            train += [f"--{name.strip().replace('_', '-')}", value.strip()]
-    evaluate = [sys.executable, "-m", "agents.cli.evaluate", "--actor", str(target / "actor")]
-    evaluate += ["--n-prompts", str(args.n_prompts)]
+    evaluate = ["--actor", str(target / "actor"), "--n-prompts", str(args.n_prompts)]
     evaluate += ["--texts", str(args.texts)] if args.texts else []
-    environment = dict(os.environ)
-    if args.threads:
-        environment["OMP_NUM_THREADS"] = str(args.threads)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with Path(f"{target}.log").open("a", encoding="utf-8") as log:
-        for command in (train, evaluate):
-            if subprocess.run(command, stdout=log, stderr=log, env=environment, check=False).returncode:
-                return False
+    for name, argv in (("train", train), ("evaluate", evaluate)):
+        if run_command(name, argv, log=Path(f"{target}.log"), threads=args.threads):
+            return False
     console.print(f"done: {target}", highlight=False)
     return True
 
 
 def mean_and_range(values: Sequence[float]) -> str:
-    """``mean (lowest to highest)``."""
+    """Formats values as ``mean (lowest to highest)``."""
     return f"{np.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def markdown_table(results: dict[str, list[dict[str, Any]]]) -> str:
-    """One row a variant, over its seeds."""
+    """Makes a Markdown table, one row a variant, over its seeds.
+
+    Args:
+        results: The variants' evaluations by label, one for each seed.
+    """
     head = "| variant | seeds | score | gain (ref. std) | gold | KL (nats) | win rate | length |\n"
     lines = [head, "|---|---|---|---|---|---|---|---|\n"]
     for name, runs in results.items():
@@ -148,14 +188,15 @@ def markdown_table(results: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def draw(args: Args, variants: Sequence[str]) -> None:
-    """Score over tokens and score over KL, a colour a variant, a line a seed."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """Draws score over tokens and score over KL, a color for each variant, a line for each seed.
 
+    Args:
+        args: The command line, whose output folder has the runs and gets the picture.
+        variants: The variants that have a run.
+    """
     from agents.runs.figure import read_progress
 
-    figure = Figure(figsize=(11, 4.2 + 0.25 * (len(variants) > 1)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 4.2 + 0.25 * (len(variants) > 1))  # the legend stands below
     panels = figure.subplots(1, 3)
     for number, variant in enumerate(variants):
         for seed in args.seeds:
@@ -180,12 +221,12 @@ def draw(args: Args, variants: Sequence[str]) -> None:
         panel.grid(alpha=0.3)
     if len(variants) > 1:
         figure.legend(loc="outside lower center", ncols=3, fontsize=8)
-    figure.savefig(args.output_dir / "curves.png", dpi=110)
+    figure.savefig(args.output_dir / "curves.png", dpi=DPI)
 
 
 def main(argv: Sequence[str]) -> int:
     """Reads the command line and runs it; returns the exit status."""
-    return run(tyro.cli(Args, args=argv, description=__doc__))
+    return run(parse_command_line(Args, argv, __doc__))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python scripts/write_reviews.py --output-dir runs/text
 
 Leaves ``reviews.jsonl`` and ``heldout_reviews.jsonl`` (prompt and response), ``prompts.jsonl`` and
-``heldout_prompts.jsonl``. No topic stands on both sides, unless --all-topics True lets the reviews mention them.
+``heldout_prompts.jsonl``. No topic stands on both sides, unless --all-topics lets the reviews mention them.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 
+from agents.cli.arguments import parse_command_line
 from agents.console import print_error
+from agents.files import write_text
 from llm_env.default_task.grammar import HELD_OUT_TOPICS, all_prompts, topic_of, write_review
 
 
@@ -29,14 +30,14 @@ class Args:
     output_dir: Path
     """Folder to write to."""
     reviews: int = 20_000
-    """Reviews to learn from."""
+    """Number of reviews to learn from."""
     heldout_reviews: int = 500
-    """Reviews of topics that the others do not mention."""
+    """Number of held-out reviews."""
     all_topics: bool = False
-    """Reviews, on both sides, are of all topics; prompts stay apart. For a model that starts from nothing, and has to meet
-    the words."""
+    """Let the reviews, held-out ones too, mention all topics; only the prompts stay apart. For a model that starts from new
+    weights, which has to have seen the words."""
     seed: int = 0
-    """Seed of the text."""
+    """Seed of the prompts' draw and of the reviews' text."""
 
 
 def run(args: Args) -> int:
@@ -49,8 +50,9 @@ def run(args: Args) -> int:
     kept = [p for p in all_prompts() if topic_of(p) not in HELD_OUT_TOPICS]
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for name, prompts, count in (("", kept, args.reviews), ("heldout_", held_out, args.heldout_reviews)):
-        asked = [rng.choice(all_prompts() if args.all_topics else prompts) for _ in range(count)]
-        reviews = [{"prompt": p, "response": " " + write_review(rng, p)} for p in asked]
+        # All prompts are drawn before the first review is written: the seed's text depends on that order.
+        drawn = [rng.choice(all_prompts() if args.all_topics else prompts) for _ in range(count)]
+        reviews = [{"prompt": p, "response": " " + write_review(rng, p)} for p in drawn]
         write(args.output_dir / f"{name}reviews.jsonl", reviews)
         write(args.output_dir / f"{name}prompts.jsonl", [{"prompt": p} for p in prompts])
     Console().print(f"{args.reviews:,} reviews in {args.output_dir}", highlight=False)
@@ -58,13 +60,13 @@ def run(args: Args) -> int:
 
 
 def write(path: Path, records: list[dict[str, str]]) -> None:
-    """Writes a JSONL file."""
-    path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    """Writes records as JSON, one a line."""
+    write_text(path, "".join(json.dumps(r) + "\n" for r in records))
 
 
 def main(argv: Sequence[str]) -> int:
     """Reads the command line and runs it; returns the exit status."""
-    return run(tyro.cli(Args, args=argv, description=__doc__, config=(tyro.conf.FlagConversionOff,)))
+    return run(parse_command_line(Args, argv, __doc__))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from agents.figures import can_draw
+from agents.figures import DPI, can_draw, new_figure
 from agents.pipeline.stages import Pipeline, Stage
 from agents.runs.figure import read_progress
 
@@ -27,7 +27,15 @@ pre { overflow-x: auto; background: #f6f6f6; padding: 1em; } .dim { color: #777;
 
 
 def write_page(pipeline: Pipeline, config: Path) -> Path:
-    """Writes ``report.html``; returns its path."""
+    """Writes ``report.html`` to the pipeline's folder.
+
+    Args:
+        pipeline: The pipeline, all of whose stages are done.
+        config: Its configuration file, which the page shows.
+
+    Returns:
+        The page's path.
+    """
     sections = [summary(pipeline)]
     for stage in pipeline.stages:
         folder = pipeline.folders[stage.name]
@@ -53,7 +61,13 @@ def write_page(pipeline: Pipeline, config: Path) -> Path:
 
 
 def table(head: list[str], rows: list[list[Any]], numbers: bool = True) -> str:
-    """An HTML table; with `numbers`, all columns but the first are set right."""
+    """Makes an HTML table.
+
+    Args:
+        head: The columns' headings.
+        rows: The cells, each row as long as the head.
+        numbers: Whether all columns but the first hold numbers, which are aligned on the right.
+    """
     mark = [" class='n'" if numbers and i else "" for i in range(len(head))]
     lines = [
         "<table><thead><tr>",
@@ -67,27 +81,32 @@ def table(head: list[str], rows: list[list[Any]], numbers: bool = True) -> str:
 
 
 def image(path: Path, alt: str) -> str:
-    """A PNG, inside the page; nothing where the stage drew none."""
+    """Embeds a PNG file in the page; nothing where the stage drew none."""
     return embedded(path.read_bytes(), alt) if path.is_file() else ""
 
 
 def embedded(content: bytes, alt: str) -> str:
-    """PNG bytes as an ``img``."""
+    """Makes an ``img`` element of the bytes of a PNG, so that the page needs no other file."""
     return f"<img alt='{html.escape(alt)}' src='data:image/png;base64,{base64.b64encode(content).decode()}'>"
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A JSON file."""
+    """Reads a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def heading(stage: Stage, what: str) -> str:
-    """A stage's name and what it is, where the name does not say so."""
+    """Makes a stage's heading.
+
+    Args:
+        stage: The stage.
+        what: What the stage does, which stands behind the name if it is another word.
+    """
     return f"<h2>{html.escape(stage.name if stage.name == what else f'{stage.name}: {what}')}</h2>"
 
 
 def summary(pipeline: Pipeline) -> str:
-    """All stages and how long they took."""
+    """Makes the table of all stages and the time that each took."""
     rows = []
     for stage in pipeline.stages:
         note = pipeline.note(stage)
@@ -97,7 +116,7 @@ def summary(pipeline: Pipeline) -> str:
 
 
 def sft(stage: Stage, folder: Path) -> str:
-    """Supervised fine-tuning."""
+    """Makes the section of a supervised fine-tuning: perplexity, loss, samples."""
     report = load(folder / "sft.json")
     text = (
         f"<p>{report['train_texts']:,} texts; perplexity of {report['heldout_texts']:,} held-out ones "
@@ -108,13 +127,15 @@ def sft(stage: Stage, folder: Path) -> str:
 
 
 def preferences(stage: Stage, folder: Path) -> str:
-    """What was ranked, by whom."""
+    """Makes the section of collected preferences: who ranked, how well they agree, an example."""
     lines = (folder / "rankings.jsonl").read_text(encoding="utf-8").splitlines()
-    found = load(folder / "agreement.json")
+    agreement = load(folder / "agreement.json")
     pairs = len((folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines())
-    text = f"<p>{len(lines):,} rankings by {html.escape(', '.join(found['annotators']))}; {pairs:,} pairs."
-    if found["pairs_judged_twice"]:
-        text += f" Krippendorff's α = {found['alpha']:.2f} on {found['pairs_judged_twice']:,} pairs judged twice."
+    text = f"<p>{len(lines):,} rankings by {html.escape(', '.join(agreement['annotators']))}; {pairs:,} pairs."
+    if agreement["pairs_judged_twice"]:
+        text += (
+            f" Krippendorff's α = {agreement['alpha']:.2f} on {agreement['pairs_judged_twice']:,} pairs judged twice."
+        )
     first = json.loads(lines[0])
     texts = {r["id"]: r["text"] for r in first["responses"]}
     rows = [[place, texts[name]] for place, tier in enumerate(first["ranking"], 1) for name in tier]
@@ -125,7 +146,7 @@ def preferences(stage: Stage, folder: Path) -> str:
 
 
 def reward_model(stage: Stage, folder: Path) -> str:
-    """The reward model's report."""
+    """Makes the section of a reward model: accuracy, calibration, its surest mistakes."""
     report = load(folder / "report.json")
     low, high = report["accuracy_interval"]
     rows = [
@@ -149,7 +170,7 @@ def reward_model(stage: Stage, folder: Path) -> str:
 
 
 def preference(stage: Stage, folder: Path) -> str:
-    """Preference optimisation."""
+    """Makes the section of a training on preferences: accuracy, curves, samples."""
     report = load(folder / "preference.json")
     accuracy = report["heldout"].get("rewards/accuracies")
     text = f"<p>{html.escape(report['source'])}; β = {report['beta']:g}; {report['pairs']:,} pairs"
@@ -160,19 +181,19 @@ def preference(stage: Stage, folder: Path) -> str:
 
 
 def rounds(stage: Stage, folder: Path) -> str:
-    """Rounds of generating, ranking and training."""
-    found = json.loads((folder / "rounds.json").read_text(encoding="utf-8"))
+    """Makes the section of rounds of generating, ranking and training: scores and gains by round, samples of the last."""
+    evaluations = json.loads((folder / "rounds.json").read_text(encoding="utf-8"))
 
     def gain(entry: dict[str, Any], name: str) -> str:
         return "" if name not in entry else f"{entry[name][0]:+.2f} ± {entry[name][1]:.2f}"
 
     rows = []
-    for e in found:
+    for e in evaluations:
         gold = f"{e['gold_score']:.2f}" if "gold_score" in e else ""
         rows.append(
             [e["round"], f"{e['rm_score']:.2f}", gain(e, "rm_gain"), gold, gain(e, "gold_gain"), f"{e['kl']:.2f}"]
         )
-    last = table(["prompt", "response", "score"], found[-1]["samples"], numbers=False)
+    last = table(["prompt", "response", "score"], evaluations[-1]["samples"], numbers=False)
     head = ["round", "score", "gain", "gold", "gain", "KL to the first"]
     return f"{heading(stage, 'rounds')}{image(folder / 'rounds.png', 'rounds')}{table(head, rows)}<h3>Last round</h3>{last}"
 
@@ -184,11 +205,11 @@ SECTIONS: dict[str, Any] = {
     "train_preference": preference,
     "iterate": rounds,
 }
-"""What shows a script's results, for those that have a section of their own."""
+"""The function that makes the section of a stage, by the stage's script; train and evaluate have one section for all."""
 
 
 def training(pipeline: Pipeline, runs: list[Stage]) -> str:
-    """Curves of the runs, and score against KL of all of them."""
+    """Makes the section of all training runs: score against KL of all of them, and the curves of each."""
     parts = [
         "<h2>Reinforcement learning</h2>",
         embedded(score_against_kl(pipeline, runs), "score and gold score against KL") if can_draw() else "",
@@ -202,18 +223,14 @@ def training(pipeline: Pipeline, runs: list[Stage]) -> str:
         parts.append(f"<h3>{stage.name}</h3>{image(folder / 'report.png', stage.name)}")
         best = folder / "best" / "best.json"
         if best.is_file():
-            found = load(best)
-            parts.append(f"<p class='dim'>Best by held-out evaluation: step {found['timestep']:,}.</p>")
+            timestep = load(best)["timestep"]
+            parts.append(f"<p class='dim'>Best by held-out evaluation: step {timestep:,}.</p>")
     return "".join(parts)
 
 
 def score_against_kl(pipeline: Pipeline, runs: list[Stage]) -> bytes:
-    """PNG of learned and gold score over the KL to the reference, a colour a run."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    """Draws learned and gold score over the KL to the reference, a color for each run; returns the PNG's bytes."""
+    figure = new_figure(8, 4.2)
     axes = figure.add_subplot()
     for number, stage in enumerate(runs):
         folder = pipeline.folders[stage.name]
@@ -227,17 +244,25 @@ def score_against_kl(pipeline: Pipeline, runs: list[Stage]) -> bytes:
     axes.grid(alpha=0.3)
     axes.legend()
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, format="png")
+    figure.savefig(buffer, dpi=DPI, format="png")
     return buffer.getvalue()
 
 
 def smooth(values: np.ndarray, width: int = 3) -> np.ndarray:
-    """Running mean, shorter at the ends."""
+    """Running mean.
+
+    Args:
+        values: One value an iteration, shape (n,).
+        width: Iterations that a mean is over; at the ends there are fewer.
+
+    Returns:
+        The means, shape (n,).
+    """
     return np.array([values[max(0, i - width // 2) : i + width // 2 + 1].mean() for i in range(len(values))])
 
 
 def evaluation(pipeline: Pipeline, stages: list[Stage]) -> str:
-    """One table over all evaluations, and samples of the first."""
+    """Makes the section of all evaluations: one table, a column for each, and samples of each."""
     reports = [load(pipeline.folders[s.name] / "evaluation.json") for s in stages]
     first = reports[0]
 

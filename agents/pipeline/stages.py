@@ -1,7 +1,7 @@
-"""Stages of a configuration, and what is known of them: which ran, from which inputs, with which output.
+"""The stages of a configuration, and a record of each: which inputs it ran from, and which output it left.
 
-A stage is a command of `agents.cli` with its options. It has a folder of its own in the output folder, and {name} in an option
-stands for the folder of an earlier stage. A stage runs only if its output is not there or something before it changed.
+A stage is a command of `agents.cli` with its options. It writes to a folder of its own in the output folder, and {name} in an
+option stands for the folder of an earlier stage. A stage runs only if its output is not there or something before it changed.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import hashlib
 import json
 import re
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from agents.files import write_json
+from agents.flat_settings import read_yaml
+from agents.pipeline.commands import RunCommand, option_words, run_child
 
 SCRIPTS = {
     "write_reviews": "output-dir",
@@ -32,21 +32,21 @@ SCRIPTS = {
     "train": "output-dir",
     "evaluate": "output",
 }
-"""The scripts that can be stages, and the option that says where they write."""
-PASSING = ("checkpoints", "tensorboard")
-"""Folders whose files may go without a stage counting as changed."""
-OPTIONS_FROM = 5
-"""Words of a stage's command before its options: python -m MODULE --output-dir FOLDER."""
+"""The commands that can be stages, and the option that says where each writes."""
+RESUMED_BY_FLAG = ("train_sft", "train_reward_model", "train_preference")
+"""The commands that go on in their output folder with ``--resume``; train takes the folder, the others need no option."""
+NOT_COMPARED = ("checkpoints", "tensorboard")
+"""Folders whose files may change or go without the stage counting as changed."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One step.
+    """One stage.
 
     Attributes:
-        name: Of its folder.
-        script: What runs.
-        options: Its options, {names} not yet put in.
+        name: Name of the stage and of its folder.
+        script: The command of `agents.cli` that runs.
+        options: Options of the command by name, still with {name} for another stage's folder.
         needs: Earlier stages that the options name.
     """
 
@@ -58,12 +58,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Note:
-    """What is kept of a stage: ``.stages/NAME.json``.
+    """The record of a stage, ``.stages/NAME.json``.
 
     Attributes:
-        inputs: Fingerprint of its command and of what it reads.
-        outputs: Fingerprint of what it wrote; None while it is under way.
-        seconds: How long it took, over all attempts.
+        inputs: Fingerprint of the stage's command line and of the files that it reads.
+        outputs: Fingerprint of the files that it wrote; None while it is under way.
+        seconds: Time that it took, over all attempts.
     """
 
     inputs: str
@@ -72,18 +72,13 @@ class Note:
 
 
 def read_stages(path: Path) -> list[Stage]:
-    """Reads a configuration.
+    """Reads a configuration: a YAML mapping of stage names to their script and its options.
 
     Raises:
-        FileNotFoundError, ValueError: there is none, or it is malformed; the stage is named.
+        FileNotFoundError: there is no such file.
+        ValueError: the configuration is malformed; the stage is named.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"config={str(path)!r}: there is no such file.")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise ValueError(f"{path}{f', line {mark.line + 1}' if mark else ''}: not valid YAML.") from error
+    content = read_yaml(path)
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{path}: must be a mapping of stage names to their script and options.")
     stages: list[Stage] = []
@@ -98,42 +93,48 @@ def read_stages(path: Path) -> list[Stage]:
             raise ValueError(f"{where}: script={script!r} is none of {', '.join(SCRIPTS)}.{hint}")
         options = {k: v for k, v in body.items() if k != "script"}
         needs = tuple(dict.fromkeys(re.findall(r"\{(\w+)\}", json.dumps(options))))
-        known = [s.name for s in stages]
+        earlier = [s.name for s in stages]
         for need in needs:
-            if need not in known:
-                raise ValueError(f"{where}: {{{need}}} is no earlier stage; there is {', '.join(known) or 'none'}.")
+            if need not in earlier:
+                raise ValueError(f"{where}: {{{need}}} is no earlier stage; there is {', '.join(earlier) or 'none'}.")
         stages.append(Stage(str(name), str(body["script"]), options, needs))
     return stages
 
 
 def filled_in(value: Any, folders: Mapping[str, Path]) -> Any:
-    """An option with {names} replaced by folders."""
+    """Replaces each {name} in an option's value, or in the entries of a list, by the folder of that stage."""
     if isinstance(value, str):
-        return re.sub(r"\{(\w+)\}", lambda m: str(folders[m[1]]), value)
+        return re.sub(r"\{(\w+)\}", lambda match: str(folders[match[1]]), value)
     if isinstance(value, list):
         return [filled_in(v, folders) for v in value]
     return value
 
 
-def command(stage: Stage, folder: Path, folders: Mapping[str, Path], seed: int) -> list[str]:
-    """The stage's command line."""
+def stage_options(stage: Stage, folders: Mapping[str, Path], seed: int) -> list[str]:
+    """Gives a stage's command line, without the option that says where it writes.
+
+    Args:
+        stage: The stage.
+        folders: The stages' folders by name.
+        seed: Seed of a stage that does not set another.
+    """
+    options = {"seed": seed} | stage.options
+    return [word for name, value in options.items() for word in option_words(name, filled_in(value, folders))]
+
+
+def output_option(stage: Stage, folder: Path) -> list[str]:
+    """Gives the option that says where a stage writes: its folder, or a file in it."""
     target = folder / "evaluation.json" if stage.script == "evaluate" else folder
-    words = [sys.executable, "-m", f"agents.cli.{stage.script}", f"--{SCRIPTS[stage.script]}", str(target)]
-    for name, value in ({"seed": seed} | stage.options).items():
-        words.append(f"--{name.replace('_', '-')}")
-        words += [
-            str(v) for v in (filled_in(value, folders) if isinstance(value, list) else [filled_in(value, folders)])
-        ]
-    return words
+    return [f"--{SCRIPTS[stage.script]}", str(target)]
 
 
 def fingerprint(path: Path) -> str:
-    """Of a file's content, or of all files in a folder but those that come and go."""
+    """Hashes a file's content, or names and contents of all files in a folder but those in `NOT_COMPARED`."""
     digest = hashlib.sha256()
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     for file in files:
         inside = file.relative_to(path).parts if path.is_dir() else ()
-        if any(part in PASSING for part in inside):
+        if any(part in NOT_COMPARED for part in inside):
             continue
         digest.update(str(inside).encode())
         with file.open("rb") as content:
@@ -143,44 +144,43 @@ def fingerprint(path: Path) -> str:
 
 
 class Pipeline:
-    """Stages, and what is known of them.
+    """Stages, their folders and their records.
 
     Args:
-        stages: In order.
-        folder: Where they write.
-        seed: For stages that do not say another.
+        stages: The stages in the order in which they run.
+        folder: The folder that holds the stages' folders.
+        seed: Seed of each stage that does not set another.
+        run: Runs a stage's command; see `RunCommand`.
     """
 
-    def __init__(self, stages: list[Stage], folder: Path, seed: int) -> None:
+    def __init__(self, stages: list[Stage], folder: Path, seed: int, run: RunCommand = run_child) -> None:
         self.stages = stages
         self.folder = folder
         self.seed = seed
+        self.run_command = run
         self.folders = {s.name: folder / s.name for s in stages}
 
     def note(self, stage: Stage) -> Note | None:
-        """What is kept of a stage."""
+        """Reads the record of a stage; None where it never ran."""
         path = self._note_path(stage)
         return Note(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
     def _note_path(self, stage: Stage) -> Path:
         return self.folder / ".stages" / f"{stage.name}.json"
 
-    def _keep(self, stage: Stage, note: Note) -> None:
-        path = self._note_path(stage)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(dataclasses.asdict(note)) + "\n", encoding="utf-8")
-        partial.replace(path)
+    def keep(self, stage: Stage, note: Note) -> None:
+        """Writes the record of a stage."""
+        write_json(self._note_path(stage), dataclasses.asdict(note), indent=None)
 
     def inputs(self, stage: Stage) -> str:
-        """Fingerprint of a stage's command and of the files and folders that it names, earlier stages' among them."""
-        words = command(stage, self.folders[stage.name], self.folders, self.seed)[OPTIONS_FROM:]
-        read = [Path(w) for w in words if not w.startswith("--") and Path(w).exists()]
-        named = [fingerprint(p) for p in read]
-        upstream = [note.outputs for need in stage.needs if (note := self.note(self._stage(need))) is not None]
+        """Hashes a stage's options with the files and folders that they name, earlier stages' among them."""
+        words = stage_options(stage, self.folders, self.seed)
+        named = [fingerprint(Path(w)) for w in words if not w.startswith("--") and Path(w).exists()]
+        upstream = [note.outputs for need in stage.needs if (note := self.note(self.stage(need))) is not None]
         return hashlib.sha256(json.dumps([words, named, upstream]).encode()).hexdigest()
 
-    def _stage(self, name: str) -> Stage:
+    def stage(self, name: str) -> Stage:
+        """Gives the stage of a name."""
         return next(s for s in self.stages if s.name == name)
 
     def is_done(self, stage: Stage) -> bool:
@@ -196,27 +196,40 @@ class Pipeline:
         )
 
     def run(self, stage: Stage) -> int:
-        """Runs a stage, from where it stopped if it is the same still; returns the exit status."""
-        folder, inputs = self.folders[stage.name], self.inputs(stage)
-        note = self.note(stage)
-        words = command(stage, folder, self.folders, self.seed)
-        used = folder.is_dir() and any(folder.iterdir())
-        before = 0.0
-        if used and note is not None and note.outputs is None and note.inputs == inputs:  # interrupted
-            before = note.seconds
-            if stage.script == "train" and (folder / "config.yaml").is_file():
-                words = [*words[:3], "--resume", str(folder)]
-            elif stage.script in ("train_sft", "train_reward_model", "train_preference"):
-                words += ["--resume", "True"]
-        elif used:
+        """Runs a stage, from where it stopped if it is the same still; returns the exit status.
+
+        Raises:
+            FileExistsError: the stage's folder has files that no stage of this pipeline wrote.
+        """
+        folder, inputs, note = self.folders[stage.name], self.inputs(stage), self.note(stage)
+        argv = [*output_option(stage, folder), *stage_options(stage, self.folders, self.seed)]
+        seconds_before = 0.0
+        if folder.is_dir() and any(folder.iterdir()):
             if note is None:
                 raise FileExistsError(f"{folder} is not empty, and no stage of this pipeline made it. Move it away.")
-            shutil.rmtree(folder)
-        self._keep(stage, Note(inputs, None, before))
-        if stage.script == "evaluate":
+            if note.outputs is None and note.inputs == inputs:  # interrupted
+                seconds_before = note.seconds
+                argv = resumed(stage, folder, argv)
+            else:
+                shutil.rmtree(folder)
+        self.keep(stage, Note(inputs, None, seconds_before))
+        if stage.script == "evaluate":  # it writes a file, and makes no folder for it
             folder.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
-        status = subprocess.run(words, check=False).returncode
-        seconds = before + time.perf_counter() - started
-        self._keep(stage, Note(inputs, fingerprint(folder) if status == 0 else None, round(seconds, 1)))
+        status = self.run_command(stage.script, argv)
+        seconds = seconds_before + time.perf_counter() - started
+        self.keep(stage, Note(inputs, fingerprint(folder) if status == 0 else None, round(seconds, 1)))
         return status
+
+
+def resumed(stage: Stage, folder: Path, argv: list[str]) -> list[str]:
+    """Gives the command line that goes on with an interrupted stage.
+
+    Args:
+        stage: The stage.
+        folder: Its folder, which is not empty.
+        argv: The command line that started it.
+    """
+    if stage.script == "train" and (folder / "config.yaml").is_file():
+        return ["--resume", str(folder)]
+    return [*argv, "--resume"] if stage.script in RESUMED_BY_FLAG else argv

@@ -179,7 +179,12 @@ def _train_reward_model(labels: Labels, folder: Path) -> dict[str, Any]:
     from agents.supervised.settings import RewardSettings
 
     shutil.rmtree(folder / "reward", ignore_errors=True)
-    common: dict[str, Any] = {"evaluations": 1, "device": "cpu", "seed": labels.seed, "mixed_precision": labels.task.mixed_precision}
+    common: dict[str, Any] = {
+        "evaluations": 1,
+        "device": "cpu",
+        "seed": labels.seed,
+        "mixed_precision": labels.task.mixed_precision,
+    }
     settings = RewardSettings(
         output_dir=folder / "reward",
         model=labels.task.model,

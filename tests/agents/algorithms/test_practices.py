@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from agents.policies.auxiliary import PretrainingMix, kl_loss, ride
 from safetensors.torch import load_file
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -16,7 +17,6 @@ from agents import TextMetricsCallback, make_algorithm
 from agents.callbacks.adaptive_kl import AdaptiveKL, adapted_kl_coef
 from agents.callbacks.reference_refresh import ReferenceRefresh
 from agents.cli import train
-from agents.policies.auxiliary import PretrainingMix, kl_loss, ride
 from agents.rollouts.vec_env import text_env
 from agents.runs.figure import read_progress
 from llm_env.default_task import DEFAULT_MODEL

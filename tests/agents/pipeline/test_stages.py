@@ -3,16 +3,20 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-import subprocess
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import yaml
 
-from agents.cli import pipeline
+from agents.cli import evaluate, pipeline
+from agents.cli.arguments import parse_command_line
+from agents.flat_settings import flat_types
 from agents.pipeline import report as pipeline_report
+from agents.pipeline.commands import RunCommand, option_words, run_child, run_here
+from agents.pipeline.stages import SCRIPTS, Pipeline, Stage, read_stages, stage_options
 from tests.browser import needs_browser, open_page
 from tests.conftest import ROOT
 
@@ -75,47 +79,116 @@ def config(path: Path, stages: dict[str, Any]) -> Path:
     return path
 
 
-@pytest.mark.slow
-def test_all_stages_then_nothing_then_what_changed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ran: list[str] = []
-    real = subprocess.run
+class Watched:
+    """Runs commands, and remembers which."""
 
-    def watched(words: list[str], **kwargs: Any) -> Any:
-        ran.append(Path(words[1]).stem + ("+resume" if "--resume" in words else ""))
-        return real(words, **kwargs)
+    def __init__(self, run: RunCommand) -> None:
+        self.run = run
+        self.ran: list[str] = []
 
-    monkeypatch.setattr(pipeline.subprocess, "run", watched)
+    def __call__(self, name: str, argv: Sequence[str], log: Path | None = None, threads: int = 0) -> int:
+        self.ran.append(name + ("+resume" if "--resume" in argv else ""))
+        return self.run(name, argv, log, threads)
+
+
+def write_digest(name: str, argv: Sequence[str], log: Path | None = None, threads: int = 0) -> int:
+    """In a command's place: writes a file that depends on the options and on the files that they name."""
+    output = Path(argv[1])
+    read = [Path(word) for word in argv[2:] if Path(word).is_file()]
+    target = output if output.suffix else output / "result.txt"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps([[w for w in argv[2:] if "/" not in w], *(p.read_text() for p in read)]))
+    return 0
+
+
+def test_stages_run_where_something_before_them_changed(tmp_path: Path) -> None:
+    run = Watched(write_digest)
+    stages: dict[str, Any] = {
+        "text": {"script": "write_reviews", "reviews": 5},
+        "sft": {"script": "train_sft", "texts": "{text}/result.txt"},
+        "ppo": {"script": "train", "ptx_texts": "{text}/result.txt", "model": "{sft}/result.txt"},
+        "other": {"script": "train", "seed": 3},
+    }
+
+    def ran(stages: dict[str, Any]) -> list[str]:
+        run.ran.clear()
+        whole = Pipeline(read_stages(config(tmp_path / "c.yaml", stages)), tmp_path / "out", 0, run)
+        for stage in whole.stages:
+            if not whole.is_done(stage):
+                assert whole.run(stage) == 0
+        return list(run.ran)
+
+    assert ran(stages) == ["write_reviews", "train_sft", "train", "train"]
+    assert ran(stages) == []
+    assert ran({**stages, "sft": {**stages["sft"], "epochs": 2}}) == ["train_sft", "train"]  # and what reads it
+    ran(stages)
+    (tmp_path / "out" / "text" / "result.txt").write_text("touched")
+    assert ran(stages) == ["write_reviews"]  # it comes out the same, so what reads it stands
+    whole = Pipeline(read_stages(tmp_path / "c.yaml"), tmp_path / "out", 0, run)
+    for name, script in (("sft", "train_sft"), ("text", "write_reviews")):  # interrupted: only some have the flag
+        note = whole.note(whole.stage(name))
+        assert note is not None
+        whole.keep(whole.stage(name), dataclasses.replace(note, outputs=None))
+        assert ran(stages)[0] == (f"{script}+resume" if name == "sft" else script)
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_a_boolean_option_is_a_flag_that_the_command_takes(greedy: bool) -> None:
+    stage = Stage("evaluation", "evaluate", {"actor": "runs/actor", "greedy": greedy, "n_prompts": 8}, ())
+    args = parse_command_line(evaluate.Args, stage_options(stage, {}, seed=3), None)
+    assert (args.greedy, args.n_prompts, args.seed) == (greedy, 8, 3)
+    assert option_words("all_topics", True) == ["--all-topics"]
+    assert option_words("seeds", [1, 2]) == ["--seeds", "1", "2"]
+
+
+def test_stages_in_this_process_end_in_a_report(tmp_path: Path) -> None:
+    small = {"n_envs": 4, "max_new_tokens": 6, "total_timesteps": 48}
+    stages = {
+        "ppo": {"script": "train", **small, "gold": "tests.conftest:count_dots"},
+        "evaluation": {"script": "evaluate", "actor": "{ppo}/actor", "n_prompts": 4, "greedy": True},
+    }
     folder = tmp_path / "out"
+    assert pipeline.run(pipeline.Args(config(tmp_path / "c.yaml", stages), folder), run_here) == 0
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 2
+    assert "Evaluation on 4 held-out prompts" in page
+    broken = {"evaluation": {"script": "evaluate", "actor": "x", "no_such": 1}}
+    assert pipeline.run(pipeline.Args(config(tmp_path / "d.yaml", broken), tmp_path / "other"), run_here) == 2
+
+
+@pytest.mark.slow
+def test_all_stages_then_nothing_then_what_changed(tmp_path: Path) -> None:
+    """With the real commands, each in a process of its own."""
+    watched = Watched(run_child)
+    ran, folder = watched.ran, tmp_path / "out"
     args = pipeline.Args(config(tmp_path / "c.yaml", TINY), folder)
-    assert pipeline.run(args) == 0
+    assert pipeline.run(args, watched) == 0
     assert ran == [s["script"] for s in TINY.values()]
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") >= 4
     assert "http" not in page.replace("https://llm_env", "")
 
     ran.clear()  # all there: nothing runs
-    assert pipeline.run(args) == 0
+    assert pipeline.run(args, watched) == 0
     assert ran == []
 
     changed = {**TINY, "evaluation": {**TINY["evaluation"], "n_prompts": 8}}  # only what is behind a change
-    assert pipeline.run(pipeline.Args(config(tmp_path / "c.yaml", changed), folder)) == 0
+    assert pipeline.run(pipeline.Args(config(tmp_path / "c.yaml", changed), folder), watched) == 0
     assert ran == ["evaluate"]
 
     ran.clear()  # an output that somebody touched is made again, and what reads it
     with (folder / "preferences" / "rankings.jsonl").open("a") as file:
         file.write("\n")
-    assert pipeline.run(args) == 0
+    assert pipeline.run(args, watched) == 0
     assert ran == ["collect_preferences"]  # the rankings come out the same, so what reads them stands
 
     ran.clear()  # interrupted while under way: it goes on
-    whole = pipeline.Pipeline(pipeline.read_stages(args.config), folder, 0)
-    stage = whole._stage("ppo")
+    whole = Pipeline(read_stages(args.config), folder, 0)
+    stage = whole.stage("ppo")
     note = whole.note(stage)
     assert note is not None
-    whole._keep(stage, pipeline.Note(note.inputs, None, note.seconds))
-    assert pipeline.run(args) == 0
+    whole.keep(stage, dataclasses.replace(note, outputs=None))
+    assert pipeline.run(args, watched) == 0
     assert ran[0] == "train+resume"
 
 
@@ -130,7 +203,7 @@ def test_all_stages_then_nothing_then_what_changed(
 )
 def test_broken_configurations(tmp_path: Path, stages: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        pipeline.read_stages(config(tmp_path / "c.yaml", stages))
+        read_stages(config(tmp_path / "c.yaml", stages))
 
 
 def test_a_folder_of_somebody_elses_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,18 +217,18 @@ def test_a_folder_of_somebody_elses_is_left_alone(tmp_path: Path, capsys: pytest
 
 def test_a_stage_that_fails_stops_the_rest(tmp_path: Path) -> None:
     stages = {"text": {"script": "write_reviews", "reviews": 0}, "sft": {"script": "train_sft", "texts": "{text}/x"}}
-    assert pipeline.run(pipeline.Args(config(tmp_path / "c.yaml", stages), tmp_path / "out")) == 1
+    args = pipeline.Args(config(tmp_path / "c.yaml", stages), tmp_path / "out")
+    assert pipeline.run(args, run_here) == 1
     assert not (tmp_path / "out" / "sft").exists()
 
 
 def test_the_default_configurations_are_well_formed_and_have_all_scripts() -> None:
     files = [ROOT / "scripts" / "configs" / name for name in ("rlhf_default.yaml", "dpo_default.yaml")]
-    stages = [stage for file in files for stage in pipeline.read_stages(file)]
-    assert {s.script for s in stages} == set(pipeline.SCRIPTS)
+    stages = [stage for file in files for stage in read_stages(file)]
+    assert {s.script for s in stages} == set(SCRIPTS)
     for stage in stages:  # every option is one that the script has
-        script = importlib.import_module(stage.script)
-        options = {f.name for f in dataclasses.fields(script.Args)}
-        assert set(stage.options) <= options, stage.name
+        command = importlib.import_module(f"agents.cli.{stage.script}")
+        assert set(stage.options) <= set(flat_types(command.Args)), stage.name
 
 
 def test_the_evaluations_table_has_the_rows_that_somebody_has(tmp_path: Path) -> None:

@@ -28,10 +28,25 @@ FLOORS = (
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60  # the docstring is not counted
 # What is larger today, with its size. A size here may fall, and its line go; none may rise or come.
-LARGE_FILES: dict[str, int] = FILES
-LARGE_FUNCTIONS: dict[str, int] = FUNCS
+LARGE_FILES: dict[str, int] = {
+    "agents/iteration/rounds.py": 441,
+    "agents/policies/actor_critic.py": 640,
+}
+LARGE_FUNCTIONS: dict[str, int] = {
+    "agents/cli/evaluate.py:evaluate": 92,
+    "agents/evaluation/compare.py:compare": 71,
+    "agents/policies/actor_critic.py:LLMActorCriticPolicy.__init__": 91,
+    "agents/preferences/page.py:build": 107,
+    "agents/supervised/sft.py:fine_tune": 64,
+    "scripts/lab/benchmarks/trl_ppo.py:run": 78,
+    "scripts/lab/comparison/figures.py:draw": 62,
+}
 # Packages that look up today; a pair here may go, and none may come.
-LOOKING_UP: set[tuple[str, str]] = UPS
+LOOKING_UP: set[tuple[str, str]] = {
+    ("agents.policies", "agents.algorithms"),
+    ("agents.policies", "agents.rollouts"),
+    ("llm_env.lm", "llm_env.reward"),
+}
 
 
 def sources(*folders: str) -> list[Path]:
@@ -72,11 +87,12 @@ def package_of(module: str) -> str:
 
 
 def package_graph() -> dict[str, set[str]]:
-    graph: dict[str, set[str]] = {}
+    """Which packages each package imports; the modules beside the packages are left to `module_graph`."""
+    packages = {module_name(path) for name in FORBIDDEN for path in (ROOT / name).glob("*/__init__.py")}
+    graph: dict[str, set[str]] = {package: set() for package in packages}
     for module, targets in module_graph().items():
-        graph.setdefault(package_of(module), set()).update(
-            package_of(target) for target in targets if package_of(target) != package_of(module)
-        )
+        if package_of(module) in packages:
+            graph[package_of(module)] |= {package_of(t) for t in targets} & packages - {package_of(module)}
     return graph
 
 
@@ -144,24 +160,28 @@ def test_no_circle_of_modules() -> None:
 def test_no_circle_of_packages() -> None:
     graph = package_graph()
     for package, target in LOOKING_UP:
-        graph[package].discard(target)
+        assert target in graph[package], f"{package} imports {target} no more: take it off the list"
+        graph[package].remove(target)
     assert circle(graph) == []
 
 
 def test_no_package_looks_up() -> None:
     floor = {f"agents.{name}": number for number, names in enumerate(FLOORS, 1) for name in names}
-    packages = {f"agents.{path.parent.name}" for path in (ROOT / "agents").glob("*/__init__.py")}
-    assert packages == set(floor)
-    graph = package_graph()
+    graph = {package: targets for package, targets in package_graph().items() if package.startswith("agents.")}
+    assert set(graph) == set(floor)
     upward = {
-        (package, target)
-        for package, targets in graph.items()
-        if package.startswith("agents.")
-        for target in targets
-        if target.startswith("agents") and floor.get(target, 0) > floor.get(package, 0)
+        (package, target) for package in graph for target in graph[package] if floor.get(target, 0) > floor[package]
     }
     assert not upward - LOOKING_UP
-    assert not LOOKING_UP - upward, "they look up no more: take them off the list"
+
+
+def test_the_modules_beside_the_packages_are_the_ground() -> None:
+    graph = module_graph()
+    beside = {module for module in graph if module.startswith("agents.") and module == package_of(module)}
+    beside -= package_graph().keys()
+    assert {"agents.files", "agents.figures"} <= beside
+    for module in beside:
+        assert not {t for t in graph[module] if t.startswith("agents")} - beside, module
 
 
 def test_no_file_outgrows_a_reader() -> None:
@@ -187,15 +207,12 @@ def test_no_function_outgrows_a_reader() -> None:
 
 @pytest.mark.parametrize(
     "statement",
-    ["import llm_env", "import agents", "import agents.cli.train; agents.cli.train.main(['--help'])"],
+    ["import llm_env", "import agents", "import agents.cli.train"],
 )
 def test_no_torch_is_loaded_before_it_is_needed(statement: str) -> None:
     program = f"""
 import sys
-try:
-    {statement}
-except SystemExit:
-    pass
+{statement}
 assert "torch" not in sys.modules and "transformers" not in sys.modules, sorted(m for m in sys.modules if "torch" in m)[:5]
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -1,0 +1,36 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from agents.files import replacing, write_json, write_text
+
+
+def test_a_file_is_replaced_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "on" / "the" / "way.txt"
+    write_text(path, "one")
+    with replacing(path) as partial:
+        partial.write_text("tw", encoding="utf-8")
+        assert path.read_text(encoding="utf-8") == "one"  # readers see the old one until the end
+        partial.write_text("two", encoding="utf-8")
+    assert path.read_text(encoding="utf-8") == "two"
+    assert [p.name for p in path.parent.iterdir()] == ["way.txt"]
+
+
+def test_what_was_half_written_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    write_json(path, {"step": 1})
+
+    def crash() -> None:
+        with replacing(path) as partial:
+            partial.write_text('{"step":', encoding="utf-8")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        crash()
+    assert json.loads(path.read_text(encoding="utf-8")) == {"step": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["state.json"]

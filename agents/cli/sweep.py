@@ -22,10 +22,9 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from agents.figures import can_draw
 from agents.cli.arguments import parse_command_line
 from agents.console import print_error
-from agents.figures import DPI, new_figure
+from agents.figures import DPI, can_draw, new_figure
 from agents.files import write_json, write_text
 from agents.pipeline.commands import RunCommand, option_words, run_child
 

@@ -46,7 +46,7 @@ def parse_command_line(
     except ValueError as error:
         print_error(error)
         raise SystemExit(2) from error
-    start = {} if default is None else {"default": default}
+    start: dict[str, Any] = {} if default is None else {"default": default}
     return tyro.cli(cls, args=argv, description=description, **start)
 
 

@@ -191,12 +191,12 @@ class TextPPO(PPO):
         # Policy: PPO's surrogate, and the price of the distance to the reference, token by token.
         surrogate = clipped_surrogate(log_prob, data.old_log_prob, advantages, clip_low, clip_high)
         per_token = surrogate
-        kl = self.rollout_buffer.task.kl if data.ref_log_prob is not None else None
-        if kl is not None:
-            penalty = kl_penalty(kl.estimator, log_prob, data.ref_log_prob, exact_kl)
-            per_token = surrogate + kl.coef * penalty
-        max_tokens = self.rollout_buffer.task.settings.max_new_tokens if self.loss_aggregation == "constant" else 0
-        policy_loss = aggregate(per_token, data.observations.counts, self.loss_aggregation, max_tokens)
+        task = self.rollout_buffer.task
+        if task.kl.in_loss:
+            penalty = kl_penalty(task.kl.estimator, log_prob, data.ref_log_prob, exact_kl)
+            per_token = surrogate + task.kl.coef * penalty
+        counts, cap = data.observations.counts, task.settings.max_new_tokens
+        policy_loss = aggregate(per_token, counts, self.loss_aggregation, cap)
 
         # Critic: squared error to the λ-returns.
         if clip_vf is not None:
@@ -211,7 +211,7 @@ class TextPPO(PPO):
         }
         if not isinstance(self.policy.critic, NoCritic):
             terms["value_loss"] = value_loss.item()
-        if kl is not None:
+        if task.kl.in_loss:
             terms["kl_loss"] = penalty.mean().item()
         if self.mix is not None:
             ptx_loss = -self.policy.text_log_probs(self.mix.next_batch(self.policy.lm.device)).mean()
@@ -226,7 +226,7 @@ class TextPPO(PPO):
 
     def _evaluate(self, data: TokenSamples) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Values, log π, entropies, and where the loss charges it the exact KL to the reference, each (n,)."""
-        task = self.rollout_buffer.task if data.ref_log_prob is not None else None
-        if task is not None and task.kl.estimator == "exact":
+        task = self.rollout_buffer.task
+        if task.kl.in_loss and task.kl.estimator == "exact":
             return self.policy.evaluate_actions_and_kl(data.observations, task.reference)
         return *self.policy.evaluate_actions(data.observations, data.actions), None  # type: ignore[arg-type]

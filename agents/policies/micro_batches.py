@@ -126,10 +126,13 @@ class _Evaluation(torch.autograd.Function):
                         _backward(values, [None if g is None else g[places] for g in grads])
                 break
             except RuntimeError as error:
-                graph = None
                 for parameter in parameters:
                     parameter.grad = None
-                micro.shrink(batch, error)
+                # Another node of the loss may have made the parts smaller since this one's graph was recorded.
+                has_smaller_parts = graph is not None and len(micro.parts(batch)) > 1
+                graph = None
+                if not (has_smaller_parts and is_out_of_memory(error)):
+                    micro.shrink(batch, error)
         with torch.no_grad():
             for parameter, before in zip(parameters, earlier, strict=True):
                 if before is not None:

@@ -10,9 +10,11 @@ import pytest
 import torch
 from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
 from agents import make_algorithm
+from agents.callbacks.mask_refresh import MaskRefresh
 from agents.rollouts.vec_env import LLMTextVecEnv
 from llm_env.lm.log_probs import head_log_probs
 from llm_env.lm.sampling import pack_bits, top_k_mask, top_p_mask, unpack_bits
@@ -183,20 +185,32 @@ def test_evaluation_samples_under_the_masks() -> None:
 
 
 def test_masks_from_an_older_actor_are_refreshed_every_n_rollouts() -> None:
-    model = trained(mask_refresh=2, learning_rate=3e-3)
+    model = trained(learning_rate=3e-3)
     policy: Any = model.policy
-    copy = policy._mask_copy[0]
+    env: Any = model.env
 
-    def behind() -> float:
-        theirs = dict(copy.model.named_parameters())
-        return max((p - theirs[n]).abs().max().item() for n, p in policy.actor.named_parameters())
+    def behind() -> bool:
+        theirs = dict(env.mask_copy.model.named_parameters())
+        return any(not torch.equal(p, theirs[n]) for n, p in policy.actor.named_parameters())
 
-    ages = []
-    model.rollout_buffer.reset = (lambda old: lambda: (ages.append(behind() > 0), old())[1])(model.rollout_buffer.reset)  # type: ignore[method-assign]
-    model.learn(8 * 6 * 5)
+    ages: list[bool] = []
+
+    class Look(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_start(self) -> None:
+            ages.append(behind())
+
+    source = env.batch.mask_source
+    model.learn(8 * 6 * 5, callback=[MaskRefresh(2), Look()])
     assert ages == [False, True, False, True, False]  # what each rollout's masks looked at
     assert policy.mask_model == "actor"
-    assert model.env.batch.mask_source is policy._mask_copy[1]  # type: ignore[union-attr]
+    assert env.batch.mask_source is not source
+    with pytest.raises(ValueError, match="mask_refresh=0 must be at least 1"):
+        MaskRefresh(0)
+    with pytest.raises(ValueError, match="MaskRefresh needs MaskablePPO's policy"):
+        make_algorithm("ppo", n_envs=4, env_kwargs={"max_new_tokens": 6}).learn(24, callback=MaskRefresh(1))
 
 
 def test_masked_rollouts_with_bf16_score_again_under_the_masks() -> None:

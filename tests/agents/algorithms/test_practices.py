@@ -9,22 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from agents.policies.auxiliary import PretrainingMix, kl_loss, ride
 from safetensors.torch import load_file
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents import TextMetricsCallback, make_algorithm
+from agents.algorithms.pretraining_mix import PretrainingMix
+from agents.algorithms.text_ppo import TextPPO
 from agents.callbacks.adaptive_kl import AdaptiveKL, adapted_kl_coef
 from agents.callbacks.reference_refresh import ReferenceRefresh
 from agents.cli import train
-from agents.rollouts.vec_env import text_env
+from agents.rollouts.vec_env import LLMTextVecEnv, text_env
 from agents.runs.figure import read_progress
 from llm_env.default_task import DEFAULT_MODEL
 from llm_env.lm.causal_lm import load_causal_lm
 from llm_env.lm.log_probs import head_kl
 from llm_env.lm.names import LoadSettings
 from llm_env.lm.packed_attention import packed_states
-from llm_env.lm.packing import PackedBatch, pack
+from llm_env.lm.packing import PackedBatch
 from llm_env.lm.registry import shared_causal_lm
 from llm_env.lm.sampling import pack_bits
 from llm_env.settings import TaskSettings
@@ -55,7 +56,6 @@ def filled(env: dict[str, Any] | None = None, **settings: Any) -> Any:
     return model
 
 
-# ------------------------------------------------------------------------------------------------ adaptive KL
 def test_adaptive_kl_by_hand() -> None:
     assert adapted_kl_coef(0.1, kl=6.0, target=4.0, gain=0.1) == pytest.approx(0.1 * 1.02)  # clipped at 0.2
     assert adapted_kl_coef(0.1, kl=4.4, target=4.0, gain=0.1) == pytest.approx(0.1 * 1.01)
@@ -72,7 +72,7 @@ def test_beta_moves_after_the_rollout_whose_rewards_it_paid() -> None:
             return True
 
         def _on_rollout_end(self) -> None:
-            seen.append((metrics.last["rollout/kl"], text_env(self.training_env).task.kl_coef))
+            seen.append((metrics.last["rollout/kl"], text_env(self.training_env).task.kl.coef))
 
     trained(4, [metrics, Look(), AdaptiveKL(metrics, target=0.5, gain=1.0)], learning_rate=1e-2)
     betas = [beta for _, beta in seen]
@@ -97,7 +97,7 @@ def test_adaptive_kl_holds_its_target_within_a_fifth() -> None:
     model = make_algorithm("ppo", n_envs=64, seed=1, env_kwargs={"kl_coef": 0.1})
     model.learn(64 * 32 * 44, callback=[metrics, Look(), AdaptiveKL(metrics, 6.0, 0.2)], log_interval=None)
     assert np.mean(seen[-16:]) == pytest.approx(6.0, rel=0.2)
-    assert text_env(model.env).task.kl_coef < 0.09  # which 0.1 would not have done
+    assert text_env(model.env).task.kl.coef < 0.09  # which 0.1 would not have done
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,6 @@ def test_adaptive_kl_refuses(target: float, gain: float, message: str) -> None:
         AdaptiveKL(TextMetricsCallback(), target, gain)
 
 
-# ------------------------------------------------------------------------------------------------ KL estimators
 def test_the_exact_kl_is_that_of_the_whole_distributions() -> None:
     model = filled()
     policy, reference = model.policy, text_env(model.env).task.reference
@@ -179,34 +178,34 @@ def test_exact_needs_deferred_scoring_and_says_so() -> None:
         gymnasium.make("llm_env:LLMText-v0", kl_estimator="exact")
     with pytest.raises(ValueError, match="dqn's backup is made for k1"):
         make_algorithm("dqn", n_envs=4, env_kwargs={**SMALL, "kl_estimator": "k3"})
-    with pytest.raises(ValueError, match="k3 as its KL term"):
-        make_algorithm("grpo", n_envs=4, env_kwargs={**SMALL, "kl_estimator": "k2"})
     with pytest.raises(ValueError, match="kl_estimator='k4' is not known"):
         TaskSettings(kl_estimator="k4")
 
 
 @pytest.mark.parametrize("estimator", ["k2", "k3", "exact"])
-def test_the_kl_in_the_loss_adds_its_gradient_to_stock_ppos(estimator: str) -> None:
-    """At learning rate 0 the gradient that reaches the optimizer is PPO's and β times the KL term's."""
-    gradients: dict[str, list[torch.Tensor]] = {}
-    for place in ("off", "on"):
-        model = filled({"kl_estimator": estimator, "kl_coef": 0.5}, kl_in="loss", n_epochs=1, batch_size=48)
-        policy = model.policy
-        batch = next(model.rollout_buffer.get(None))
-        if place == "off":
-            policy._own["kl_loss"] = None
-        _, log_prob, _ = policy.evaluate_actions(batch.observations, batch.actions)
-        (-(batch.advantages * (log_prob - batch.old_log_prob).exp()).mean()).backward()
-        gradients[place] = [p.grad.clone() for p in policy.actor.parameters()]
-        if place == "on":
-            policy.zero_grad()
-            _, log_prob, _, *exact = policy._evaluate_packed(batch.observations)
-            term = kl_loss(batch.observations, log_prob, exact[0] if exact else None, estimator)
-            (0.5 * term).backward()
-            alone = [p.grad.clone() for p in policy.actor.parameters()]
-    assert max(g.abs().max() for g in alone) > 1e-3
-    for off, on, own in zip(gradients["off"], gradients["on"], alone, strict=True):
-        torch.testing.assert_close(on, off + own, atol=2e-5, rtol=1e-3)
+def test_the_kl_in_the_loss_adds_its_gradient_to_ppos(estimator: str) -> None:
+    """The gradient of the loss is that of PPO's and β times the KL term's."""
+    model = filled({"kl_estimator": estimator, "kl_coef": 0.5}, kl_in="loss", vf_coef=0.0, normalize_advantage=False)
+    policy, task = model.policy, text_env(model.env).task
+    data = next(model.rollout_buffer.get(None))
+
+    def gradient(loss: torch.Tensor) -> list[torch.Tensor]:
+        policy.zero_grad()
+        loss.backward()
+        return [p.grad.clone() for p in policy.actor.parameters()]
+
+    together = gradient(model._loss(data, 0.2, 0.2, None)[0])
+    log_prob = policy.evaluate_actions(data.observations, data.actions)[1]
+    ppo = gradient(-(data.advantages * (log_prob - data.old_log_prob).exp()).mean())
+    if estimator == "exact":
+        penalty = policy.evaluate_actions_and_kl(data.observations, task.reference)[3]
+    else:  # by hand
+        log_ratio = policy.evaluate_actions(data.observations, data.actions)[1] - data.ref_log_prob
+        penalty = log_ratio**2 / 2 if estimator == "k2" else (-log_ratio).exp() - 1 + log_ratio
+    kl = gradient(0.5 * penalty.mean())
+    assert max(g.abs().max() for g in kl) > 1e-3
+    for total, one, other in zip(together, ppo, kl, strict=True):
+        torch.testing.assert_close(total, one + other, atol=2e-5, rtol=1e-3)
 
 
 def test_with_the_kl_in_the_loss_the_rewards_have_none() -> None:
@@ -215,26 +214,35 @@ def test_with_the_kl_in_the_loss_the_rewards_have_none() -> None:
         segment = max(model.rollout_buffer.segments, key=lambda s: len(s.actions))
         ratio = np.array(segment.log_probs) - np.array(segment.episode.ref_log_probs)
         assert segment.rewards[0] == pytest.approx(-0.5 * share * ratio[0] ** 2 / 2, abs=1e-5)
-        batch = next(model.rollout_buffer.get(None)).observations
-        assert batch.kl_coef == (0.0 if place == "reward" else 0.5)
+        assert (next(model.rollout_buffer.get(None)).ref_log_prob is None) == (place == "reward")
 
 
-def test_k1_in_the_loss_is_warned_of() -> None:
+def test_k1_in_the_loss_is_warned_of_and_is_not_the_default_there() -> None:
     with pytest.warns(UserWarning, match="gradient of 0 in expectation"):
-        made(kl_in="loss")
+        made({"kl_estimator": "k1"}, kl_in="loss")
+    assert made(kl_in="loss").rollout_buffer.task.kl.estimator == "k3"
 
 
-def test_a_term_that_rides_is_as_good_as_in_the_loss() -> None:
-    x = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
-    y = x * 2
-    term = (x**3).sum()
-    carried = ride(y, 0.5 * term)
-    torch.testing.assert_close(carried, y)
-    (carried * torch.tensor([0.0, 1.0, 0.0])).sum().backward()
-    torch.testing.assert_close(x.grad, torch.tensor([0.0, 2.0, 0.0]) + 1.5 * x.detach() ** 2)
+def test_the_environment_may_say_where_the_kl_is() -> None:
+    venv = LLMTextVecEnv(4, episodes="synchronous", scoring="deferred", kl_in="loss", kl_coef=0.3, **SMALL)
+    model = make_algorithm("ppo", env=venv)
+    assert type(model) is TextPPO
+    with pytest.raises(ValueError, match="kl_in='both', but the environment's is 'loss'"):
+        make_algorithm("ppo", env=venv, kl_in="both")
+    with pytest.raises(ValueError, match="kl_in='loss': trpo's loss has no KL term"):
+        make_algorithm("trpo", env=venv)
 
 
-# ------------------------------------------------------------------------------------------------ rewards
+def test_the_kl_in_the_loss_holds_the_policy_back() -> None:
+    kl = {}
+    for place in ("loss", "reward"):
+        metrics = TextMetricsCallback()
+        settings = {"kl_estimator": "k2", "kl_coef": 3.0 if place == "loss" else 0.0}
+        made(settings, kl_in=place, learning_rate=1e-3).learn(8 * 6 * 10, callback=metrics, log_interval=None)
+        kl[place] = metrics.last["rollout/kl"]
+    assert kl["loss"] < 0.5 * kl["reward"]
+
+
 def test_scores_are_shifted_scaled_clipped_and_then_penalised() -> None:
     plain = filled()
     raw = [s.episode.rm_score for s in plain.rollout_buffer.segments]
@@ -263,7 +271,6 @@ def test_whitened_rewards_have_standard_deviation_1_and_keep_their_mean_in_propo
     assert abs(white.rewards.mean()) > 1e-3
 
 
-# ------------------------------------------------------------------------------------------------ learning rates
 def test_the_critic_has_a_learning_rate_of_its_own() -> None:
     moved: dict[float, list[float]] = {}
     for scale in (1.0, 3.0):
@@ -280,7 +287,6 @@ def test_the_critic_has_a_learning_rate_of_its_own() -> None:
         made(critic_lr_scale=-1)
 
 
-# ------------------------------------------------------------------------------------------------ reference refresh
 def weights_of(model: Any) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
@@ -333,8 +339,6 @@ def test_a_moving_average_goes_part_of_the_way() -> None:
 
 
 def test_step_scoring_notices_a_refresh() -> None:
-    from agents import LLMTextVecEnv
-
     venv = LLMTextVecEnv(2, **SMALL)
     venv.seed(0)
     venv.reset()
@@ -350,32 +354,87 @@ def test_step_scoring_notices_a_refresh() -> None:
     assert rewards[0] == pytest.approx(0.05 * float(want), abs=1e-4)
 
 
-# ------------------------------------------------------------------------------------------------ PPO-ptx
+def ptx_loss(policy: Any, texts: list[EncodedText]) -> torch.Tensor:
+    """What `TextPPO` mixes in, for one batch of all the texts."""
+    return -policy.text_log_probs(PretrainingMix(texts, 1.0, 1000).next_batch(policy.device)).mean()
+
+
+TEXTS = [EncodedText([1, 20, 30, 40, 2], 2), EncodedText([1, 50, 60, 2], 1)]
+
+
 def test_ptx_is_the_mean_negative_log_likelihood_of_the_texts() -> None:
-    lm = load_causal_lm(DEFAULT_MODEL, LoadSettings("float32", "cpu"))
-    texts = [EncodedText([1, 20, 30, 40, 2], 2), EncodedText([1, 50, 60, 2], 1)]
-    got = PretrainingMix(texts, 1.0, 100).loss(lm)
+    policy = made({"temperature": 0.5}).policy  # the texts' likelihood is at temperature 1 all the same
     want = []
-    for t in texts:
-        logits = torch.log_softmax(lm.model(torch.tensor([t.ids])).logits[0], -1)
+    for t in TEXTS:
+        logits = torch.log_softmax(policy.lm.model(torch.tensor([t.ids])).logits[0], -1)
         want += [-logits[i - 1, t.ids[i]] for i in range(t.start, len(t.ids))]
-    assert got.item() == pytest.approx(torch.stack(want).mean().item(), abs=1e-4)
+    assert ptx_loss(policy, TEXTS).item() == pytest.approx(torch.stack(want).mean().item(), abs=1e-4)
     with pytest.raises(ValueError, match="ptx_coef=0"):
-        PretrainingMix(texts, 0.0, 100)
+        PretrainingMix(TEXTS, 0.0, 100)
     with pytest.raises(ValueError, match="no text has a token to learn within ptx_tokens=2"):
         PretrainingMix([EncodedText([1, 2, 3], 2)], 1.0, 2)
 
 
-def test_ptx_in_stock_ppo_keeps_the_texts_likely(tmp_path: Path) -> None:
-    path = tmp_path / "texts.jsonl"
+def with_texts(folder: Path) -> str:
+    path = folder / "texts.jsonl"
     path.write_text('{"text": "zebra zebra quartz"}\n' * 3)
+    return str(path)
+
+
+def test_ptx_keeps_the_texts_likely(tmp_path: Path) -> None:
     losses = {}
     for coef in (0.0, 5.0):
-        mix = {"ptx_texts": str(path), "ptx_coef": coef} if coef else {}
+        mix = {"ptx_texts": with_texts(tmp_path), "ptx_coef": coef} if coef else {}
         model = trained(6, learning_rate=3e-3, **mix)
-        probe = made(ptx_texts=str(path)).policy.mix
-        losses[coef] = probe.loss(model.policy.lm).item()
+        texts = made(ptx_texts=with_texts(tmp_path)).mix.texts
+        losses[coef] = ptx_loss(model.policy, texts).item()
     assert losses[5.0] < losses[0.0] / 2
+
+
+def test_ptx_is_bounded_by_micro_batches_and_recovers_from_a_shortage_of_memory(tmp_path: Path) -> None:
+    """PPO's gradients and the texts' meet in one backward pass; either may have to be worked through in parts."""
+    settings = {"ptx_texts": with_texts(tmp_path), "n_epochs": 1, "batch_size": 48, "learning_rate": 1e-3}
+
+    def update(prepare: Any) -> tuple[torch.Tensor, list[int]]:
+        model = filled(**settings)
+        sizes: list[int] = []
+        prepare(model.policy, sizes)
+        torch.manual_seed(0)
+        np.random.seed(0)
+        model.train()
+        return weights_of(model.policy), sizes
+
+    def watch(policy: Any, sizes: list[int], limit: int | None = None) -> None:
+        in_parts = policy._in_parts
+
+        def limited(evaluate: Any, batch: PackedBatch) -> Any:
+            def look(part: PackedBatch) -> Any:
+                outputs = evaluate(part)
+                sizes.append(len(part.input_ids))
+                if limit is not None and len(part.input_ids) > limit and outputs[0].requires_grad:
+
+                    def fail(_: torch.Tensor) -> None:
+                        raise torch.OutOfMemoryError("no memory")
+
+                    outputs[-1 if len(outputs) == 1 else 1].register_hook(fail)
+                return outputs
+
+            return in_parts(look, batch)
+
+        policy._in_parts = limited
+
+    whole, _ = update(lambda policy, sizes: watch(policy, sizes))
+    short, sizes = update(lambda policy, sizes: watch(policy, sizes, limit=30))
+    torch.testing.assert_close(short, whole, rtol=0, atol=2e-5)
+    assert max(sizes) > 30 >= sizes[-1]  # it failed, and went on in parts
+
+    def bounded(policy: Any, sizes: list[int]) -> None:
+        policy.micro_batches.max_tokens = 24
+        watch(policy, sizes)
+
+    parts, sizes = update(bounded)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=2e-5)
+    assert max(sizes) <= 24
 
 
 def test_the_order_of_the_texts_goes_through_them_before_any_comes_twice() -> None:
@@ -385,7 +444,6 @@ def test_the_order_of_the_texts_goes_through_them_before_any_comes_twice() -> No
     assert sorted(seen) == list(range(10))
 
 
-# ------------------------------------------------------------------------------------------------ stock PPO's own
 def moved(**settings: Any) -> tuple[Any, torch.Tensor]:
     """An algorithm after two updates, and its weights."""
     model = trained(2, learning_rate=2e-3, **settings)
@@ -410,7 +468,7 @@ def test_stock_options_change_the_update(plain: torch.Tensor, setting: str, valu
     if setting == "target_kl":
         assert (changed - weights_of(made().policy)).norm() < 0.7 * (plain - weights_of(made().policy)).norm()
     if setting == "ent_coef":  # the bonus has a gradient
-        assert model.policy.entropy_grad
+        assert model.policy.settings.entropy_grad
 
 
 def test_penalties_come_off_the_score_that_they_are_for() -> None:
@@ -424,7 +482,6 @@ def test_penalties_come_off_the_score_that_they_are_for() -> None:
     assert False in seen
 
 
-# ------------------------------------------------------------------------------------------------ a whole run
 def run(folder: Path, iterations: int, *extra: str) -> int:
     size = ["--n-envs", "4", "--max-new-tokens", "6", "--max-prompt-length", "12", "--sample-every", "9"]
     return train.main(["--output-dir", str(folder), "--total-timesteps", str(24 * iterations), *size, *extra])
@@ -460,7 +517,7 @@ def test_a_run_with_all_practices_resumes_bit_for_bit(tmp_path: Path) -> None:
     extra = [
         *("--kl-target", "1", "--kl-gain", "1", "--ref-refresh-every", "2", "--ref-refresh-share", "0.5"),
         *("--kl-estimator", "exact", "--kl-in", "both", "--critic-lr-scale", "2", "--eval-every", "2", "--n-eval", "4"),
-        *("--ptx-texts", str(texts), "--ptx-tokens", "32", "--checkpoint-every", "2", "--whiten-rewards", "True"),
+        *("--ptx-texts", str(texts), "--ptx-tokens", "32", "--checkpoint-every", "2", "--whiten-rewards"),
         *("--lr-schedule", "constant"),
     ]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -491,10 +548,3 @@ def test_settings_that_cannot_work_are_refused(
 ) -> None:
     assert run(tmp_path / "run", 1, *extra) == 1
     assert message in capsys.readouterr().err
-
-
-def test_packed_parts_keep_what_the_loss_needs() -> None:
-    batch = pack([[1, 5, 6, 7], [1, 8, 9]], [1, 2], "cpu")
-    batch = PackedBatch(**{**vars(batch), "kl_coef": 0.3, "reference": "r", "ref_log_probs": torch.arange(4.0)})
-    parts = batch.split(3)
-    assert [(p.kl_coef, p.reference) for p, _ in parts] == [(0.3, "r")] * 2

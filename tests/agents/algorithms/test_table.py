@@ -15,7 +15,9 @@ from stable_baselines3.common.logger import configure
 
 from agents import make_algorithm
 from agents.algorithms.table import ALGORITHMS, FEATURES, capability_table, checked_settings, settings_of
+from agents.callbacks.mask_refresh import MaskRefresh
 from agents.policies.actor_critic import LLMActorCriticPolicy
+from agents.policies.trpo import LLMTrustRegionPolicy
 from agents.rollouts.vec_env import LLMTextVecEnv
 from agents.runs.checkpoint import load_checkpoint, save_checkpoint
 from llm_env.lm import loading as models
@@ -114,9 +116,9 @@ def test_fast_and_stock_path_make_the_same_update(name: str, algorithm: Any, cri
     kwargs: dict[str, Any] = {"critic": critic, "optimizer_class": torch.optim.SGD}
     fast = make_algorithm(name, n_envs=4, episodes="continuous", env_kwargs=SMALL, **kwargs, **common)
     stock = algorithm(
-        LLMActorCriticPolicy,
+        LLMTrustRegionPolicy if name == "trpo" else LLMActorCriticPolicy,
         LLMTextVecEnv(4, **SMALL),
-        policy_kwargs={"use_cache": False, "second_derivatives": name == "trpo", **kwargs},
+        policy_kwargs={"use_cache": False, **kwargs},
         **common,
     )
     start = {n: p.clone() for n, p in stock.policy.state_dict().items()}
@@ -173,7 +175,7 @@ def test_remax_subtracts_what_the_greedy_response_scores() -> None:
     buffer = model.rollout_buffer
     task = model.env.task
     for segment, end in zip(buffer.segments, np.cumsum([len(s.actions) for s in buffer.segments]), strict=True):
-        greedy = model.policy.greedy_episodes(task, [segment.episode.prompt])[0]
+        greedy = model.policy.respond(task, [segment.episode.prompt], 0, deterministic=True)[0]
         ids = segment.episode.prompt.ids
         with task.model.frozen() as reference:
             for token in greedy.response_ids:  # by hand: the likeliest token, again and again
@@ -183,7 +185,8 @@ def test_remax_subtracts_what_the_greedy_response_scores() -> None:
         # at learning rate 0 the KL part is 0: the last token's return is the score
         want = segment.episode.final_score - greedy.final_score
         assert buffer.advantages[end - 1] == pytest.approx(want, abs=1e-3)
-    assert buffer.extra_tokens > 0
+    generated = sum(len(s.actions) for s in buffer.segments)
+    assert model.env.generated_tokens > generated  # the greedy responses count too
 
 
 # --------------------------------------------------------------------------------------------------- can I use?
@@ -247,8 +250,11 @@ def test_each_no_says_why_before_anything_is_loaded(name: str, feature: str, mon
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(name: str, tmp_path: Path) -> None:
     def fresh() -> Any:
-        masks: dict[str, Any] = {"mask_refresh": 3, "env_kwargs": {"top_p": 0.9}, "learning_rate": 1e-2}
+        masks: dict[str, Any] = {"env_kwargs": {"top_p": 0.9}, "learning_rate": 1e-2}
         return made(name, n_envs=4, **(masks if name == "maskable_ppo" else {}))
+
+    refreshes = [MaskRefresh(3) for _ in range(3)]
+    callbacks: list[Any] = [[r] if name == "maskable_ppo" else None for r in refreshes]
 
     whole = fresh()
     total = 4 * 6 * 4
@@ -258,8 +264,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(name: str, tmp_path: Path) ->
     def save_once() -> None:
         if not saved and half.num_timesteps == total // 2:
             saved.append(save_checkpoint(half, tmp_path))
+            refreshes[2].rollouts = refreshes[1].rollouts
 
-    for model, look in ((whole, None), (half, save_once)):
+    for model, look, callback in ((whole, None, callbacks[0]), (half, save_once, callbacks[1])):
         original = model.collect_rollouts
 
         def collect(*args: Any, _original: Any = original, _look: Any = look, **kwargs: Any) -> Any:
@@ -269,10 +276,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(name: str, tmp_path: Path) ->
 
         model.collect_rollouts = collect
         model.set_random_seed(5)
-        model.learn(total, log_interval=None)
+        model.learn(total, callback, log_interval=None)
     again = fresh()
     load_checkpoint(again, saved[0])
-    again.learn(total - again.num_timesteps, reset_num_timesteps=False, log_interval=None)
+    again.learn(total - again.num_timesteps, callbacks[2], reset_num_timesteps=False, log_interval=None)
     assert again.num_timesteps == whole.num_timesteps == total
     want, close = half.policy.state_dict(), whole.policy.state_dict()  # saving drops caches, which may round otherwise
     for name_, p in again.policy.state_dict().items():
@@ -319,8 +326,10 @@ def test_settings_that_say_nothing_are_no_error() -> None:
         ({"name": "a2c", "n_epochs": 4}, TypeError, "a2c has no setting 'n_epochs'.*It has .*ent_coef.*vf_coef"),
         ({"name": "dqn", "clip_range": 0.1}, TypeError, "dqn has no setting 'clip_range'"),
         ({"name": "rloo", "gae_lambda": 0.9}, TypeError, "rloo has no setting 'gae_lambda'"),
-        ({"name": "rloo", "kl_in_loss": True}, TypeError, "rloo has no setting 'kl_in_loss'"),
-        ({"name": "grpo", "ent_coef": 0.1}, TypeError, "grpo has no setting 'ent_coef'"),
+        ({"name": "rloo", "kl_in_loss": True}, TypeError, "rloo has no setting 'kl_in_loss'. It is kl_in='loss'"),
+        ({"name": "grpo", "mask_refresh": 2}, TypeError, "It is a callback now: .*MaskRefresh"),
+        ({"name": "a2c", "kl_in": "loss"}, TypeError, "a2c has no setting 'kl_in'"),
+        ({"name": "a2c", "env_kwargs": {"kl_in": "loss"}}, TypeError, "a2c has no setting 'kl_in'"),
         ({"name": "grpo", "clip_range_hi": 0.3}, TypeError, "Did you mean 'clip_range_high'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""GRPO against stock PPO, its groups, and DAPO's dynamic sampling."""
+"""`TextPPO` against stock PPO, GRPO's groups, and DAPO's dynamic sampling."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stable_baselines3 import PPO
 from stable_baselines3.common.logger import configure
 
 from agents import TextMetricsCallback, make_algorithm
-from agents.algorithms.grpo import GRPO
+from agents.algorithms.text_ppo import TextPPO
 from agents.rollouts.vec_env import text_env
+from llm_env.reward.kl import KLPenalty
 
 SMALL: dict[str, Any] = {"max_new_tokens": 6, "max_prompt_length": 12}
 
@@ -21,30 +23,45 @@ def quiet(model: Any) -> Any:
     return model
 
 
-def test_with_everything_as_ppo_has_it_an_update_is_ppos() -> None:
-    common: dict[str, Any] = {
-        "n_envs": 8, "seed": 0, "env_kwargs": SMALL, "optimizer_class": torch.optim.SGD, "learning_rate": 1e-2,
-        "n_epochs": 2, "group_size": 2,
-    }  # fmt: skip
-    ours = quiet(make_algorithm("grpo", kl_in_loss=False, loss_aggregation="token", **common))
-    stock = quiet(
-        make_algorithm("rloo", rollout_buffer_kwargs={"advantages": "grpo", "whiten_advantages": False}, **common)
-    )
-    assert type(ours) is GRPO
-    assert type(stock) is not GRPO
+@pytest.mark.parametrize("settings", [
+    {"critic": "reward_model", "n_epochs": 2},
+    {"critic": "detached_head", "ent_coef": 0.01, "clip_range_vf": 0.2, "normalize_advantage": True},
+    {"critic": "head", "target_kl": 1e-4, "critic_lr_scale": 3.0},
+])  # fmt: skip
+def test_without_further_terms_an_update_is_stock_ppos_bit_for_bit(settings: dict[str, Any]) -> None:
+    common: dict[str, Any] = {"n_envs": 8, "seed": 0, "env_kwargs": SMALL, **settings}
+    ours = quiet(make_algorithm("ppo", loss_aggregation="token", **common))
+    stock = quiet(make_algorithm("ppo", **common))
+    assert (type(ours), type(stock)) == (TextPPO, PPO)
     start = [p.clone() for p in stock.policy.parameters()]
     for model in (ours, stock):
         model.set_random_seed(3)
-        model.learn(8 * 6)
-    moved = 0.0
-    for before, a, b in zip(start, ours.policy.parameters(), stock.policy.parameters(), strict=True):
-        step = (b - before).abs().max().item()
-        moved = max(moved, step)
-        torch.testing.assert_close(a, b, rtol=0, atol=max(1e-4 * step, 1e-8))
-    assert moved > 1e-5
-    assert ours.logger.name_to_value["train/approx_kl"] == pytest.approx(
-        float(stock.logger.name_to_value["train/approx_kl"]), rel=1e-3
-    )
+        model.learn(2 * 8 * 6)
+    for a, b in zip(ours.policy.parameters(), stock.policy.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert any(not torch.equal(before, after) for before, after in zip(start, stock.policy.parameters(), strict=True))
+    want, got = stock.logger.name_to_value, ours.logger.name_to_value
+    for name in [n for n in want if n.startswith("train/")]:
+        assert got[name] == pytest.approx(float(want[name]), rel=1e-5), name
+
+
+def test_stock_ppo_stays_where_its_loss_is_the_loss() -> None:
+    for name in ("ppo", "rloo", "remax", "reinforce_pp"):
+        assert type(make_algorithm(name, n_envs=4, env_kwargs=SMALL)) is PPO
+    for name, settings in (
+        ("ppo", {"kl_in": "loss"}),
+        ("rloo", {"clip_range_high": 0.3}),
+        ("grpo", {}),
+        ("dr_grpo", {}),
+    ):
+        assert type(make_algorithm(name, n_envs=4, env_kwargs=SMALL, **settings)) is TextPPO  # type: ignore[arg-type]
+
+
+def test_grpo_has_k3_in_the_loss_and_the_score_alone_in_the_reward() -> None:
+    model = make_algorithm("grpo", n_envs=4, env_kwargs=SMALL)
+    assert model.rollout_buffer.task.kl == KLPenalty(0.05, "k3", "loss")  # type: ignore[attr-defined]
+    model = make_algorithm("grpo", n_envs=4, env_kwargs=SMALL, kl_in="reward")
+    assert model.rollout_buffer.task.kl == KLPenalty(0.05, "k1", "reward")  # type: ignore[attr-defined]
 
 
 def test_a_group_shares_its_prompt_and_advantages_are_within_it() -> None:
@@ -118,11 +135,10 @@ def test_dynamic_sampling_drops_flat_groups_and_collects_more() -> None:
     model.learn(1, callback=callback, log_interval=None)
     buffer = model.rollout_buffer
     assert all("?" not in s.episode.prompt.text for s in buffer.segments)
-    assert 1 <= buffer.n_groups <= 4
+    assert 1 <= len({s.group for s in buffer.segments}) <= 4
     assert callback.iteration == 1  # to callbacks, one rollout
     assert model.num_timesteps > 8 * 6
-    assert buffer._kept == []
-    assert text_env(model.env).tokens == callback.tokens
+    assert text_env(model.env).generated_tokens == callback.tokens
 
 
 def test_a_rollout_without_any_spread_is_kept_as_it_is() -> None:
@@ -156,6 +172,9 @@ def test_a_saved_model_goes_on(tmp_path: Any) -> None:
     model = make_algorithm("grpo", n_envs=4, group_size=2, seed=0, env_kwargs=SMALL, clip_range_high=0.3)
     model.learn(4 * 6)
     model.save(tmp_path / "m")
-    again = GRPO.load(tmp_path / "m", env=model.env)
-    assert (again.clip_range_high, again.loss_aggregation, again.kl_in_loss) == (0.3, "sequence", True)
+    again = TextPPO.load(tmp_path / "m", env=model.env)
+    assert (again.clip_range_high, again.loss_aggregation) == (0.3, "sequence")
+    with pytest.raises(RuntimeError, match=r"not bound to an environment. Call model.rollout_buffer.bind"):
+        again.learn(4 * 6)
+    again.rollout_buffer.bind(again.policy, again.env)
     again.learn(4 * 6)

@@ -45,7 +45,7 @@ def test_mixed_precision_decodes_with_the_copy_and_refreshes_it() -> None:
     for _ in range(2):
         with torch.no_grad():
             decoded = policy.get_distribution(obs).distribution.logits
-        assert policy._copy is not None
+        assert policy._acting.decoder.lm is not policy.lm
         fresh = policy.get_distribution(obs).distribution.logits  # under autocast, from the float32 weights
         torch.testing.assert_close(decoded, fresh.detach(), rtol=0, atol=0.3)  # logits reach 20
         model.learn(8 * 8, reset_num_timesteps=False)

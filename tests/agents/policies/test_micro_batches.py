@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from agents import make_algorithm
-from agents.policies.micro_batches import MicroBatches
 from llm_env.lm.memory import is_out_of_memory
 from llm_env.lm.packing import PackedBatch, in_groups, pack
 from llm_env.lm.runtime import reuse_freed_memory
@@ -77,8 +76,7 @@ def test_values_come_back_in_order() -> None:
 def test_running_out_of_memory_changes_nothing_but_the_size(where: str, caplog: pytest.LogCaptureFixture) -> None:
     want = policy_gradient(make(), BATCH)
     policy = make()
-    limited = Limited(policy._evaluate_packed, 30, where)
-    policy._micro_batches = MicroBatches(limited, policy)
+    limited = policy._evaluate = Limited(policy._evaluate, 30, where)
     with caplog.at_level(logging.WARNING):
         got = policy_gradient(policy, BATCH)
     lines = [r.getMessage() for r in caplog.records if "micro-batches" in r.getMessage()]
@@ -92,18 +90,22 @@ def test_running_out_of_memory_changes_nothing_but_the_size(where: str, caplog: 
     assert max(limited.sizes) <= 30
 
 
-def test_what_cannot_be_taken_back_is_an_error() -> None:
+def test_gradients_that_were_there_before_stay() -> None:
+    """A loss of two terms has two nodes: what the first one added is neither lost nor counted twice."""
     policy = make()
-    policy_gradient(policy, BATCH)
-    policy._micro_batches = MicroBatches(Limited(policy._evaluate_packed, 30, "backward"), policy)
-    _, log_probs, _ = policy.evaluate_actions(BATCH, BATCH.targets)
-    with pytest.raises(torch.OutOfMemoryError):  # gradients of an earlier backward pass are there
-        log_probs.sum().backward()
+    first = policy_gradient(policy, BATCH)
+    policy._evaluate = Limited(policy._evaluate, 30, "backward")
+    values, log_probs, _ = policy.evaluate_actions(BATCH, BATCH.targets)
+    place = torch.arange(len(BATCH.targets))
+    ((log_probs * place.sin()).mean() + (values - place.cos()).pow(2).mean()).backward()
+    twice = [p.grad for p in policy.parameters() if p.grad is not None]
+    for once, both in zip(first, twice, strict=True):
+        torch.testing.assert_close(both, 2 * once, rtol=1e-4, atol=2e-5)
 
 
 def test_a_single_sequence_that_does_not_fit_is_an_error() -> None:
     policy = make()
-    policy._micro_batches = MicroBatches(Limited(policy._evaluate_packed, 10, "forward"), policy)
+    policy._evaluate = Limited(policy._evaluate, 10, "forward")
     with pytest.raises(torch.OutOfMemoryError):
         policy.evaluate_actions(BATCH, BATCH.targets)
 
@@ -113,7 +115,7 @@ def test_other_errors_pass() -> None:
         raise RuntimeError("something else")
 
     policy = make()
-    policy._micro_batches = MicroBatches(broken, policy)
+    policy._evaluate = broken
     with pytest.raises(RuntimeError, match="something else"):
         policy.evaluate_actions(BATCH, BATCH.targets)
 
@@ -142,7 +144,7 @@ import logging, resource, sys, torch
 logging.basicConfig(level=logging.WARNING, stream=sys.stdout)
 torch.set_num_threads(1)
 from agents import make_algorithm
-from llm_env.packing import pack
+from llm_env.lm.packing import pack
 policy = make_algorithm("ppo", n_envs=4, seed=0).policy
 batch = pack([[(7 * i + j) % 1000 + 3 for i in range(300)] for j in range(32)], [20] * 32, "cpu")
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

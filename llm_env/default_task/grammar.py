@@ -1,7 +1,7 @@
 """The text that the embedded default is made from: a grammar of short reviews.
 
 Thirty kinds of things are reviewed in good and bad words, politely and rudely, finished and broken off. Everything
-here was written for this project, so the default models have no licence but the project's own.
+here was written for this project, so the default models have no license but that of the project.
 """
 
 from __future__ import annotations

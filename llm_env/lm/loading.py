@@ -47,7 +47,7 @@ def resolve_dtype(name: str) -> torch.dtype:
 
 
 def autocast(device: torch.device, mixed_precision: str) -> contextlib.AbstractContextManager[Any]:
-    """Autocast to bf16 on a device for ``"bf16"``; nothing for ``"no"``."""
+    """A context with autocast to bf16 on a device for ``"bf16"``, and without for ``"no"``."""
     return torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
 
 
@@ -223,7 +223,7 @@ def load_weights(
         raise ValueError(f"{option}={name!r}: no {kind} could be loaded from there ({first_line}).") from error
     if num_labels is None:
         _refuse_random_weights(loading["missing_keys"], config, name, kind, option)
-    for module in model.modules():
+    for module in model.modules():  # for architectures with dropout rates that no configuration names
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     use_onednn(model)

@@ -6,7 +6,8 @@ belong to and passes each group to transformers' scaled-dot-product attention. E
 sequences; one that does not give the same states as with padding is padded from then on. ``LLM_ENV_FAST`` turns packing off
 (`llm_env.lm.runtime`).
 
-transformers can also pack by position ids alone, but then with flash attention only; this works on a CPU too.
+transformers also recognizes packed sequences by their position ids. Without flash attention it then computes attention
+between all N tokens and masks most of it, which costs N² instead of the sum of the squared lengths.
 """
 
 from __future__ import annotations

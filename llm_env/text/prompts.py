@@ -128,6 +128,7 @@ def encode_prompt(
         if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
             ids = ids[:-1]  # some tokenizers close every text; a prompt goes on
     else:
+        # The template writes the special tokens itself, so none are added when its text is encoded.
         if tokenizer.chat_template is None:
             raise ValueError(
                 "A prompt is a list of chat messages, but the tokenizer has no chat template. "

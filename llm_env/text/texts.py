@@ -119,6 +119,7 @@ def encode_text(
     end = end_ids(tokenizer, record.finished)
     if record.prompt is None:
         ids = list(tokenizer(record.response)["input_ids"])
+        # Some tokenizers close every text with the end token themselves.
         if not end or ids[-1:] != end:
             ids += end
         return EncodedText(ids, 1)

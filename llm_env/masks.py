@@ -2,7 +2,7 @@
 
 Some rules depend on the text so far (top-k, top-p, minimum length), some on the vocabulary alone. Top-k and top-p look at
 a model's distribution: the reference's, or that of an older copy of the actor, the learned masking of NLPO (Ramamurthy
-et al. 2022, https://arxiv.org/abs/2210.01241). `LLMTextEnv.action_masks` and the other faces give them out in the form
+et al. 2022, https://arxiv.org/abs/2210.01241). The method `action_masks` of each environment class returns them in the form
 that sb3-contrib's MaskablePPO asks for.
 """
 
@@ -25,10 +25,10 @@ class TokenMasks:
     """The mask rules of a task.
 
     Args:
-        settings: Their numbers and tokens.
-        tokenizer: Says which text a token has.
-        eos_ids: End tokens: allowed unless they are forbidden by name.
-        vocab_size: V.
+        settings: Numbers and tokens of the rules.
+        tokenizer: Knows the text of each token.
+        eos_ids: End tokens; allowed unless `forbidden_tokens` names them.
+        vocab_size: Number of actions V.
 
     Raises:
         ValueError: a text is not one token, a pattern is not a regular expression, or nothing is left to choose.
@@ -62,12 +62,14 @@ class TokenMasks:
         """Which tokens may come next.
 
         Args:
-            response_lengths: Response tokens so far, shape (N,).
-            logits: The model's, temperature included, shape (N, V); needed if `looks_at_a_model`.
+            response_lengths: Number of response tokens so far, shape (N,).
+            logits: Logits of the model that top-k and top-p look at, divided by the temperature, shape (N, V); needed if
+                `looks_at_a_model`.
 
         Returns:
-            Shape (N, V); at least one token in each row.
+            Shape (N, V); at least one token is allowed in each row.
         """
+        # First the rules of the vocabulary and the minimum length, then top-k, then top-p of what those have left.
         masks = np.repeat(self.allowed[None], len(response_lengths), axis=0)
         masks[np.asarray(response_lengths) < self.min_new_tokens] &= ~self.eos
         if not self.looks_at_a_model:
@@ -83,6 +85,7 @@ class TokenMasks:
         return allowed.cpu().numpy()
 
     def _vocabulary(self, settings: TaskSettings, tokenizer: Any) -> NDArray[np.bool_]:
+        """Tokens that the rules of the vocabulary allow, shape (V,)."""
         allowed = np.ones(self.vocab_size, dtype=bool)
         if settings.allowed_tokens is not None or settings.allowed_pattern is not None:
             allowed[:] = False
@@ -95,7 +98,13 @@ class TokenMasks:
 
 
 def token_ids(tokens: Sequence[str | int], tokenizer: Any, vocab_size: int, setting: str) -> list[int]:
-    """Ids of tokens given as numbers or as texts of exactly one token.
+    """Ids of tokens that a user named by number or by text.
+
+    Args:
+        tokens: Ids, or texts of exactly one token.
+        tokenizer: Encodes the texts.
+        vocab_size: Number of actions V.
+        setting: The setting that they come from, for error messages.
 
     Raises:
         ValueError: a number is not a token's, or a text is not one token.
@@ -103,14 +112,14 @@ def token_ids(tokens: Sequence[str | int], tokenizer: Any, vocab_size: int, sett
     ids: list[int] = []
     for token in tokens:
         if isinstance(token, str):
-            found = tokenizer.encode(token, add_special_tokens=False)
-            if len(found) != 1:
-                pieces = tokenizer.convert_ids_to_tokens(found)
+            encoded = tokenizer.encode(token, add_special_tokens=False)
+            if len(encoded) != 1:
+                pieces = tokenizer.convert_ids_to_tokens(encoded)
                 raise ValueError(
-                    f"{setting}: {token!r} is {len(found)} tokens here ({', '.join(map(repr, pieces))}); name single ones. "
+                    f"{setting}: {token!r} is {len(encoded)} tokens here ({', '.join(map(repr, pieces))}); name single ones. "
                     "A word inside a text often begins with its space: ' word'."
                 )
-            ids.append(int(found[0]))
+            ids.append(int(encoded[0]))
         elif isinstance(token, bool) or not 0 <= int(token) < vocab_size:
             raise ValueError(f"{setting}: {token!r} is not a token; tokens are 0 … {vocab_size - 1}.")
         else:

@@ -1,4 +1,4 @@
-"""Pictures of a response: each token coloured by its KL, as terminal text or as an image."""
+"""Pictures of a response: each token colored by its KL, as terminal text or as an image."""
 
 from __future__ import annotations
 
@@ -15,33 +15,34 @@ if TYPE_CHECKING:
     from llm_env.episode import Episode
     from llm_env.task import TextTask
 
-FULL_COLOUR = 4.0  # nats at which the colour is strongest
+FULL_COLOR = 4.0  # nats at which the color is strongest
 WIDTH, FONT_SIZE, MARGIN, LINE_CHARS = 720, 16, 16, 70
 
 
 def token_kl(episode: Episode) -> NDArray[np.float64]:
-    """Log π - log π_ref of each response token, in nats; where log π is unknown, that of a sure policy: -log π_ref."""
+    """Log π - log π_ref of each response token, in nats, shape (n,); where log π is unknown, with log π = 0: -log π_ref."""
     reference = np.asarray(episode.ref_log_probs, dtype=np.float64)
     n = len(reference)
-    own = episode.log_probs[:n] if len(episode.log_probs) >= n else np.zeros(n)
-    return kl_k1(own, reference)
+    policy = episode.log_probs[:n] if len(episode.log_probs) >= n else np.zeros(n)
+    return kl_k1(policy, reference)
 
 
-def colour_of(kl: float) -> tuple[int, int, int]:
-    """White at 0, red where the policy likes the token better than the reference, blue where less."""
-    strength = min(abs(kl) / FULL_COLOUR, 1.0)
+def color_of(kl: float) -> tuple[int, int, int]:
+    """RGB color of a token's KL: white at 0, red where the policy likes the token more than the reference, blue where less."""
+    strength = min(abs(kl) / FULL_COLOR, 1.0)
     fade = round(255 * (1 - 0.75 * strength))
     return (255, fade, fade) if kl >= 0 else (fade, fade, 255)
 
 
 def pieces(task: TextTask, episode: Episode) -> list[tuple[str, float]]:
-    """The response as (text, KL) per token; joined, the texts are the decoded response."""
+    """The response as (text, KL) of each token; joined, the texts are the decoded response."""
     kls = token_kl(episode)
     result, before = [], ""
     for i, token in enumerate(episode.response_ids):
         if token in task.eos_ids:
             text = "■"
         else:
+            # A token's text is what it adds to the text before it: single tokens may decode to broken characters.
             now = task.decode(episode.response_ids[: i + 1])
             text, before = now[len(before) :], now
         result.append((text, float(kls[i]) if i < len(kls) else 0.0))
@@ -65,7 +66,7 @@ def _footer(parts: list[tuple[str, float]], score: float | None) -> str:
 def _ansi(prompt: str, parts: list[tuple[str, float]], score: float | None) -> str:
     painted = []
     for text, kl in parts:
-        red, green, blue = colour_of(kl)
+        red, green, blue = color_of(kl)
         painted.append(f"\x1b[30;48;2;{red};{green};{blue}m{text}\x1b[0m")
     return f"{prompt}{''.join(painted)}\n\x1b[2m{_footer(parts, score)}\x1b[0m\n"
 
@@ -94,7 +95,7 @@ def _image(prompt: str, parts: list[tuple[str, float]], score: float | None) -> 
         draw.text((MARGIN, MARGIN + number * height), line, fill=(90, 90, 90), font=font)
     for row_number, column, shown, kl in cells:
         left, top = MARGIN + column * step, MARGIN + row_number * height
-        draw.rectangle((left, top, left + len(shown) * step, top + height - 4), fill=colour_of(kl))
+        draw.rectangle((left, top, left + len(shown) * step, top + height - 4), fill=color_of(kl))
         draw.text((left, top), shown, fill="black", font=font)
     draw.text((MARGIN, MARGIN + (row + 2) * height), _footer(parts, score), fill=(90, 90, 90), font=font)
     return np.asarray(image, dtype=np.uint8)

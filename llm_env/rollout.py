@@ -27,17 +27,17 @@ def respond(
     mixed_precision: bool = False,
     mask: str = "none",
 ) -> list[Episode]:
-    """One response to each prompt, with log π, log π_ref and score; no random state outside is touched.
+    """One response to each prompt, with log π, log π_ref and score; torch's global random state is not touched.
 
     Args:
-        lm: The actor, in eval mode.
-        task: Gives the end tokens, the length cap, the temperature, the reference and the reward model.
-        prompts: What to respond to.
-        seed: Of the sampling.
-        batch_size: Prompts at once.
-        deterministic: Take the likeliest token instead of sampling.
-        mixed_precision: Run the actor under bf16 autocast.
-        mask: ``none``; or apply the task's masks, top-k and top-p from the ``reference`` or from the ``actor`` itself.
+        lm: The actor.
+        task: Has the end tokens, the length cap, the temperature, the reference and the reward model.
+        prompts: The prompts to respond to.
+        seed: Seed of the sampling.
+        batch_size: Number of prompts that are answered at once.
+        deterministic: Whether to take the likeliest token instead of sampling.
+        mixed_precision: Whether the actor computes under bf16 autocast.
+        mask: ``none``; ``reference`` or ``actor``: the task's masks apply, with top-k and top-p of that model.
 
     Returns:
         Ended episodes, in the prompts' order.
@@ -49,16 +49,16 @@ def respond(
     finished: list[Episode] = []
     with torch.autocast(lm.device.type, torch.bfloat16, enabled=mixed_precision):
         for start in range(0, len(prompts), batch_size):
-            some = prompts[start : start + batch_size]
-            batch = EpisodeSlots(task, len(some), score_steps=False)
-            episodes = [batch.begin(slot, prompt) for slot, prompt in enumerate(some)]
+            group = prompts[start : start + batch_size]
+            batch = EpisodeSlots(task, len(group), score_steps=False)
+            episodes = [batch.begin(slot, prompt) for slot, prompt in enumerate(group)]
             decoder = CachedDecoder(lm, task.max_length)
             while any(episode is not None for episode in batch.episodes):
                 observation = batch.observation()
                 hidden = decoder.hidden(
                     torch.from_numpy(observation["input_ids"]), torch.from_numpy(observation["length"])
                 )
-                logits = lm.logits(hidden).float() / task.settings.temperature
+                logits = lm.logits(hidden).float() / task.settings.temperature  # (slots, V); idle rows are ignored
                 if masked:
                     allowed = torch.from_numpy(batch.action_masks(logits if mask == "actor" else None))
                     logits = restrict(logits, allowed.to(logits.device))
@@ -69,6 +69,7 @@ def respond(
                         batch.idle(slot)
             finished.extend(episodes)
     lm.model.train(was_training)
+    # Whole responses are scored at once, in packed batches.
     task.score_reference(finished)
     task.score_responses(finished)
     return finished

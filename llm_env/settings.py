@@ -5,21 +5,17 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from llm_env.lm.names import LoadSettings, check_dtype, check_mixed_precision
 from llm_env.reward.kl import KLPenalty
+from llm_env.reward.scores import RewardSource
 from llm_env.text.prompts import RawPrompt
-
-RewardFunction: TypeAlias = Callable[[list[str], list[str]], Sequence[float]]
-"""Scores responses: takes prompts and responses, two lists of texts, and returns one float for each response."""
-RewardSource: TypeAlias = str | RewardFunction | Sequence[Any]
-"""A reward model's name, a function, or a list of such or of ``[reward model, weight]``; see `llm_env.reward.models`."""
 
 
 @dataclass(frozen=True)

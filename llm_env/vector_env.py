@@ -71,8 +71,8 @@ class LLMTextVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         """Starts a response in every slot.
 
         Args:
-            seed: Of the prompt order, which the slots share; of a sequence, the first counts.
-            options: ``{"prompt": …}`` or ``{"prompt_index": …}``, one for all slots or a list of N.
+            seed: Seed of the prompt order, which all slots share; of a sequence of seeds, the first one.
+            options: ``{"prompt": …}`` or ``{"prompt_index": …}``, one value for all slots or a list of N.
 
         Raises:
             ValueError: an unknown option, a list of another length, or a prompt that cannot be used.
@@ -132,6 +132,7 @@ class LLMTextVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         for name, value in options.items():
             is_messages = isinstance(value, list | tuple) and len(value) > 0 and isinstance(value[0], dict)
             one_each = isinstance(value, list | tuple | np.ndarray) and not is_messages
+            # A list of messages is one prompt; any other list has one value for each slot.
             if one_each and len(value) != self.num_envs:
                 raise ValueError(f"options[{name!r}] has {len(value)} entries for {self.num_envs} environments.")
             for slot in range(self.num_envs):

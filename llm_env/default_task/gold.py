@@ -1,7 +1,7 @@
 """The gold rule of the embedded default: what its reviews are *really* worth.
 
 The default reward model was trained on pairs that this rule ordered, and knows it only from them. The rule itself
-is never shown to a policy, so a run whose reward-model score rises while the gold score falls has over-optimised
+is never shown to a policy, so a run whose reward-model score rises while the gold score falls has over-optimized
 (Gao et al. 2022, "Scaling Laws for Reward Model Overoptimization", https://arxiv.org/abs/2210.10760).
 
 `gold_score` has the signature of a reward function, so ``reward_model="llm_env.default_task.gold:gold_score"`` trains on it.
@@ -40,8 +40,8 @@ def gold_score(prompts: list[str], responses: list[str]) -> list[float]:
     `EMPTY_SCORE`.
 
     Args:
-        prompts: What was asked; the rule does not look at it.
-        responses: The reviews.
+        prompts: The prompts, one for each response; the rule does not look at them.
+        responses: The reviews to score.
 
     Returns:
         One score for each response, dimensionless, about -8 to 5.

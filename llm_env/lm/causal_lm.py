@@ -18,7 +18,13 @@ from llm_env.lm.names import LoadSettings
 def end_token_ids(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, option: str = "model"
 ) -> frozenset[int]:
-    """The tokens that end a response: the generation config's and the tokenizer's.
+    """The tokens that end a response: those of the model's generation config, and that of the tokenizer.
+
+    Args:
+        model: Its ``generation_config`` may name one end token or several.
+        tokenizer: The tokenizer saved beside it.
+        name: Model folder or hub id, for error messages.
+        option: The option that the name came from, for error messages.
 
     Raises:
         ValueError: there is none, so no response could ever end.
@@ -41,7 +47,12 @@ def end_token_ids(
 
 
 def attention_span(config: Any) -> float:
-    """How many tokens back a decoder's plain attention sees: its sliding window, or infinity; 0 for other caches."""
+    """How many tokens back a decoder's attention sees.
+
+    Returns:
+        Infinity for full attention, the window for sliding-window attention (the smallest of all layers), and 0 for a
+        model whose cache is not one of keys and values, such as a state-space model.
+    """
     try:
         layers = DynamicCache(config=config.get_text_config()).layers
     except Exception:  # a configuration that transformers has no cache for
@@ -62,7 +73,7 @@ class CausalLM:
     hidden state, with the usual after-treatments (soft-capping, scaling); construction checks that on four tokens.
 
     Args:
-        model: The transformers model. It is not copied.
+        model: The transformers model; it is not copied.
         name: Model folder or hub id, for error messages.
         option: The option that the name came from, for error messages.
 
@@ -80,7 +91,7 @@ class CausalLM:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """The device of the weights."""
         return self.model.device
 
     @property
@@ -94,13 +105,19 @@ class CausalLM:
         return getattr(self.config, "max_position_embeddings", None)
 
     def hidden(self, input_ids: Tensor, **kwargs: Any) -> Any:
-        """The trunk's output for right-padded ids (B, T); causality keeps the padding away from real tokens."""
+        """The trunk's output, of which `last_hidden_state` has shape (B, T, H).
+
+        Args:
+            input_ids: Right-padded ids, shape (B, T); causality keeps the padding away from real tokens.
+            kwargs: Further arguments of the trunk; position ids are left out where it takes none.
+        """
         if not self._takes_positions:
             kwargs.pop("position_ids", None)
         return self.trunk(input_ids=input_ids, **kwargs)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """LM head and its after-treatment on hidden states (..., H); returns (..., V) in the model's dtype."""
+        """LM head on hidden states (..., H); returns logits (..., V) in the model's dtype."""
+        # Some architectures treat logits after the head: Cohere scales, Granite divides, Gemma 2 caps them.
         logits = self.model.get_output_embeddings()(hidden)
         if (scale := getattr(self.config, "logit_scale", None)) is not None:
             logits = logits * scale
@@ -112,14 +129,15 @@ class CausalLM:
 
     @torch.no_grad()
     def _check_split(self, option: str) -> None:
+        """Compares the logits of trunk and head with the model's logits on four tokens."""
         ids = torch.arange(4, device=self.device)[None] % self.vocab_size
         was_training = self.model.training
         self.model.eval()
-        own = self.model(input_ids=ids, use_cache=False).logits.float()
+        whole = self.model(input_ids=ids, use_cache=False).logits.float()
         split = self.logits(self.hidden(ids, use_cache=False).last_hidden_state).float()
         self.model.train(was_training)
-        tolerance = 1e-3 if own.abs().max() == 0 else float(own.abs().max()) * 2e-2
-        if own.shape != split.shape or float((own - split).abs().max()) > tolerance:
+        tolerance = 1e-3 if whole.abs().max() == 0 else float(whole.abs().max()) * 2e-2
+        if whole.shape != split.shape or float((whole - split).abs().max()) > tolerance:
             raise ValueError(
                 f"{option}={self.name!r} ({type(self.model).__name__}): its logits are not its output embedding of the "
                 "trunk's last hidden state, so single positions cannot be scored; this architecture is not supported."
@@ -127,9 +145,14 @@ class CausalLM:
 
 
 def load_causal_lm(name: str, settings: LoadSettings, option: str = "model") -> CausalLM:
-    """A causal LM of one's own, not shared.
+    """Loads a causal LM that belongs to the caller alone; see `llm_env.lm.registry.shared_causal_lm` for shared ones.
+
+    Args:
+        name: Model folder or hub id.
+        settings: dtype, device and whether remote code may run.
+        option: The option that the name came from, for error messages.
 
     Raises:
-        FileNotFoundError, ValueError: it cannot be loaded or split.
+        FileNotFoundError, ValueError: it cannot be loaded, is no causal LM, or cannot be split into trunk and head.
     """
     return CausalLM(load_weights(AutoModelForCausalLM, name, "causal language model", option, settings), name, option)

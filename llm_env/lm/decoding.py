@@ -1,12 +1,12 @@
 """Cached decoding for rows that sit at different positions.
 
-An RL environment asks for the next token of N prefixes, over and over: rows end and restart on their own, a second
-user (an evaluation callback) may ask about other prefixes in between, and the weights change between rollouts.
-`CachedDecoder` keeps `hidden` a pure function of the prefixes all the same. Each row remembers which token ids its
-cache encodes; a row whose prefix is that plus one token is decoded, any other is read from the start.
+An RL environment needs the next token of N prefixes, over and over. Rows end and restart at different times, a second user
+(an evaluation callback) may ask about other prefixes in between, and the weights change between rollouts. `CachedDecoder`
+keeps `hidden` a pure function of the prefixes all the same: each row remembers which token ids its cache encodes. A row
+whose prefix is that plus one token is decoded; any other row is read from the start.
 
-transformers' own caches append one column for all rows, which needs left padding and equal ages. Here every row has
-its own write position (`RaggedLayer`); stale columns behind it are masked until they are overwritten.
+The caches of transformers append one column for all rows, which needs left padding and rows of equal age. Here every row
+has a write position for itself (`RaggedLayer`); stale columns behind it are masked until they are overwritten.
 """
 
 from __future__ import annotations
@@ -28,7 +28,13 @@ _COMPACT_BELOW = 0.75  # storage is compacted when fewer of its rows than this a
 
 
 class _Positions:
-    """Where this step writes, and how far it looks; one object for all layers."""
+    """Where this decoding step writes, and how far it looks; all layers share one object.
+
+    Attributes:
+        rows: Stored rows that are written, shape (rows,).
+        columns: The column that each of them writes, shape (rows,).
+        kv_length: Number of columns that any row may look at.
+    """
 
     def __init__(self) -> None:
         self.rows = torch.empty(0, dtype=torch.long)
@@ -50,7 +56,15 @@ class RaggedLayer(DynamicLayer):
         self.positions = positions
 
     def store(self, rows: Tensor, keys: Tensor, values: Tensor, n_rows: int, n_columns: int) -> None:
-        """Writes the prefill's keys and values (n, heads, T, head_dim) into `rows`, growing to n_rows, n_columns."""
+        """Writes keys and values of whole prefixes.
+
+        Args:
+            rows: Rows to write, shape (n,).
+            keys: Shape (n, heads, T, head_dim).
+            values: Shape (n, heads, T, head_dim).
+            n_rows: Rows that the storage has at least.
+            n_columns: Columns that the storage has at least.
+        """
         if not self.is_initialized:
             self.dtype, self.device = keys.dtype, keys.device
             self.keys = keys.new_zeros(n_rows, keys.shape[1], n_columns, keys.shape[3])
@@ -73,23 +87,33 @@ class RaggedLayer(DynamicLayer):
             setattr(self, name, new)
 
     def keep(self, rows: Tensor) -> None:
-        """Drops all rows but these, in this order."""
+        """Keeps these rows only, in this order."""
         self.keys = self.keys.index_select(0, rows)
         self.values = self.values.index_select(0, rows)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Writes one token a row and returns the columns that any row may look at."""
+        """Writes one token in each row, and returns keys and values of the columns that any row may look at.
+
+        Args:
+            key_states: Shape (rows, heads, 1, head_dim).
+            value_states: Shape (rows, heads, 1, head_dim).
+            args: Ignored; transformers passes the layer's index.
+            kwargs: Ignored.
+
+        Returns:
+            Keys and values, both of shape (rows, heads, kv_length, head_dim).
+        """
         at = self.positions
         self.keys[at.rows, :, at.columns] = key_states[:, :, 0].to(self.keys.dtype)
         self.values[at.rows, :, at.columns] = value_states[:, :, 0].to(self.values.dtype)
         return self.keys[:, :, : at.kv_length], self.values[:, :, : at.kv_length]
 
     def get_seq_length(self) -> int:
-        """Columns before this step's token, for the row that has most."""
+        """Number of columns before this step's token, in the longest row."""
         return self.positions.kv_length - 1
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """(columns looked at, offset of the first)."""
+        """(Number of columns that may be looked at, offset of the first), as transformers' mask functions need them."""
         return self.positions.kv_length, 0
 
 
@@ -97,12 +121,11 @@ class CachedDecoder:
     """The last hidden state of N prefixes, at the cost of one token each where they grew by one.
 
     Args:
-        lm: The model. Its weights may change between calls if `clear` is called after.
-        max_length: Longest prefix, in tokens, that will be asked about; a sliding window that is no shorter does not
-            stand in the way of the cache.
-        use_cache: False reads every prefix from the start; it is also what models without a plain attention cache
-            fall back to, with one line in the log.
-        refresh: Called before the model is used for the first time, and for the first time after `clear`.
+        lm: The model. If its weights change between calls, `clear` must be called after the change.
+        max_length: Longest prefix, in tokens. A sliding window that is no shorter does not prevent the cache.
+        use_cache: Whether to cache; False reads every prefix from the start. Models without a plain attention cache fall
+            back to that, with one line in the log.
+        refresh: Called before the first use of the model, and before the first use after each `clear`.
 
     Not thread-safe. Memory: O(rows × longest prefix) keys and values a layer.
     """
@@ -133,11 +156,12 @@ class CachedDecoder:
         """The hidden state at each prefix's last token.
 
         Args:
-            input_ids: Right-padded prefixes, shape (N, L); what stands beyond a row's length is not looked at.
-            lengths: Tokens of each prefix, shape (N,); 0 marks an idle row, which costs nothing.
+            input_ids: Right-padded prefixes, shape (N, L); tokens beyond a row's length are ignored.
+            lengths: Number of tokens of each prefix, shape (N,); 0 marks an idle row, which costs nothing.
 
         Returns:
-            Shape (N, H), in the model's dtype, on its device; zeros for idle rows. It is the caller's to keep.
+            Shape (N, H), in the model's dtype, on its device; zeros for idle rows. A new tensor, which later calls do not
+            change.
         """
         ids, lengths = input_ids.detach().cpu().long(), lengths.detach().cpu().long().flatten()
         longest = int(lengths.max()) if len(lengths) else 0
@@ -148,15 +172,16 @@ class CachedDecoder:
         self._stale = False
         if not self.use_cache:
             return self._uncached(ids, lengths)
-        if len(lengths) != len(self._lengths):
+        if len(lengths) != len(self._lengths):  # another number of slots: start with an empty cache
             self.clear()
             self._lengths = torch.zeros_like(lengths)
             self._row_of_slot = torch.full_like(lengths, -1)
             self._tokens = torch.zeros(len(lengths), 0, dtype=torch.long)
         self._widen(longest)
 
+        # Compare each prefix with what its slot's row encodes: the same, one token longer, or another one.
         width = min(ids.shape[1], self._tokens.shape[1])
-        inside = torch.arange(width) < self._lengths[:, None]
+        inside = torch.arange(width) < self._lengths[:, None]  # (slots, width)
         same = ((ids[:, :width] == self._tokens[:, :width]) | ~inside).all(1) & (self._lengths > 0)
         fresh = (lengths > 0) & ~(same & ((lengths == self._lengths) | (lengths == self._lengths + 1)))
         grown = same & (lengths == self._lengths + 1)
@@ -171,7 +196,6 @@ class CachedDecoder:
             return torch.zeros(len(lengths), hidden_size, device=self.lm.device)
         return self._last * (lengths > 0).to(self._last.device)[:, None]
 
-    # ------------------------------------------------------------------------------------------------ storage
     def _widen(self, longest: int) -> None:
         """Makes room for `longest` tokens a row."""
         have = self._tokens.shape[1]
@@ -200,6 +224,7 @@ class CachedDecoder:
             self._layers, self._n_rows = [], 0
 
     def _remember(self, slots: Tensor, hidden: Tensor, lengths: Tensor, ids: Tensor) -> None:
+        """Notes which prefix each of these slots' rows encodes now, and its last hidden state (n, H)."""
         if self._last is None or self._last.dtype != hidden.dtype:
             self._last = hidden.new_zeros(len(self._lengths), hidden.shape[1])
         self._last = self._last.index_copy(0, slots.to(hidden.device), hidden)
@@ -207,16 +232,18 @@ class CachedDecoder:
         self._tokens[slots, :width] = ids[slots, :width]
         self._lengths[slots] = lengths[slots]
 
-    # ------------------------------------------------------------------------------------------------ the model
     def _prefill(self, ids: Tensor, lengths: Tensor, fresh: Tensor) -> None:
+        """Reads the prefixes of the fresh slots from the start, and stores their keys and values."""
         slots = fresh.nonzero()[:, 0]
         n = lengths[slots]
         longest = int(n.max())
         batch = ids[slots, :longest].masked_fill(torch.arange(longest) >= n[:, None], 0).to(self.lm.device)
+        # One right-padded forward pass fills an ordinary cache.
         cache: Any = DynamicCache(config=self.lm.config)
         out = self.lm.hidden(batch, past_key_values=cache, use_cache=True)
         hidden = out.last_hidden_state[torch.arange(len(slots), device=batch.device), n.to(batch.device) - 1]
 
+        # Its rows are copied into ours; slots that had a row keep it.
         new = slots[self._row_of_slot[slots] < 0]
         self._row_of_slot[new] = self._free_rows(len(new))
         if not self._layers:
@@ -227,6 +254,7 @@ class CachedDecoder:
         self._remember(slots, hidden, lengths, ids)
 
     def _free_rows(self, count: int) -> Tensor:
+        """Rows of the storage that no slot uses, new ones behind the last if there are not enough."""
         taken = set(self._row_of_slot[self._row_of_slot >= 0].tolist())
         free = [r for r in range(self._n_rows) if r not in taken][:count]
         free += range(self._n_rows, self._n_rows + count - len(free))
@@ -234,11 +262,15 @@ class CachedDecoder:
         return torch.tensor(free, dtype=torch.long)
 
     def _decode(self, ids: Tensor, grown: Tensor) -> None:
-        """One new token for the grown slots; rows of others ride along and write where they will be overwritten."""
+        """Reads one new token in the rows of the grown slots.
+
+        The other rows compute too, and write into the column behind their prefix, which their next token will overwrite.
+        """
         self._widen(int(self._lengths.max()) + 1)
         device = self.lm.device
         slots = grown.nonzero()[:, 0]
         rows = self._row_of_slot[slots]
+        # The column that each row writes, and the token that it reads.
         columns = torch.zeros(self._n_rows, dtype=torch.long)
         others = (self._row_of_slot >= 0) & ~grown
         columns[self._row_of_slot[others]] = self._lengths[others]
@@ -246,10 +278,10 @@ class CachedDecoder:
         tokens = torch.zeros(self._n_rows, dtype=torch.long)
         tokens[rows] = ids[slots, self._lengths[slots]]
         at = self._positions
-        at.rows = torch.arange(self._n_rows, device=device)  # every stored row runs: a subset would copy the cache
+        at.rows = torch.arange(self._n_rows, device=device)  # all stored rows, because a subset would copy the cache
         at.columns = columns.to(device)
         at.kv_length = int(columns.max()) + 1
-        mask = torch.arange(at.kv_length, device=device) <= at.columns[:, None]
+        mask = torch.arange(at.kv_length, device=device) <= at.columns[:, None]  # (rows, kv_length): no stale columns
         out = self.lm.hidden(
             tokens.to(device)[:, None],
             attention_mask=mask.long(),
@@ -261,6 +293,7 @@ class CachedDecoder:
         self._remember(slots, hidden, self._lengths + grown.long(), ids)
 
     def _uncached(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """The same as `hidden`, each prefix read from the start."""
         slots = (lengths > 0).nonzero()[:, 0]
         hidden_size = self.lm.model.get_output_embeddings().weight.shape[1]
         if not len(slots):
@@ -272,7 +305,6 @@ class CachedDecoder:
         last = states[torch.arange(len(slots), device=batch.device), n.to(batch.device) - 1]
         return last.new_zeros(len(lengths), last.shape[1]).index_copy(0, slots.to(batch.device), last)
 
-    # ------------------------------------------------------------------------------------------------ self-check
     def _check(self) -> None:
         """Decides once whether this model can be cached: by its configuration, then by trying it on ragged rows."""
         self._checked = True
@@ -292,6 +324,7 @@ class CachedDecoder:
             )
 
     def _agrees_with_full_forward(self) -> bool:
+        """Compares cached steps with a full forward pass, on two rows of which one grows while the other waits."""
         trial = CachedDecoder(self.lm, self.max_length)
         trial._checked = True
         vocab = self.lm.vocab_size

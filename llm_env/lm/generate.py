@@ -26,27 +26,31 @@ def continue_prompts(
 
     Args:
         lm: The model, in eval mode.
-        prompts: What to respond to.
+        prompts: The prompts to respond to.
         eos_ids: Tokens that end a response.
-        max_new_tokens: Length cap.
-        seed: Of the sampling.
+        max_new_tokens: Length cap of a response, in tokens.
+        seed: Seed of the sampling.
         temperature: Divides the logits.
-        batch_size: Prompts at once.
+        batch_size: Number of prompts that are answered at once.
+
+    Returns:
+        Token ids of each response, in the prompts' order.
     """
     generator = torch.Generator(device=lm.device).manual_seed(seed)
     finished: list[list[int]] = []
     for start in range(0, len(prompts), batch_size):
-        some = prompts[start : start + batch_size]
-        longest = max(len(p.ids) for p in some) + max_new_tokens
-        ids = torch.zeros(len(some), longest, dtype=torch.long)
-        lengths = torch.tensor([len(p.ids) for p in some])
-        for row, prompt in enumerate(some):
+        group = prompts[start : start + batch_size]
+        # Right-padded prefixes; a row of length 0 is finished.
+        longest = max(len(p.ids) for p in group) + max_new_tokens
+        ids = torch.zeros(len(group), longest, dtype=torch.long)
+        lengths = torch.tensor([len(p.ids) for p in group])
+        for row, prompt in enumerate(group):
             ids[row, : len(prompt.ids)] = torch.tensor(prompt.ids)
-        responses: list[list[int]] = [[] for _ in some]
+        responses: list[list[int]] = [[] for _ in group]
         decoder = CachedDecoder(lm, longest)
         while lengths.any():
             logits = lm.logits(decoder.hidden(ids, lengths[:, None])).float() / temperature
-            tokens = sample_tokens(logits, False, generator)[0].cpu()
+            tokens = sample_tokens(logits, False, generator)[0].cpu()  # (rows,)
             for row in torch.nonzero(lengths)[:, 0].tolist():
                 token = int(tokens[row])
                 responses[row].append(token)

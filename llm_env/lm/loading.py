@@ -47,7 +47,7 @@ def resolve_dtype(name: str) -> torch.dtype:
 
 
 def autocast(device: torch.device, mixed_precision: str) -> contextlib.AbstractContextManager[Any]:
-    """Autocast to bf16 on a device for ``"bf16"``; nothing for ``"no"``."""
+    """A context with autocast to bf16 on a device for ``"bf16"``, and without for ``"no"``."""
     return torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
 
 
@@ -104,7 +104,7 @@ def quiet_loading() -> Iterator[None]:
 
 
 def _check_name(name: str, kind: str, option: str) -> None:
-    """Refuses names that look like folders and are none, before anything is asked of a hub."""
+    """Refuses names that look like folders and are none, before a hub is asked."""
     if not name.strip():
         raise ValueError(f"{option}={name!r} names nothing. Give a model folder or a hub id.")
     path = Path(name).expanduser()
@@ -117,6 +117,12 @@ def _check_name(name: str, kind: str, option: str) -> None:
 
 def load_config(name: str, kind: str, option: str, trust_remote_code: bool = False) -> Any:
     """A model's configuration, with dropout off.
+
+    Args:
+        name: Model folder or hub id.
+        kind: What the folder should hold, in words, for error messages.
+        option: The option that the name came from, for error messages.
+        trust_remote_code: Whether configuration code from a hub may run.
 
     Raises:
         FileNotFoundError: the name looks like a folder that does not exist.
@@ -135,8 +141,14 @@ def load_config(name: str, kind: str, option: str, trust_remote_code: bool = Fal
 def load_tokenizer(name: str, option: str = "model", trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder or hub id.
 
+    Args:
+        name: Model folder or hub id.
+        option: The option that the name came from, for error messages.
+        trust_remote_code: Whether tokenizer code from a hub may run.
+
     Raises:
-        FileNotFoundError, ValueError: as `load_config`.
+        FileNotFoundError: the name looks like a folder that does not exist.
+        ValueError: no tokenizer can be loaded from there.
     """
     _check_name(name, "model", option)
     try:
@@ -178,7 +190,7 @@ def load_weights(
     """A model on its device, in eval mode, dropout off, from safetensors only.
 
     Args:
-        auto_class: A transformers `AutoModelFor…` class.
+        auto_class: The transformers class that loads it, `AutoModelForCausalLM` or `AutoModelForSequenceClassification`.
         name: Model folder or hub id.
         kind: What the folder should hold, in words, for error messages.
         option: The option that the name came from, for error messages.
@@ -211,7 +223,7 @@ def load_weights(
         raise ValueError(f"{option}={name!r}: no {kind} could be loaded from there ({first_line}).") from error
     if num_labels is None:
         _refuse_random_weights(loading["missing_keys"], config, name, kind, option)
-    for module in model.modules():
+    for module in model.modules():  # for architectures with dropout rates that no configuration names
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     use_onednn(model)

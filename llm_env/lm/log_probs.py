@@ -154,12 +154,12 @@ def head_kl(
 
     Args:
         lm: The policy's model.
-        hidden: Its last hidden states, shape (n, H).
-        ref_lm: The reference.
-        ref_hidden: Its last hidden states at the same positions, shape (n, H').
-        temperature: Divides both models' logits.
-        masks: Which tokens π may choose, as bits, shape (n, ⌈V/8⌉); None: all.
-        forward: The other direction, KL(π_ref‖π); without masks, which would make it infinite.
+        hidden: Last hidden states of the policy's model, shape (n, H).
+        ref_lm: The reference model.
+        ref_hidden: Last hidden states of the reference at the same positions, shape (n, H').
+        temperature: Divides the logits of both models.
+        masks: Which tokens π may choose, as bits, shape (n, ⌈V/8⌉). None: all tokens.
+        forward: Whether to take the other direction, KL(π_ref‖π); not with masks, which would make it infinite.
 
     Returns:
         Nats, at least 0 up to rounding, shape (n,).

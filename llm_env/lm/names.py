@@ -1,4 +1,4 @@
-"""How a model is loaded, in names and plain values: what settings can check without importing torch."""
+"""Names and plain values that say how a model is loaded; settings are checked against them without importing torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ PRECISIONS = ("no", "bf16")
 
 
 class LoadSettings(NamedTuple):
-    """How a model is loaded: everything that makes two handles different, besides the name."""
+    """How a model is loaded.
+
+    Attributes:
+        dtype: Type of the weights, one of `DTYPE_NAMES`.
+        device: ``auto`` (the GPU where there is one), or a torch device.
+        trust_remote_code: Whether model code from a hub may run.
+    """
 
     dtype: str = "float32"
     device: str = "auto"
@@ -17,7 +23,7 @@ class LoadSettings(NamedTuple):
 
 
 def check_dtype(name: str) -> None:
-    """Refuses what is not a type of weights.
+    """Refuses a name that is no type of weights.
 
     Raises:
         ValueError: the name is none of `DTYPE_NAMES`.
@@ -27,7 +33,7 @@ def check_dtype(name: str) -> None:
 
 
 def check_mixed_precision(value: str) -> None:
-    """Refuses what is not a precision.
+    """Refuses a name that is no mixed precision.
 
     Raises:
         ValueError: it is neither ``"no"`` nor ``"bf16"``.

@@ -2,8 +2,12 @@
 
 transformers calls attention through a table of functions (`AttentionInterface`). While a packed batch is read, the
 model's configuration points to `_packed_attention` here, which cuts queries, keys and values into the sequences that they
-belong to and hands each group to transformers' own scaled-dot-product attention. Each model is tried once on two short
-sequences; one that does not give the same states as with padding is padded from then on.
+belong to and passes each group to transformers' scaled-dot-product attention. Each model is tried once on three short
+sequences; one that does not give the same states as with padding is padded from then on. ``LLM_ENV_FAST`` turns packing off
+(`llm_env.lm.runtime`).
+
+transformers also recognizes packed sequences by their position ids. Without flash attention it then computes attention
+between all N tokens and masks most of it, which costs N² instead of the sum of the squared lengths.
 """
 
 from __future__ import annotations
@@ -33,33 +37,33 @@ SIMILAR = 0.8
 
 
 class _Group:
-    """Neighbours in a packed batch whose attention is computed together.
+    """Neighboring sequences of a packed batch whose attention is computed together, padded to the longest of them.
 
     Args:
-        lengths: Their tokens.
-        device: Where the batch lies.
+        lengths: Number of tokens of each sequence, the longest first.
+        device: The device of the batch.
     """
 
     def __init__(self, lengths: list[int], device: torch.device) -> None:
         self.rows, self.longest, self.tokens = len(lengths), lengths[0], sum(lengths)
         self.pad: Tensor | None = None
         if lengths[-1] != self.longest:
-            counts = torch.tensor(lengths)
+            counts = torch.tensor(lengths)  # (rows,)
             place = torch.arange(self.longest)
-            inside = place < counts[:, None]
+            inside = place < counts[:, None]  # (rows, longest)
             starts = counts.cumsum(0) - counts
-            # what stands in the padding does not matter: causality keeps it from the real tokens before it
+            # The padding repeats a row's last token. Its content does not matter: causality keeps it from real tokens.
             self.pad = (starts[:, None] + torch.minimum(place, counts[:, None] - 1)).flatten().to(device)
             self.unpad = inside.flatten().nonzero()[:, 0].to(device)
 
     def padded(self, states: Tensor) -> Tensor:
-        """(tokens, heads, D) as (rows, heads, longest, D)."""
+        """States (tokens, heads, D) as a padded batch (rows, heads, longest, D)."""
         if self.pad is not None:
             states = states.index_select(0, self.pad)
         return states.view(self.rows, self.longest, *states.shape[1:]).transpose(1, 2)
 
     def unpadded(self, states: Tensor) -> Tensor:
-        """(rows, longest, heads, D) as (tokens, heads, D)."""
+        """A padded batch (rows, longest, heads, D) as states of real tokens (tokens, heads, D)."""
         flat = states.flatten(0, 1)
         return flat if self.pad is None else flat.index_select(0, self.unpad)
 
@@ -68,21 +72,26 @@ _groups: ContextVar[list[_Group]] = ContextVar("groups")
 
 
 def _grouped(lengths: tuple[int, ...], device: torch.device) -> list[_Group]:
-    similar = SIMILAR if device.type == "cpu" else 0.0  # a GPU would rather start fewer kernels
-    found: list[list[int]] = []
+    """Cuts a packed batch's sequences, longest first, into groups of similar length."""
+    similar = SIMILAR if device.type == "cpu" else 0.0  # on a GPU one large kernel is faster than several small ones
+    groups: list[list[int]] = []
     for length in lengths:
-        if not found or length < similar * found[-1][0]:
-            found.append([])
-        found[-1].append(length)
-    return [_Group(group, device) for group in found]
+        if not groups or length < similar * groups[-1][0]:
+            groups.append([])
+        groups[-1].append(length)
+    return [_Group(group, device) for group in groups]
 
 
 def _packed_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Causal attention inside each sequence of a packed batch; (1, heads, N, D) to (1, N, heads, D)."""
+    """Causal attention inside each sequence of a packed batch; (1, heads, N, D) to (1, N, heads, D).
+
+    The signature is that of transformers' attention functions. The groups come from `_reading`.
+    """
     groups = _groups.get()
     sizes = [g.tokens for g in groups]
+    # (1, heads, N, D) -> (N, heads, D), cut into groups
     parts = zip(*((t[0].transpose(0, 1).split(sizes)) for t in (query, key, value)), strict=True)
     kwargs.pop("is_causal", None)
     attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
@@ -113,7 +122,11 @@ _recomputing: ContextVar[tuple[Any, list[_Group]] | None] = ContextVar("recomput
 
 
 def recompute_contexts() -> tuple[contextlib.AbstractContextManager[Any], contextlib.AbstractContextManager[Any]]:
-    """`context_fn` for gradient checkpointing: what is recomputed in the backward pass is packed as it was."""
+    """`context_fn` for gradient checkpointing: a layer that the backward pass recomputes is packed as in the forward pass.
+
+    Returns:
+        The contexts of the forward pass and of the recomputation, as `torch.utils.checkpoint.checkpoint` wants them.
+    """
     now = _recomputing.get()
     return contextlib.nullcontext(), contextlib.nullcontext() if now is None else _reading(*now)
 
@@ -128,6 +141,9 @@ def packed_states(trunk: nn.Module, batch: PackedBatch) -> Tensor:
     Args:
         trunk: A causal decoder without its head, `PreTrainedModel.base_model`.
         batch: Sequences laid end to end.
+
+    Raises:
+        ValueError: the value of ``LLM_ENV_FAST`` is bad.
     """
     if batch.lengths[0] == batch.lengths[-1]:  # equally long: an ordinary batch
         ids = batch.input_ids.view(len(batch.lengths), -1)
@@ -139,6 +155,7 @@ def packed_states(trunk: nn.Module, batch: PackedBatch) -> Tensor:
 
 
 def _packed(trunk: nn.Module, batch: PackedBatch) -> Tensor:
+    """Hidden states (N, H) from one row of N tokens; positions start again at each sequence."""
     config: Any = trunk.config
     positions = torch.cat([torch.arange(n) for n in batch.lengths]).to(batch.device)
     groups = _grouped(batch.lengths, batch.device)
@@ -152,6 +169,7 @@ def _packed(trunk: nn.Module, batch: PackedBatch) -> Tensor:
 
 
 def _padded(trunk: nn.Module, batch: PackedBatch) -> Tensor:
+    """Hidden states (N, H) from a right-padded batch (B, longest)."""
     lengths = torch.tensor(batch.lengths)
     inside = (torch.arange(batch.lengths[0]) < lengths[:, None]).to(batch.device)
     ids = batch.input_ids.new_zeros(inside.shape).masked_scatter(inside, batch.input_ids)
@@ -175,7 +193,7 @@ def _packing_agrees(trunk: nn.Module) -> bool:
     want = _padded(trunk, batch).float()
     try:
         got = _packed(trunk, batch).float()
-    except Exception as error:  # an architecture that has its own way with attention
+    except Exception as error:  # an architecture that does not call attention through the table
         logger.debug("%s cannot be packed: %s", type(trunk).__name__, error)
         return False
     half = want.dtype != torch.float32 or torch.is_autocast_enabled(batch.device.type)

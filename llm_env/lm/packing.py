@@ -1,8 +1,8 @@
 """One causal pass over whole sequences instead of one pass for every token.
 
 Sequences of different lengths are laid end to end, without padding: every linear layer reads real tokens only, and
-attention, the one place where tokens meet, is taken apart again into sequences (`llm_env.lm.packed_attention`). Models that
-cannot be run so read a right-padded batch, where causality alone keeps what stands behind a row's end away from its tokens.
+attention, the one place where tokens meet, is computed sequence by sequence (`llm_env.lm.packed_attention`). Models that
+cannot be run like this read a right-padded batch, where causality keeps the padding behind a row's end away from its tokens.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Sequences of which some tokens are scored.
+    """Sequences laid end to end, some of whose tokens are scored.
 
-    Shapes: B sequences, N tokens in all, n of them predict a scored token.
+    There are two orders. The caller's order is that of the sequences passed to `pack`; the packed order has the longest
+    sequence first. Shapes: B sequences, N tokens in all, n of them predict a scored token.
 
     Attributes:
-        input_ids: All tokens that are read, the longest sequence's first, shape (N,), long.
-        lengths: Tokens read of each sequence, in that order, B entries.
-        index: The place among the N of the token that predicts each scored one, in the order of the sequences as they
-            were given, shape (n,).
-        targets: The scored tokens, shape (n,).
-        counts: Scored tokens of each sequence, in the order given, B entries.
-        order: Which of the given sequences each of those laid out is, B entries.
-        masks: Which tokens the policy may choose from where each scored token was chosen, as bits
-            (`llm_env.lm.sampling.pack_bits`), shape (n, ⌈V/8⌉), uint8; None: any.
+        input_ids: All tokens that are read, in the packed order, shape (N,), long.
+        lengths: Number of tokens read of each sequence, in the packed order, B entries.
+        index: For each scored token, the place among the N of the token that predicts it, in the caller's order, shape (n,).
+        targets: The scored tokens, in the caller's order, shape (n,).
+        counts: Number of scored tokens of each sequence, in the caller's order, B entries.
+        order: For each sequence in the packed order, its index in the caller's order, B entries.
+        masks: Which tokens the policy could choose from where each scored token was chosen, as bits
+            (`llm_env.lm.sampling.pack_bits`), shape (n, ⌈V/8⌉), uint8. None: all tokens.
     """
 
     input_ids: Tensor
@@ -48,21 +48,25 @@ class PackedBatch:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors lie."""
+        """The device of the tensors."""
         return self.input_ids.device
 
     def split(self, max_tokens: int) -> list[tuple[PackedBatch, Tensor]]:
-        """Parts of at most `max_tokens` tokens, each of whole sequences, and of at least one.
+        """Splits the batch into parts of whole sequences.
+
+        Args:
+            max_tokens: Most tokens of a part; a longer sequence is a part by itself.
 
         Returns:
-            Pairs of a part and the places of its scored tokens among the n of this batch.
+            Pairs of a part, and the places of its scored tokens among the n of this batch.
         """
         if len(self.input_ids) <= max_tokens:
             return [(self, torch.arange(len(self.index), device=self.device))]
-        ends = list(itertools.accumulate(self.counts))
+        ends = list(itertools.accumulate(self.counts))  # where each sequence's scored tokens end among the n
         parts = []
         first = start = 0
         while first < len(self.lengths):
+            # Sequences `first` to `last`, tokens `start` to `stop`: as many as fit.
             last, stop = first + 1, start + self.lengths[first]
             while last < len(self.lengths) and stop - start + self.lengths[last] <= max_tokens:
                 stop += self.lengths[last]
@@ -86,7 +90,7 @@ class PackedBatch:
 def pack(sequences: Sequence[Sequence[int]], starts: Sequence[int], device: torch.device | str) -> PackedBatch:
     """Packs sequences whose tokens from `starts` on are scored.
 
-    The last token of a sequence predicts nothing here and is not read.
+    The last token of a sequence predicts no scored token, so it is not read.
 
     Args:
         sequences: B token id sequences, prompt and response.
@@ -94,11 +98,11 @@ def pack(sequences: Sequence[Sequence[int]], starts: Sequence[int], device: torc
         device: Where to put the batch.
 
     Raises:
-        ValueError: a start is 0, and nothing precedes the first scored token.
+        ValueError: a start is 0, so that no token predicts the first scored one.
     """
     if any(start < 1 for start in starts):
         raise ValueError("A scored token needs at least one token before it; got a start of 0.")
-    read = [max(1, len(s) - 1) for s in sequences]
+    read = [max(1, len(s) - 1) for s in sequences]  # tokens read of each sequence
     ids, lengths, places, order = _lay_out(sequences, read)
     index = torch.cat(
         [torch.arange(p + s - 1, p + len(t) - 1) for p, s, t in zip(places, starts, sequences, strict=True)]
@@ -109,7 +113,15 @@ def pack(sequences: Sequence[Sequence[int]], starts: Sequence[int], device: torc
 
 
 def pack_ends(sequences: Sequence[Sequence[int]], device: torch.device | str) -> PackedBatch:
-    """Packs sequences of which the last token's hidden state is wanted; `targets` is empty, `counts` are ones."""
+    """Packs sequences of which the last token's hidden state is wanted.
+
+    Args:
+        sequences: B token id sequences, read whole.
+        device: Where to put the batch.
+
+    Returns:
+        A batch whose `index` has the place of each sequence's last token; `targets` is empty, `counts` are ones.
+    """
     ids, lengths, places, order = _lay_out(sequences, [len(s) for s in sequences])
     index = torch.tensor([p + len(s) - 1 for p, s in zip(places, sequences, strict=True)])
     nothing = torch.zeros(0, dtype=torch.long, device=device)
@@ -119,7 +131,15 @@ def pack_ends(sequences: Sequence[Sequence[int]], device: torch.device | str) ->
 def _lay_out(
     sequences: Sequence[Sequence[int]], read: Sequence[int]
 ) -> tuple[Tensor, tuple[int, ...], list[int], tuple[int, ...]]:
-    """The first `read` ids of each sequence, longest first; their lengths; where each given one starts; the order."""
+    """Lays sequences end to end, the longest first.
+
+    Args:
+        sequences: B token id sequences.
+        read: Number of tokens that are read of each, from its beginning.
+
+    Returns:
+        All ids (N,); lengths in the packed order; where each sequence starts, in the caller's order; the packed order.
+    """
     order = sorted(range(len(sequences)), key=lambda i: -read[i])
     places, end = [0] * len(sequences), 0
     for i in order:
@@ -130,9 +150,14 @@ def _lay_out(
 
 
 def micro_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Indices of sequences grouped by similar length, each group at most `max_tokens` with its padding.
+    """Groups sequences of similar length.
 
-    A sequence longer than `max_tokens` makes a group of its own.
+    Args:
+        lengths: Number of tokens of each sequence.
+        max_tokens: Most tokens of a group, padding to its longest sequence included; a longer sequence is a group by itself.
+
+    Yields:
+        Indices of the sequences in a group, longest first.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     group: list[int] = []
@@ -149,15 +174,15 @@ def in_groups(lengths: Sequence[int], max_tokens: int, device: torch.device, run
     """Calls `run` with groups of indices as `micro_batches` makes them; a group that does not fit in memory is halved.
 
     Args:
-        lengths: Tokens of each sequence.
-        max_tokens: Of a group, padding included.
-        device: Where `run` works.
-        run: May be called again with parts of a group for which it ran out of memory.
+        lengths: Number of tokens of each sequence.
+        max_tokens: Most tokens of a group, padding included.
+        device: The device that `run` computes on.
+        run: Takes the indices of a group. It is called again with the halves of a group for which it ran out of memory.
 
     Raises:
         torch.OutOfMemoryError, RuntimeError: a single sequence does not fit, or `run` failed otherwise.
     """
-    waiting = list(micro_batches(lengths, max_tokens))[::-1]
+    waiting = list(micro_batches(lengths, max_tokens))[::-1]  # a stack: the longest group is on top
     while waiting:
         group = waiting.pop()
         try:

@@ -14,24 +14,26 @@ def sample_tokens(
     """Draws a token from each row of logits, or takes the likeliest.
 
     Args:
-        logits: Temperature included, float32, shape (n, V).
-        deterministic: Take the likeliest.
-        generator: Where the randomness comes from; None: torch's own.
+        logits: Logits divided by the temperature, float32, shape (n, V).
+        deterministic: Whether to take the likeliest token of each row.
+        generator: Random generator; None: torch's global one.
 
     Returns:
-        Tokens and their log π in nats, both (n,).
+        Tokens, and their log π in nats, both of shape (n,).
     """
     log_all = torch.log_softmax(logits, -1)
     if deterministic:
         tokens = log_all.argmax(-1)
-    else:  # the inverse of the distribution function: one random number a row; float64, for its sum has V terms
+    else:
+        # Inverse transform sampling: one random number a row. In float64, because the sum has V terms.
         cumulative = log_all.exp().cumsum(-1, dtype=torch.float64)
         drawn = 1 - torch.rand(len(logits), 1, dtype=torch.float64, device=logits.device, generator=generator)
         tokens = torch.searchsorted(cumulative, drawn * cumulative[:, -1:])[:, 0]
     return tokens, log_all.gather(-1, tokens[:, None])[:, 0]
 
 
-NEVER = -1e30  # a logit of no probability; finite, so that 0 x it is 0
+NEVER = -1e30
+"""The logit of a forbidden token: its probability is 0. Finite, so that probability times logit is 0 and not NaN."""
 
 
 def pack_bits(masks: NDArray[np.bool_]) -> NDArray[np.uint8]:

@@ -118,6 +118,7 @@ class ClassifierReward:
         else:
             prompt = episode.prompt.text
             ids = self.tokenizer(prompt + response_after(prompt, episode.response_text))["input_ids"]
+        # A text that is longer than the model can read loses its beginning; the score stands at its end.
         limit = getattr(self.model.config, "max_position_embeddings", None)
         if limit is not None and len(ids) > limit:
             ids = ids[-limit:]
@@ -125,7 +126,7 @@ class ClassifierReward:
 
     @torch.no_grad()
     def score(self, episodes: Sequence[Episode]) -> list[float]:
-        """Scores episodes in batches of similar length.
+        """One score for each episode, (head's output - mean) / std; episodes of similar length are read together.
 
         Raises:
             RewardModelError: a score is NaN or infinite.
@@ -152,27 +153,34 @@ class ClassifierReward:
         return checked_scores(raw, len(episodes), self.name, self.option)
 
     def _prompt_length(self, episode: Episode, ids: list[int]) -> int:
-        """Tokens of the prompt among what the model reads; only a gate needs to know."""
+        """Number of tokens of the prompt among `ids`, what the model reads of an episode; only a gate needs it."""
         if self.gate is None:
             return 1
         if self.shares_tokenizer:
             return len(episode.prompt.ids)
+        # The text was encoded as a whole: the response's share of it is counted by encoding the response alone.
         return max(1, len(ids) - len(self.tokenizer(episode.response_text, add_special_tokens=False)["input_ids"]))
 
     def _forward(self, sequences: list[list[int]], starts: list[int]) -> Tensor:
-        """The model's score of each sequence, shape (n,), float32."""
+        """The model's score of each sequence before normalization, shape (n,), float32.
+
+        Args:
+            sequences: Token ids of n episodes.
+            starts: Number of prompt tokens of each.
+        """
         device = self.model.device
-        if self.gate is not None:
+        if self.gate is not None:  # heads weighted by the prompt
             head = _linear_head(self.model)
             assert head is not None
             batch = pack_ends(sequences, device)
             prompts = pack_ends([s[:start] for s, start in zip(sequences, starts, strict=True)], device)
-            ends = packed_states(self.model.base_model, batch)[batch.index]
-            weights = self.gate(packed_states(self.model.base_model, prompts)[prompts.index])
+            ends = packed_states(self.model.base_model, batch)[batch.index]  # (n, H), at each sequence's last token
+            weights = self.gate(packed_states(self.model.base_model, prompts)[prompts.index])  # (n, heads)
             return (self._exactly(head, ends) * weights).sum(-1)
-        if self._head is not None:  # a decoder: causality is the mask
+        if self._head is not None:  # a decoder with one head: nothing needs padding
             batch = pack_ends(sequences, device)
             return self._exactly(self._head, packed_states(self.model.base_model, batch)[batch.index])[:, 0]
+        # Any other classifier, such as an encoder: its own forward pass on a right-padded batch, with an attention mask.
         lengths = torch.tensor([len(s) for s in sequences])
         inside = torch.arange(int(lengths.max())) < lengths[:, None]
         ids = torch.zeros(inside.shape, dtype=torch.long)
@@ -180,20 +188,21 @@ class ClassifierReward:
         return self.model(input_ids=ids.to(device), attention_mask=inside.long().to(device)).logits[:, 0].float()
 
     def _exactly(self, head: nn.Module, states: Tensor) -> Tensor:
-        """The head outside of autocast: rounded to bf16, scores would be steps of a hundredth."""
+        """The head's output outside of autocast: rounded to bf16, scores would be steps of a hundredth."""
         with torch.autocast(states.device.type, enabled=False):
             return head(states.to(self.model.dtype)).float()
 
 
 def _linear_head(model: PreTrainedModel) -> nn.Linear | None:
+    """The linear layer ``score`` that decoders have on their trunk, or None."""
     head = getattr(model, "score", None)
     return head if isinstance(head, nn.Linear) and model.base_model is not model else None
 
 
 def scalar_head(model: PreTrainedModel) -> nn.Module | None:
-    """The linear head of a decoder that scores its last token, or None for other classifiers.
+    """The linear head with which a decoder scores its last token, or None for other classifiers.
 
-    Several heads whose weights are fixed are one linear head; with a gate they are not.
+    Several heads with fixed weights are combined into one. With a gate the weights depend on the prompt, so there is none.
     """
     head = _linear_head(model)
     if head is None or head_names(model.config) is None:
@@ -205,6 +214,7 @@ def scalar_head(model: PreTrainedModel) -> nn.Module | None:
 
 def _load_classifier(name: str, settings: LoadSettings, option: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     config = load_config(name, "sequence classifier", option, settings.trust_remote_code)
+    # Refuse what is no reward model before its weights are read.
     labels = config.num_labels
     architectures = getattr(config, "architectures", None) or []
     if not any("SequenceClassification" in a for a in architectures):

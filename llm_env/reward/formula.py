@@ -1,11 +1,11 @@
-"""The reward of the token MDP, assembled in one place, and the KL estimators.
+"""The reward of the token MDP, in one place.
 
 With x the prompt, y the response and β `kl_coef`,
 
     r_t = -β (log π(y_t | x, y_<t) - log π_ref(y_t | x, y_<t)) + 1[t is last] · R(x, y).
 
-The environment, which sees actions but no policy, pays the part without log π; whoever knows log π adds the rest.
-Every path through this project calls `token_rewards`.
+The environment sees actions but no policy, so it pays the part without log π; a caller that knows log π adds the rest.
+Every reward in this project is computed by `token_rewards`.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ def token_rewards(
         kl_coef: β, in score per nat.
         log_probs: log π of each token, in nats, shape (n,); None stands for 0, a policy that took each token with
             certainty, and gives what the environment alone pays.
-        estimator: What is charged for a token: ``k1``, as above, ``k2``, ``k3``, or ``exact``.
-        exact_kl: For ``exact``: KL(π‖π_ref) of the whole next-token distributions before each token, in nats, shape (n,).
+        estimator: What stands for the KL of a token: ``k1``, as in the formula above, ``k2``, ``k3``, or ``exact``.
+        exact_kl: KL(π‖π_ref) of the whole next-token distributions before each token, in nats, shape (n,); ``exact`` only.
 
     Returns:
         Rewards, shape (n,), float64.
 
     Raises:
-        ValueError: an unknown estimator, or ``exact`` where nobody knows the distributions.
+        ValueError: the estimator is unknown, or is ``exact`` and `exact_kl` does not have one value for each token.
     """
     reference = np.asarray(ref_log_probs, dtype=np.float64)
-    own = np.zeros_like(reference) if log_probs is None else np.asarray(log_probs, dtype=np.float64)
+    policy = np.zeros_like(reference) if log_probs is None else np.asarray(log_probs, dtype=np.float64)
     if estimator == "exact":
         if exact_kl is None or len(np.asarray(exact_kl)) != len(reference):
             raise ValueError(
@@ -52,7 +52,7 @@ def token_rewards(
             )
         penalties = np.asarray(exact_kl, dtype=np.float64)
     else:
-        penalties = kl_estimate(estimator, own, reference)
+        penalties = kl_estimate(estimator, policy, reference)
     rewards = -kl_coef * penalties
     if final_score is not None:
         rewards[-1] += final_score
@@ -60,32 +60,32 @@ def token_rewards(
 
 
 def shaped_score(score: float, shift: float, scale: float, clip: float | None) -> float:
-    """(score + shift) · scale, held within ±clip.
+    """The score that is paid: (score + shift) · scale, held within ±clip.
 
     Shift and scale bring a reward model's scores to a mean and a spread that β and the critic were chosen for (Stiennon et
-    al. 2020 shift them so that reference summaries score 0; Ziegler et al. 2019 normalise mean and variance). Clipping
+    al. 2020 shift them so that reference summaries score 0; Ziegler et al. 2019 normalize mean and variance). Clipping
     keeps a single score from dominating an update (as DQN's, Mnih et al. 2015).
 
     Args:
-        score: The reward model's.
-        shift: Added first.
-        scale: Factor after that, above 0.
-        clip: Bound of the absolute value; None: none.
+        score: The reward model's score.
+        shift: Added to the score first.
+        scale: Factor above 0 that multiplies the sum.
+        clip: Largest absolute value of the result; None: no limit.
     """
     shaped = (score + shift) * scale
     return shaped if clip is None else min(clip, max(-clip, shaped))
 
 
 def overlong_share(length: int, max_new_tokens: int, buffer: int) -> float:
-    """How far into the last `buffer` tokens before the cap a response went, 0 to 1.
+    """How far a response went into the last `buffer` tokens before the length cap, 0 to 1.
 
     "Soft overlong punishment", eq. 13 of Yu et al. 2025, "DAPO" (https://arxiv.org/abs/2503.14476), with the sign turned:
     0 up to max_new_tokens - buffer tokens, then rising linearly to 1 at the cap.
 
     Args:
-        length: Response tokens, end token included.
-        max_new_tokens: The cap.
-        buffer: Tokens before it that are punished; 0: only the cap itself is.
+        length: Tokens of the response, end token included.
+        max_new_tokens: Length cap of a response, in tokens.
+        buffer: Number of tokens before the cap in which the share rises; 0: only a response at the cap has a share.
     """
     if buffer == 0:
         return float(length >= max_new_tokens)

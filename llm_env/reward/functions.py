@@ -9,8 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from llm_env.episode import Episode
-from llm_env.reward.scores import RewardModelError, checked_scores
-from llm_env.settings import RewardFunction
+from llm_env.reward.scores import RewardFunction, RewardModelError, checked_scores
 
 
 class FunctionReward:

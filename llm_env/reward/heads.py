@@ -2,7 +2,7 @@
 
 The folder is a sequence classifier with a label for each head. Its ``config.json`` names them (``reward_heads``) and says
 how much each counts (``reward_head_weights``); or ``gate.safetensors`` beside it holds a linear map from the hidden state at
-the prompt's last token to the logits of the weights, so that what counts depends on what was asked (Wang et al. 2024,
+the prompt's last token to the logits of the weights, so that what counts depends on the prompt (Wang et al. 2024,
 "Interpretable Preferences via Multi-Objective Reward Modeling", https://arxiv.org/abs/2406.12845).
 """
 
@@ -19,34 +19,42 @@ GATE_FILE = "gate.safetensors"
 
 
 class Gate(nn.Module):
-    """Weights of the heads, from the hidden state at the prompt's end.
+    """Weights of a reward model's heads, computed from the hidden state at the prompt's end.
 
     Args:
-        hidden_size: H.
-        n_heads: Number of heads.
+        hidden_size: Size H of the reward model's hidden states.
+        n_heads: Number of heads that are weighted.
     """
 
     def __init__(self, hidden_size: int, n_heads: int) -> None:
         super().__init__()
         self.linear = nn.Linear(hidden_size, n_heads)
-        nn.init.zeros_(self.linear.weight)  # at first all count the same
+        nn.init.zeros_(self.linear.weight)  # equal weights before training
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, prompt_states: Tensor) -> Tensor:
-        """(n, H) to weights (n, heads) that sum to 1."""
+        """Hidden states (n, H) to weights (n, n_heads) that sum to 1 in each row."""
         return torch.softmax(self.linear(prompt_states).float(), -1)
 
     def save(self, folder: Path) -> None:
-        """Writes ``gate.safetensors``."""
+        """Writes ``gate.safetensors`` into a model folder."""
         state = {k: v.detach().cpu().contiguous() for k, v in self.linear.state_dict().items()}
         save_file(state, folder / GATE_FILE)
 
 
 def load_gate(folder: str, hidden_size: int, n_heads: int) -> Gate | None:
-    """The gate of a model folder, or None where there is none.
+    """Loads the gate of a model folder, frozen.
+
+    Args:
+        folder: The reward model's folder.
+        hidden_size: Size H of its hidden states.
+        n_heads: Number of its heads.
+
+    Returns:
+        None where the folder has no ``gate.safetensors``.
 
     Raises:
-        ValueError: it does not fit the model.
+        ValueError: the gate does not fit the model.
     """
     path = Path(folder).expanduser() / GATE_FILE
     if not path.is_file():
@@ -61,13 +69,13 @@ def load_gate(folder: str, hidden_size: int, n_heads: int) -> Gate | None:
 
 
 def head_names(config: Any) -> list[str] | None:
-    """The heads' names, or None for an ordinary reward model."""
+    """The heads' names in a model's configuration, or None for a reward model with one score."""
     names = getattr(config, "reward_heads", None)
     return list(names) if names else None
 
 
 def head_weights(config: Any) -> list[float]:
-    """How much each head counts; equal parts where nothing is said.
+    """How much each head counts by a model's configuration; equal parts where it has no ``reward_head_weights``.
 
     Raises:
         ValueError: there are not as many weights as heads.
@@ -81,11 +89,11 @@ def head_weights(config: Any) -> list[float]:
 
 def combined_head(head: nn.Linear, weights: list[float]) -> nn.Linear:
     """One linear head whose output is the weighted sum of several: Σ_h w_h (W_h x + b_h)."""
-    mix = torch.tensor(weights, dtype=head.weight.dtype, device=head.weight.device)
-    one = nn.Linear(head.in_features, 1, bias=head.bias is not None).to(head.weight)
+    factors = torch.tensor(weights, dtype=head.weight.dtype, device=head.weight.device)  # (n_heads,)
+    combined = nn.Linear(head.in_features, 1, bias=head.bias is not None).to(head.weight)
     with torch.no_grad():
-        one.weight.copy_((mix @ head.weight)[None])
+        combined.weight.copy_((factors @ head.weight)[None])  # (1, H)
         if head.bias is not None:
-            one.bias.copy_((mix @ head.bias)[None])
-    one.weight.requires_grad_(head.weight.requires_grad)
-    return one
+            combined.bias.copy_((factors @ head.bias)[None])
+    combined.weight.requires_grad_(head.weight.requires_grad)
+    return combined

@@ -23,8 +23,7 @@ from llm_env.episode import Episode
 from llm_env.lm.names import LoadSettings
 from llm_env.reward.classifier import ClassifierReward, scalar_head
 from llm_env.reward.functions import FunctionReward
-from llm_env.reward.scores import RewardModel, RewardModelError
-from llm_env.settings import RewardSource
+from llm_env.reward.scores import RewardModel, RewardModelError, RewardSource
 
 __all__ = [
     "ClassifierReward",

@@ -18,12 +18,15 @@ from llm_env.lm.sequence_log_probs import sequence_log_probs
 
 
 class Reference:
-    """A frozen causal LM that tells how likely it finds tokens.
+    """Log-probabilities under a frozen causal LM.
 
     Args:
-        shared: The model.
-        temperature: Divides its logits, as it does the policy's: the KL compares distributions at one temperature.
-        mixed_precision: ``no`` or ``bf16``: as the policy's, so that equal weights give equal log-probs.
+        shared: The reference model.
+        temperature: Divides the logits, as it divides the policy's: the KL compares distributions at one temperature.
+        mixed_precision: ``no`` or ``bf16``, the same as the policy's, so that equal weights give equal log-probs.
+
+    Attributes:
+        version: Rises when the weights change, which happens only where a run refreshes its reference.
     """
 
     def __init__(self, shared: SharedLM, temperature: float, mixed_precision: str = "no") -> None:
@@ -31,11 +34,10 @@ class Reference:
         self.temperature = temperature
         self.mixed_precision = mixed_precision
         self.version = 0
-        """Rises when the weights change, which they do only where a run refreshes its reference."""
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[CausalLM]:
-        """The model without gradients and adapters, in its precision."""
+        """The model for the duration of a `with` block: no gradients, adapters off, autocast as set."""
         with self.shared.frozen() as lm, autocast(lm.device, self.mixed_precision):
             yield lm
 
@@ -54,10 +56,10 @@ class Reference:
 
 
 class StepwiseReference:
-    """The same, one token at a time for N growing prefixes, with a cache of its own.
+    """Log-probabilities under the reference, one token at a time for N growing prefixes, with a decoding cache.
 
     Args:
-        reference: The model and its temperature.
+        reference: The reference model and its temperature.
         max_length: Longest prefix, in tokens.
     """
 
@@ -68,16 +70,26 @@ class StepwiseReference:
         self._version = reference.version
 
     def _current_decoder(self) -> CachedDecoder:
-        if self._version != self.reference.version:  # other weights: nothing that was cached is right
+        if self._version != self.reference.version:  # the weights have changed, so everything in the cache is stale
             self.decoder = CachedDecoder(self.reference.shared.lm, self.max_length)
             self._version = self.reference.version
         return self.decoder
 
     def logits(self, input_ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> torch.Tensor:
-        """The model's logits over the temperature after each prefix that is not idle, float32, shape (busy rows, V)."""
+        """The next token's logits, divided by the temperature, after each prefix that is not idle.
+
+        Args:
+            input_ids: Right-padded prefixes, shape (N, L).
+            lengths: Tokens of each prefix, shape (N,); 0 for idle rows.
+
+        Returns:
+            Shape (busy rows, V), float32.
+        """
         with self.reference.frozen() as lm:
             busy = np.flatnonzero(lengths)
-            hidden = self._current_decoder().hidden(torch.from_numpy(input_ids), torch.from_numpy(lengths))[busy]
+            hidden = self._current_decoder().hidden(torch.from_numpy(input_ids), torch.from_numpy(lengths))[
+                busy
+            ]  # (busy, H)
             return lm.logits(hidden).float() / self.reference.temperature
 
     def log_probs(
@@ -89,6 +101,9 @@ class StepwiseReference:
             input_ids: Right-padded prefixes, shape (N, L).
             lengths: Tokens of each prefix, shape (N,); 0 for idle rows, which get 0.
             actions: Next tokens, shape (N,).
+
+        Returns:
+            Shape (N,), float64.
         """
         result = np.zeros(len(lengths))
         busy = np.flatnonzero(lengths)

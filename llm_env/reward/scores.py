@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias
 
 from llm_env.episode import Episode
+
+RewardFunction: TypeAlias = Callable[[list[str], list[str]], Sequence[float]]
+"""Scores responses: takes prompts and responses, two lists of texts, and returns one float for each response."""
+RewardSource: TypeAlias = str | RewardFunction | Sequence[Any]
+"""A reward model's name, a function, or a list of such or of ``[reward model, weight]``; see `llm_env.reward.models`."""
 
 
 class RewardModelError(RuntimeError):

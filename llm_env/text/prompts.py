@@ -1,4 +1,4 @@
-"""Prompts: where they come from, how they are tokenised, in which order they are asked.
+"""Prompts: where they come from, how they are tokenized, in which order they are asked.
 
 A prompt is a text, or a list of chat messages that the tokenizer's chat template renders. The source is a list of
 either, a file (``.txt``: one a line; ``.jsonl``, ``.csv``, ``.parquet``: a column ``prompt``, ``messages`` or
@@ -31,10 +31,10 @@ class Prompt:
     """A prompt, ready to be continued.
 
     Attributes:
-        text: What was asked; for chat messages, what the template made of them.
-        ids: Its tokens, at least one.
-        messages: The chat messages, where it was given as such.
-        index: Its place in the prompt set; None for a prompt given at `reset`.
+        text: The prompt's text; for chat messages, what the chat template made of them.
+        ids: The prompt's tokens, at least one.
+        messages: The chat messages as (role, content) pairs; None for a plain text.
+        index: Place of the prompt in the prompt set; None for a prompt from outside, as in ``reset(options=…)``.
     """
 
     text: str
@@ -47,7 +47,7 @@ def read_prompts(source: str | Path | Sequence[RawPrompt], option: str = "prompt
     """Reads raw prompts from a list, a file or a dataset id.
 
     Args:
-        source: See the module's docstring.
+        source: One of the sources in the module's docstring.
         option: The option that it came from, for error messages.
 
     Raises:
@@ -66,7 +66,7 @@ def read_prompts(source: str | Path | Sequence[RawPrompt], option: str = "prompt
 
 
 def _prompt_of(where: str, record: Any) -> Any:
-    """A record's prompt: itself, or the field that holds it."""
+    """The prompt in a record: the record itself, or the field that holds it."""
     if not isinstance(record, dict):
         return record
     for column in COLUMNS:
@@ -76,10 +76,17 @@ def _prompt_of(where: str, record: Any) -> Any:
 
 
 def checked_prompt(where: str, prompt: Any) -> RawPrompt:
-    """A raw prompt, made sure of.
+    """Makes sure that something is a prompt.
+
+    Args:
+        where: Where it comes from, as ``file, line 3``, for error messages.
+        prompt: A text, or a sequence of messages with ``role`` and ``content``.
+
+    Returns:
+        The text, or the messages as new dictionaries of role and content only.
 
     Raises:
-        ValueError: it is empty or malformed; `where` is named.
+        ValueError: it is empty or malformed; the error begins with `where`.
     """
     if isinstance(prompt, str):
         if not prompt.strip():
@@ -101,13 +108,13 @@ def checked_prompt(where: str, prompt: Any) -> RawPrompt:
 def encode_prompt(
     raw: RawPrompt, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, index: int | None = None
 ) -> tuple[Prompt, int]:
-    """Tokenises one prompt, cutting it on the left to `max_prompt_length` tokens.
+    """Tokenizes one prompt and cuts it on the left to `max_prompt_length` tokens.
 
     Args:
-        raw: Text or messages.
-        tokenizer: The actor's.
-        max_prompt_length: In tokens.
-        index: Its place in the prompt set.
+        raw: A text, or chat messages that the tokenizer's chat template renders.
+        tokenizer: The tokenizer of the model that will continue the prompt.
+        max_prompt_length: Most tokens to keep; the last ones are kept.
+        index: Place of the prompt in the prompt set; None if it is in none.
 
     Returns:
         The prompt and the number of tokens cut off.
@@ -118,9 +125,10 @@ def encode_prompt(
     if isinstance(raw, str):
         text, ids = raw, tokenizer(raw)["input_ids"]
         messages = None
-        if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:  # some tokenizers close every text
-            ids = ids[:-1]
+        if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
+            ids = ids[:-1]  # some tokenizers close every text; a prompt goes on
     else:
+        # The template writes the special tokens itself, so none are added when its text is encoded.
         if tokenizer.chat_template is None:
             raise ValueError(
                 "A prompt is a list of chat messages, but the tokenizer has no chat template. "
@@ -129,6 +137,7 @@ def encode_prompt(
         text = str(tokenizer.apply_chat_template(raw, tokenize=False, add_generation_prompt=True))
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         messages = tuple((m["role"], m["content"]) for m in raw)
+    # A text without tokens can still be continued, from the first token.
     if not ids and tokenizer.bos_token_id is not None:
         ids = [tokenizer.bos_token_id]
     if not ids:
@@ -138,12 +147,12 @@ def encode_prompt(
 
 
 class PromptSet:
-    """All prompts of an environment, tokenised.
+    """All prompts of an environment, tokenized.
 
     Args:
-        source: See the module's docstring.
-        tokenizer: The actor's.
-        max_prompt_length: In tokens; longer prompts are cut on the left, and one warning counts them.
+        source: One of the sources in the module's docstring.
+        tokenizer: The tokenizer of the model that will continue the prompts.
+        max_prompt_length: Most tokens of a prompt; longer ones are cut on the left, and one warning counts them.
 
     Raises:
         FileNotFoundError, ValueError: as `read_prompts` and `encode_prompt`.
@@ -173,12 +182,15 @@ class PromptSet:
         return self.prompts[index]
 
     def spread(self, count: int) -> list[Prompt]:
-        """At most `count` prompts, drawn from all over the set, always the same: neighbours in a file are often alike."""
+        """At most `count` prompts, drawn from all over the set, because neighbors in a file are often alike.
+
+        The draw is always the same.
+        """
         order = np.random.default_rng(0).permutation(len(self.prompts))
         return [self.prompts[i] for i in order[:count]]
 
     def encode(self, raw: RawPrompt) -> Prompt:
-        """A prompt from outside the set.
+        """A prompt from outside the set, cut as those in it; a cut is warned about.
 
         Raises:
             ValueError: it is empty or malformed.
@@ -197,8 +209,8 @@ class PromptOrder:
     """Indices of prompts, each once before any comes twice, shuffled anew for every pass.
 
     Args:
-        n_prompts: Size of the prompt set.
-        rng: Where the shuffling comes from.
+        n_prompts: Number of prompts.
+        rng: Random generator that shuffles them.
     """
 
     def __init__(self, n_prompts: int, rng: np.random.Generator) -> None:
@@ -213,10 +225,10 @@ class PromptOrder:
         return self._left.pop()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on in the same order; plain values."""
+        """What is left of this pass, and the generator's state, in plain values."""
         return {"left": list(self._left), "rng": self.rng.bit_generator.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state_dict` was taken."""
+        """Restores what `state_dict` returned."""
         self._left = list(state["left"])
         self.rng.bit_generator.state = state["rng"]

@@ -1,4 +1,4 @@
-"""Records from files and datasets, each with the place where it stands, for errors that name it."""
+"""Records from files and datasets, each with its place (file and line), so that errors can name it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def read_records(source: str | Path, option: str) -> list[tuple[str, Any]]:
 
     Args:
         source: ``.txt`` (each line a record), ``.jsonl`` (any JSON value a line), ``.csv``, ``.parquet`` or a dataset.
-        option: The option that it came from, for error messages.
+        option: The option that the source came from, for error messages.
 
     Returns:
         Pairs of a place, as ``file, line 3``, and the record: a text, or a dictionary of fields.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file's kind is not known, or a record is not what its kind promises (its line is named).
+        ValueError: the file's ending is none of `FILE_KINDS`, or a record cannot be read (the error names its line).
     """
     name = str(source)
     path = Path(name).expanduser()

@@ -10,17 +10,34 @@ from llm_env.text.prompts import RawPrompt
 
 
 def split_indices(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
-    """(train, held out): at least one held out."""
-    held = max(1, round(share * count))
+    """Splits indices at random.
+
+    Args:
+        count: Number of records.
+        share: Share of them that is held out, 0 to 1.
+        seed: Seed of the shuffle.
+
+    Returns:
+        Sorted indices to train on, and sorted indices to measure on, of which there is at least one.
+    """
+    n_held_out = max(1, round(share * count))
     order = np.random.default_rng(seed).permutation(count).tolist()
-    return sorted(order[held:]), sorted(order[:held])
+    return sorted(order[n_held_out:]), sorted(order[:n_held_out])
 
 
-HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 256
+HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 256  # of the prompts, and in prompts
 
 
 def hold_out(prompts: Sequence[RawPrompt], seed: int) -> tuple[list[RawPrompt], list[RawPrompt]]:
-    """(to train on, to measure on): a tenth is held out, at least one and at most 256 of them, both in the order given."""
+    """Splits prompts at random: a tenth is held out, at least one and at most 256 of them.
+
+    Args:
+        prompts: All prompts.
+        seed: Seed of the shuffle.
+
+    Returns:
+        Prompts to train on, and prompts to measure on, both in their first order.
+    """
     count = min(HELD_OUT_MOST, max(1, round(HELD_OUT_SHARE * len(prompts))))
     held = set(np.random.default_rng(seed).permutation(len(prompts))[:count].tolist())
     return [p for i, p in enumerate(prompts) if i not in held], [p for i, p in enumerate(prompts) if i in held]

@@ -6,8 +6,8 @@ A source is a file (``.txt``: one text a line; ``.jsonl``, ``.csv``, ``.parquet`
 - ``messages``, the last of them the assistant's: everything before it is the prompt; or
 - ``text``.
 
-Prompt and response are encoded apart, as the environment does it: what a policy is asked to continue is then exactly
-what it has learned to continue.
+Prompt and response are encoded apart, as in the environment, so that a policy learns to continue exactly the tokens that
+the environment asks it to continue.
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ RESPONSE_FIELDS = ("response", "completion")
 
 
 class TextRecord(NamedTuple):
-    """A text with or without a prompt before it; one that is not finished gets no end token."""
+    """A text to learn from.
+
+    Attributes:
+        prompt: The prompt before the response; None for a plain text.
+        response: The response, or the plain text.
+        finished: Whether the response was finished; one that was cut off gets no end token.
+    """
 
     prompt: RawPrompt | None
     response: str
@@ -33,14 +39,24 @@ class TextRecord(NamedTuple):
 
 
 class EncodedText(NamedTuple):
-    """Token ids, and the place of the first one that is to be learned."""
+    """An encoded text.
+
+    Attributes:
+        ids: Tokens of prompt, response and end token.
+        start: Index of the first token that is to be learned, at least 1.
+    """
 
     ids: list[int]
     start: int
 
 
 def response_after(prompt: str, response: str) -> str:
-    """A response with the gap that it needs behind its prompt."""
+    """A response as it stands behind its prompt: with a space before it where neither of the two has one.
+
+    Args:
+        prompt: The prompt's text.
+        response: The response's text; an empty one stays empty.
+    """
     return response if not response or response[0].isspace() or prompt[-1:].isspace() else f" {response}"
 
 
@@ -48,7 +64,7 @@ def read_texts(source: str | Path, option: str = "texts") -> list[TextRecord]:
     """Reads the records of a file or dataset.
 
     Args:
-        source: See the module's docstring.
+        source: One of the sources in the module's docstring.
         option: The option that it came from, for error messages.
 
     Raises:
@@ -93,16 +109,17 @@ def _text(where: str, field: str, value: Any) -> str:
 def encode_text(
     record: TextRecord, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int | None = None
 ) -> EncodedText:
-    """Prompt, response and end token as ids; the response is what is learned, of a plain text everything.
+    """Prompt, response and end token as ids. What is to be learned is the response; of a plain text, everything.
 
     Args:
-        record: The text.
-        tokenizer: The model's.
-        max_prompt_length: Longer prompts are cut on the left, as the environment does; None: never.
+        record: The text to encode.
+        tokenizer: The tokenizer of the model that learns it.
+        max_prompt_length: Most tokens of the prompt; longer ones are cut on the left, as in the environment. None: no limit.
     """
     end = end_ids(tokenizer, record.finished)
     if record.prompt is None:
         ids = list(tokenizer(record.response)["input_ids"])
+        # Some tokenizers close every text with the end token themselves.
         if not end or ids[-1:] != end:
             ids += end
         return EncodedText(ids, 1)
@@ -116,7 +133,7 @@ def end_ids(tokenizer: PreTrainedTokenizerBase, finished: bool = True) -> list[i
     """The end token that stands behind a response, as a list of one id.
 
     Args:
-        tokenizer: The model's.
+        tokenizer: The tokenizer of the model that learns or scores the response.
         finished: Whether the response was finished; one that was cut off has no end token.
 
     Returns:

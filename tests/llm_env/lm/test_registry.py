@@ -142,3 +142,21 @@ def test_the_fingerprint_sees_sizes_times_and_names(tmp_path: Path) -> None:
     seen.add(folder_fingerprint(str(tmp_path)))
     assert len(seen) == 3
     assert folder_fingerprint(str(tmp_path)) in seen
+
+
+def test_a_model_with_a_lost_policys_adapters_is_not_handed_out_again(folder: Callable[..., Path]) -> None:
+    class Policy:
+        """What puts adapters into a shared model."""
+
+    name, policy = str(folder()), Policy()
+    shared = shared_causal_lm(name, LOAD)
+    assert shared.lend(policy)
+    assert not shared.lend(Policy()), "one policy at a time"
+    assert not shared.abandoned
+    assert shared_causal_lm(name, LOAD) is shared
+    del policy
+    gc.collect()
+    assert shared.abandoned
+    fresh = shared_causal_lm(name, LOAD)
+    assert fresh is not shared
+    assert shared_causal_lm(name, LOAD) is fresh

@@ -126,3 +126,10 @@ def test_order_asks_each_once_a_pass_and_goes_on_where_it_was() -> None:
     other = PromptOrder(7, np.random.default_rng(99))
     other.load_state_dict(saved)
     assert [other.next() for _ in range(20)] == rest
+
+
+def test_errors_name_the_option_that_the_user_gave() -> None:
+    with pytest.raises(FileNotFoundError, match=r"^eval_prompts='nowhere/prompts\.jsonl'"):
+        read_prompts("nowhere/prompts.jsonl", option="eval_prompts")
+    with pytest.raises(ValueError, match=r"^eval_prompts\[1\]"):
+        read_prompts(["x", ""], option="eval_prompts")

@@ -9,7 +9,7 @@ import pytest
 from llm_env.default_task import DEFAULT_MODEL
 from llm_env.lm.loading import load_tokenizer
 from llm_env.text.prompts import encode_prompt
-from llm_env.text.texts import TextRecord, encode_text, read_texts
+from llm_env.text.texts import TextRecord, encode_text, end_ids, read_texts, response_after
 
 
 def written(path: Path, *records: Any) -> Path:
@@ -80,3 +80,21 @@ def test_a_text_is_encoded_as_the_environment_asks_for_it() -> None:
     plain = encode_text(TextRecord(None, "How was it?"), tokenizer)
     assert plain.start == 1
     assert plain.ids[-1] == tokenizer.eos_token_id
+
+
+def test_errors_name_the_option_that_the_user_gave(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"^ptx_texts='.*no\.jsonl'"):
+        read_texts(tmp_path / "no.jsonl", option="ptx_texts")
+    (tmp_path / "empty.txt").write_text("", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"^ptx_texts='.*empty\.txt' is empty"):
+        read_texts(tmp_path / "empty.txt", option="ptx_texts")
+
+
+def test_end_and_gap() -> None:
+    tokenizer = load_tokenizer(DEFAULT_MODEL)
+    assert end_ids(tokenizer) == [tokenizer.eos_token_id]
+    assert end_ids(tokenizer, finished=False) == []
+    assert response_after("How was it?", "Good.") == " Good."
+    assert response_after("How was it? ", "Good.") == "Good."
+    assert response_after("How was it?", " Good.") == " Good."
+    assert response_after("How was it?", "") == ""

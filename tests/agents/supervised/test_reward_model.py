@@ -283,8 +283,8 @@ QUICK = ("--epochs", "0.1", "--evaluations", "1")
 def test_heads_are_put_together_by_weights_or_a_gate(small: Path, tmp_path: Path, gate: bool) -> None:
     rankings = read_rankings(small / "train.jsonl")
     aspects = ["good", "polite", None]
-    labelled = [dataclasses.replace(r, aspect=aspects[i % 3]).to_json() for i, r in enumerate(rankings)]
-    write_jsonl(small / "aspects.jsonl", labelled)
+    labeled = [dataclasses.replace(r, aspect=aspects[i % 3]).to_json() for i, r in enumerate(rankings)]
+    write_jsonl(small / "aspects.jsonl", labeled)
     extra = ["--heads", "good", "polite", *(["--gate"] if gate else ["--head-weights", "0.8", "0.2"])]
     assert train(small, tmp_path / "rm", *extra, "--epochs", "1", train_file="aspects.jsonl") == 0
     folder = tmp_path / "rm" / "reward_model"

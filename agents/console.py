@@ -46,8 +46,9 @@ def parse_command_line(
     except ValueError as error:
         print_error(error)
         raise SystemExit(2) from error
-    start: dict[str, Any] = {} if default is None else {"default": default}
-    return tyro.cli(cls, args=argv, description=description, **start)
+    if default is None:
+        return tyro.cli(cls, args=argv, description=description)
+    return tyro.cli(cls, args=argv, description=description, default=default)
 
 
 def _check_options(cls: type, argv: Sequence[str]) -> None:

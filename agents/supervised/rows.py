@@ -32,6 +32,7 @@ def read_split(
         held_out = read_rankings(eval_preferences)
         check_leaks(rankings, held_out)
         return rankings, held_out
+    # whole prompts are held out, because responses to one prompt resemble each other
     prompts = list(dict.fromkeys(prompt_key(r.candidates.prompt) for r in rankings))
     train, test = split_indices(len(prompts), share, seed)
     if not train or not test:
@@ -76,12 +77,14 @@ def encode_rankings(
     for ranking in rankings:
         head = _head_of(ranking, heads)
         ranks = ranking.ranks()
+        # rankings that teach nothing
         if len(ranks) < 2:
             left_out["all bad"] += 1
             continue
         if len(set(ranks.values())) < 2:
             left_out["all tied"] += 1
             continue
+        # each response is encoded once, however many pairs it is part of
         encoded: dict[str, EncodedText] = {}
         for name in ranks:
             response = ranking.candidates.response(name)
@@ -91,6 +94,7 @@ def encode_rankings(
             encoded[name] = EncodedText(text.ids[:max_length], text.start)
         groups = [[better.id, worse.id] for better, worse, _ in ranking.pairs()] if in_pairs else [list(ranks)]
         for names in groups:
+            # texts that differ may be equal as ids, after cutting for example
             if len({tuple(encoded[n].ids) for n in names}) < 2:
                 left_out["equal texts"] += 1
                 continue

@@ -23,7 +23,7 @@ def printed(on: Console) -> str:
 
 
 @pytest.mark.parametrize(
-    ("raised", "status", "said"),
+    ("raised", "status", "message"),
     [
         (None, 0, ""),
         (KeyboardInterrupt(), 130, "Go on with the same command and --resume\n"),
@@ -32,7 +32,7 @@ def printed(on: Console) -> str:
     ],
 )
 def test_a_stage_ends_with_its_report_or_with_a_line_and_a_status(
-    raised: BaseException | None, status: int, said: str, capsys: pytest.CaptureFixture[str]
+    raised: BaseException | None, status: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stage() -> dict[str, Any]:
         if raised is not None:
@@ -43,7 +43,7 @@ def test_a_stage_ends_with_its_report_or_with_a_line_and_a_status(
     on = console()
     assert attempt(stage, on) == ({"loss": 1.0} if raised is None else None, status)
     assert warnings.showwarning is before
-    assert said in printed(on) + capsys.readouterr().err
+    assert message in printed(on) + capsys.readouterr().err
 
 
 def test_a_mistake_of_ours_is_not_hidden() -> None:
@@ -60,7 +60,7 @@ def test_texts_are_printed_as_they_are() -> None:
     assert printed(on) == "Say [bold]: [/dim] [1]\n"
 
 
-def test_only_what_was_left_out_is_told() -> None:
+def test_only_reasons_that_occurred_are_printed() -> None:
     on = console()
     print_left_out({"all bad": 0, "cut": 3}, on)
     print_left_out({"all bad": 0}, on)

@@ -86,12 +86,14 @@ def _with_reference(
     held_out: list[dict[str, Any]],
 ) -> Any:
     """DPO's and KTO's trainers, with a reference model where TRL does not make one of the model itself."""
+    # KTO's records are the sides of the pairs
     records = 2 * len(pairs) if row.trainer == UNPAIRED else len(pairs)
     entries = {
         **_shared_entries(settings, row, records),
         "max_length": None,  # the rows are cut already
         "precompute_ref_log_probs": settings.cache_reference,
     }
+    # Without a reference TRL takes the model as it starts: once, before training, for the cache; with LoRA, adapters off.
     if settings.ref_model is not None or not (settings.cache_reference or settings.lora_rank):
         common["ref_model"] = load_model(settings.ref_model or settings.model or DEFAULT_MODEL, settings)
     rows = {"train": pairs, "eval": held_out}
@@ -99,6 +101,7 @@ def _with_reference(
         size = entries["per_device_train_batch_size"]
         rows = {side: trainers.unpaired_rows(rows[side], size, settings.seed) for side in rows}
     elif settings.sft_coef is not None:
+        # TRL adds up several losses; its "sft" is the preferred response's negative log-likelihood
         entries |= {"loss_type": [*entries["loss_type"], "sft"], "loss_weights": [1.0, settings.sft_coef]}
     cache = settings.output_dir / "reference_log_probs" if settings.cache_reference else None
     for side, side_rows in rows.items():

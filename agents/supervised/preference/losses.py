@@ -1,4 +1,4 @@
-"""Losses of `PairTrainer`'s own pass: pure functions of a batch of pairs. All but the first are losses that TRL lacks."""
+"""Losses that `PairTrainer` computes instead of TRL: pure functions of a batch of pairs. TRL has only the first of them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from torch import Tensor
 
 
 def dpo_loss(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
-    """Direct preference optimisation, eq. 7 of Rafailov et al. 2023 (https://arxiv.org/abs/2305.18290).
+    """Direct preference optimization, eq. 7 of Rafailov et al. 2023 (https://arxiv.org/abs/2305.18290).
 
     -log σ(β (r_w - r_l)): the Bradley-Terry likelihood of the pair under the implicit reward β r, whose optimum over all
     policies is π ∝ π_ref exp(reward / β).
 
     Args:
         chosen: r_w = log π(y_w|x) - log π_ref(y_w|x), in nats, shape (B,).
-        rejected: r_l, shape (B,).
-        beta: β.
+        rejected: r_l, the same of the other response, shape (B,).
+        beta: β, how much the policy holds to its reference, above 0.
 
     Returns:
-        To minimise, shape (B,).
+        The loss of each pair, to minimize, shape (B,).
     """
     return -F.logsigmoid(beta * (chosen - rejected))
 
@@ -33,12 +33,12 @@ def dpop_loss(chosen: Tensor, rejected: Tensor, beta: float, penalty: float) -> 
 
     Args:
         chosen: r_w of each pair, in nats, shape (B,).
-        rejected: r_l, shape (B,).
-        beta: β.
-        penalty: λ; 0 is DPO.
+        rejected: r_l of each pair, in nats, shape (B,).
+        beta: β, how much the policy holds to its reference, above 0.
+        penalty: λ, the price of a nat below the reference; 0 is DPO.
 
     Returns:
-        To minimise, shape (B,).
+        The loss of each pair, to minimize, shape (B,).
     """
     return -F.logsigmoid(beta * (chosen - rejected - penalty * torch.relu(-chosen)))
 
@@ -51,13 +51,13 @@ def tdpo1_loss(chosen: Tensor, rejected: Tensor, chosen_kl: Tensor, rejected_kl:
 
     Args:
         chosen: r_w = log π(y_w|x) - log π_ref(y_w|x), in nats, shape (B,).
-        rejected: r_l, shape (B,).
+        rejected: r_l, the same of the other response, shape (B,).
         chosen_kl: Sequential KL along the preferred response, in nats, shape (B,).
-        rejected_kl: The same along the other, shape (B,).
-        beta: β.
+        rejected_kl: Sequential KL along the other response, in nats, shape (B,).
+        beta: β, how much the policy holds to its reference, above 0.
 
     Returns:
-        To minimise, shape (B,).
+        The loss of each pair, to minimize, shape (B,).
     """
     return -F.logsigmoid(beta * (chosen - rejected - (rejected_kl - chosen_kl)))
 
@@ -71,14 +71,14 @@ def tdpo2_loss(
     difference counts.
 
     Args:
-        chosen: As for `tdpo1_loss`, as the next four.
-        rejected: Shape (B,).
-        chosen_kl: Shape (B,); its gradient is stopped.
-        rejected_kl: Shape (B,).
-        beta: β.
-        alpha: α; 0 is DPO.
+        chosen: r_w = log π(y_w|x) - log π_ref(y_w|x), in nats, shape (B,).
+        rejected: r_l, the same of the other response, shape (B,).
+        chosen_kl: Sequential KL along the preferred response, in nats, shape (B,); its gradient is stopped.
+        rejected_kl: Sequential KL along the other response, in nats, shape (B,).
+        beta: β, how much the policy holds to its reference, above 0.
+        alpha: α, the weight of the KLs' difference; 0 is DPO.
 
     Returns:
-        To minimise, shape (B,).
+        The loss of each pair, to minimize, shape (B,).
     """
     return -F.logsigmoid(beta * (chosen - rejected - alpha * (rejected_kl - chosen_kl.detach())))

@@ -137,7 +137,7 @@ def raw_scores(folder: Path, rankings: Sequence[Ranking], settings: RewardSettin
     load = LoadSettings("float32", str(resolve_device(settings.device)), settings.trust_remote_code)
     tokenizer = load_tokenizer(str(folder), "reward_model", settings.trust_remote_code)
     model = ClassifierReward(str(folder), load, tokenizer)
-    model.mean, model.std = 0.0, 1.0
+    model.mean, model.std = 0.0, 1.0  # a folder that was normalized before says otherwise
     episodes = [episode_of(r.candidates.prompt, c, model) for r in rankings for c in r.candidates.responses]
     flat = iter(model.score(episodes))
     return [{c.id: next(flat) for c in r.candidates.responses} for r in rankings]

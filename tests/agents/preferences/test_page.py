@@ -10,10 +10,12 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from agents.preferences.answers import Answers, Question
+from agents.preferences.page import RankingPage
 from agents.preferences.records import Candidates, Response, read_rankings
 from tests.browser import needs_browser, open_page
 from tests.conftest import ROOT
@@ -68,6 +70,43 @@ def test_the_order_is_blind_random_and_the_same_after_a_restart() -> None:
     orders = {tuple(Question(c).order(name)) for c in candidates(8) for name in ("ann", "bob")}
     assert len(orders) > 3
     assert Question(candidates()[0]).order("ann") == Question(candidates()[0]).order("ann")
+
+
+@pytest.fixture
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RankingPage:
+    """The page without gradio: an update is the dict of its arguments, and what stays as it is `None`."""
+    gradio = SimpleNamespace(update=lambda **changes: changes, skip=lambda: None, Warning=lambda text: None)
+    monkeypatch.setitem(sys.modules, "gradio", gradio)
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    questions = [Question(candidates()[0]), Question(candidates(2)[1], "polite")]
+    return RankingPage(Answers(tmp_path / "rankings.jsonl", questions))
+
+
+def test_ranks_on_the_page_are_those_of_the_responses_that_stand_there(page: RankingPage) -> None:
+    number, title, note, prompt, *rest = page.show("ann")
+    assert (number, note, prompt["value"]) == (0, "", "Question 0?")
+    assert title.startswith("0 of 2 done.")
+    texts, ranks, buttons = rest[:3], rest[3:6], rest[6:]
+    assert sorted(t["value"] for t in texts) == [f"Answer {k} to 0." for k in range(3)]
+    assert all(r["choices"] == ["1", "2", "3"] and r["value"] is None for r in ranks)
+    assert all(b["visible"] for b in buttons)
+    choices = [str(int(t["value"].split()[1]) + 1) for t in texts]  # answer 0 is the best
+    assert len(page.submit("ann", 0, *choices)) == len(page.stay("")) == 4 + 2 * 3 + 3
+    assert page.answers.rankings["ann", "p0", None].tiers == (("r0",), ("r1",), ("r2",))
+    assert page.show("ann")[1].startswith("Which is more polite? 1 of 2 done.")
+    page.all_bad("ann", 1)
+    thanks = page.show("ann")
+    assert thanks[1] == "All 2 are done. Thank you, ann."
+    assert not any(update["visible"] for update in thanks[3:])
+
+
+def test_the_page_refuses_half_a_ranking_and_one_that_says_nothing(page: RankingPage) -> None:
+    assert page.submit("ann", 0, "1", None, "2")[2] == "**No rank yet for response B.**"
+    assert "All have the same rank" in page.submit("ann", 0, "2", "2", "2")[2]
+    assert not page.answers.rankings
+    assert page.start(" ")[:3] == [None, None, None]
+    assert page.start(" ann ")[0] == "ann"
+    assert page.skip("ann", 0)[0] == 1  # the other question comes first
 
 
 def free_port() -> int:

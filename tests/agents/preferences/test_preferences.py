@@ -10,6 +10,7 @@ import pytest
 
 from agents.cli import collect_preferences, train
 from agents.preferences.agreement import agreement, cohen_kappa, krippendorff_alpha
+from agents.preferences.folder import keep_first
 from agents.preferences.judge import Judge
 from agents.preferences.label_studio import export_tasks, import_rankings, labeling_config
 from agents.preferences.records import (
@@ -41,7 +42,6 @@ def written(path: Path, *records: Any) -> Path:
     return path
 
 
-# ------------------------------------------------------------------------------------------------ files
 def test_rankings_come_back_as_they_were_written(tmp_path: Path) -> None:
     (ranking,) = read_rankings(written(tmp_path / "r.jsonl", record(annotator="ann", aspect="polite")))
     assert ranking.tiers == (("a",), ("b", "c"))
@@ -110,11 +110,10 @@ def test_pairs_of_rankings_are_trls_and_leave_ties_and_equal_texts_out(tmp_path:
         {"id": "d", "text": "D."},
     ]
     path = written(tmp_path / "r.jsonl", record(responses=responses, ranking=[["a"], ["b"], ["c", "d"]]))
-    found = [(p["chosen"], p["rejected"], p["margin"]) for p in pair_records(read_rankings(path))]
-    assert found == [("A.", "B.", 0.0), ("A.", "D.", 1.0), ("B.", "A.", 0.0), ("B.", "D.", 0.0)]
+    pairs = [(p["chosen"], p["rejected"], p["margin"]) for p in pair_records(read_rankings(path))]
+    assert pairs == [("A.", "B.", 0.0), ("A.", "D.", 1.0), ("B.", "A.", 0.0), ("B.", "D.", 0.0)]
 
 
-# ------------------------------------------------------------------------------------------------ agreement
 def test_krippendorffs_alpha_of_the_textbook() -> None:
     """Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", example C, nominal: 0.743."""
     a = [1, 2, 3, 3, 2, 1, 4, 1, 2, None, None, None]
@@ -140,13 +139,12 @@ def test_agreement_looks_at_pairs_and_takes_the_last_answer() -> None:
     candidates = Candidates("p", "How?", tuple(Response(n, n) for n in "abc"))
     ann = Ranking(candidates, (("a",), ("b",), ("c",)), "ann")
     bob = Ranking(candidates, (("b",), ("a", "c")), "bob")
-    found = agreement([Ranking(candidates, (("c",), ("b",), ("a",)), "ann"), ann, bob])
-    assert found["annotators"] == ["ann", "bob"]
-    assert found["pairs_judged_twice"] == 3
-    assert found["between"][0]["agreed"] == pytest.approx(1 / 3)  # b before c; a and b differ; a and c: tie or not
+    report = agreement([Ranking(candidates, (("c",), ("b",), ("a",)), "ann"), ann, bob])
+    assert report["annotators"] == ["ann", "bob"]
+    assert report["pairs_judged_twice"] == 3
+    assert report["between"][0]["agreed"] == pytest.approx(1 / 3)  # b before c; a and b differ; a and c: tie or not
 
 
-# ------------------------------------------------------------------------------------------------ Label Studio
 def test_label_studio_there_and_back(tmp_path: Path) -> None:
     candidates = [Candidates("p0", "How?", tuple(Response(n, f"Text {n}.") for n in "abc"))]
     task = export_tasks(candidates)[0]
@@ -180,7 +178,6 @@ def test_label_studio_there_and_back(tmp_path: Path) -> None:
         import_rankings(path, candidates)
 
 
-# ------------------------------------------------------------------------------------------------ collecting
 def test_near_duplicates() -> None:
     assert near_duplicate("The cook was  kind.", "the cook was kind.")
     assert near_duplicate("a b c d e f g h i j k", "a b c d e f g h i j")
@@ -191,10 +188,10 @@ def test_responses_differ_and_come_from_all_sources() -> None:
     sources = [Source(DEFAULT_MODEL, 0.5), Source(DEFAULT_MODEL, 1.5)]
     prompts = ["How was the hotel?", "Review of the bakery:", "How was the taxi?"]
     (collected,) = collect_responses(prompts, Sampling(tuple(sources), 4, 32, 16, seed=0), CPU)
-    found = collected.candidates
-    assert collected.tokens >= sum(len(c.responses) for c in found)
-    assert [c.id for c in found] == ["p0", "p1", "p2"]
-    for candidates in found:
+    prompts_with_responses = collected.candidates
+    assert collected.tokens >= sum(len(c.responses) for c in prompts_with_responses)
+    assert [c.id for c in prompts_with_responses] == ["p0", "p1", "p2"]
+    for candidates in prompts_with_responses:
         texts = [r.text for r in candidates.responses]
         assert len(texts) == 4
         assert not any(near_duplicate(a, b) for i, a in enumerate(texts) for b in texts[:i])
@@ -284,6 +281,14 @@ def test_bad_settings_of_the_script(
 ) -> None:
     assert collect(tmp_path / "out", *extra) == 1
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_chunk_that_was_interrupted_is_dropped_whatever_its_texts_hold(tmp_path: Path) -> None:
+    path = tmp_path / "responses.jsonl"
+    lines = [json.dumps({"id": f"p{i}", "text": "a line\u2028separator"}, ensure_ascii=False) + "\n" for i in range(4)]
+    path.write_text("".join(lines), encoding="utf-8")
+    keep_first(path, 2)
+    assert path.read_text(encoding="utf-8") == "".join(lines[:2])
 
 
 @pytest.mark.parametrize("lora", ["0", "4"])

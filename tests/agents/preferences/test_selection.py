@@ -41,8 +41,8 @@ def test_pairs_have_margins_of_scores_or_of_places() -> None:
     assert shown(pairs_of([ranking("ab")], "best_worst")) == []  # a tie makes no pair
     assert pairs_of([scored])[0].scores == {"a": 2.0, "b": 1.5}
     assert [p["margin"] for p in pair_records([scored])] == [0.5, 3.0, 2.5]
-    some = ranking("a>b>c", scores={"a": 2.0, "b": 1.5})  # c was ranked, not scored
-    assert shown(pairs_of([some])) == [("a", "b", 0.5), ("a", "c", 1.0), ("b", "c", 0.0)]
+    partly = ranking("a>b>c", scores={"a": 2.0, "b": 1.5})  # c was ranked, not scored
+    assert shown(pairs_of([partly])) == [("a", "b", 0.5), ("a", "c", 1.0), ("b", "c", 0.0)]
     with pytest.raises(ValueError, match="pairs='some' is not known"):
         pairs_of([], "some")
 

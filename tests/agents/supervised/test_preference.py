@@ -74,15 +74,15 @@ def plain(model: Any) -> tuple[list[Tensor], list[Tensor]]:
 
 def sequential_kl(policy: Any, reference: Any, name: str) -> Tensor:
     """Sum over a response's positions of KL(π_ref‖π)."""
-    found = []
+    sums = []
     for pair in PAIRS:
         ids = torch.tensor([pair["prompt_ids"] + pair[name]])
         ours, theirs = (
             torch.log_softmax(m(input_ids=ids).logits[0, :-1].float(), -1)[len(pair["prompt_ids"]) - 1 :]
             for m in (policy, reference)
         )
-        found.append((theirs.exp() * (theirs - ours)).sum())
-    return torch.stack(found)
+        sums.append((theirs.exp() * (theirs - ours)).sum())
+    return torch.stack(sums)
 
 
 def by_hand(loss: str, policy: Any, reference: Any) -> Tensor:
@@ -174,19 +174,19 @@ def test_tdpo2_sends_no_gradient_through_the_preferred_responses_kl(tmp_path: Pa
 
 
 def test_our_pass_and_trls_agree_on_dpo(tmp_path: Path, models: tuple[str, str]) -> None:
-    found, told = [], []
+    results, metrics = [], []
     for i, extra in enumerate(({}, {"trl_kwargs": ("f_divergence_type=reverse_kl",)})):
         trainer = trainer_of(tmp_path / str(i), models, "dpo", **extra)
         assert (trainer.pair_loss is None) == bool(extra)
         loss = loss_of(trainer)
         loss.backward()
-        found.append((loss.detach(), trainer.model.model.embed_tokens.weight.grad))
-        told.append({name: values[-1] for name, values in trainer._metrics["train"].items()})
-    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+        results.append((loss.detach(), trainer.model.model.embed_tokens.weight.grad))
+        metrics.append({name: values[-1] for name, values in trainer._metrics["train"].items()})
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
     names = [f"{group}/{side}" for group in ("rewards", "logps") for side in ("chosen", "rejected")]
     for name in (*names, "rewards/margins", "rewards/accuracies"):
-        assert told[0][name] == pytest.approx(told[1][name], rel=1e-4, abs=1e-5)
-    assert told[0]["rewards/margins"] != 0
+        assert metrics[0][name] == pytest.approx(metrics[1][name], rel=1e-4, abs=1e-5)
+    assert metrics[0]["rewards/margins"] != 0
 
 
 def test_the_shortfall_is_what_preferred_responses_lost_against_the_reference(
@@ -245,11 +245,11 @@ def test_cached_reference_log_probs_are_the_references(
     assert list(folder.glob("*.arrow"))
     from trl import DPOTrainer, KTOTrainer
 
-    def asked(*args: Any) -> None:
+    def refuse(*args: Any) -> None:
         raise AssertionError("the reference was asked again")
 
     for trainer in (DPOTrainer, KTOTrainer):
-        monkeypatch.setattr(trainer, "compute_ref_log_probs", asked)
+        monkeypatch.setattr(trainer, "compute_ref_log_probs", refuse)
     again = trainer_of(tmp_path / "a", models, loss, cache_reference=True)
     assert loss_of(again).item() == pytest.approx(loss_of(live).item(), rel=1e-4)
 
@@ -262,7 +262,6 @@ def test_orpo_and_its_like_have_no_reference(tmp_path: Path, models: tuple[str, 
     assert {n for n, m in METHODS.items() if not m.reference} == {"orpo", "cpo", "simpo"}
 
 
-# ------------------------------------------------------------------------------------------------ rows
 def test_rows_split_prompt_and_response_where_the_policy_does(tmp_path: Path) -> None:
     record = {
         "prompt": "one two three four five six", "ranking": [["a"], ["b"], ["c"]],
@@ -296,7 +295,6 @@ def test_kto_and_orpo_rows_hold_both_sides() -> None:
     assert row["rejected_input_ids"] == [1, 30, 31, 50, 2]
 
 
-# ------------------------------------------------------------------------------------------------ training
 def two_answers(folder: Path, gap: float, count: int) -> Path:
     """Verdicts of Bradley-Terry's annotator on two one-word answers whose rewards lie `gap` apart, in their exact shares."""
     better = round(count / (1 + math.exp(-gap)))

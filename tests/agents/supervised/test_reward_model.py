@@ -37,7 +37,6 @@ from llm_env.text.prompts import read_prompts
 CPU = LoadSettings("float32", "cpu")
 
 
-# ------------------------------------------------------------------------------------------------ losses
 def test_bradley_terry_by_hand() -> None:
     scores = torch.tensor([1.0, 3.0])
     assert pairwise_loss(scores, [0, 1]).item() == pytest.approx(-math.log(1 / (1 + math.exp(2))))
@@ -86,8 +85,8 @@ def test_margins_by_rank_and_centering() -> None:
     margins = RankingLoss(reward_settings(margins="rank", margin_scale=0.5)).margins([0, 1, 2])
     assert margins is not None
     assert margins[0].tolist() == [0.0, 0.0, 0.5]  # one place apart: none; two: one more
-    given = RankingLoss(reward_settings(loss="bradley_terry", margins="given"))
-    assert given(torch.tensor([1.0, 0.0]), [0, 1], 1.0).item() == pytest.approx(math.log(2))
+    recorded = RankingLoss(reward_settings(loss="bradley_terry", margins="given"))
+    assert recorded(torch.tensor([1.0, 0.0]), [0, 1], 1.0).item() == pytest.approx(math.log(2))
     scores = torch.tensor([1.0, 3.0])
     assert centering_loss(scores).item() == 16  # (1 + 3)², as Eisenstein et al. have it for a pair
     with_term = RankingLoss(reward_settings(center_rewards_coefficient=0.01))(scores, [1, 0]).item()
@@ -119,7 +118,6 @@ def test_unusable_settings(changes: dict[str, Any], message: str) -> None:
         reward_settings(**changes).check()
 
 
-# ------------------------------------------------------------------------------------------------ data
 def ranking(prompt: str, texts: list[str], tiers: list[list[str]], **more: Any) -> Ranking:
     responses = tuple(Response(f"r{i}", t) for i, t in enumerate(texts))
     return Ranking(Candidates(prompt, prompt, responses), tuple(map(tuple, tiers)), "x", **more)
@@ -151,7 +149,6 @@ def test_rows_hold_what_the_environment_would_show_the_model() -> None:
     assert left_out == {"all bad": 1, "all tied": 1, "equal texts": 1, "cut": 0}
 
 
-# ------------------------------------------------------------------------------------------------ report
 def test_the_reports_numbers_by_hand() -> None:
     pairs = [JudgedPair("p", "a b", "c", d, longer, group) for d, longer, group in
              [(2.0, 1, 0), (1.0, -1, 0), (-0.5, 1, 1), (0.0, 0, 1)]]  # fmt: skip
@@ -178,7 +175,6 @@ def test_a_calibrated_model_is_on_the_diagonal() -> None:
     assert max(b["predicted"] - b["observed"] for b in sure) > 0.1
 
 
-# ------------------------------------------------------------------------------------------------ training
 def rank_responses(path: Path, prompts: list[Any], noise: float, seed: int = 0) -> None:
     """Writes rankings of the embedded actor's responses by the rule, or with noise 1 by Bradley-Terry's annotator."""
     sampling = Sampling((Source(DEFAULT_MODEL),), 4, 64, 32, seed)
@@ -287,8 +283,8 @@ QUICK = ("--epochs", "0.1", "--evaluations", "1")
 def test_heads_are_put_together_by_weights_or_a_gate(small: Path, tmp_path: Path, gate: bool) -> None:
     rankings = read_rankings(small / "train.jsonl")
     aspects = ["good", "polite", None]
-    labelled = [dataclasses.replace(r, aspect=aspects[i % 3]).to_json() for i, r in enumerate(rankings)]
-    write_jsonl(small / "aspects.jsonl", labelled)
+    labeled = [dataclasses.replace(r, aspect=aspects[i % 3]).to_json() for i, r in enumerate(rankings)]
+    write_jsonl(small / "aspects.jsonl", labeled)
     extra = ["--heads", "good", "polite", *(["--gate"] if gate else ["--head-weights", "0.8", "0.2"])]
     assert train(small, tmp_path / "rm", *extra, "--epochs", "1", train_file="aspects.jsonl") == 0
     folder = tmp_path / "rm" / "reward_model"
@@ -302,8 +298,8 @@ def test_heads_are_put_together_by_weights_or_a_gate(small: Path, tmp_path: Path
         hidden = model.model.base_model(torch.tensor([e.ids])).last_hidden_state[0]
         heads = model.model.score(hidden[-1])
         if gate:
-            own = load_gate(str(folder), hidden.shape[-1], 2)
-            weights = own(hidden[len(e.prompt.ids) - 1][None])[0]
+            loaded = load_gate(str(folder), hidden.shape[-1], 2)
+            weights = loaded(hidden[len(e.prompt.ids) - 1][None])[0]
             assert weights.sum().item() == pytest.approx(1)
         else:
             weights = torch.tensor([0.8, 0.2])

@@ -13,7 +13,6 @@ from agents.iteration.state import RoundsState, reward_name
 from agents.policies.text_policy import actor_respond, load_actor
 from llm_env.default_task import DEFAULT_MODEL, DEFAULT_REWARD_MODEL
 from llm_env.reward.models import FunctionReward
-from llm_env.settings import TaskSettings
 from llm_env.task import TextTask
 
 N_SAMPLES = 8
@@ -52,16 +51,12 @@ def evaluate_actor(state: RoundsState, number: int) -> dict[str, Any]:
     """
     settings, actor = state.settings, state.actor(number)
     task = TextTask(
-        TaskSettings(
+        settings.task_settings(
             model=state.first,
             reward_model=scorer_name(state),
             prompts=list(state.held_out),
-            max_prompt_length=settings.max_prompt_length,
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
             mixed_precision="no",
             device=state.load.device,
-            trust_remote_code=state.load.trust_remote_code,
         )
     )
     prompts = task.prompts.spread(settings.n_eval)

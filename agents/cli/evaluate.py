@@ -89,9 +89,9 @@ def evaluate(args: Args) -> None:
         FileNotFoundError, ValueError: something cannot be loaded, or a setting breaks its rule.
     """
     from agents.evaluation.compare import compare_actors
+    from agents.evaluation.gold import load_gold
     from agents.evaluation.settings import EvaluationSettings
     from agents.policies.text_policy import load_actor
-    from llm_env.reward.models import FunctionReward
     from llm_env.task import TextTask
     from llm_env.text.texts import encode_text, read_texts
 
@@ -110,7 +110,7 @@ def evaluate(args: Args) -> None:
         task,
         task.prompts.spread(args.n_prompts),
         how,
-        gold=FunctionReward(settings.gold_name).function if settings.gold_name else None,
+        gold=load_gold(settings.gold_name),
         texts=texts,
         other=(str(args.against), load_actor(args.against, task)) if args.against else None,
     )

@@ -17,6 +17,7 @@ from agents.algorithms.table import algorithm, checked_settings
 from agents.callbacks.adaptive_kl import AdaptiveKL
 from agents.callbacks.metrics import TextMetricsCallback
 from agents.callbacks.reference_refresh import ReferenceRefresh
+from agents.evaluation.gold import load_gold
 from agents.files import write_json
 from agents.policies.actor_critic import LLMActorCriticPolicy
 from agents.policies.text_policy import save_actor
@@ -28,7 +29,6 @@ from agents.runs.folder import RunFolder
 from agents.runs.held_out import HeldOutPrompts
 from agents.runs.prompts import run_prompts
 from agents.runs.settings import RunSettings
-from llm_env.reward.models import FunctionReward
 from llm_env.text.prompts import PromptSet
 
 
@@ -110,7 +110,7 @@ class TrainingRun:
         name = settings.algorithm.algo
         if resume and (reason := algorithm(name).reason("resume")) is not None:
             raise ValueError(f"{name} cannot be resumed: {reason}. Start it again in another folder.")
-        self.gold = FunctionReward(settings.gold_name).function if settings.gold_name else None
+        self.gold = load_gold(settings.gold_name)
         self.prompts = run_prompts(settings, folder, resume)
         self.model = self._make_model()
         self.task = text_env(self.model.env).task

@@ -98,6 +98,7 @@ def evaluate(args: Args) -> None:
     if args.n_prompts < 1:
         raise ValueError(f"n_prompts={args.n_prompts} must be at least 1.")
     settings = run_settings(args)
+    # The actor samples under the masks that it was trained under, from the model that made them.
     mask = "none"
     if settings.algorithm.algo == "maskable_ppo":
         mask = "actor" if settings.algorithm.mask_refresh else "reference"

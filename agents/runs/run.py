@@ -110,6 +110,7 @@ class TrainingRun:
         name = settings.algorithm.algo
         if resume and (reason := algorithm(name).reason("resume")) is not None:
             raise ValueError(f"{name} cannot be resumed: {reason}. Start it again in another folder.")
+        # What can fail comes first: nothing is written before all of it is loaded.
         self.gold = load_gold(settings.gold_name)
         self.prompts = run_prompts(settings, folder, resume)
         self.model = self._make_model()
@@ -157,6 +158,7 @@ class TrainingRun:
         if not self.folder.resume:
             self.folder.begin(self.settings, self.prompts)
         rows = CsvRows(self.folder.progress)
+        # Rows and samples behind the checkpoint are written again, by the same steps.
         if self.folder.resume:
             self.folder.drop_after(self._load_newest_checkpoint(), rows)
         self.folder.note_command()

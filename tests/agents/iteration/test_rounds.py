@@ -275,7 +275,6 @@ def test_noisy_judges_err_each_in_their_own_way_and_in_each_round_anew(tmp_path:
 
 
 def test_people_rank_on_the_page_and_the_round_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("gradio")
     from agents.preferences import page
 
     class Quiet:

@@ -78,6 +78,7 @@ def from_flat(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     kinds = flat_types(cls)
     checked: dict[str, Any] = {}
     for name, value in values.items():
+        # Each name is a setting of some group, and each value of its type; the groups are made of them in the end.
         if name not in kinds:
             near = difflib.get_close_matches(str(name), kinds, 1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -180,6 +181,7 @@ def _converted(value: Any, kind: Any, what: str) -> Any:
                 continue
         if alternative is Path and isinstance(value, str):
             return Path(value)
+        # In Python True is a whole number too; as a setting it is not.
         if isinstance(value, alternative) and (alternative is bool or not isinstance(value, bool)):
             return value
     raise ValueError(f"{what} must be {' or '.join(_WORDS[a] for a in alternatives)}.")

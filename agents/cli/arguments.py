@@ -48,6 +48,7 @@ def refuse_missing_values(cls: type[Any], argv: Sequence[str]) -> None:
     """
     kinds = flat_types(cls)
     for place, word in enumerate(argv):
+        # --name value, --name=value, and tyro takes --some_name for --some-name
         option, has_equals, value = word.partition("=")
         kind = kinds.get(option.removeprefix("--").replace("-", "_")) if option.startswith("--") else None
         if kind is None or kind is bool:

@@ -89,15 +89,16 @@ def evaluate(args: Args) -> None:
         FileNotFoundError, ValueError: something cannot be loaded, or a setting breaks its rule.
     """
     from agents.evaluation.compare import compare_actors
+    from agents.evaluation.gold import load_gold
     from agents.evaluation.settings import EvaluationSettings
     from agents.policies.text_policy import load_actor
-    from llm_env.reward.models import FunctionReward
     from llm_env.task import TextTask
     from llm_env.text.texts import encode_text, read_texts
 
     if args.n_prompts < 1:
         raise ValueError(f"n_prompts={args.n_prompts} must be at least 1.")
     settings = run_settings(args)
+    # The actor samples under the masks that it was trained under, from the model that made them.
     mask = "none"
     if settings.algorithm.algo == "maskable_ppo":
         mask = "actor" if settings.algorithm.mask_refresh else "reference"
@@ -110,7 +111,7 @@ def evaluate(args: Args) -> None:
         task,
         task.prompts.spread(args.n_prompts),
         how,
-        gold=FunctionReward(settings.gold_name, "gold").function if settings.gold_name else None,
+        gold=load_gold(settings.gold_name),
         texts=texts,
         other=(str(args.against), load_actor(args.against, task, mask)) if args.against else None,
     )

@@ -67,6 +67,7 @@ def run(args: Args, run_command: RunCommand = run_child) -> int:
     except ValueError as error:
         print_error(error)
         return 1
+    # Seed by seed, so that an interrupted sweep has compared all variants on some seeds.
     jobs = [(variant, seed) for seed in args.seeds for variant in variants]
     args.output_dir.mkdir(parents=True, exist_ok=True)
 
@@ -168,7 +169,9 @@ def markdown_table(results: dict[str, list[dict[str, Any]]]) -> str:
     for name, runs in results.items():
         if not runs:
             continue
-        if not any("reference" in line for line in lines):
+        if not any(
+            "reference" in line for line in lines
+        ):  # the reference is the same in all runs: one row, from the first
             first = runs[0]
             gold = first["reference_gold_score"]
             lines.append(

@@ -76,29 +76,43 @@ def parse(argv: Sequence[str]) -> Args:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status."""
-    from llm_env.reward.models import RewardModelError
-
     plain_warnings(console)
-    folder: Path | None = None
-    run = None
     try:
         args = parse(argv)
         settings = args.settings.checked()
-        from agents.runs.run import Interrupted, TrainingRun
+    except (ValueError, TypeError, OSError) as error:
+        return fail(str(error), None, None)
+    default_folder = Path("runs") / f"{settings.algorithm.algo}-{settings.training.seed}"
+    try:
+        return train(settings, args.resume or args.output_dir or default_folder, args.resume is not None)
+    except KeyboardInterrupt:  # while libraries were loaded
+        return 130
 
-        folder = args.resume or args.output_dir or Path("runs") / f"{settings.algorithm.algo}-{settings.training.seed}"
-        run = TrainingRun(settings, folder, console, resume=args.resume is not None)
+
+def train(settings: RunSettings, folder: Path, resume: bool) -> int:
+    """Trains, and says in one line how it ended; returns the exit status.
+
+    Args:
+        settings: The run's settings, checked.
+        folder: The run's folder.
+        resume: Whether the run in it goes on.
+    """
+    # Here and not above, so that --help and a wrong setting do not wait for torch.
+    from agents.runs.run import Interrupted, TrainingRun
+    from llm_env.reward.models import RewardModelError
+
+    run = None
+    try:
+        run = TrainingRun(settings, folder, console, resume)
         console.print(
             f"{settings.algorithm.algo} on {run.model.device}, {run.model.n_envs} slots; writing to {folder}",
             highlight=False,
         )
-        try:
-            run.train()
-        except (Interrupted, KeyboardInterrupt):
+        run.train()
+    except (Interrupted, KeyboardInterrupt):
+        if run is not None:  # else nothing is there to go on with
             console.print(f"Stopped. Go on with: python scripts/train.py --resume {folder}", highlight=False)
-            return 130
-    except KeyboardInterrupt:
-        return 130  # before the first iteration: nothing to save
+        return 130
     except RewardModelError as error:
         return fail(str(error), folder, run)
     except (ValueError, TypeError, OSError, ImportError, SafetensorError) as error:
@@ -112,12 +126,18 @@ def main(argv: Sequence[str]) -> int:
 
 
 def disk_is_full(error: Exception) -> bool:
-    """Whether an error says so; safetensors wraps the system's own in a text."""
+    """Whether an error says that the disk is full; safetensors hides the system's own error in a text."""
     return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or f"os error {errno.ENOSPC}" in str(error)
 
 
 def fail(message: str, folder: Path | None, run: object | None) -> int:
-    """Prints one line about what went wrong, and how to go on where there is something to go on with."""
+    """Prints one line about what went wrong, and how to go on if there is a checkpoint; returns the exit status.
+
+    Args:
+        message: What went wrong.
+        folder: The run's folder, if it is decided.
+        run: The run, if it came to be.
+    """
     print_error(message)
     if run is not None and folder is not None and (folder / "checkpoints").is_dir():
         console.print(f"Go on with: python scripts/train.py --resume {folder}", highlight=False)

@@ -78,18 +78,20 @@ def compare_actors(
         ValueError: best of n of an actor that is no language model.
     """
     settings = settings or EvaluationSettings()
+    # Both respond to the same prompts with the same seed.
     ours, sampled = _respond(actor, task, prompts, settings)
     with task.model.frozen() as reference:
         theirs = respond(reference, task, prompts, settings.seed, deterministic=settings.greedy)
     scores, reference_scores = _scores(ours), _scores(theirs)
     mean, reference_mean = Estimate.of(scores), Estimate.of(reference_scores)
     win_rate, win_rate_interval = _win_rate(scores, reference_scores)
-    bound = best_of_n_kl(settings.best_of_n)
+    bound = best_of_n_kl(settings.best_of_n)  # nats that selecting adds to the actor's KL, at most; 0 for n = 1
     half = task.settings.mixed_precision
     return Report(
         n_prompts=len(prompts),
         rm_score=mean,
         reference_rm_score=reference_mean,
+        # The floor keeps a reference whose scores are all equal from dividing by 0.
         gain_in_reference_stds=(mean.mean - reference_mean.mean) / max(reference_mean.std, 1e-8),
         win_rate=win_rate,
         win_rate_interval=win_rate_interval,
@@ -120,8 +122,10 @@ def _respond(
         return episodes, episodes
     if not isinstance(actor, LoadedActor):
         raise ValueError(f"best_of_n={settings.best_of_n} samples from a language model; this actor is none.")
-    best = best_of_n(actor.lm, task, prompts, settings.best_of_n, settings.seed)
-    return best, LoadedActor(actor.lm).respond(task, prompts, settings.seed)
+    # A selected response's log-probs are the actor's, not those of best-of-n: `compare_actors` takes the actor's KL from
+    # unselected responses, and adds the bound of the selection.
+    selected = best_of_n(actor.lm, task, prompts, settings.best_of_n, settings.seed)
+    return selected, LoadedActor(actor.lm).respond(task, prompts, settings.seed)
 
 
 def _against(

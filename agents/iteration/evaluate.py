@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from agents.evaluation.diversity import diversity
+from agents.evaluation.gold import load_gold
 from agents.evaluation.settings import SAMPLE_SEED
 from agents.evaluation.statistics import Estimate
 from agents.files import write_json
@@ -12,8 +13,6 @@ from agents.iteration.settings import PEOPLE
 from agents.iteration.state import RoundsState, reward_name
 from agents.policies.text_policy import load_actor
 from llm_env.default_task import DEFAULT_MODEL, DEFAULT_REWARD_MODEL
-from llm_env.reward.models import FunctionReward
-from llm_env.settings import TaskSettings
 from llm_env.task import TextTask
 
 N_SAMPLES = 8
@@ -52,16 +51,12 @@ def evaluate_actor(state: RoundsState, number: int) -> dict[str, Any]:
     """
     settings, actor = state.settings, state.actor(number)
     task = TextTask(
-        TaskSettings(
+        settings.task_settings(
             model=state.first,
             reward_model=scorer_name(state),
             prompts=list(state.held_out),
-            max_prompt_length=settings.max_prompt_length,
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
             mixed_precision="no",
             device=state.load.device,
-            trust_remote_code=state.load.trust_remote_code,
         )
     )
     prompts = task.prompts.spread(settings.n_eval)
@@ -73,8 +68,7 @@ def evaluate_actor(state: RoundsState, number: int) -> dict[str, Any]:
         "kl": [e.kl for e in episodes],
         "response_length": [float(len(e.response_ids)) for e in episodes],
     }
-    if state.gold is not None:
-        gold: Any = FunctionReward(state.gold, "gold").function
+    if (gold := load_gold(state.gold)) is not None:
         values["gold_score"] = [float(v) for v in gold([e.prompt.text for e in episodes], texts)]
     estimates = {name: Estimate.of(column) for name, column in values.items()}
     return {

@@ -29,6 +29,7 @@ def rounds_table(evaluations: Sequence[dict[str, Any]]) -> str:
         evaluations: One a round, the starting model's first.
     """
     has_gold = all("gold_score" in e for e in evaluations)
+    # The numbers, one row a round.
     head = ["round", "score", "gain"]
     if has_gold:
         head += ["gold", "gain", "gold rises by more than its interval"]
@@ -41,6 +42,7 @@ def rounds_table(evaluations: Sequence[dict[str, Any]]) -> str:
             cells.append(rises(e.get("gold_gain")))
         cells += [f"{e['kl']:.2f}", f"{e['response_length']:.1f}", f"{e['diversity']['distinct_2']:.3f}"]
         lines.append(f"| {' | '.join(cells)} |\n")
+    # The responses to the first three prompts, one column a prompt.
     lines.append("\n| round | " + " | ".join(prompt for prompt, _, _ in evaluations[0]["samples"][:3]) + " |\n")
     lines.append("|---" * (1 + len(evaluations[0]["samples"][:3])) + "|\n")
     for e in evaluations:

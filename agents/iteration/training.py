@@ -97,6 +97,7 @@ def trainer_settings(state: RoundsState, number: int, default_rate: float) -> di
     """
     settings, target = state.settings, state.round_folder(number) / "training"
     shutil.rmtree(target / "actor", ignore_errors=True)
+    # A round differs from the next in what it starts from and in its seed; the rest is the same in all.
     return {
         "output_dir": target,
         "model": str(state.actor(number - 1)),
@@ -147,7 +148,7 @@ def train_with_algorithm(state: RoundsState, number: int) -> None:
     """Trains with an algorithm of stable-baselines3; `run_settings` says on which scores."""
     target = state.round_folder(number) / "training"
     config = target / "config.yaml"
-    resume = config.is_file()
+    resume = config.is_file()  # a run writes it first
     if resume:
         settings = read_settings(RunSettings, config)
     else:

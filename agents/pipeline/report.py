@@ -37,6 +37,7 @@ def write_page(pipeline: Pipeline, config: Path) -> Path:
         The page's path.
     """
     sections = [summary(pipeline)]
+    # Stages with a section of their own first, in their order; then all runs together, then all evaluations together.
     for stage in pipeline.stages:
         folder = pipeline.folders[stage.name]
         make = SECTIONS.get(stage.script)
@@ -136,6 +137,7 @@ def preferences(stage: Stage, folder: Path) -> str:
         text += (
             f" Krippendorff's α = {agreement['alpha']:.2f} on {agreement['pairs_judged_twice']:,} pairs judged twice."
         )
+    # The first ranking as an example: a row for each response, tied ones with the same rank.
     first = json.loads(lines[0])
     texts = {r["id"]: r["text"] for r in first["responses"]}
     rows = [[place, texts[name]] for place, tier in enumerate(first["ranking"], 1) for name in tier]
@@ -264,42 +266,8 @@ def smooth(values: np.ndarray, width: int = 3) -> np.ndarray:
 def evaluation(pipeline: Pipeline, stages: list[Stage]) -> str:
     """Makes the section of all evaluations: one table, a column for each, and samples of each."""
     reports = [load(pipeline.folders[s.name] / "evaluation.json") for s in stages]
-    first = reports[0]
-
-    def row(label: str, ours: Any, reference: Any) -> list[Any]:
-        return [label, reference(first), *(ours(r) for r in reports)]
-
-    def estimate(name: str) -> Any:
-        return lambda r: "" if r[name] is None else f"{r[name]['mean']:.2f} ± {r[name]['half_width']:.2f}"
-
-    def number(name: str) -> Any:
-        return lambda r: "" if r[name] is None else f"{r[name]:.2f}"
-
-    def diversity(side: str, name: str) -> Any:
-        return lambda r: f"{r[side][name]:.3f}"
-
-    rows = [
-        row("reward-model score", estimate("rm_score"), estimate("reference_rm_score")),
-        row("gold score", estimate("gold_score"), estimate("reference_gold_score")),
-        row("win rate against the reference", lambda r: f"{r['win_rate']:.1%}", lambda r: ""),
-        row("KL, nats per response", estimate("kl"), lambda r: "0"),
-        row("length, tokens", estimate("response_length"), estimate("reference_response_length")),
-        row("self-BLEU", diversity("diversity", "self_bleu"), diversity("reference_diversity", "self_bleu")),
-        row(
-            "distinct word pairs", diversity("diversity", "distinct_2"), diversity("reference_diversity", "distinct_2")
-        ),
-        row("perplexity of held-out text", number("perplexity"), number("reference_perplexity")),
-        row(
-            "win rate against another actor",
-            lambda r: (
-                f"{r['against']['win_rate']:.1%} ({Path(r['against']['actor']).parent.name})" if r["against"] else ""
-            ),
-            lambda r: "",
-        ),
-    ]
-    rows = [cells for cells in rows if any(cells[1:])]
-    parts = [f"<h2>Evaluation on {first['n_prompts']} held-out prompts</h2>"]
-    parts.append(table(["", "reference", *(s.name for s in stages)], rows))
+    parts = [f"<h2>Evaluation on {reports[0]['n_prompts']} held-out prompts</h2>"]
+    parts.append(table(["", "reference", *(s.name for s in stages)], evaluation_rows(reports)))
     for stage, report in zip(stages, reports, strict=True):
         samples = [
             [
@@ -313,3 +281,46 @@ def evaluation(pipeline: Pipeline, stages: list[Stage]) -> str:
             f"<h3>{stage.name}: samples</h3>" + table(["prompt", "reference (score)", "actor (score)"], samples, False)
         )
     return "".join(parts)
+
+
+def evaluation_rows(reports: list[dict[str, Any]]) -> list[list[Any]]:
+    """Makes the rows of the evaluations' table: a label, the reference's value, and the value of each actor.
+
+    A row without any value is left out.
+
+    Args:
+        reports: The evaluations (`agents.evaluation.compare.Report` as JSON). The reference is the same in all; its values are
+            taken from the first.
+    """
+
+    def row(label: str, ours: Any, reference: Any) -> list[Any]:
+        return [label, reference(reports[0]), *(ours(r) for r in reports)]
+
+    # Functions of a report that format one of its values; an empty text where it has none.
+    def estimate(name: str) -> Any:
+        return lambda r: "" if r[name] is None else f"{r[name]['mean']:.2f} ± {r[name]['half_width']:.2f}"
+
+    def number(name: str) -> Any:
+        return lambda r: "" if r[name] is None else f"{r[name]:.2f}"
+
+    def diversity(side: str, name: str) -> Any:
+        return lambda r: f"{r[side][name]:.3f}"
+
+    def against(r: dict[str, Any]) -> str:
+        other = r["against"]
+        return f"{other['win_rate']:.1%} ({Path(other['actor']).parent.name})" if other else ""
+
+    rows = [
+        row("reward-model score", estimate("rm_score"), estimate("reference_rm_score")),
+        row("gold score", estimate("gold_score"), estimate("reference_gold_score")),
+        row("win rate against the reference", lambda r: f"{r['win_rate']:.1%}", lambda r: ""),
+        row("KL, nats per response", estimate("kl"), lambda r: "0"),
+        row("length, tokens", estimate("response_length"), estimate("reference_response_length")),
+        row("self-BLEU", diversity("diversity", "self_bleu"), diversity("reference_diversity", "self_bleu")),
+        row(
+            "distinct word pairs", diversity("diversity", "distinct_2"), diversity("reference_diversity", "distinct_2")
+        ),
+        row("perplexity of held-out text", number("perplexity"), number("reference_perplexity")),
+        row("win rate against another actor", against, lambda r: ""),
+    ]
+    return [cells for cells in rows if any(cells[1:])]

@@ -92,6 +92,7 @@ def read_stages(path: Path) -> list[Stage]:
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"{where}: script={script!r} is none of {', '.join(SCRIPTS)}.{hint}")
         options = {k: v for k, v in body.items() if k != "script"}
+        # Stages whose folders the options name; they must stand above, so that the order of the file is an order to run in.
         needs = tuple(dict.fromkeys(re.findall(r"\{(\w+)\}", json.dumps(options))))
         earlier = [s.name for s in stages]
         for need in needs:
@@ -133,7 +134,9 @@ def fingerprint(path: Path) -> str:
     digest = hashlib.sha256()
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     for file in files:
-        inside = file.relative_to(path).parts if path.is_dir() else ()
+        inside = (
+            file.relative_to(path).parts if path.is_dir() else ()
+        )  # names count inside a folder, not where it stands
         if any(part in NOT_COMPARED for part in inside):
             continue
         digest.update(str(inside).encode())
@@ -174,6 +177,7 @@ class Pipeline:
 
     def inputs(self, stage: Stage) -> str:
         """Hashes a stage's options with the files and folders that they name, earlier stages' among them."""
+        # A stage's output depends on its options, on the files that they name, and on what the stages before it wrote.
         words = stage_options(stage, self.folders, self.seed)
         named = [fingerprint(Path(w)) for w in words if not w.startswith("--") and Path(w).exists()]
         upstream = [note.outputs for need in stage.needs if (note := self.note(self.stage(need))) is not None]
@@ -203,6 +207,7 @@ class Pipeline:
         """
         folder, inputs, note = self.folders[stage.name], self.inputs(stage), self.note(stage)
         argv = [*output_option(stage, folder), *stage_options(stage, self.folders, self.seed)]
+        # A folder with files: go on in it if the same stage was interrupted there, begin again if something changed.
         seconds_before = 0.0
         if folder.is_dir() and any(folder.iterdir()):
             if note is None:
@@ -212,6 +217,7 @@ class Pipeline:
                 argv = resumed(stage, folder, argv)
             else:
                 shutil.rmtree(folder)
+        # Without outputs the record says that the stage is under way, also if this process is killed now.
         self.keep(stage, Note(inputs, None, seconds_before))
         if stage.script == "evaluate":  # it writes a file, and makes no folder for it
             folder.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -105,7 +106,9 @@ class RunFolder:
             name: The folder's name: ``actor`` or ``best``.
             save: Writes the model to the folder that it is called with.
         """
+        # A folder that is there already (best/ of an earlier evaluation) keeps its name all the time: each file is replaced.
         partial = self.path / f".partial-{name}"
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed here
         save(partial)
         target = self.path / name
         if target.exists():

@@ -19,6 +19,7 @@ from agents.callbacks.adaptive_kl import AdaptiveKL
 from agents.callbacks.mask_refresh import MaskRefresh
 from agents.callbacks.metrics import TextMetricsCallback
 from agents.callbacks.reference_refresh import ReferenceRefresh
+from agents.evaluation.gold import load_gold
 from agents.files import write_json
 from agents.policies.actor_critic import LLMActorCriticPolicy
 from agents.policies.text_policy import TextPolicy
@@ -31,7 +32,6 @@ from agents.runs.held_out import HeldOutPrompts
 from agents.runs.prompts import run_prompts
 from agents.runs.settings import RunSettings
 from llm_env.extras import installed
-from llm_env.reward.models import FunctionReward
 from llm_env.text.prompts import PromptSet
 
 
@@ -113,7 +113,8 @@ class TrainingRun:
         name = settings.algorithm.algo
         if resume and (reason := algorithm(name).reason("resume")) is not None:
             raise ValueError(f"{name} cannot be resumed: {reason}. Start it again in another folder.")
-        self.gold = FunctionReward(settings.gold_name, "gold").function if settings.gold_name else None
+        # What can fail comes first: nothing is written before all of it is loaded.
+        self.gold = load_gold(settings.gold_name)
         self.prompts = run_prompts(settings, folder, resume)
         self.model = self._make_model()
         self.task = text_env(self.model.env).task
@@ -165,6 +166,7 @@ class TrainingRun:
         if not self.folder.resume:
             self.folder.begin(self.settings, self.prompts)
         rows = CsvRows(self.folder.progress)
+        # Rows and samples behind the checkpoint are written again, by the same steps.
         if self.folder.resume:
             self.folder.drop_after(self._load_newest_checkpoint(), rows)
         self.folder.note_command()

@@ -22,8 +22,17 @@ from agents.iteration.training import trainer_settings
 from agents.preferences.records import Candidates, Response, read_rankings, write_jsonl
 from llm_env.default_task import DEFAULT_MODEL, DEFAULT_REWARD_MODEL
 
-SMALL = ("--prompts-per-round", "40", "--n-responses", "3", "--n-eval", "24", "--device", "cpu", "--rounds", "2")
-GOLD = "llm_env.default_task.gold:gold_score"
+PROMPTS, HELD_OUT = 16, 8
+SMALL = (
+    *("--prompts-per-round", str(PROMPTS), "--n-responses", "3", "--n-eval", str(HELD_OUT), "--max-new-tokens", "12"),
+    *("--batch-size", "8", "--device", "cpu", "--rounds", "2"),
+)
+
+
+@pytest.fixture(autouse=True)
+def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take a third of the time of rounds this small; those of `whole`, which is made before, are drawn."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, path, **options: Path(path).write_bytes(b""))
 
 
 def run(folder: Path, *extra: str) -> int:
@@ -53,7 +62,7 @@ def test_rounds_leave_what_they_did(whole: Path) -> None:
     assert "gold_gain" not in evaluations[0]
     for number in (1, 2):
         ours, theirs = (evaluations[n]["values"]["gold_score"] for n in (number, number - 1))
-        assert evaluations[number]["gold_gain"][0] == pytest.approx(sum(ours) / 24 - sum(theirs) / 24)
+        assert evaluations[number]["gold_gain"][0] == pytest.approx(sum(ours) / HELD_OUT - sum(theirs) / HELD_OUT)
     assert (whole / "rounds.png").stat().st_size > 10_000
     table = (whole / "rounds.md").read_text()
     assert table.count("± ") >= 8
@@ -91,7 +100,16 @@ def test_prompts_come_round_again_in_another_order(tmp_path: Path) -> None:
     assert rounds == [judging.prompts_of_round(state.prompts, 4, number, seed=0) for number in range(1, 7)]
 
 
-@pytest.mark.parametrize("where", ["responses", "rankings", "selection", "training", "after training", "evaluation"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "training",
+        *(
+            pytest.param(where, marks=pytest.mark.slow)
+            for where in ("responses", "rankings", "selection", "after training", "evaluation")
+        ),
+    ],
+)
 def test_interrupted_in_a_round_it_ends_with_the_same_result(
     tmp_path: Path, whole: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,7 +275,6 @@ def test_noisy_judges_err_each_in_their_own_way_and_in_each_round_anew(tmp_path:
 
 
 def test_people_rank_on_the_page_and_the_round_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("gradio")
     from agents.preferences import page
 
     class Quiet:
@@ -280,7 +297,7 @@ def test_people_rank_on_the_page_and_the_round_goes_on(tmp_path: Path, monkeypat
     assert run(tmp_path / "out", "--judge", "people", "--rounds", "1") == 0
     lines = (tmp_path / "out" / "round_1" / "rankings.jsonl").read_text().splitlines()
     assert {json.loads(x)["annotator"] for x in lines} == {"ann"}
-    assert len(lines) == 40
+    assert len(lines) == PROMPTS
 
 
 @pytest.mark.slow
@@ -305,7 +322,7 @@ def test_an_algorithm_of_sb3_as_the_method(tmp_path: Path, people: bool, monkeyp
     assert ("round_2/reward_modelling/reward_model" in settings) == people
     if people:
         lines = (tmp_path / "out" / "round_2" / "all_rankings.jsonl").read_text().splitlines()
-        assert len(lines) == 80
+        assert len(lines) == 2 * PROMPTS
     assert (tmp_path / "out" / "actor" / "model.safetensors").is_file()
     assert run(tmp_path / "out", *extra) == 0  # nothing is left to do
 

@@ -1,0 +1,26 @@
+"""The gold function: a score that nobody trains on, which tells whether the reward model's score means what it should."""
+
+from __future__ import annotations
+
+from agents.callbacks.metrics import GoldFunction
+from llm_env.reward.models import FunctionReward
+
+
+def load_gold(name: str | None) -> GoldFunction | None:
+    """Loads a gold function.
+
+    Args:
+        name: ``package.module:function`` of (prompts, responses), or None.
+
+    Returns:
+        The function; None for None.
+
+    Raises:
+        ValueError: there is no such module or function.
+    """
+    if name is None:
+        return None
+    try:
+        return FunctionReward(name).function
+    except ValueError as error:  # it says where a reward function comes from usually
+        raise ValueError(str(error).replace("reward_model=", "gold=", 1)) from error

@@ -1,85 +1,17 @@
-"""What all commands share: how they read their options, what they print, and how a stage ends."""
+"""What all commands share: settings of the form name=value, what they print, and how a stage ends."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import typing
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import yaml
 from rich.console import Console
 from rich.markup import escape
 
 from llm_env.extras import explained
-
-Settings = TypeVar("Settings")
-
-RENAMED = {
-    "--centring": "--center-rewards-coefficient",
-    "--normalise-on": "--normalize-on",
-}
-"""Options that have another name now, by the old name. A command that still has an option of the old name keeps it."""
-
-
-def parse_command_line(
-    cls: type[Settings], argv: Sequence[str], description: str | None, default: Settings | None = None
-) -> Settings:
-    """Reads a command line into a settings class with `tyro.cli`; a boolean field ``people`` is ``--people/--no-people``.
-
-    Args:
-        cls: A dataclass; its fields are the options, their docstrings the help.
-        argv: The command line without the program's name.
-        description: Text above the options in ``--help``, usually the command's module docstring.
-        default: Settings to start from, for example from a file; None: the class's defaults.
-
-    Raises:
-        SystemExit: with status 2 after one line on the standard error stream, where an option is unknown or has a bad value;
-            with status 0 after ``--help``.
-    """
-    import tyro
-
-    try:
-        _check_options(cls, argv)
-    except ValueError as error:
-        print_error(error)
-        raise SystemExit(2) from error
-    if default is None:
-        return tyro.cli(cls, args=argv, description=description)
-    return tyro.cli(cls, args=argv, description=description, default=default)
-
-
-def _check_options(cls: type, argv: Sequence[str]) -> None:
-    """Refuses options that were renamed, and ``True`` or ``False`` behind a boolean option.
-
-    Raises:
-        ValueError: the command line has one; the message names the new form.
-    """
-    types = dict(_option_types(cls))
-    for i, word in enumerate(argv):
-        option, equals, value = word.partition("=")
-        option = option.replace("_", "-")
-        if option in RENAMED and option not in types:
-            raise ValueError(f"{option} is called {RENAMED[option]} now.")
-        plain = option.replace("--no-", "--", 1)
-        if types.get(plain) is bool or types.get(option) is bool:
-            name = plain if types.get(plain) is bool else option
-            value = value if equals else "".join(argv[i + 1 : i + 2])
-            if value.lower() in ("true", "false"):
-                raise ValueError(
-                    f"{option} {value}: booleans are flags now: {name} or {name.replace('--', '--no-', 1)}"
-                )
-
-
-def _option_types(cls: type) -> Iterator[tuple[str, Any]]:
-    """(``--option``, type) of a dataclass's fields; of a field that is a dataclass itself, those of its fields."""
-    types = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(types[field.name]):
-            yield from _option_types(types[field.name])
-        yield "--" + field.name.replace("_", "-"), types[field.name]
 
 
 def named_values(option: str, entries: Sequence[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Reads a command line into a settings class, and refuses an option that is given without a value."""
+"""Reads a command line into a settings class; says so where an option has another name now, or lacks its value."""
 
 from __future__ import annotations
 
@@ -13,11 +13,17 @@ from agents.flat_settings import flat_types
 
 Settings = TypeVar("Settings")
 
+RENAMED = {
+    "--centring": "--center-rewards-coefficient",
+    "--normalise-on": "--normalize-on",
+}
+"""Options that have another name now, by the old name. A command that still has an option of the old name keeps it."""
+
 
 def parse_command_line(
     cls: type[Settings], argv: Sequence[str], description: str | None, default: Settings | None = None
 ) -> Settings:
-    """Reads a command line with `tyro.cli`.
+    """Reads a command line with `tyro.cli`; a boolean field ``people`` is ``--people/--no-people``.
 
     Args:
         cls: A dataclass; its fields, and those of dataclasses nested in it, are the options.
@@ -30,12 +36,31 @@ def parse_command_line(
             one of the wrong type; with status 0 after ``--help``.
     """
     try:
+        refuse_old_forms(cls, argv)
         refuse_missing_values(cls, argv)
     except ValueError as error:
         print_error(error)
         raise SystemExit(2) from error
     arguments: dict[str, Any] = {} if default is None else {"default": default}
     return tyro.cli(cls, args=argv, description=description, **arguments)
+
+
+def refuse_old_forms(cls: type[Any], argv: Sequence[str]) -> None:
+    """Refuses options that were renamed, and ``True`` or ``False`` behind a boolean option.
+
+    Raises:
+        ValueError: the command line has one; the message names the new form.
+    """
+    kinds = {f"--{name.replace('_', '-')}": kind for name, kind in flat_types(cls).items()}
+    for place, word in enumerate(argv):
+        option, has_equals, value = word.partition("=")
+        option = option.replace("_", "-")
+        if option in RENAMED and option not in kinds:
+            raise ValueError(f"{option} is called {RENAMED[option]} now.")
+        name = option if option in kinds else option.replace("--no-", "--", 1)
+        value = value if has_equals else "".join(argv[place + 1 : place + 2])
+        if kinds.get(name) is bool and value.lower() in ("true", "false"):
+            raise ValueError(f"{option} {value}: booleans are flags now: {name} or {name.replace('--', '--no-', 1)}")
 
 
 def refuse_missing_values(cls: type[Any], argv: Sequence[str]) -> None:

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from agents.console import parse_command_line, plain_warnings, print_error
+from agents.cli.arguments import parse_command_line
+from agents.console import plain_warnings, print_error
 from agents.preferences.records import Candidates, Ranking
 from llm_env.lm.names import LoadSettings
 

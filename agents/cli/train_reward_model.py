@@ -16,7 +16,8 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from agents.console import attempt, parse_command_line, print_left_out
+from agents.cli.arguments import parse_command_line
+from agents.console import attempt, print_left_out
 from agents.supervised.settings import RewardSettings
 
 console = Console(soft_wrap=True)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from agents.console import attempt, named_values, parse_command_line, plain_warnings, print_left_out, print_samples
+from agents.cli.arguments import parse_command_line
+from agents.console import attempt, named_values, plain_warnings, print_left_out, print_samples
 
 
 def console() -> Console:

@@ -42,6 +42,10 @@ def test_at_learning_rate_zero_the_ratio_is_one(
         # bf16: mini-batches of other shapes round differently, by about 1e-2 in single log-probs
         assert logged(model)["train/approx_kl"] == pytest.approx(0, abs=1e-7 if precision == "no" else 2e-4)
         assert logged(model)["train/clip_fraction"] == 0
+    # the policy is the reference, at its temperature and in its precision
+    kls = [info["kl"] for info in model.env.ended]
+    assert len(kls) >= 8
+    assert kls == pytest.approx([0.0] * len(kls), abs=1e-4 if precision == "no" else 0.2)
 
 
 def test_the_ratio_test_sees_a_stale_cache(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,6 @@ def count_word(prompts: list[str], responses: list[str]) -> list[float]:
     return [float(r.count(WORD)) for r in responses]
 
 
-# Eight prompts, so that a response credited to another prompt's group would be seen.
 OPENINGS = [
     "We were there on a",
     "The room was",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +26,29 @@ def test_the_script_is_the_same_for_all_and_has_the_lengths_that_it_says() -> No
     assert all(EOS not in r[:-1] for r in responses)
     assert case.tokens() == 25
     assert (prompts, responses) == case.script(100)
+
+
+def in_this_process(command: list[str], cwd: Path, **_: Any) -> None:
+    """Stands for `subprocess.run`: a contender's script, where importing torch anew would take most of the time."""
+    argv, sys.argv = sys.argv, command[1:]
+    try:
+        runpy.run_path(str(cwd / command[1]), run_name="__main__")
+    finally:
+        sys.argv = argv
+
+
+def test_ours_and_the_floor_have_the_same_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from agents.policies import actor_critic
+
+    monkeypatch.setattr(actor_critic, "sample_tokens", actor_critic.sample_tokens)  # the script puts its own there
+    monkeypatch.syspath_prepend(str(Path(benchmark.__file__).parent / "benchmarks"))
+    monkeypatch.setattr(benchmark.subprocess, "run", in_this_process)
+    args = Args(**SMALL, lengths="spread", contenders=("ours", "floor"), warmup=0, output_dir=tmp_path)  # type: ignore[arg-type]
+    assert benchmark.main(args) == 0
+    (result,) = json.loads((tmp_path / "results.json").read_text())
+    ours, floor = (result["contenders"][name]["objective"] for name in ("ours", "floor"))
+    assert ours == pytest.approx(floor, abs=1e-2)
+    assert abs(floor["kl"]) > 1e-3
 
 
 @pytest.mark.slow

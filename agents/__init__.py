@@ -8,19 +8,82 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_EXPORTS = {
+if TYPE_CHECKING:
+    from agents.algorithms.factory import make_algorithm
+    from agents.algorithms.table import ALGORITHMS
+    from agents.algorithms.text_ppo import TextPPO
+    from agents.callbacks.adaptive_kl import AdaptiveKL
+    from agents.callbacks.mask_refresh import MaskRefresh
+    from agents.callbacks.metrics import TextMetricsCallback
+    from agents.callbacks.reference_refresh import ReferenceRefresh
+    from agents.evaluation.compare import compare_actors
+    from agents.iteration.rounds import iterate
+    from agents.policies.actor_critic import LLMActorCriticPolicy
+    from agents.rollouts.buffer import TokenRolloutBuffer
+    from agents.rollouts.vec_env import LLMTextVecEnv
+    from agents.runs.checkpoint import load_checkpoint, save_checkpoint
+    from agents.runs.run import TrainingRun
+    from agents.runs.settings import RunSettings
+    from agents.supervised.preference.train import train_on_preferences
+    from agents.supervised.reward_model.train import train_reward_model
+    from agents.supervised.sft import fine_tune
+
+_MODULES = {
+    "ALGORITHMS": "agents.algorithms.table",
+    "AdaptiveKL": "agents.callbacks.adaptive_kl",
     "LLMActorCriticPolicy": "agents.policies.actor_critic",
     "LLMTextVecEnv": "agents.rollouts.vec_env",
+    "MaskRefresh": "agents.callbacks.mask_refresh",
+    "ReferenceRefresh": "agents.callbacks.reference_refresh",
+    "RunSettings": "agents.runs.settings",
     "TextMetricsCallback": "agents.callbacks.metrics",
+    "TextPPO": "agents.algorithms.text_ppo",
     "TokenRolloutBuffer": "agents.rollouts.buffer",
+    "TrainingRun": "agents.runs.run",
+    "compare_actors": "agents.evaluation.compare",
+    "fine_tune": "agents.supervised.sft",
+    "iterate": "agents.iteration.rounds",
+    "load_checkpoint": "agents.runs.checkpoint",
     "make_algorithm": "agents.algorithms.factory",
+    "save_checkpoint": "agents.runs.checkpoint",
+    "train_on_preferences": "agents.supervised.preference.train",
+    "train_reward_model": "agents.supervised.reward_model.train",
 }
-__all__ = list(_EXPORTS)
+"""Where each public name is; it is loaded at its first use, so that importing the package is quick."""
+
+__all__ = [
+    "ALGORITHMS",
+    "AdaptiveKL",
+    "LLMActorCriticPolicy",
+    "LLMTextVecEnv",
+    "MaskRefresh",
+    "ReferenceRefresh",
+    "RunSettings",
+    "TextMetricsCallback",
+    "TextPPO",
+    "TokenRolloutBuffer",
+    "TrainingRun",
+    "compare_actors",
+    "fine_tune",
+    "iterate",
+    "load_checkpoint",
+    "make_algorithm",
+    "save_checkpoint",
+    "train_on_preferences",
+    "train_reward_model",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(importlib.import_module(_EXPORTS[name]), name)
-    raise AttributeError(f"module 'agents' has no attribute {name!r}")
+    """Loads a public name at its first use."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'agents' has no attribute {name!r}; it has {', '.join(__all__)}.")
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value  # the next use finds it without this function
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -17,6 +17,7 @@ import gymnasium
 if TYPE_CHECKING:  # what `__getattr__` loads at the first use, for type checkers and editors
     from llm_env.env import LLMTextEnv
     from llm_env.episode import Episode
+    from llm_env.reward.kl import KLPenalty
     from llm_env.reward.scores import RewardModel, RewardModelError
     from llm_env.settings import TaskSettings
     from llm_env.task import TextTask
@@ -41,6 +42,7 @@ _MODULES = {
     "TextTask": "llm_env.task",
     "Episode": "llm_env.episode",
     "Prompt": "llm_env.text.prompts",
+    "KLPenalty": "llm_env.reward.kl",
     "RewardModel": "llm_env.reward.scores",
     "RewardModelError": "llm_env.reward.scores",
     "PolicyKLReward": "llm_env.wrappers",
@@ -50,6 +52,7 @@ _MODULES = {
 __all__ = [
     "ENV_ID",
     "Episode",
+    "KLPenalty",
     "LLMTextEnv",
     "LLMTextVectorEnv",
     "PolicyKLReward",

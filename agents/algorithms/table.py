@@ -24,16 +24,6 @@ from agents.policies.random_search import LLMSearchPolicy
 from agents.policies.recurrent import RecurrentTextPolicy
 from agents.policies.trpo import LLMTrustRegionPolicy
 
-FEATURES = {
-    "full_weights": "all weights",
-    "lora": "LoRA",
-    "separate_critic": "critic of its own",
-    "masks": "masks",
-    "groups": "groups",
-    "gpu": "GPU (tests not yet run)",
-    "bf16": "bf16",
-    "resume": "resume",
-}
 ACTOR_CRITIC_SETTINGS = (
     "critic",
     "lora_rank",
@@ -390,19 +380,3 @@ def _refuse(name: str, row: Algorithm, feature: str, what: str) -> None:
     reason = row.reason(feature)
     if reason is not None:
         raise ValueError(f"{name} cannot be used with {what}: {reason}.")
-
-
-def capability_table() -> str:
-    """The README's table, in Markdown: algorithm by feature, with a note for each no."""
-    notes: dict[str, int] = {}
-    lines = ["| algorithm | class | " + " | ".join(FEATURES.values()) + " |", "|---" * (len(FEATURES) + 2) + "|"]
-    for name, row in ALGORITHMS.items():
-        cells = []
-        for feature in FEATURES:
-            reason = row.reason(feature)
-            cells.append("yes" if reason is None else f"no [{notes.setdefault(reason, len(notes) + 1)}]")
-        lines.append(
-            f"| `{name}` | `{row.cls.__module__.partition('.')[0]}.{row.cls.__name__}` | " + " | ".join(cells) + " |"
-        )
-    lines += ["", *(f"{number}. {reason[0].upper()}{reason[1:]}." for reason, number in notes.items())]
-    return "\n".join(lines) + "\n"

@@ -22,6 +22,7 @@ from agents.callbacks.reference_refresh import ReferenceRefresh
 from agents.evaluation.gold import load_gold
 from agents.files import write_json
 from agents.policies.actor_critic import LLMActorCriticPolicy
+from agents.policies.maskable import MaskableLLMPolicy
 from agents.policies.text_policy import TextPolicy
 from agents.rollouts.vec_env import text_env
 from agents.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -155,6 +156,8 @@ class TrainingRun:
             self.refresh = ReferenceRefresh(training.ref_refresh_every, training.ref_refresh_share)
             callbacks.append(self.refresh)
         if self.settings.algorithm.mask_refresh:
+            if not isinstance(self.model.policy, MaskableLLMPolicy):
+                raise ValueError(f"mask_refresh: {self.settings.algorithm.algo} knows no masks; maskable_ppo does.")
             self.mask_refresh = MaskRefresh(self.settings.algorithm.mask_refresh)
             callbacks.append(self.mask_refresh)
         if training.kl_target is not None:

@@ -200,12 +200,14 @@ def _ours(job: Job) -> dict[str, Any]:
 
     from agents import TextMetricsCallback, make_algorithm
     from agents.algorithms.table import algorithm
+    from agents.callbacks.mask_refresh import MaskRefresh
     from agents.callbacks.token_budget import TokenBudget
     from llm_env.reward.models import FunctionReward
 
     gold: Any = FunctionReward(job.compared.gold).function
     row = algorithm(job.algo)
     params = dict(job.params)
+    mask_refresh = params.pop("mask_refresh", 0)
     rate = params.pop("learning_rate", row.defaults["learning_rate"])
     half = job.compared.mixed_precision
     precision: dict[str, Any] = {} if half == "no" else {"mixed_precision": half}
@@ -229,7 +231,8 @@ def _ours(job: Job) -> dict[str, Any]:
     # Where ended slots idle, steps outnumber tokens, and `TokenBudget` ends training; elsewhere a step is a token.
     idle = row.rollouts
     started = time.perf_counter()
-    model.learn(10**9 if idle else job.tokens, callback=[metrics, TokenBudget(metrics, job.tokens)], log_interval=None)  # type: ignore[arg-type]
+    callbacks = [metrics, *([MaskRefresh(mask_refresh)] if mask_refresh else []), TokenBudget(metrics, job.tokens)]
+    model.learn(10**9 if idle else job.tokens, callback=callbacks, log_interval=None)  # type: ignore[arg-type]
     seconds = time.perf_counter() - started
     task = make_task(job)
     greedy = job.algo == "ars"  # it searches for a deterministic policy

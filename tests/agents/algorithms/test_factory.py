@@ -26,7 +26,7 @@ def test_an_environment_that_exists_is_taken() -> None:
     assert model.env is venv
     model.learn(30)
     single = gym.make("LLMText-v0", kl_coef=0.7, **SMALL)
-    assert make_algorithm("ppo", env=single, n_envs=4).env.task.kl_coef == 0.7  # type: ignore[union-attr]
+    assert make_algorithm("ppo", env=single, n_envs=4).env.task.kl.coef == 0.7  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from stable_baselines3 import A2C
 from stable_baselines3.common.logger import configure
 
 from agents import make_algorithm
-from agents.algorithms.table import ALGORITHMS, FEATURES, capability_table, checked_settings, settings_of
+from agents.algorithms.capabilities import FEATURES, capability_table
+from agents.algorithms.table import ALGORITHMS, checked_settings, settings_of
 from agents.callbacks.mask_refresh import MaskRefresh
 from agents.policies.actor_critic import LLMActorCriticPolicy
 from agents.policies.trpo import LLMTrustRegionPolicy
@@ -30,11 +31,9 @@ QUICK: dict[str, dict[str, Any]] = {
     "qr_dqn": {"gradient_steps": 2, "batch_size": 32, "n_quantiles": 5},
     "ars": {"n_delta": 1},
 }
-ON_POLICY = [
-    name for name, row in ALGORITHMS.items() if row.family in ("on-policy", "masked", "critic-free", "recurrent")
-]
-# The first of each family is trained in the fast tier, where a test is about the family's buffer and loop.
-FIRST = {row.family: name for name, row in reversed(ALGORITHMS.items())}
+ON_POLICY = [name for name, row in ALGORITHMS.items() if row.rollouts or name == "recurrent_ppo"]
+# The first of each family is trained in the fast tier, where a test is about the family's policy, buffer and loop.
+FIRST = {(row.wire, row.policy, row.whole_episodes): name for name, row in reversed(ALGORITHMS.items())}
 
 
 def first_of_each_family(names: Iterable[str]) -> list[Any]:

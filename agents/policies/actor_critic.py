@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from gymnasium import spaces
-from numpy.typing import NDArray
 from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
@@ -23,6 +20,7 @@ from agents.policies.critic import Critic, CriticNetwork, CriticSource, enable_c
 from agents.policies.learning_rates import parameter_groups, scale_learning_rates
 from agents.policies.micro_batches import MicroBatches
 from agents.policies.observations import check_observation_space, sequences_of, split_observation
+from agents.policies.rollout_scores import ScoresRollouts
 from agents.policies.sampled_actions import ActionTensor, CarriesLogProbs
 from agents.policies.settings import PolicySettings
 from llm_env.episode import Episode
@@ -30,18 +28,15 @@ from llm_env.lm.causal_lm import CausalLM
 from llm_env.lm.loading import autocast
 from llm_env.lm.log_probs import head_kl, head_log_probs
 from llm_env.lm.packed_attention import packed_states
-from llm_env.lm.packing import PackedBatch, in_groups, pack, pack_ends
+from llm_env.lm.packing import PackedBatch, pack_ends
 from llm_env.lm.sampling import restrict, sample_tokens, unpack_bits
 from llm_env.reward.reference import Reference
 from llm_env.rollout import respond
 from llm_env.task import TextTask
 from llm_env.text.prompts import Prompt
 
-SCORE_TOKENS = 16_384  # tokens scored at once after collection, padding included
-Masks = list[NDArray[np.uint8]] | None
 
-
-class LLMActorCriticPolicy(CarriesLogProbs, ActorCriticPolicy):
+class LLMActorCriticPolicy(CarriesLogProbs, ScoresRollouts, ActorCriticPolicy):
     """Actor: a causal LM. Critic: a head on it or a network of its own.
 
     `forward`, `predict` and `predict_values` take `LLMText-v0` observations and decode with a key-value cache that
@@ -127,16 +122,6 @@ class LLMActorCriticPolicy(CarriesLogProbs, ActorCriticPolicy):
             scale_learning_rates(self.optimizer)
         # SB3 drops gradients only after the next forward pass; they need not be in memory beside its activations.
         self.optimizer.register_step_post_hook(_drop_gradients)
-
-    @property
-    def rescores_values(self) -> bool:
-        """Whether values while collecting are missing or rounded differently from those in training."""
-        return self.critic.reads_text or self.rescores_log_probs
-
-    @property
-    def rescores_log_probs(self) -> bool:
-        """Whether log-probs while collecting are rounded differently from those in training."""
-        return self.mixed_precision != "no"
 
     def forward(
         self, obs: PyTorchObs, deterministic: bool = False, allowed: Tensor | None = None
@@ -318,83 +303,6 @@ class LLMActorCriticPolicy(CarriesLogProbs, ActorCriticPolicy):
     def _log_probs(self, hidden: Tensor, tokens: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Log π of tokens and the entropies, (n,)."""
         return head_log_probs(self.lm, hidden, tokens, self.temperature, self.settings.entropy_grad, masks=masks)
-
-    @torch.no_grad()
-    def score_segments(
-        self, sequences: list[list[int]], starts: list[int], masks: Masks = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Log π and V of every token from `starts` on, as training computes them.
-
-        Args:
-            sequences: Prompt and response ids.
-            starts: For each, the index of the first token asked about.
-            masks: For each, which tokens might be chosen at each of its steps, as bits; None: all.
-
-        Returns:
-            (log π in nats, V in score), flat, sequence by sequence. Where the collected log-probs are exact, zeros
-            stand for them: only the critic is asked.
-        """
-
-        def score(batch: PackedBatch) -> tuple[Tensor, Tensor]:
-            if self.rescores_log_probs or not self.critic.reads_text:
-                values, log_probs, _ = self._evaluate(batch)
-            else:
-                with self._autocast():
-                    values = self.critic(batch, None)
-                log_probs = torch.zeros_like(values)
-            return log_probs, values
-
-        log_probs, values = self._score_in_groups(score, sequences, starts, masks)
-        return log_probs, values
-
-    @torch.no_grad()
-    def exact_kl(
-        self, reference: Reference, sequences: list[list[int]], starts: list[int], masks: Masks = None
-    ) -> NDArray[np.float32]:
-        """KL(π‖π_ref) of the whole distributions before every token from `starts` on, flat, in nats.
-
-        Args:
-            reference: π_ref.
-            sequences: Prompt and response ids.
-            starts: For each, the index of the first token asked about.
-            masks: For each, which tokens might be chosen at each of its steps, as bits; None: all.
-        """
-
-        def score(batch: PackedBatch) -> tuple[Tensor]:
-            with self._autocast():
-                return (self._exact_kl(batch, self._packed_hidden(batch), reference),)
-
-        return self._score_in_groups(score, sequences, starts, masks)[0]
-
-    def _score_in_groups(
-        self,
-        score: Callable[[PackedBatch], tuple[Tensor, ...]],
-        sequences: list[list[int]],
-        starts: list[int],
-        masks: Masks,
-    ) -> list[NDArray[np.float32]]:
-        """Each of `score`'s outputs for all sequences, flat, computed in groups of similar length."""
-        parts: list[tuple[Tensor, ...]] = [()] * len(sequences)
-
-        def run(group: list[int]) -> None:
-            batch = pack([sequences[i] for i in group], [starts[i] for i in group], self.device)
-            if masks is not None:
-                bits = torch.from_numpy(np.concatenate([masks[i] for i in group]))
-                batch = dataclasses.replace(batch, masks=bits.to(self.device))
-            columns = [values.cpu().split(batch.counts) for values in score(batch)]
-            for place, i in enumerate(group):
-                parts[i] = tuple(column[place] for column in columns)
-
-        in_groups([len(s) for s in sequences], SCORE_TOKENS, self.device, run)
-        return [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
-
-    @torch.no_grad()
-    def state_values(self, sequences: list[list[int]]) -> NDArray[np.float32]:
-        """V in score of the state after each sequence, shape (n,)."""
-        batch = pack_ends(sequences, self.device)
-        with self._autocast():
-            values = self.critic(batch, None if self.critic.reads_text else self._packed_hidden(batch))
-        return values.cpu().numpy()
 
     def respond(
         self, task: TextTask, prompts: Sequence[Prompt], seed: int, deterministic: bool = False

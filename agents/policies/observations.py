@@ -9,6 +9,11 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor
 
+NOT_TOKENS = (
+    "{user} reads token ids, which are integers; these are {kind}. VecNormalize rescales observations unless it is given "
+    "norm_obs=False."
+)
+
 
 def check_observation_space(user: str, space: spaces.Space[Any]) -> None:
     """Refuses other environments' observations.
@@ -20,16 +25,20 @@ def check_observation_space(user: str, space: spaces.Space[Any]) -> None:
         raise TypeError(f"{user} is for LLMText-v0's observations, not for {space}.")
     ids = space["input_ids"]
     if not np.issubdtype(ids.dtype, np.integer):  # type: ignore[arg-type]  # every Box has one
-        raise TypeError(
-            f"{user} reads token ids, which are integers; these are {ids.dtype}. VecNormalize rescales observations unless "
-            "it is given norm_obs=False."
-        )
+        raise TypeError(NOT_TOKENS.format(user=user, kind=ids.dtype))
 
 
 def split_observation(obs: PyTorchObs) -> tuple[Tensor, Tensor]:
-    """``input_ids`` (N, L) and ``length`` (N,), long."""
+    """``input_ids`` (N, L) and ``length`` (N,), long.
+
+    Raises:
+        TypeError: the ids are no integers.
+    """
     assert isinstance(obs, dict)
-    ids = obs["input_ids"].long()
+    ids = obs["input_ids"]
+    if ids.is_floating_point():
+        raise TypeError(NOT_TOKENS.format(user="The policy", kind=ids.dtype))
+    ids = ids.long()
     return ids, obs["length"].long().reshape(len(ids))
 
 

@@ -195,9 +195,19 @@ class TokenRolloutBuffer(RolloutBuffer):
         self.full = self.pos == self.buffer_size
 
     def _new_segment(self, slot: int, context: list[int]) -> Segment:
+        """Begins a segment, whose first action has just been taken.
+
+        Raises:
+            RuntimeError: the observation is not the one that the environment's episode was at.
+        """
         # Slots of a group that start in the same step share a number, which no other step or rollout gives.
         group = (self._rollouts * self.buffer_size + self.pos) * self.n_envs + slot // self.group_size
         episode = None if self._venv is None else self._venv.acted[slot]
+        if episode is not None and episode.ids[:-1] != context:
+            raise RuntimeError(
+                "The policy acted on observations that are not the environment's: somebody else reset or stepped it since the "
+                "last rollout. Evaluate on an environment of its own, or call model.learn(…) with reset_num_timesteps=True."
+            )
         segment = Segment(context, slot, group, episode)
         self.segments.append(segment)
         return segment

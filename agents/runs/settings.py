@@ -145,12 +145,9 @@ class AlgorithmSettings:
             raise ValueError(f"lr_schedule={self.lr_schedule!r} is not known; use 'linear' or 'constant'.")
 
     def arguments(self) -> dict[str, Any]:
-        """Gives the algorithm's arguments that differ from the defaults here, without those of `algo_kwargs`
-        and of the callback that `mask_refresh` asks for.
-        """
-        names = [
-            f for f in dataclasses.fields(self) if f.name not in ("algo", "lr_schedule", "algo_kwargs", "mask_refresh")
-        ]
+        """Gives the algorithm's arguments that differ from the defaults here, without those of `algo_kwargs`."""
+        elsewhere = ("algo", "lr_schedule", "algo_kwargs", "mask_refresh")  # the last one is a callback
+        names = [f for f in dataclasses.fields(self) if f.name not in elsewhere]
         return {f.name: value for f in names if (value := getattr(self, f.name)) != f.default}
 
 

@@ -1,0 +1,132 @@
+"""What a bound `TokenRolloutBuffer` asks of a policy after collection: scores of whole segments, in a few large batches."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from agents.policies.critic import Critic
+from llm_env.lm.packing import PackedBatch, in_groups, pack, pack_ends
+from llm_env.reward.reference import Reference
+
+SCORE_TOKENS = 16_384  # tokens scored at once, padding included
+Masks = list[NDArray[np.uint8]] | None
+
+
+class ScoresRollouts:
+    """The part of `LLMActorCriticPolicy` that scores segments; no gradients."""
+
+    critic: Critic
+    mixed_precision: str
+    device: torch.device
+
+    @abstractmethod
+    def _evaluate(self, batch: PackedBatch) -> tuple[Tensor, ...]:
+        """Values, log-probs and entropies of a packed batch's tokens, each (n,)."""
+
+    @abstractmethod
+    def _packed_hidden(self, batch: PackedBatch) -> Tensor:
+        """The actor's hidden states (n, H) that predict the scored tokens."""
+
+    @abstractmethod
+    def _exact_kl(self, batch: PackedBatch, hidden: Tensor, reference: Reference) -> Tensor:
+        """KL(π‖π_ref) of the whole distributions before each scored token, (n,)."""
+
+    @abstractmethod
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision that training computes in."""
+
+    @property
+    def rescores_values(self) -> bool:
+        """Whether values while collecting are missing or rounded differently from those in training."""
+        return self.critic.reads_text or self.rescores_log_probs
+
+    @property
+    def rescores_log_probs(self) -> bool:
+        """Whether log-probs while collecting are rounded differently from those in training."""
+        return self.mixed_precision != "no"
+
+    @torch.no_grad()
+    def score_segments(
+        self, sequences: list[list[int]], starts: list[int], masks: Masks = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Log π and V of every token from `starts` on, as training computes them.
+
+        Args:
+            sequences: Prompt and response ids.
+            starts: For each, the index of the first token asked about.
+            masks: For each, which tokens might be chosen at each of its steps, as bits; None: all.
+
+        Returns:
+            (log π in nats, V in score), flat, sequence by sequence. Where the collected log-probs are exact, zeros
+            stand for them: only the critic is asked.
+        """
+
+        def score(batch: PackedBatch) -> tuple[Tensor, Tensor]:
+            if self.rescores_log_probs or not self.critic.reads_text:
+                values, log_probs, _ = self._evaluate(batch)
+            else:
+                with self._autocast():
+                    values = self.critic(batch, None)
+                log_probs = torch.zeros_like(values)
+            return log_probs, values
+
+        log_probs, values = self._score_in_groups(score, sequences, starts, masks)
+        return log_probs, values
+
+    @torch.no_grad()
+    def exact_kl(
+        self, reference: Reference, sequences: list[list[int]], starts: list[int], masks: Masks = None
+    ) -> NDArray[np.float32]:
+        """KL(π‖π_ref) of the whole distributions before every token from `starts` on, flat, in nats.
+
+        Args:
+            reference: π_ref.
+            sequences: Prompt and response ids.
+            starts: For each, the index of the first token asked about.
+            masks: For each, which tokens might be chosen at each of its steps, as bits; None: all.
+        """
+
+        def score(batch: PackedBatch) -> tuple[Tensor]:
+            with self._autocast():
+                return (self._exact_kl(batch, self._packed_hidden(batch), reference),)
+
+        return self._score_in_groups(score, sequences, starts, masks)[0]
+
+    def _score_in_groups(
+        self,
+        score: Callable[[PackedBatch], tuple[Tensor, ...]],
+        sequences: list[list[int]],
+        starts: list[int],
+        masks: Masks,
+    ) -> list[NDArray[np.float32]]:
+        """Each of `score`'s outputs for all sequences, flat, computed in groups of similar length."""
+        parts: list[tuple[Tensor, ...]] = [()] * len(sequences)
+
+        def run(group: list[int]) -> None:
+            batch = pack([sequences[i] for i in group], [starts[i] for i in group], self.device)
+            if masks is not None:
+                bits = torch.from_numpy(np.concatenate([masks[i] for i in group]))
+                batch = dataclasses.replace(batch, masks=bits.to(self.device))
+            columns = [values.cpu().split(batch.counts) for values in score(batch)]
+            for place, i in enumerate(group):
+                parts[i] = tuple(column[place] for column in columns)
+
+        in_groups([len(s) for s in sequences], SCORE_TOKENS, self.device, run)
+        return [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
+
+    @torch.no_grad()
+    def state_values(self, sequences: list[list[int]]) -> NDArray[np.float32]:
+        """V in score of the state after each sequence, shape (n,)."""
+        batch = pack_ends(sequences, self.device)
+        with self._autocast():
+            values = self.critic(batch, None if self.critic.reads_text else self._packed_hidden(batch))
+        return values.cpu().numpy()

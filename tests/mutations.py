@@ -364,7 +364,121 @@ FILES = [
 ]
 
 # What is wired together: policies, buffers, losses. Add a mutation here for each term and each mask of a new algorithm.
-WIRING: list[Mutation] = []
+_TEXT_PPO = "agents/algorithms/text_ppo.py"
+_TEXT_PPO_TESTS = ("tests/agents/algorithms/test_text_ppo.py", "tests/agents/algorithms/test_practices.py")
+_BUFFER = "agents/rollouts/buffer.py"
+_VEC_ENV_TESTS = ("tests/agents/rollouts/test_vec_env.py",)
+_ORDINARY_PPO = (
+    "tests/agents/algorithms/test_text_ppo.py::test_without_further_terms_an_update_is_stock_ppos_bit_for_bit"
+)
+
+WIRING = [
+    Mutation(
+        "an unfinished segment's next value is dropped",
+        _BUFFER,
+        "unfinished = [i for i, s in enumerate(self.segments) if not s.finished]",
+        "unfinished: list[int] = []",
+        ("tests/agents/rollouts/test_buffer.py",),
+    ),
+    Mutation(
+        "groups of different steps share a number",
+        _BUFFER,
+        "group = (self._rollouts * self.buffer_size + self.pos) * self.n_envs + slot // self.group_size",
+        "group = slot % self.group_size",
+        ("tests/agents/algorithms/test_text_ppo.py",),
+    ),
+    Mutation(
+        "the value loss is left out",
+        _TEXT_PPO,
+        "+ self.vf_coef * value_loss",
+        "+ 0.0 * value_loss",
+        (_ORDINARY_PPO,),
+    ),
+    Mutation(
+        "the KL in the loss has the wrong sign",
+        _TEXT_PPO,
+        "surrogate + task.kl.coef * penalty",
+        "surrogate - task.kl.coef * penalty",
+        _TEXT_PPO_TESTS,
+    ),
+    Mutation(
+        "the KL in the loss is left out",
+        _TEXT_PPO,
+        "surrogate + task.kl.coef * penalty",
+        "surrogate + 0.0 * penalty",
+        _TEXT_PPO_TESTS,
+    ),
+    Mutation(
+        "the texts of PPO-ptx are unlearned",
+        _TEXT_PPO,
+        "loss = loss + self.mix.coef * ptx_loss",
+        "loss = loss - self.mix.coef * ptx_loss",
+        _TEXT_PPO_TESTS,
+    ),
+    Mutation(
+        "the reward keeps the KL that the loss charges",
+        "llm_env/task.py",
+        "if not self.kl.in_reward:",
+        "if False:",
+        _TEXT_PPO_TESTS,
+    ),
+    Mutation(
+        "values are clipped around themselves",
+        _TEXT_PPO,
+        "torch.clamp(values - data.old_values, -clip_vf, clip_vf)",
+        "(values - data.old_values)",
+        (_ORDINARY_PPO,),
+    ),
+    Mutation(
+        "an update that runs out of memory loses the gradients of other terms",
+        "agents/policies/micro_batches.py",
+        "parameter.grad = before if parameter.grad is None else before.add_(parameter.grad)",
+        "parameter.grad = before if parameter.grad is None else parameter.grad",
+        ("tests/agents/policies/test_micro_batches.py",),
+    ),
+    Mutation(
+        "old log-probs of mixed precision are not scored again",
+        "agents/rollouts/scoring.py",
+        "if policy.rescores_log_probs:",
+        "if False:",
+        ("tests/test_invariants.py", "tests/llm_env/test_masks.py"),
+    ),
+    Mutation(
+        "an evaluation on the training environment is paid NaN",
+        "agents/rollouts/vec_env.py",
+        'return self.scoring == "deferred" and self.collecting and not self._wrapped',
+        'return self.scoring == "deferred"',
+        _VEC_ENV_TESTS,
+    ),
+    Mutation(
+        "a wrapper's rewards are NaN",
+        "agents/rollouts/vec_env.py",
+        "self._wrapped = bool(working)",
+        "self._wrapped = False",
+        _VEC_ENV_TESTS,
+    ),
+    Mutation(
+        "log-probs are lost in a pipe",
+        "agents/policies/sampled_actions.py",
+        "return (SampledAction.carry, (int(self), self.log_prob, self.temperature))",
+        "return (np.int64, (int(self),))",
+        _VEC_ENV_TESTS,
+    ),
+    Mutation(
+        "masks from an older actor are never refreshed",
+        "agents/callbacks/mask_refresh.py",
+        "if self.rollouts and self.rollouts % self.every == 0:",
+        "if False:",
+        _MASK_TESTS,
+    ),
+    Mutation(
+        "a critic that is not the actor's moves the actor",
+        "agents/policies/critic.py",
+        "return hidden.detach() if self.detach else hidden",
+        "return hidden",
+        ("tests/agents/policies/test_actor_critic.py",),
+    ),
+]
 
 MUTATIONS = [*DECODING, *PROBABILITIES, *REWARDS, *TEXTS, *ADVANTAGES, *FILES, *WIRING]
 

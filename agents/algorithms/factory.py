@@ -114,6 +114,9 @@ def _environment(
         env_kwargs = {**{k: v for k, v in spec.kwargs.items() if k != "render_mode"}, **env_kwargs}
     if env_kwargs.get("kl_in") is None:
         env_kwargs["kl_in"] = kl_in
+        # Settings of earlier versions name k1 for grpo too, whose loss had k3 all the same: k1 restrains nothing there.
+        if default_place == "loss" and env_kwargs.get("kl_estimator") == "k1":
+            env_kwargs["kl_estimator"] = None
     if "mixed_precision" in chosen:  # the frozen models compute as the actor does
         env_kwargs.setdefault("mixed_precision", chosen["mixed_precision"])
     rules = task_settings(env_kwargs)

@@ -121,8 +121,12 @@ def load_checkpoint(model: BaseAlgorithm, checkpoint: Path) -> dict[str, Any]:
     _load_optimizer(model.policy.optimizer, load_file(checkpoint / "optimizer.safetensors"), state["optimizer"])
     for name, value in state["counters"].items():
         setattr(model, name, value)
+    extra = dict(state["extra"])
     if (checkpoint / "algorithm.safetensors").is_file():
-        _load_algorithm_tensors(model, load_file(checkpoint / "algorithm.safetensors"))
+        tensors = load_file(checkpoint / "algorithm.safetensors")
+        if "rollouts" in tensors:  # earlier versions kept the age of the masks' actor here
+            extra["mask_rollouts"] = int(tensors.pop("rollouts"))
+        _load_algorithm_tensors(model, tensors)
     if state.get("mix") is not None:
         model.mix.order.load_state_dict(state["mix"])  # type: ignore[attr-defined]  # of TextPPO
     model.ep_info_buffer = deque(state["ep_info_buffer"], maxlen=model._stats_window_size)
@@ -130,7 +134,7 @@ def load_checkpoint(model: BaseAlgorithm, checkpoint: Path) -> dict[str, Any]:
     model._last_obs = text_env(model.env).load_state_dict(state["env"])  # type: ignore[assignment]
     model._last_episode_starts = np.array(state["episode_starts"], dtype=bool)
     _load_random_state(model, state["random"], load_file(checkpoint / "random.safetensors"))
-    return dict(state["extra"])
+    return extra
 
 
 def _algorithm_tensors(model: BaseAlgorithm) -> dict[str, torch.Tensor]:

@@ -60,6 +60,8 @@ def test_stock_ppo_stays_where_its_loss_is_the_loss() -> None:
 def test_grpo_has_k3_in_the_loss_and_the_score_alone_in_the_reward() -> None:
     model = make_algorithm("grpo", n_envs=4, env_kwargs=SMALL)
     assert model.rollout_buffer.task.kl == KLPenalty(0.05, "k3", "loss")  # type: ignore[attr-defined]
+    model = make_algorithm("grpo", n_envs=4, env_kwargs={**SMALL, "kl_estimator": "k1", "kl_in": None})
+    assert model.rollout_buffer.task.kl.estimator == "k3"  # type: ignore[attr-defined]  # as a run of before has it
     model = make_algorithm("grpo", n_envs=4, env_kwargs=SMALL, kl_in="reward")
     assert model.rollout_buffer.task.kl == KLPenalty(0.05, "k1", "reward")  # type: ignore[attr-defined]
 

@@ -114,8 +114,8 @@ PROBABILITIES = [
     Mutation(
         "the temperature is left out of the reference's log-probs",
         "llm_env/reward/reference.py",
-        "head_log_probs(lm, hidden, batch.targets, self.temperature)",
-        "head_log_probs(lm, hidden, batch.targets, 1.0)",
+        "sequence_log_probs(lm, sequences, starts, self.temperature)",
+        "sequence_log_probs(lm, sequences, starts, 1.0)",
         ("tests/test_invariants.py::test_at_learning_rate_zero_the_ratio_is_one",),
     ),
     Mutation(
@@ -173,15 +173,15 @@ REWARDS = [
     Mutation(
         "a wrapper adds the policy's part of the KL with the wrong sign",
         "llm_env/wrappers.py",
-        "reward - self.env.unwrapped.task.kl_coef *",
-        "reward + self.env.unwrapped.task.kl_coef *",
+        "reward - self.env.unwrapped.task.kl.coef *",
+        "reward + self.env.unwrapped.task.kl.coef *",
         ("tests/llm_env/test_env.py",),
     ),
     Mutation(
         "the penalty for a missing end is dropped",
         "llm_env/task.py",
-        "missing = 0.0 if episode.has_end else rules.missing_eos_penalty",
-        "missing = 0.0",
+        "missing_end = 0.0 if episode.has_end else rules.missing_eos_penalty",
+        "missing_end = 0.0",
         ("tests/llm_env/test_env.py",),
     ),
     Mutation(
@@ -200,9 +200,9 @@ REWARDS = [
     ),
     Mutation(
         "the reward model does not see the end token",
-        "llm_env/reward/models.py",
-        "return [*episode.prompt.ids, *episode.response_ids]",
-        "return [*episode.prompt.ids, *(i for i in episode.response_ids if i != self.tokenizer.eos_token_id)]",
+        "llm_env/reward/classifier.py",
+        "            return episode.ids\n",
+        "            return [i for i in episode.ids if i != self.tokenizer.eos_token_id]\n",
         ("tests/llm_env/reward/test_models.py",),
     ),
     Mutation(

@@ -301,3 +301,16 @@ def test_gradients_do_not_outlive_the_step() -> None:
     model.learn(4 * 6)
     assert any(not torch.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
     assert all(p.grad is None for p in model.policy.parameters())
+
+
+@pytest.mark.parametrize(("critic", "reaches"), [("head", True), ("detached_head", False), ("actor", False)])
+def test_how_far_the_value_loss_reaches(critic: str, reaches: bool) -> None:
+    policy: Any = make_algorithm("ppo", n_envs=2, seed=0, critic=critic, env_kwargs=SMALL).policy
+    with torch.no_grad():  # a head of zeros would hand no gradient on
+        for parameter in policy.critic.parameters():
+            parameter.add_(0.1)
+    batch = pack([[1, 20, 30, 40, 50], [1, 60, 70]], [2, 1], "cpu")
+    values, _, _ = policy.evaluate_actions(batch, batch.targets)
+    values.pow(2).sum().backward()
+    assert any(p.grad is not None and p.grad.any() for p in policy.critic.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in policy.actor.parameters()) == reaches

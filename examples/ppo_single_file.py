@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import Categorical
 from transformers import AutoModelForCausalLM
 
@@ -72,18 +72,10 @@ class Agent(nn.Module):
         return Categorical(logits=self.lm.get_output_embeddings()(hidden)), self.value(hidden.detach())[:, 0]
 
 
-def gae(
-    rewards: torch.Tensor, values: torch.Tensor, dones: torch.Tensor, next_value: torch.Tensor, gamma: float, lam: float
-) -> torch.Tensor:
+def gae(rewards: Tensor, values: Tensor, dones: Tensor, next_value: Tensor, gamma: float, lam: float) -> Tensor:
     """Generalized advantage estimation, Schulman et al. 2016, eq. 16 (https://arxiv.org/abs/1506.02438).
 
-    Args:
-        rewards: Reward of each step, shape (num_steps, num_envs).
-        values: V of the state before each step, same shape.
-        dones: 1 where a response ended with the step, else 0, same shape.
-        next_value: V of the states after the last step, shape (num_envs,).
-        gamma: Discount.
-        lam: λ.
+    All are of shape (num_steps, num_envs) but `next_value`, V of the states after the last step, (num_envs,).
     """
     advantages = torch.zeros_like(rewards)
     running = torch.zeros_like(next_value)
@@ -109,13 +101,11 @@ def main(args: Args) -> None:
     ids = torch.zeros((steps, n, obs["input_ids"].shape[1]), dtype=torch.long)
     lengths, actions = torch.zeros((steps, n), dtype=torch.long), torch.zeros((steps, n), dtype=torch.long)
     log_probs, rewards, dones, values = (torch.zeros((steps, n)) for _ in range(4))
-    batch_size = steps * n
-    n_iterations = max(1, args.total_timesteps // batch_size)
+    n_iterations = max(1, args.total_timesteps // (batch_size := steps * n))
     for iteration in range(n_iterations):
         started = time.time()
         optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - iteration / n_iterations)
-        episodes = []
-        # Rollout: one token of every response a step.
+        episodes = []  # scores of the rollout, which is one token of every response a step
         for t in range(steps):
             ids[t], lengths[t] = torch.as_tensor(obs["input_ids"]), torch.as_tensor(obs["length"])[:, 0]
             with torch.no_grad():

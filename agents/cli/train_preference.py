@@ -21,6 +21,8 @@ from agents.console import attempt, print_left_out, print_samples
 from agents.supervised.settings import PreferenceSettings
 
 console = Console(soft_wrap=True)
+Args = PreferenceSettings
+"""The command's options."""
 
 
 def run(settings: PreferenceSettings) -> int:
@@ -49,7 +51,7 @@ def run(settings: PreferenceSettings) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Reads the command line and runs it; returns the exit status."""
-    return run(parse_command_line(PreferenceSettings, argv, __doc__))
+    return run(parse_command_line(Args, argv, __doc__))
 
 
 if __name__ == "__main__":

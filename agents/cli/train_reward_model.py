@@ -21,6 +21,8 @@ from agents.console import attempt, print_left_out
 from agents.supervised.settings import RewardSettings
 
 console = Console(soft_wrap=True)
+Args = RewardSettings
+"""The command's options."""
 
 
 def run(settings: RewardSettings) -> int:
@@ -52,7 +54,7 @@ def run(settings: RewardSettings) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Reads the command line and runs it; returns the exit status."""
-    return run(parse_command_line(RewardSettings, argv, __doc__))
+    return run(parse_command_line(Args, argv, __doc__))
 
 
 if __name__ == "__main__":

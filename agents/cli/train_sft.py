@@ -21,6 +21,8 @@ from agents.console import attempt, print_samples
 from agents.supervised.settings import SFTSettings
 
 console = Console(soft_wrap=True)
+Args = SFTSettings
+"""The command's options."""
 
 
 def run(settings: SFTSettings) -> int:
@@ -45,7 +47,7 @@ def run(settings: SFTSettings) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Reads the command line and runs it; returns the exit status."""
-    return run(parse_command_line(SFTSettings, argv, __doc__))
+    return run(parse_command_line(Args, argv, __doc__))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def split_observation(obs: PyTorchObs) -> tuple[Tensor, Tensor]:
     """
     assert isinstance(obs, dict)
     ids = obs["input_ids"]
-    if ids.is_floating_point():
+    if ids.is_floating_point() and bool((ids != ids.round()).any()):  # SB3's own preprocessing only makes them floats
         raise TypeError(NOT_TOKENS.format(user="The policy", kind=ids.dtype))
     ids = ids.long()
     return ids, obs["length"].long().reshape(len(ids))

@@ -94,6 +94,7 @@ def test_a_run_of_the_version_before_is_read_and_written_with_the_same_names(tmp
     assert settings.task == TaskOptions(
         model="M", reward_model=("a:b", "c:d"), reward_weights=(0.5, 1.0), prompts="p.jsonl", top_k=5, top_p=0.9,
         forbidden_tokens=("x", "y"), allowed_tokens=(" a",), mixed_precision="bf16",
+        kl_estimator="k1", kl_in="reward",
     )  # fmt: skip
     assert settings.training == TrainingSettings(kl_target=4.0, ref_refresh_every=3, seed=7)
     assert settings.algorithm.algo_kwargs == ("gamma=0.99", "clip_range_high=0.28")

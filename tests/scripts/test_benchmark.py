@@ -30,9 +30,11 @@ def test_the_script_is_the_same_for_all_and_has_the_lengths_that_it_says() -> No
 
 def in_this_process(command: list[str], cwd: Path, **_: Any) -> None:
     """Stands for `subprocess.run`: a contender's script, where importing torch anew would take most of the time."""
-    argv, sys.argv = sys.argv, command[1:]
+    _, flag, module, *arguments = command
+    assert flag == "-m"
+    argv, sys.argv = sys.argv, [module, *arguments]
     try:
-        runpy.run_path(str(cwd / command[1]), run_name="__main__")
+        runpy.run_module(module, run_name="__main__", alter_sys=False)
     finally:
         sys.argv = argv
 

@@ -9,6 +9,7 @@ import torch
 from agents.evaluation.compare import compare_actors
 from agents.evaluation.settings import EvaluationSettings
 from agents.evaluation.statistics import Estimate, wilson_interval
+from agents.policies.text_policy import LoadedActor
 from llm_env.default_task import DEFAULT_MODEL
 from llm_env.default_task.gold import gold_score, score_review
 from llm_env.lm.causal_lm import load_causal_lm
@@ -35,7 +36,7 @@ def test_wilson_interval_against_published_numbers() -> None:
 def test_the_reference_against_itself_is_a_tie() -> None:
     task = TextTask(TaskSettings(max_new_tokens=12))
     lm = load_causal_lm(DEFAULT_MODEL, LoadSettings("float32", "cpu"))
-    report = compare_actors(lm, task, task.prompts.prompts[:32], gold=gold_score)
+    report = compare_actors(LoadedActor(lm), task, task.prompts.prompts[:32], gold=gold_score)
     assert report.win_rate == 0.5
     assert report.kl.mean == pytest.approx(0, abs=1e-4)
     assert report.rm_score == report.reference_rm_score
@@ -45,7 +46,7 @@ def test_the_reference_against_itself_is_a_tie() -> None:
 def test_best_of_n_against_the_reference() -> None:
     task = TextTask(TaskSettings(max_new_tokens=12))
     lm = load_causal_lm(DEFAULT_MODEL, LoadSettings("float32", "cpu"))
-    report = compare_actors(lm, task, task.prompts.prompts[:48], EvaluationSettings(best_of_n=4))
+    report = compare_actors(LoadedActor(lm), task, task.prompts.prompts[:48], EvaluationSettings(best_of_n=4))
     assert report.kl.mean == pytest.approx(math.log(4) - 3 / 4, abs=1e-4)  # the bound; the actor is the reference
     assert report.rm_score.mean > report.reference_rm_score.mean + 0.5
     assert report.win_rate >= 0.5
@@ -96,7 +97,9 @@ def test_perplexity_diversity_and_another_actor() -> None:
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     records = [TextRecord("How was the hotel?", " The room was lovely."), TextRecord(None, "The room was awful.")]
     texts = [encode_text(r, task.tokenizer) for r in records]
-    report = compare_actors(lm, task, task.prompts.prompts[:48], texts=texts, other=("worse", worse))
+    report = compare_actors(
+        LoadedActor(lm), task, task.prompts.prompts[:48], texts=texts, other=("worse", LoadedActor(worse))
+    )
     assert report.perplexity == pytest.approx(report.reference_perplexity)
     nats, count = 0.0, 0
     for text in texts:
@@ -104,7 +107,9 @@ def test_perplexity_diversity_and_another_actor() -> None:
         nats -= sum(log_probs[i - 1, text.ids[i]].item() for i in range(text.start, len(text.ids)))
         count += len(text.ids) - text.start
     assert report.perplexity == pytest.approx(math.exp(nats / count), rel=1e-4)
-    broken = compare_actors(worse, task, task.prompts.prompts[:48], texts=texts, other=("the reference", lm))
+    broken = compare_actors(
+        LoadedActor(worse), task, task.prompts.prompts[:48], texts=texts, other=("the reference", LoadedActor(lm))
+    )
     assert broken.perplexity is not None
     assert report.perplexity is not None
     assert broken.perplexity > 1.5 * report.perplexity

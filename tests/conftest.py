@@ -66,7 +66,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]
                 model = AutoModelForSequenceClassification.from_config(config)
             else:
                 model = AutoModelForCausalLM.from_config(config)
-            with torch.no_grad():  # larger than at initialisation, so that positions and contexts matter
+            with torch.no_grad():  # larger than at initialization, so that positions and contexts matter
                 for parameter in model.parameters():
                     if parameter.ndim > 1:
                         parameter.mul_(4)

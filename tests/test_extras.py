@@ -66,7 +66,6 @@ except ImportError as error:
     ]
 
 
-@pytest.mark.xfail(strict=True, reason="agents/policies imports peft at module level")
 def test_training_needs_no_extra(tmp_path: Path) -> None:
     code = f"""
 for package in ("agents.rollouts", "agents.algorithms", "agents.callbacks", "agents.runs", "agents.cli"):

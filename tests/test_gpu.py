@@ -16,7 +16,8 @@ from agents import TextMetricsCallback, make_algorithm
 from agents.algorithms.table import ALGORITHMS
 from agents.callbacks.reference_refresh import ReferenceRefresh
 from agents.cli import write_reviews
-from agents.iteration import IterationSettings, iterate
+from agents.iteration.rounds import iterate
+from agents.iteration.settings import IterationSettings
 from agents.supervised.preference.train import train_on_preferences
 from agents.supervised.reward_model.train import train_reward_model
 from agents.supervised.settings import PreferenceSettings, RewardSettings, SFTSettings
@@ -145,7 +146,7 @@ def test_the_supervised_stages(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("loss", ["dpo", "tdpo2", "ipo", "kto", "orpo", "simpo"])
 @pytest.mark.parametrize("extra", [{}, {"lora_rank": 4, "mixed_precision": "bf16"}], ids=["all", "lora-bf16"])
-def test_preference_optimisation(loss: str, extra: dict[str, Any], tmp_path: Path) -> None:
+def test_preference_optimization(loss: str, extra: dict[str, Any], tmp_path: Path) -> None:
     pairs = [
         {"prompt": f"How was it {i}?", "chosen": " The room was great.", "rejected": " The room was awful, very awful."}
         for i in range(40)

@@ -25,7 +25,7 @@ def clipped_surrogate(
         clip_high: The ratio is held below 1 + this.
 
     Returns:
-        To minimise, shape (n,).
+        To minimize, shape (n,).
     """
     ratio = torch.exp(log_prob - old_log_prob)
     clipped = torch.clamp(ratio, 1 - clip_low, 1 + clip_high)

@@ -214,14 +214,14 @@ ALGORITHMS: dict[str, Algorithm] = {
     "ars": Algorithm(
         ARS,
         LLMSearchPolicy,
-        "Augmented random search, Mania et al. 2018 (https://arxiv.org/abs/1803.07055), on the last normalisation's gains",
+        "Augmented random search, Mania et al. 2018 (https://arxiv.org/abs/1803.07055), on the last normalization's gains",
         {"learning_rate": 0.5, "delta_std": 0.14, "n_delta": 4, "zero_policy": False},
         wire=black_box,
         policy_settings=("searched",),
         rollouts=False,
         trains_language_model=False,
         no={
-            "full_weights": "random search in a million directions finds nothing: it moves normalisation gains",
+            "full_weights": "random search in a million directions finds nothing: it moves normalization gains",
             "lora": "adapters have as many directions as whole layers",
             "separate_critic": "it has no critic: it compares whole episodes",
             **_NO_MASKS,
@@ -242,7 +242,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "dr_grpo": Algorithm(
         TextPPO,
         LLMActorCriticPolicy,
-        "GRPO without its two normalisations, Liu et al. 2025 (https://arxiv.org/abs/2503.20783)",
+        "GRPO without its two normalizations, Liu et al. 2025 (https://arxiv.org/abs/2503.20783)",
         {**_GROUPS, "learning_rate": 8e-4, "n_epochs": 4, "loss_aggregation": "constant"},
         whole_episodes=True,
         buffer={"advantages": "dr_grpo", "whiten_advantages": False},

@@ -91,7 +91,7 @@ class TextPPO(PPO):
         if self.ptx_texts is not None:
             settings = self.policy.settings
             tokenizer = load_tokenizer(self.policy.lm.name, trust_remote_code=settings.trust_remote_code)
-            texts = [encode_text(record, tokenizer) for record in read_texts(self.ptx_texts)]
+            texts = [encode_text(record, tokenizer) for record in read_texts(self.ptx_texts, "ptx_texts")]
             self.mix = PretrainingMix(texts, self.ptx_coef, self.ptx_tokens)
 
     def _excluded_save_params(self) -> list[str]:

@@ -33,12 +33,11 @@ def run(settings: PreferenceSettings) -> int:
     if report is None:
         return status
     held_out = report["heldout"]
-    accuracy = held_out.get("rewards/accuracies", float("nan"))
-    console.print(
-        f"{report['loss']} ({report['source']}), beta {report['beta']:g}, {report['pairs']:,} pairs: "
-        f"{accuracy:.1%} of {report['heldout_pairs']:,} held-out pairs in the right order.",
-        highlight=False,
-    )
+    line = f"{report['loss']} ({report['source']}), beta {report['beta']:g}, {report['pairs']:,} pairs"
+    if "rewards/accuracies" in held_out:  # not of KTO, which looks at one response at a time
+        accuracy = f"{held_out['rewards/accuracies']:.1%}"
+        line += f": {accuracy} of {report['heldout_pairs']:,} held-out pairs in the right order"
+    console.print(f"{line}.", highlight=False)
     print_left_out(report["left_out"], console)
     print_samples(report["samples"], console)
     console.print(

@@ -1,4 +1,4 @@
-"""Rounds of generating, ranking and training: iterated and online DPO, rejection sampling, iterated RLHF."""
+"""Rounds of generating, ranking and training: iterated and online DPO, rejection sampling, iterated RLHF.
 
-from agents.iteration.rounds import iterate as iterate
-from agents.iteration.settings import IterationSettings as IterationSettings
+`agents.iteration.rounds.iterate` runs them, with the settings of `agents.iteration.settings.IterationSettings`.
+"""

@@ -150,7 +150,7 @@ def split_prompts(settings: IterationSettings) -> tuple[list[RawPrompt], list[Ra
     """
     prompts = read_prompts(settings.prompts or DEFAULT_PROMPTS)
     if settings.eval_prompts is not None:
-        return prompts, read_prompts(settings.eval_prompts)
+        return prompts, read_prompts(settings.eval_prompts, "eval_prompts")
     if settings.prompts is None:
         return prompts, read_prompts(DEFAULT_HELDOUT_PROMPTS)
     if len(prompts) < 2:

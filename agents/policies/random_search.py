@@ -1,7 +1,7 @@
 """`LLMSearchPolicy`: a language model of which black-box search moves a few weights.
 
 Augmented random search (Mania et al. 2018, https://arxiv.org/abs/1803.07055) perturbs all that `parameters` gives at once;
-a million weights would need as many tries as they have directions. The gains of the last normalisation layer, one number
+a million weights would need as many tries as they have directions. The gains of the last normalization layer, one number
 for each hidden unit, stand between the trunk and the LM head: few, and they reach every logit.
 """
 
@@ -34,14 +34,14 @@ SEARCHED = ("last_norm", "norms")
 
 
 class LLMSearchPolicy(CarriesLogProbs, BasePolicy):
-    """A causal LM that decodes greedily; `parameters` are its normalisation gains.
+    """A causal LM that decodes greedily; `parameters` are its normalization gains.
 
     Args:
         observation_space: Of `LLMText-v0`.
         action_space: Of `LLMText-v0`.
         model: Folder or hub id of the actor. None: the embedded default.
         temperature: Divides the logits, where tokens are sampled.
-        searched: ``last_norm``: the last normalisation before the LM head; ``norms``: all vectors of the model.
+        searched: ``last_norm``: the last normalization before the LM head; ``norms``: all vectors of the model.
         trust_remote_code: Whether model code from a hub may run.
 
     Raises:
@@ -76,7 +76,7 @@ class LLMSearchPolicy(CarriesLogProbs, BasePolicy):
         norms = [n for n, m in self.lm.trunk.named_modules() if "norm" in type(m).__name__.lower()]
         if not vectors or not norms:
             raise ValueError(
-                f"model={self.lm.name!r} has no normalisation weights to search; train it with another algorithm."
+                f"model={self.lm.name!r} has no normalization weights to search; train it with another algorithm."
             )
         last = dict(self.lm.trunk.named_modules())[norms[-1]]
         chosen = {id(p) for p in last.parameters()} if searched == "last_norm" else None

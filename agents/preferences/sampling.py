@@ -91,7 +91,7 @@ def load_source(name: str, load: LoadSettings) -> SharedLM:
     """
     if is_checkpoint(Path(name)):
         return load_checkpoint_actor(Path(name), load)
-    return shared_causal_lm(name, load)
+    return shared_causal_lm(name, load, "actors")
 
 
 def near_duplicate(one: str, other: str, alike: float = ALIKE) -> bool:

@@ -49,7 +49,7 @@ class TokenReplayBuffer(ReplayBuffer):
         action_space: Of `LLMText-v0`.
         device: Where samples go.
         n_envs: Number of slots.
-        optimize_memory_usage: SB3's; there is nothing left to optimise.
+        optimize_memory_usage: SB3's; there is nothing left to optimize.
         n_steps: Steps of reward before the bootstrap.
         gamma: γ, for `n_steps`.
         entropy_coef: τ of a soft backup: from the second of the `n_steps` on, -τ·log μ is part of the return (Nachum et

@@ -91,6 +91,29 @@ def algorithm_settings(settings: RunSettings) -> dict[str, Any]:
     return arguments
 
 
+def check_length_and_beta(settings: RunSettings) -> None:
+    """Checks what depends on the kind of algorithm.
+
+    Raises:
+        ValueError: β would move under a backup that is made for one, or random search has no time for one iteration.
+    """
+    name, training = settings.algorithm.algo, settings.training
+    row = algorithm(name)
+    if training.kl_target is not None and not row.pays_policy_kl:
+        raise ValueError(
+            f"kl_target={training.kl_target}: {name}'s backup is made for one beta, its q_scale; if the environment's moved "
+            "alone, the optimum would no longer be the fixed point. Leave kl_target out."
+        )
+    if name == "ars":  # an iteration tries each direction forwards and backwards, each with responses in all slots
+        n_delta = int(settings.algorithm_arguments().get("n_delta", row.defaults["n_delta"]))
+        least = 2 * n_delta * training.n_envs * settings.task.max_new_tokens
+        if training.total_timesteps < least:
+            raise ValueError(
+                f"total_timesteps={training.total_timesteps} is less than one iteration of ars: "
+                f"2 x n_delta x n_envs x max_new_tokens = {least}."
+            )
+
+
 class TrainingRun:
     """Sets a run up, trains, and leaves a folder that describes itself.
 
@@ -114,13 +137,16 @@ class TrainingRun:
         name = settings.algorithm.algo
         if resume and (reason := algorithm(name).reason("resume")) is not None:
             raise ValueError(f"{name} cannot be resumed: {reason}. Start it again in another folder.")
+        check_length_and_beta(settings)
         # What can fail comes first: nothing is written before all of it is loaded.
         self.gold = load_gold(settings.gold_name)
         self.prompts = run_prompts(settings, folder, resume)
         self.model = self._make_model()
         self.task = text_env(self.model.env).task
         self.policy = cast(TextPolicy, self.model.policy)
-        held_out = PromptSet(self.prompts.held_out, self.task.tokenizer, settings.task.max_prompt_length)
+        held_out = PromptSet(
+            self.prompts.held_out, self.task.tokenizer, settings.task.max_prompt_length, "eval_prompts"
+        )
         self.held_out = HeldOutPrompts(held_out, self.task, self.gold)
         self.display = RunDisplay(console, settings.training.total_timesteps)
         self.best: dict[str, float] | None = None

@@ -107,7 +107,7 @@ def _read_split(settings: SFTSettings) -> tuple[list[TextRecord], list[TextRecor
     """Texts to learn and held-out ones: those of two files, or a file's with a share held out."""
     records = read_texts(settings.texts)
     if settings.heldout_texts is not None:
-        return records, read_texts(settings.heldout_texts)
+        return records, read_texts(settings.heldout_texts, "heldout_texts")
     train, test = split_indices(len(records), settings.heldout_share, settings.seed)
     if not train:
         raise ValueError(f"texts: {len(records)} is too few to hold some out. Give more, or give --heldout-texts.")
@@ -135,21 +135,22 @@ def _row(text: EncodedText) -> dict[str, list[int]]:
     return {"input_ids": text.ids, "completion_mask": mask}
 
 
-def load_model(name: str, settings: TrainerSettings, from_scratch: bool = False) -> Any:
+def load_model(name: str, settings: TrainerSettings, from_scratch: bool = False, option: str = "model") -> Any:
     """Loads the causal LM to train, on the CPU in float32.
 
     Args:
         name: Folder or hub id.
         settings: Says whether a repository's code may run, and the seed of new weights.
         from_scratch: Take the architecture only, with new weights.
+        option: The option that the name came from, for error messages.
 
     Raises:
         FileNotFoundError, ValueError: it cannot be loaded.
     """
     if not from_scratch:
         load = LoadSettings("float32", "cpu", settings.trust_remote_code)
-        return load_weights(AutoModelForCausalLM, name, "causal language model", "model", load)
-    config = load_config(name, "causal language model", "model", settings.trust_remote_code)
+        return load_weights(AutoModelForCausalLM, name, "causal language model", option, load)
+    config = load_config(name, "causal language model", option, settings.trust_remote_code)
     torch.manual_seed(settings.seed)
     return AutoModelForCausalLM.from_config(config, trust_remote_code=settings.trust_remote_code)
 

@@ -153,18 +153,24 @@ class PromptSet:
         source: One of the sources in the module's docstring.
         tokenizer: The tokenizer of the model that will continue the prompts.
         max_prompt_length: Most tokens of a prompt; longer ones are cut on the left, and one warning counts them.
+        option: The option that the source came from, for error messages.
 
     Raises:
         FileNotFoundError, ValueError: as `read_prompts` and `encode_prompt`.
     """
 
     def __init__(
-        self, source: str | Path | Sequence[RawPrompt], tokenizer: PreTrainedTokenizerBase, max_prompt_length: int
+        self,
+        source: str | Path | Sequence[RawPrompt],
+        tokenizer: PreTrainedTokenizerBase,
+        max_prompt_length: int,
+        option: str = "prompts",
     ) -> None:
         self.tokenizer = tokenizer
         self.max_prompt_length = max_prompt_length
         encoded = [
-            encode_prompt(raw, tokenizer, max_prompt_length, index) for index, raw in enumerate(read_prompts(source))
+            encode_prompt(raw, tokenizer, max_prompt_length, index)
+            for index, raw in enumerate(read_prompts(source, option))
         ]
         self.prompts = [prompt for prompt, _ in encoded]
         cuts = [cut for _, cut in encoded if cut]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +52,11 @@ def _read_file(path: Path, option: str) -> list[tuple[str, Any]]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{option}={str(path)!r}: not UTF-8 text at byte {error.start}.") from error
     if kind == ".csv":
-        reader = csv.DictReader(text.splitlines(keepends=True))
+        reader = csv.DictReader(io.StringIO(text, newline=""))
         return [(f"{path}, line {reader.line_num}", {k: v or "" for k, v in row.items()}) for row in reader]
-    lines = [(f"{path}, line {i}", line) for i, line in enumerate(text.splitlines(), 1)]
+    # Not `splitlines`, which also parts a text at characters that JSON leaves as they are, such as U+2028.
+    parts = re.split(r"\r\n|\n|\r", text.removesuffix("\n").removesuffix("\r")) if text else []
+    lines = [(f"{path}, line {i}", line) for i, line in enumerate(parts, 1)]
     return lines if kind == ".txt" else [(where, _json(where, line)) for where, line in lines]
 
 

@@ -34,7 +34,7 @@ PRACTICES: dict[str, str] = {
     "k2 in the reward": "kl_estimator=k2",
     "k3 in the reward": "kl_estimator=k3",
     "exact KL in the reward": "kl_estimator=exact",
-    "k1 in the loss": "kl_in=loss",
+    "k1 in the loss": "kl_estimator=k1,kl_in=loss",
     "k2 in the loss": "kl_estimator=k2,kl_in=loss",
     "k3 in the loss": "kl_estimator=k3,kl_in=loss",
     "exact KL in the loss": "kl_estimator=exact,kl_in=loss",

@@ -13,7 +13,7 @@ import pytest
 import compare
 from agents.algorithms.table import ALGORITHMS, checked_settings, settings_of
 from agents.evaluation.statistics import Estimate
-from agents.iteration import IterationSettings
+from agents.iteration.settings import IterationSettings
 from comparison.figures import beats, draw, markdown_table, samples_table
 from comparison.jobs import PEERS, PREFERENCE, Job, make_task, run_job
 from comparison.preference_jobs import train_on_preferences
@@ -175,7 +175,7 @@ def test_who_trains_on_the_labels_and_on_how_many_tokens_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algo: str, rounds: int, takes_labels: bool
 ) -> None:
     asked: list[IterationSettings] = []
-    monkeypatch.setattr("agents.iteration.iterate", asked.append)
+    monkeypatch.setattr("agents.iteration.rounds.iterate", asked.append)
     folder = tmp_path / "labels"
     task = ComparedTask(reward_model="tests.conftest:count_dots")
     make_labels(Labels(str(folder), 4, 0, task), threads=1)

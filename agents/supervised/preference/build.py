@@ -95,7 +95,11 @@ def _with_reference(
     }
     # Without a reference TRL takes the model as it starts: once, before training, for the cache; with LoRA, adapters off.
     if settings.ref_model is not None or not (settings.cache_reference or settings.lora_rank):
-        common["ref_model"] = load_model(settings.ref_model or settings.model or DEFAULT_MODEL, settings)
+        common["ref_model"] = load_model(
+            settings.ref_model or settings.model or DEFAULT_MODEL,
+            settings,
+            option="ref_model" if settings.ref_model else "model",
+        )
     rows = {"train": pairs, "eval": held_out}
     if row.trainer == UNPAIRED:
         size = entries["per_device_train_batch_size"]

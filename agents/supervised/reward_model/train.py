@@ -49,7 +49,7 @@ def train_reward_model(settings: RewardSettings, console: Console | None = None)
             record, file and line are named.
     """
     settings.check()
-    gold = FunctionReward(settings.gold).function if settings.gold else None
+    gold = FunctionReward(settings.gold, "gold").function if settings.gold else None
     train, held_out = read_split(settings.preferences, settings.eval_preferences, settings.heldout_share, settings.seed)
     name = settings.model or DEFAULT_MODEL
     tokenizer = load_tokenizer(name, trust_remote_code=settings.trust_remote_code)

@@ -67,7 +67,8 @@ def train_on_labels(job: Any, work: Path, reward_model: str, task: Any) -> int:
 
 def train_in_rounds(job: Any, work: Path, reward_model: str, task: Any) -> int:
     """Trains in rounds of sampling and ranking, with arguments as in `train_on_preferences`; returns the tokens generated."""
-    from agents.iteration import IterationSettings, iterate
+    from agents.iteration.rounds import iterate
+    from agents.iteration.settings import IterationSettings
 
     compared = job.compared
     params = dict(job.params)

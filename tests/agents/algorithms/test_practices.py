@@ -243,7 +243,7 @@ def test_the_kl_in_the_loss_holds_the_policy_back() -> None:
     assert kl["loss"] < 0.5 * kl["reward"]
 
 
-def test_scores_are_shifted_scaled_clipped_and_then_penalised() -> None:
+def test_scores_are_shifted_scaled_clipped_and_then_penalized() -> None:
     plain = filled()
     raw = [s.episode.rm_score for s in plain.rollout_buffer.segments]
     env = {"reward_shift": 1.0, "reward_scale": 2.0, "reward_clip": 1.5, "length_penalty": 0.1}

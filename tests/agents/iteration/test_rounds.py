@@ -14,9 +14,10 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from agents.cli import iterate as script
-from agents.iteration import IterationSettings, judging
 from agents.iteration import evaluate as evaluating
+from agents.iteration import judging
 from agents.iteration.report import rounds_table
+from agents.iteration.settings import IterationSettings
 from agents.iteration.state import RoundsState
 from agents.iteration.training import trainer_settings
 from agents.preferences.records import Candidates, Response, read_rankings, write_jsonl

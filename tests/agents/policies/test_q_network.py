@@ -57,7 +57,7 @@ def test_the_target_network_gives_one_column(critic: str, quantiles: int) -> Non
 
 @pytest.mark.slow
 def test_soft_q_learning_finds_the_kl_regularised_optimum() -> None:
-    """One token to choose, a reward by hand: π must become π_ref·exp(R/β) up to its normalisation."""
+    """One token to choose, a reward by hand: π must become π_ref·exp(R/β) up to its normalization."""
     env = {
         "max_new_tokens": 1, "max_prompt_length": 12, "kl_coef": 0.5, "prompts": ["We were there on a"],
         "reward_model": "tests.agents.policies.test_q_network:likes_friday",

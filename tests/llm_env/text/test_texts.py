@@ -40,6 +40,14 @@ def test_all_forms_are_read(tmp_path: Path) -> None:
     assert read_texts(tmp_path / "t.csv") == [TextRecord("How?", "Good, really.")]
 
 
+def test_a_line_separator_inside_a_text_is_no_line_end(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(b'{"text": "one\xe2\x80\xa8two"}\r\n{"text": "three"}\n')  # U+2028, which JSON need not escape
+    assert [text.response for text in read_texts(path)] == ["one\u2028two", "three"]
+    (tmp_path / "t.csv").write_text('text\n"one\nand a half"\ntwo\n')
+    assert [text.response for text in read_texts(tmp_path / "t.csv")] == ["one\nand a half", "two"]
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [

@@ -65,7 +65,7 @@ class Agent(nn.Module):
         nn.init.zeros_(self.value.weight)
         nn.init.zeros_(self.value.bias)
 
-    def forward(self, ids: torch.Tensor, length: torch.Tensor) -> tuple[Categorical, torch.Tensor]:
+    def forward(self, ids: Tensor, length: Tensor) -> tuple[Categorical, Tensor]:
         """π(·|s) and V(s) for right-padded prefixes ids (B, L) of `length` (B,); causality hides the padding."""
         ids = ids[:, : int(length.max())].clamp(max=self.lm.config.vocab_size - 1)
         hidden = self.lm.base_model(input_ids=ids).last_hidden_state[torch.arange(len(ids)), length - 1]
@@ -75,22 +75,20 @@ class Agent(nn.Module):
 def gae(rewards: Tensor, values: Tensor, dones: Tensor, next_value: Tensor, gamma: float, lam: float) -> Tensor:
     """Generalized advantage estimation, Schulman et al. 2016, eq. 16 (https://arxiv.org/abs/1506.02438).
 
-    All are of shape (num_steps, num_envs) but `next_value`, V of the states after the last step, (num_envs,).
+    Rewards, values (V before each step) and dones (1 where a response ended with the step) have shape (num_steps, num_envs);
+    `next_value`, V after the last step, has shape (num_envs,).
     """
-    advantages = torch.zeros_like(rewards)
-    running = torch.zeros_like(next_value)
+    advantages, running = torch.zeros_like(rewards), torch.zeros_like(next_value)
     for t in reversed(range(len(rewards))):
         after = next_value if t == len(rewards) - 1 else values[t + 1]
         delta = rewards[t] + gamma * after * (1 - dones[t]) - values[t]
-        running = delta + gamma * lam * (1 - dones[t]) * running
-        advantages[t] = running
+        advantages[t] = running = delta + gamma * lam * (1 - dones[t]) * running
     return advantages
 
 
 def main(args: Args) -> None:
     """Trains, and prints a line for each iteration."""
     torch.manual_seed(args.seed)
-    np.random.seed(args.seed)
     agent = Agent()
     optimizer = torch.optim.AdamW(agent.parameters(), lr=args.learning_rate, eps=1e-5, weight_decay=0.0)
     latest = {}
@@ -115,9 +113,9 @@ def main(args: Args) -> None:
             latest["log_prob"] = log_probs[t].numpy()
             obs, reward, terminated, _, infos = envs.step(actions[t].numpy())
             rewards[t], dones[t] = torch.as_tensor(reward), torch.as_tensor(terminated)
-            final = infos.get("final_info", {})
-            episodes += [final["rm_score"][i] for i in np.flatnonzero(terminated)]
+            episodes += [infos["final_info"]["rm_score"][i] for i in np.flatnonzero(terminated)]
 
+        # Advantages, from the last step back.
         with torch.no_grad():
             _, next_value = agent(torch.as_tensor(obs["input_ids"]), torch.as_tensor(obs["length"])[:, 0])
         advantages = gae(rewards, values, dones, next_value, args.gamma, args.gae_lambda)

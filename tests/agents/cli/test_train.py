@@ -176,7 +176,7 @@ BAD: list[tuple[list[str], str]] = [
     (["--micro-batch-tokens", "0"], "micro_batch_tokens=0 must be at least 1"),
     (["--algo", "dqn", "--kl-target", "4"], "kl_target=4.0: dqn's backup is made for one beta"),
     (["--algo", "ars", "--total-timesteps", "200"], "total_timesteps=200 is less than one iteration of ars"),
-    (["--eval-prompts", "/no/such.txt"], "eval_prompts='/no/such.txt': no such file"),
+    (["--eval-prompts", "/no/such.txt"], "eval_prompts='/no/such.txt': there is no such file"),
 ]
 
 

@@ -126,12 +126,7 @@ class Algorithm:
         return self.no.get(feature)
 
     def class_for(self, settings: Mapping[str, Any], kl_in_loss: bool) -> type[BaseAlgorithm]:
-        """Chooses stock PPO where the loss is PPO's, `TextPPO` where it is not, and any other row's own class.
-
-        Args:
-            settings: The algorithm's settings, its defaults included.
-            kl_in_loss: Whether the loss charges the KL to the reference.
-        """
+        """Chooses stock PPO where the loss is PPO's, `TextPPO` where settings add to it, and any other row's own class."""
         beyond_ppo = kl_in_loss or any(name in settings for name in TEXT_LOSS_SETTINGS)
         return TextPPO if self.text_loss and beyond_ppo else self.cls
 
@@ -355,10 +350,6 @@ def _class_settings(cls: type[BaseAlgorithm]) -> set[str]:
 def checked_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Checks an algorithm's settings before anything is loaded.
 
-    Args:
-        name: The algorithm.
-        settings: Values by name.
-
     Returns:
         The settings, without those that the algorithm does not have and whose value asks for nothing (``lora_rank=0``).
 
@@ -388,14 +379,10 @@ def checked_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_masks(name: str, masks: bool) -> None:
-    """Refuses mask rules for an algorithm that would not heed them.
-
-    Args:
-        name: The algorithm.
-        masks: Whether the environment has mask rules.
+    """Refuses an environment with mask rules (`masks` is True) for an algorithm that would not heed them.
 
     Raises:
-        ValueError: it has, and the algorithm knows no masks; the reason is given.
+        ValueError: the algorithm knows no masks; the reason is given.
     """
     if masks:
         _refuse(name, algorithm(name), "masks", "top_k, top_p, min_new_tokens, allowed and forbidden tokens")

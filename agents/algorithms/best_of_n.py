@@ -1,4 +1,4 @@
-"""Best of n: no training; sample n responses and keep the one that the reward model likes best."""
+"""Best of n: without training, sample n responses to each prompt and keep the one with the highest score."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from llm_env.text.prompts import Prompt
 
 
 def best_of_n_kl(n: int) -> float:
-    """Log n - (n-1)/n, in nats: how far best-of-n is from what it samples from, at most.
+    """The largest KL from best of n to the model that it samples from, in nats: log n - (n-1)/n.
 
-    Stiennon et al. 2020 (https://arxiv.org/abs/2009.01325), appendix G.3; an upper bound, Beirami et al. 2024
+    Stiennon et al. 2020 (https://arxiv.org/abs/2009.01325), appendix G.3; it is an upper bound, Beirami et al. 2024
     (https://arxiv.org/abs/2401.01879).
+
+    Args:
+        n: Responses to each prompt.
 
     Raises:
         ValueError: n is below 1.
@@ -27,25 +30,30 @@ def best_of_n_kl(n: int) -> float:
 
 
 def best_of_n(lm: CausalLM, task: TextTask, prompts: Sequence[Prompt], n: int, seed: int) -> list[Episode]:
-    """The best of n scored responses to each prompt, by `final_score`.
+    """Samples n responses to each prompt, and keeps the one with the highest score, penalties included.
 
     Args:
-        lm: What to sample from, in eval mode.
-        task: Gives sizes, reference and reward model.
-        prompts: What to respond to.
-        n: Responses to each.
-        seed: Of the sampling.
+        lm: The model to sample from, in eval mode.
+        task: Gives sizes, temperature, reference and reward model.
+        prompts: The prompts to respond to.
+        n: Responses to each prompt.
+        seed: Seed of the sampling.
+
+    Returns:
+        One scored episode for each prompt, in the prompts' order.
 
     Raises:
         ValueError: n is below 1.
     """
-    best_of_n_kl(n)
+    best_of_n_kl(n)  # checks n
     best: list[Episode] = []
     for attempt in range(n):
+        # Far apart, so that seed 0's second attempt is no other seed's first.
         episodes = respond(lm, task, prompts, seed + 1_000_003 * attempt)
-        best = (
-            episodes if not best else [a if _score(a) >= _score(b) else b for a, b in zip(best, episodes, strict=True)]
-        )
+        if not best:
+            best = episodes
+        else:  # of equal scores the earlier response stays
+            best = [old if _score(old) >= _score(new) else new for old, new in zip(best, episodes, strict=True)]
     return best
 
 

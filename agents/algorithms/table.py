@@ -36,10 +36,11 @@ ACTOR_CRITIC_SETTINGS = (
     "optimizer_kwargs",
     "critic_lr_scale",
 )
-"""What the policies of on-policy algorithms can be told; see `agents.policies.settings.PolicySettings`."""
+"""The settings of on-policy algorithms that go to their policy; see `agents.policies.settings.PolicySettings`."""
 TEXT_LOSS_SETTINGS = ("clip_range_high", "loss_aggregation", "max_resamples", "ptx_texts", "ptx_coef", "ptx_tokens")
 """What `TextPPO` has beside PPO; where one is given, it takes stock PPO's place."""
 BUFFER_SETTINGS = ("whiten_rewards",)
+"""The settings of on-policy algorithms that go to `TokenRolloutBuffer`."""
 RENAMED = {
     "kl_in_loss": "it is kl_in='loss' or kl_in='reward' now",
     "kl_loss": "it is kl_in='loss' and kl_estimator in env_kwargs now",
@@ -48,9 +49,9 @@ RENAMED = {
     "defer_values": "a bound buffer says so: model.rollout_buffer.bind(model.policy, env)",
 }
 """Settings that went, and what took their place."""
-# Where the defaults differ from SB3's, and why. γ and λ: the score comes once, at the end, and a discount would hide it from
-# the first tokens. ent_coef 0, because the KL term already keeps entropy. The numbers are near what the search found that
-# scripts/lab/compare.py recorded in docs/compare/search.jsonl, at 64 slots; PPO's are those of the README's longer runs.
+# Where the defaults differ from SB3's, and why. γ = 1: the score comes once, at the end, and a discount would hide it from the
+# first tokens. ent_coef 0: the KL term already keeps entropy. The numbers are near what the search of scripts/lab/compare.py
+# found at 64 slots (docs/compare/search.jsonl); PPO's are those of the README's longer runs.
 _ALWAYS = {"gamma": 1.0}
 _ACTOR_CRITIC = {
     **_ALWAYS,
@@ -81,15 +82,15 @@ class Algorithm:
         cls: The library's own class; `TextPPO` where the loss is not PPO's.
         policy: The policy's class.
         about: What it is, in a line, with its paper.
-        defaults: Settings that differ from the class's own.
-        wire: Turns settings into the constructor's arguments; see `agents.algorithms.wiring`.
-        buffer: Arguments of `TokenRolloutBuffer`.
-        policy_settings: Settings that go to the policy.
+        defaults: Settings whose defaults differ from the class's own.
+        wire: Function that turns settings into the constructor's arguments; see `agents.algorithms.wiring`.
+        buffer: Arguments of `TokenRolloutBuffer` that make the algorithm what it is, such as the advantage estimator.
+        policy_settings: Names of the settings that go to the policy.
         rollouts: Whether it learns from `TokenRolloutBuffer`: with deferred scoring, and synchronous episodes by default.
         whole_episodes: Whether each rollout must be whole episodes, since their baseline is for whole responses.
         trains_language_model: Whether it trains a language model's weights, so that a next run can go on from them.
         pays_policy_kl: Whether rewards hold -β·log π; False for a backup that has that part itself.
-        no: Features that it cannot be used with, and the reason.
+        no: The reason for each feature that it cannot be used with, by the keys of `agents.algorithms.capabilities.FEATURES`.
     """
 
     cls: type[BaseAlgorithm]
@@ -111,11 +112,11 @@ class Algorithm:
         return self.cls in (PPO, TextPPO)
 
     def reason(self, feature: str) -> str | None:
-        """Why it cannot be used with a feature; None where it can."""
+        """Says why it cannot be used with a feature; None where it can."""
         return self.no.get(feature)
 
     def class_for(self, settings: Mapping[str, Any], kl_in_loss: bool) -> type[BaseAlgorithm]:
-        """Stock PPO where the loss is PPO's, `TextPPO` where it is not; any other row's own class."""
+        """Chooses stock PPO where the loss is PPO's, `TextPPO` where settings add to it, and any other row's own class."""
         beyond_ppo = kl_in_loss or any(name in settings for name in TEXT_LOSS_SETTINGS)
         return TextPPO if self.text_loss and beyond_ppo else self.cls
 
@@ -142,7 +143,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         LLMTrustRegionPolicy,
         "Natural gradient in a trust region, Schulman et al. 2015 (https://arxiv.org/abs/1502.05477)",
         {**_ALWAYS, "gae_lambda": 0.95, "normalize_advantage": False, "learning_rate": 8e-4, "target_kl": 0.02},
-        # its own step moves the actor, the optimizer only the critic: its rate is the learning rate
+        # TRPO's own step moves the actor and the optimizer moves the critic alone, at the learning rate: nothing to scale.
         policy_settings=tuple(s for s in ACTOR_CRITIC_SETTINGS if s != "critic_lr_scale"),
         no={**_NO_MASKS, **_HAS_CRITIC, "bf16": "its Hessian-vector products need float32"},
     ),
@@ -284,6 +285,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         },
     ),
 }
+# Arguments of constructors that `make_algorithm` fills in itself, or that have no meaning for language.
 _NOT_SETTINGS = {
     *("self", "args", "kwargs", "policy", "env", "policy_kwargs", "rollout_buffer_class", "replay_buffer_class"),
     *("_init_setup_model", "use_sde", "sde_sample_freq", "optimize_memory_usage"),
@@ -291,10 +293,10 @@ _NOT_SETTINGS = {
 
 
 def algorithm(name: str) -> Algorithm:
-    """The row of an algorithm.
+    """Looks up the row of an algorithm.
 
     Raises:
-        ValueError: an unknown name; the near one is suggested.
+        ValueError: the name is not known; the nearest one is suggested.
     """
     if name not in ALGORITHMS:
         near = difflib.get_close_matches(str(name).lower().replace("-", "_"), ALGORITHMS, 1, 0.4)
@@ -304,10 +306,10 @@ def algorithm(name: str) -> Algorithm:
 
 
 def settings_of(name: str) -> list[str]:
-    """All settings of an algorithm: its class's, the policy's and the buffer's.
+    """Names all settings of an algorithm: its class's, the policy's and the buffer's.
 
-    Besides these ``group_size`` where it compares within groups; and ``kl_in``, a setting of the environment, and what
-    `TextPPO` has beside PPO, where the loss can have further terms.
+    An algorithm that compares within groups has ``group_size`` too. One whose loss can have further terms has what `TextPPO`
+    has beside PPO, and ``kl_in``, which goes to the environment.
     """
     row = algorithm(name)
     names = {*row.policy_settings, *_class_settings(row.cls)}
@@ -319,31 +321,31 @@ def settings_of(name: str) -> list[str]:
         names.update(TEXT_LOSS_SETTINGS, ("kl_in",))
         if "group_size" not in row.defaults:
             names.discard("max_resamples")
-    if row.defaults.get("critic") == "none":
+    if row.defaults.get("critic") == "none":  # nothing to say of a critic that is not there
         names -= {"critic", "critic_lr_scale", "vf_coef", "clip_range_vf", "gae_lambda"}
     return sorted(names - _NOT_SETTINGS | {"policy_kwargs"})
 
 
 def _class_settings(cls: type[BaseAlgorithm]) -> set[str]:
-    """The arguments of a class's constructor, those that it hands on to its base classes included."""
+    """Names the arguments of a class's constructor, those that it hands on to its base classes included."""
     names: set[str] = set()
     for base in cls.__mro__:
         parameters = inspect.signature(vars(base)["__init__"]).parameters
         names.update(parameters)
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):  # no **kwargs: nothing is handed on
             break
     return names
 
 
 def checked_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """An algorithm's settings, made sure of before anything is loaded.
+    """Checks an algorithm's settings before anything is loaded.
 
     Returns:
-        The settings, less those that it does not have but that say nothing (``lora_rank=0``).
+        The settings, without those that the algorithm does not have and whose value asks for nothing (``lora_rank=0``).
 
     Raises:
-        ValueError: an unknown algorithm, or a combination that its row of the table excludes; the reason is given.
-        TypeError: an unknown setting; the near one is named, and all there are.
+        ValueError: the algorithm is not known, or its row of the table excludes a setting; the reason is given.
+        TypeError: the algorithm has no such setting; the nearest one is named, or what took its place, and all there are.
     """
     row = algorithm(name)
     if settings.get("lora_rank"):
@@ -367,16 +369,17 @@ def checked_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_masks(name: str, masks: bool) -> None:
-    """Refuses mask rules for an algorithm that would not heed them.
+    """Refuses an environment with mask rules (`masks` is True) for an algorithm that would not heed them.
 
     Raises:
-        ValueError: with the reason.
+        ValueError: the algorithm knows no masks; the reason is given.
     """
     if masks:
         _refuse(name, algorithm(name), "masks", "top_k, top_p, min_new_tokens, allowed and forbidden tokens")
 
 
 def _refuse(name: str, row: Algorithm, feature: str, what: str) -> None:
+    """Raises a ValueError where the row says that the algorithm cannot be used with a feature; `what` asked for it."""
     reason = row.reason(feature)
     if reason is not None:
         raise ValueError(f"{name} cannot be used with {what}: {reason}.")

@@ -11,18 +11,19 @@ from agents.callbacks.metrics import TextMetricsCallback
 from agents.rollouts.vec_env import text_env
 
 MOST_ERROR = 0.2
+"""Where the relative error of the KL is clipped, so that one rollout far off moves β by a share of K at most."""
 
 
 def adapted_kl_coef(kl_coef: float, kl: float, target: float, gain: float) -> float:
-    """The next β: β (1 + K e), e = clip((KL - target) / target, -0.2, 0.2).
+    """Computes the next β: β (1 + K e), e = clip((KL - target) / target, -0.2, 0.2).
 
     Ziegler et al. 2019, section 2.2 (https://arxiv.org/abs/1909.08593), where K is 0.1.
 
     Args:
         kl_coef: β, in score per nat.
-        kl: Mean over responses of the sum over their tokens, in nats: not the mean per token.
-        target: The same, wanted.
-        gain: K.
+        kl: Measured KL in nats per response: the mean over responses of the sum over their tokens, not the mean per token.
+        target: Wanted KL, in nats per response.
+        gain: K, dimensionless.
     """
     error = min(MOST_ERROR, max(-MOST_ERROR, kl / target - 1))
     return kl_coef * (1 + gain * error)
@@ -32,13 +33,14 @@ class AdaptiveKL(BaseCallback):
     """Moves the coefficient of the environment's KL penalty after each rollout, for the rollouts that follow.
 
     Args:
-        metrics: Measures the KL; must stand before this callback.
+        metrics: The callback that measures the KL; must stand before this one in the list of callbacks.
         target: KL to hold, in nats per response.
         gain: K. At the paper's 0.1 β moves by 2 % a rollout at most, which suits thousands of them; runs of some fifty
             need about 1.
 
     Raises:
-        ValueError: target or gain is not above 0.
+        ValueError: target or gain is not above 0, or the gain is so large that β could fall to 0. At the start of training: the
+            environment's β is 0, or the algorithm's backup is made for one β.
     """
 
     def __init__(self, metrics: TextMetricsCallback, target: float, gain: float = 0.1) -> None:
@@ -66,6 +68,6 @@ class AdaptiveKL(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         kl = self.metrics.last.get("rollout/kl", math.nan)
-        if math.isfinite(kl):  # at least one response ended
+        if math.isfinite(kl):  # NaN or missing: no response ended in this rollout, so there is nothing to go by
             penalty = text_env(self.training_env).task.kl
             penalty.coef = adapted_kl_coef(penalty.coef, kl, self.target, self.gain)

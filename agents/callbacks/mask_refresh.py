@@ -1,4 +1,4 @@
-"""Masks that follow the policy."""
+"""Masks that follow the policy: the learned masking of NLPO."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from agents.rollouts.vec_env import text_env
 class MaskRefresh(BaseCallback):
     """Takes the masks' top-k and top-p from a copy of the actor, brought up to date every few rollouts.
 
-    The learned masking of NLPO (Ramamurthy et al. 2022, https://arxiv.org/abs/2210.01241). Without it the masks look at the
-    reference.
+    This is the learned masking of NLPO (Ramamurthy et al. 2022, https://arxiv.org/abs/2210.01241). Without this callback the
+    masks look at the reference.
 
     Args:
         every: Rollouts between refreshes, at least 1.
 
     Raises:
-        ValueError: `every` is below 1.
+        ValueError: `every` is below 1. At the start of training: the policy heeds no masks.
     """
 
     def __init__(self, every: int) -> None:
@@ -33,7 +33,7 @@ class MaskRefresh(BaseCallback):
         policy = self.model.policy
         if not isinstance(policy, MaskableLLMPolicy):
             raise ValueError(f"MaskRefresh needs MaskablePPO's policy; {type(policy).__name__} heeds no masks.")
-        policy.mask_model = "actor"
+        policy.mask_model = "actor"  # in samples and evaluations too, not only in the environment
         env = text_env(self.training_env)
         if env.mask_copy is None:  # a resumed run has one already
             env.take_masks_from(policy.lm)
@@ -42,6 +42,6 @@ class MaskRefresh(BaseCallback):
         return True
 
     def _on_rollout_start(self) -> None:
-        if self.rollouts and self.rollouts % self.every == 0:
+        if self.rollouts and self.rollouts % self.every == 0:  # before the first rollout the copy is the actor
             text_env(self.training_env).refresh_masks()
         self.rollouts += 1

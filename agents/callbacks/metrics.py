@@ -1,4 +1,4 @@
-"""Callbacks: the metrics of a language task, in stable-baselines3's logger."""
+"""The metrics of a language task, in stable-baselines3's logger."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ GoldFunction = Callable[[list[str], list[str]], Sequence[float]]
 
 
 def episode_statistics(infos: list[dict[str, Any]]) -> dict[str, float]:
-    """Means over ended episodes; see the README's table of metrics."""
+    """Computes the log's ``rollout/`` values; see the README's table of metrics.
+
+    Args:
+        infos: The last step's information dictionary of each ended episode.
+
+    Returns:
+        Values by their names in the log; none where no episode ended.
+    """
     if not infos:
         return {}
     kl = np.array([info["kl"] for info in infos])
@@ -34,17 +41,23 @@ def episode_statistics(infos: list[dict[str, Any]]) -> dict[str, float]:
 
 
 class TextMetricsCallback(BaseCallback):
-    """Logs the language task's metrics, and one row of the log per iteration with all that belongs to it.
+    """Logs the language task's metrics, and writes one row of the log per iteration with all that belongs to it.
 
     SB3 writes its log between collecting and training: the row has the previous update's ``train/*``, and the last
     update's is never written. Pass ``log_interval=None`` to `learn` and this callback writes after the update.
 
-    An iteration is a rollout and its update; of algorithms that collect a few steps at a time, as many as it takes for
-    `n_envs` responses' worth of tokens.
+    An iteration is a rollout and its update. An algorithm that collects a few steps at a time has no such rollouts: there an
+    iteration goes on until `n_envs` times `max_new_tokens` tokens were generated.
 
     Args:
-        gold: A function of (prompts, responses) logged as ``rollout/gold_score``, which nobody trains on.
-        verbose: SB3's.
+        gold: A function of (prompts, responses) that nobody trains on; its mean is logged as ``rollout/gold_score``. None: no
+            such value is logged.
+        verbose: As in SB3's `BaseCallback`.
+
+    Attributes:
+        tokens: Tokens generated for training up to the last written row.
+        iteration: Rows written so far.
+        tokens_per_second: Speed of the last written iteration, training included.
     """
 
     def __init__(self, gold: GoldFunction | None = None, verbose: int = 0) -> None:
@@ -58,14 +71,18 @@ class TextMetricsCallback(BaseCallback):
         self.episodes: list[dict[str, Any]] = []
         """The latest iteration's ended episodes, as info dictionaries."""
         self._pending = False
-        self._counted = 0  # what `_generated` said at the start of this iteration
+        """Whether a rollout was collected whose row is not written yet."""
+        self._generated_before = 0
+        """What `_generated` returned at the start of this iteration."""
         self._started = 0.0
+        """When this iteration began, on `time.perf_counter`'s clock."""
 
     def _on_training_start(self) -> None:
         self._steps_before, self._tokens_before = self.model.num_timesteps, text_env(self.training_env).generated_tokens
         self._begin()
 
     def _on_rollout_start(self) -> None:
+        # The update of the rollout before is over by now, and its values are in the logger.
         if self._pending and self._is_whole():
             self._write()
             self._begin()
@@ -95,18 +112,19 @@ class TextMetricsCallback(BaseCallback):
 
     @property
     def total_tokens(self) -> int:
-        """Tokens generated so far, those of the iteration under way included."""
-        return self.tokens + self._generated() - self._counted
+        """Tokens generated so far, those of the iteration under way and of a resumed run's first part included."""
+        return self.tokens + self._generated() - self._generated_before
 
     def _begin(self) -> None:
+        """Starts an iteration."""
         env = text_env(self.training_env)
         env.ended.clear()
         self.episodes = []
-        self._counted = self._generated()
+        self._generated_before = self._generated()
         self._started = time.perf_counter()
 
     def _generated(self) -> int:
-        """Tokens that this process generated for training."""
+        """Counts the tokens that this process generated for training, those of earlier iterations included."""
         return text_env(self.training_env).generated_tokens
 
     def _is_whole(self) -> bool:
@@ -114,7 +132,7 @@ class TextMetricsCallback(BaseCallback):
         if isinstance(self.model, OnPolicyAlgorithm):
             return True
         env = text_env(self.training_env)
-        return self._generated() - self._counted >= env.num_envs * env.task.settings.max_new_tokens
+        return self._generated() - self._generated_before >= env.num_envs * env.task.settings.max_new_tokens
 
     def _write(self) -> None:
         """Writes the row of the iteration that has just been trained on."""
@@ -122,7 +140,7 @@ class TextMetricsCallback(BaseCallback):
             return
         self._pending = False
         self.iteration += 1
-        generated = self._generated() - self._counted
+        generated = self._generated() - self._generated_before
         self.tokens += generated
         self.tokens_per_second = generated / (time.perf_counter() - self._started)
         self.logger.record("time/tokens_per_second", self.tokens_per_second)

@@ -18,10 +18,11 @@ class ReferenceRefresh(BaseCallback):
 
     Args:
         every: Rollouts between refreshes.
-        share: How far towards the policy; see `TextTask.refresh_reference`.
+        share: How far the reference moves towards the policy, above 0, at most 1: 1 puts the policy in its place, less is a
+            moving average of weights.
 
     Raises:
-        ValueError: `every` is below 1, or the share not above 0 and at most 1.
+        ValueError: `every` is below 1, or the share is not above 0 and at most 1.
     """
 
     def __init__(self, every: int, share: float = 1.0) -> None:
@@ -39,7 +40,7 @@ class ReferenceRefresh(BaseCallback):
         return True
 
     def _on_rollout_start(self) -> None:
-        if self.rollouts and self.rollouts % self.every == 0:
+        if self.rollouts and self.rollouts % self.every == 0:  # before the first rollout the policy is the reference
             policy = self.model.policy
             assert isinstance(policy, LLMActorCriticPolicy)
             text_env(self.training_env).task.refresh_reference(policy.merged_actor(), self.share)

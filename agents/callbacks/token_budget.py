@@ -13,8 +13,8 @@ class TokenBudget(BaseCallback):
     Environment steps count idle slots too, and say little about the work done where responses differ in length.
 
     Args:
-        metrics: Counts the tokens; must stand before this callback.
-        tokens: The budget.
+        metrics: The callback that counts the tokens; must stand before this one in the list of callbacks.
+        tokens: Number of tokens after which no rollout begins. The last one is finished, so that some more are generated.
     """
 
     def __init__(self, metrics: TextMetricsCallback, tokens: int) -> None:
@@ -23,16 +23,18 @@ class TokenBudget(BaseCallback):
         self.budget = tokens
 
     def _on_training_start(self) -> None:
-        # SB3's schedules are functions of 1 - steps / total, which every algorithm sets through this method
+        # SB3's schedules are functions of 1 - steps / total, which every algorithm sets through this method.
         def by_tokens(num_timesteps: int, total_timesteps: int) -> None:
             self.model._current_progress_remaining = max(0.0, 1.0 - self.metrics.total_tokens / self.budget)
 
         self.model._update_current_progress_remaining = by_tokens  # type: ignore[method-assign]
 
     def _on_training_end(self) -> None:
+        # The class's own method counts again.
         vars(self.model).pop("_update_current_progress_remaining", None)
 
     def _on_step(self) -> bool:
-        # what was begun is finished: only a rollout's first step, as SB3 counts them, may be the end
+        # A rollout that was begun is finished: training may end at its first step only. On-policy loops count from 0,
+        # off-policy loops from 1.
         first = self.locals.get("n_steps") == 0 or self.locals.get("num_collected_steps") == 1
         return not (first and self.metrics.total_tokens >= self.budget)

@@ -1,6 +1,6 @@
-"""A model's trainable parameters as one vector, for algorithms that derive with respect to each parameter in turn.
+"""A model's trainable parameters as one vector, for algorithms that take a gradient for each parameter in turn.
 
-TRPO asks autograd for one gradient a parameter, and one Hessian-vector product walks through all of them: on a language
+TRPO asks autograd for one gradient a parameter, and each Hessian-vector product walks through all of them: on a language
 model that is a backward pass for each weight matrix. With one vector, of which the weights are views, it is one pass.
 """
 
@@ -16,12 +16,16 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 
 class FlatParameters:
-    """The trainable parameters of `module`, concatenated.
+    """The trainable parameters of a module, concatenated.
 
-    While it is in use, `vector` is where the weights are: `push` brings them into the module, `pull` takes them from it.
+    There are two places for the weights, the module and `vector`. At the start the module's count; `pull` copies them into the
+    vector, and from then on the vector's count, until `release`. `push` copies them back.
 
     Args:
-        module: Whose parameters they are.
+        module: The module whose parameters are concatenated; frozen ones are left out.
+
+    Attributes:
+        vector: All n weights in one parameter, shape (n,), in the order of `module.named_parameters`.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -29,32 +33,41 @@ class FlatParameters:
         self._names = [name for name, p in module.named_parameters() if p.requires_grad]
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self.vector = nn.Parameter(parameters_to_vector(self._parameters).detach().clone())
-        self._ahead = False
+        self._vector_counts = False
 
     def pull(self) -> None:
-        """Takes the module's weights over; from now on `vector` counts."""
+        """Copies the module's weights into the vector; from now on the vector's count."""
         self.vector.data = parameters_to_vector(self._parameters).detach().clone()
-        self._ahead = True
+        self._vector_counts = True
 
     @torch.no_grad()
     def push(self) -> None:
-        """Writes the vector into the module, if it may have changed since `pull`."""
-        if self._ahead:
+        """Copies the vector into the module, while the vector's weights count."""
+        if self._vector_counts:
+            # A copy, because the module's parameters become views of what they are given, and the vector moves on.
             vector_to_parameters(self.vector.data.clone(), self._parameters)
 
     def release(self) -> None:
-        """Pushes; from now on the module counts."""
+        """Copies the vector into the module; from now on the module's weights count."""
         self.push()
-        self._ahead = False
+        self._vector_counts = False
 
     def forget(self) -> None:
-        """From now on the module counts, as it is."""
-        self._ahead = False
+        """Drops what the vector has; from now on the module's weights count, as they are."""
+        self._vector_counts = False
 
     def call(self, function: Callable[[], Tensor]) -> Tensor:
-        """`function()`, with the module's weights being views of the vector, so that gradients arrive there."""
-        if not self._ahead:
+        """Calls a function while the module's weights are views of the vector, so that gradients arrive there.
+
+        Args:
+            function: Takes nothing and computes a tensor with the module.
+
+        Returns:
+            What the function returned.
+        """
+        if not self._vector_counts:
             self.pull()
+        # functional_call puts tensors in the place of a module's parameters, by their names below `_Caller.module`.
         views = self.vector.split([p.numel() for p in self._parameters])
         weights = {
             f"module.{name}": view.view_as(p)
@@ -64,6 +77,8 @@ class FlatParameters:
 
 
 class _Caller(nn.Module):
+    """A module around another, whose forward pass is a function that uses the inner one: what `functional_call` can call."""
+
     def __init__(self, module: nn.Module, function: Callable[[], Any]) -> None:
         super().__init__()
         self.module = module

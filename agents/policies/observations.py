@@ -16,7 +16,11 @@ NOT_TOKENS = (
 
 
 def check_observation_space(user: str, space: spaces.Space[Any]) -> None:
-    """Refuses other environments' observations.
+    """Refuses other environments' observations, and token ids that are no integers.
+
+    Args:
+        user: The class that reads the observations, for errors.
+        space: The observation space that it was given.
 
     Raises:
         TypeError: the space is not `LLMText-v0`'s.
@@ -43,5 +47,10 @@ def split_observation(obs: PyTorchObs) -> tuple[Tensor, Tensor]:
 
 
 def sequences_of(ids: Tensor, lengths: Tensor) -> list[list[int]]:
-    """Each row's real tokens; one of token 0 for an idle row."""
+    """Gives each row's tokens without the padding; for an idle row token 0 alone, because a model cannot read nothing.
+
+    Args:
+        ids: Right-padded token ids, shape (N, L).
+        lengths: Tokens in each row, shape (N,); 0 for an idle row.
+    """
     return [row[:n] if n else [0] for row, n in zip(ids.tolist(), lengths.tolist(), strict=True)]

@@ -1,7 +1,7 @@
 """`LLMQPolicy`: a causal LM as the Q-network of stock DQN and QR-DQN.
 
 The environment pays β·log π_ref(a|s) + 1[last]·R. Soft Q-learning with entropy coefficient τ = β on that reward has the
-fixed point Q*(s,a) = β·log π*(a|s) + V*(s) with π* ∝ π_ref·exp(R/β), the optimum of KL-regularised RLHF (Haarnoja et al.
+fixed point Q*(s,a) = β·log π*(a|s) + V*(s) with π* ∝ π_ref·exp(R/β), the optimum of KL-regularized RLHF (Haarnoja et al.
 2017, https://arxiv.org/abs/1702.08165; Rafailov et al. 2024, "From r to Q*", https://arxiv.org/abs/2404.12358). So the
 network is
 
@@ -52,12 +52,13 @@ class TextQNetwork(nn.Module):
     n_quantiles LM heads.
 
     Args:
-        lm: π_θ.
+        lm: The causal LM π_θ, which is trained.
         critic: V_θ: a network of its own, or a linear head on the LM's hidden states.
         q_scale: τ, in score per nat.
         temperature: Divides the logits of π_θ.
-        n_quantiles: 0 for plain Q-values.
-        backup: ``soft`` or ``hard`` makes it a target network, which gives one column.
+        n_quantiles: Number of quantiles of each state's value, for QR-DQN. 0: plain Q-values, for DQN.
+        backup: Makes the network a target network, which gives one column: ``soft``, V_θ(s); ``hard``, max_a Q(s,a). None: the
+            network gives a column for each token.
     """
 
     def __init__(
@@ -77,36 +78,41 @@ class TextQNetwork(nn.Module):
         self.temperature = temperature
         self.backup = backup
         self.quantiles: nn.Linear | None = None
-        if n_quantiles:
+        if n_quantiles:  # offsets from V_θ, which start at zero: all quantiles equal
             self.quantiles = nn.Linear(critic.width, n_quantiles)
             nn.init.zeros_(self.quantiles.weight)
             nn.init.zeros_(self.quantiles.bias)
 
     def forward(self, obs: PyTorchObs | PackedBatch) -> Tensor:
-        """Q-values (n, V), or quantiles (n, n_quantiles, V); a target network's last axis has one entry."""
+        """Gives Q-values (n, V), or quantiles (n, n_quantiles, V); a target network's last axis has one entry.
+
+        Args:
+            obs: Observations of `LLMText-v0`, n of them, or a packed batch with n tokens to score.
+        """
         if not isinstance(obs, PackedBatch):
             ids, lengths = split_observation(obs)
             obs = pack_ends(sequences_of(ids, lengths), ids.device)
-        hidden: Tensor | None = None
+        hidden: Tensor | None = None  # (n, H); a soft target with a critic of its own needs no pass through the LM
         if self.backup != "soft" or not self.critic.reads_text:
             hidden = packed_states(self.lm.trunk, obs)[obs.index]
-        values = self._values(obs, hidden)
-        if self.backup == "soft":
+        values = self._values(obs, hidden)  # (n,) or (n, n_quantiles)
+        if self.backup == "soft":  # τ·log Σ_a exp(Q(s,a)/τ) is V
             return values[..., None]
         assert hidden is not None
+        # τ·log π_θ for every token, (n, V)
         advantages = self.q_scale * torch.log_softmax(self.lm.logits(hidden).float() / self.temperature, -1)
         if self.backup == "hard":
             advantages = advantages.amax(-1, keepdim=True)
         return values[..., None] + (advantages if self.quantiles is None else advantages[:, None])
 
     def _values(self, batch: PackedBatch, hidden: Tensor | None) -> Tensor:
-        """V_θ, shape (n,), or its quantiles, shape (n, n_quantiles)."""
+        """Gives V_θ, shape (n,), or its quantiles, shape (n, n_quantiles)."""
         states = self.critic.states(batch, hidden)
         values = self.critic.values_of(states)
         return values if self.quantiles is None else values[:, None] + self.quantiles(states).float()
 
     def set_training_mode(self, mode: bool) -> None:
-        """Train or eval mode; there is no dropout."""
+        """Sets train or eval mode, as stable-baselines3 asks; there is no dropout that would differ."""
         self.train(mode)
 
 
@@ -116,16 +122,17 @@ class LLMQPolicy(CarriesLogProbs, BasePolicy):
     Acting samples from softmax(Q/τ) = π_θ, which is what explores: SB3's ε, uniformly random tokens, is best left at 0.
 
     Args:
-        observation_space: Of `LLMText-v0`.
-        action_space: Of `LLMText-v0`.
-        lr_schedule: Learning rate as a function of the progress remaining.
-        model: Folder or hub id of the actor. None: the embedded default.
-        temperature: Divides the logits of π_θ; must be the environment's.
+        observation_space: The environment's, of `LLMText-v0`.
+        action_space: The environment's, of `LLMText-v0`.
+        lr_schedule: Learning rate as a function of the progress remaining, 1 to 0.
+        model: Folder or hub id of the actor π_θ. None: the embedded default.
+        temperature: Divides the logits of π_θ; must be the environment's, since the KL compares the two.
         critic: V_θ: ``reward_model``, ``actor``, ``head`` or ``detached_head``; see `agents.policies.critic`.
-        reward_model: Folder or hub id that a ``reward_model`` critic starts from.
-        q_scale: τ, in score per nat: the environment's β, for the KL-regularised optimum.
-        backup: ``soft`` or ``hard``.
-        n_quantiles: Of QR-DQN; 0 for DQN.
+        reward_model: Folder or hub id that a ``reward_model`` critic starts from. None: the embedded default, if `model` is it
+            too.
+        q_scale: τ, in score per nat. The environment's β makes the KL-regularized optimum the fixed point.
+        backup: What the target network gives: ``soft``, V(s), or ``hard``, max_a Q(s,a).
+        n_quantiles: Number of quantiles, for QR-DQN. 0: plain Q-values, for DQN.
         trust_remote_code: Whether model code from a hub may run.
         optimizer_class: Default: `torch.optim.AdamW`, without weight decay, eps 1e-5.
         optimizer_kwargs: For the optimizer, besides the learning rate.
@@ -135,6 +142,7 @@ class LLMQPolicy(CarriesLogProbs, BasePolicy):
     """
 
     mixed_precision = "no"
+    """Arithmetic is float32: bf16 would round small differences of Q away."""
 
     def __init__(
         self,
@@ -168,7 +176,7 @@ class LLMQPolicy(CarriesLogProbs, BasePolicy):
         super().__init__(
             observation_space, action_space, optimizer_class=optimizer_class, optimizer_kwargs=optimizer_kwargs
         )
-        self._own: dict[str, Any] = {
+        self._arguments: dict[str, Any] = {
             "model": model,
             "temperature": temperature,
             "critic": critic,
@@ -178,50 +186,56 @@ class LLMQPolicy(CarriesLogProbs, BasePolicy):
             "n_quantiles": n_quantiles,
             "trust_remote_code": trust_remote_code,
         }
+        """The arguments that SB3 saves with a model, to make the same policy again."""
         self.n_quantiles = n_quantiles
+        # Two copies of all weights; the target's follow as DQN and QR-DQN say, without gradients.
         self.q_net = self._network(None)
         self.q_net_target = self._network(backup)
         self.q_net_target.load_state_dict(self.q_net.state_dict())
         self.q_net_target.requires_grad_(False)
         self.q_net_target.set_training_mode(False)
-        self.lm = self.q_net.lm
+        self.lm = self.q_net.lm  # what acts: softmax(Q/τ) = π_θ
         max_length = int(observation_space["input_ids"].shape[0])  # type: ignore[index]
         self._decoder = CachedDecoder(self.lm, max_length)
         self.optimizer = optimizer_class(self.q_net.parameters(), lr=lr_schedule(1), **optimizer_kwargs)  # type: ignore[call-arg]
 
     def _network(self, backup: str | None) -> TextQNetwork:
-        own = self._own
-        lm = load_actor_network(own["model"], self.action_space, own["trust_remote_code"])
+        """Loads an actor and a critic, and makes a Q-network (`backup` None) or a target network of them."""
+        a = self._arguments
+        lm = load_actor_network(a["model"], self.action_space, a["trust_remote_code"])
         hidden_size = int(lm.model.get_output_embeddings().weight.shape[1])
-        critic = make_critic(
-            own["critic"], CriticSource(lm.name, hidden_size, own["reward_model"], own["trust_remote_code"])
-        )
-        return TextQNetwork(lm, critic, own["q_scale"], own["temperature"], self.n_quantiles, backup)
+        source = CriticSource(lm.name, hidden_size, a["reward_model"], a["trust_remote_code"])
+        critic = make_critic(a["critic"], source)
+        return TextQNetwork(lm, critic, a["q_scale"], a["temperature"], self.n_quantiles, backup)
 
     @property
     def quantile_net(self) -> TextQNetwork:
-        """QR-DQN's name of the Q-network."""
+        """The Q-network, by the name that QR-DQN reads."""
         return self.q_net
 
     @property
     def quantile_net_target(self) -> TextQNetwork:
-        """QR-DQN's name of the target network."""
+        """The target network, by the name that QR-DQN reads."""
         return self.q_net_target
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> Tensor:
-        """The next tokens, shape (N,)."""
+        """Chooses the next tokens, shape (N,), as `_predict` does."""
         return self._predict(obs, deterministic)
 
     @torch.no_grad()
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
-        """The next tokens (N,), which carry their log-probs: argmax Q, or a sample from softmax(Q/τ)."""
-        ids, lengths = split_observation(observation)
-        logits = self.lm.logits(self._decoder.hidden(ids, lengths)).float() / self._own["temperature"]
+        """Chooses the next tokens (N,), which carry their log-probs: argmax Q, or a sample from softmax(Q/τ).
+
+        V(s) is the same for all tokens, so that the LM's logits alone decide, and the critic is not asked.
+        """
+        temperature = self._arguments["temperature"]
+        ids, lengths = split_observation(observation)  # (N, L), (N,)
+        logits = self.lm.logits(self._decoder.hidden(ids, lengths)).float() / temperature  # (N, V)
         actions, log_probs = sample_tokens(logits, deterministic)
-        return ActionTensor.carry(actions, log_probs, self._own["temperature"])
+        return ActionTensor.carry(actions, log_probs, temperature)
 
     def set_training_mode(self, mode: bool) -> None:
-        """Train or eval mode; the cache is dropped, for the weights are about to change."""
+        """Sets train or eval mode; training drops the cache, for the weights are about to change."""
         if mode:
             self._decoder.clear()
         self.q_net.set_training_mode(mode)
@@ -239,7 +253,7 @@ class LLMQPolicy(CarriesLogProbs, BasePolicy):
     def respond(
         self, task: TextTask, prompts: Sequence[Prompt], seed: int, deterministic: bool = False
     ) -> list[Episode]:
-        """One scored response to each prompt; the sampler's state outside is untouched."""
+        """Writes one scored response to each prompt; see `agents.policies.text_policy.Responder.respond`."""
         return respond(self.lm, task, prompts, seed, deterministic=deterministic)
 
     def save_actor(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -247,11 +261,12 @@ class LLMQPolicy(CarriesLogProbs, BasePolicy):
         save_language_model(self.merged_actor(), tokenizer, folder)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
+        """Gives what SB3 saves with a model, to make the same policy again."""
         return {
             "observation_space": self.observation_space,
             "action_space": self.action_space,
             "lr_schedule": self._dummy_schedule,
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
-            **self._own,
+            **self._arguments,
         }

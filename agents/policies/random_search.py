@@ -37,8 +37,8 @@ class LLMSearchPolicy(CarriesLogProbs, BasePolicy):
     """A causal LM that decodes greedily; `parameters` are its normalization gains.
 
     Args:
-        observation_space: Of `LLMText-v0`.
-        action_space: Of `LLMText-v0`.
+        observation_space: The environment's, of `LLMText-v0`.
+        action_space: The environment's, of `LLMText-v0`.
         model: Folder or hub id of the actor. None: the embedded default.
         temperature: Divides the logits, where tokens are sampled.
         searched: ``last_norm``: the last normalization before the LM head; ``norms``: all vectors of the model.
@@ -49,6 +49,7 @@ class LLMSearchPolicy(CarriesLogProbs, BasePolicy):
     """
 
     mixed_precision = "no"
+    """Decoding is in float32: there is no gradient that would be cheaper in bf16."""
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class LLMSearchPolicy(CarriesLogProbs, BasePolicy):
             raise ValueError(f"searched={searched!r} is not known; use one of {', '.join(SEARCHED)}.")
         super().__init__(observation_space, action_space)
         self.temperature = temperature
-        self._own = {
+        self._arguments = {
             "model": model,
             "temperature": temperature,
             "searched": searched,
@@ -72,6 +73,7 @@ class LLMSearchPolicy(CarriesLogProbs, BasePolicy):
         }
         self.lm = load_actor_network(model, action_space, trust_remote_code)
         self.actor = self.lm.model
+        # Gains and biases are the parameters of one dimension; in the trunk the last module named "norm" is the last layer's.
         vectors = [n for n, p in self.actor.named_parameters() if p.ndim == 1]
         norms = [n for n, m in self.lm.trunk.named_modules() if "norm" in type(m).__name__.lower()]
         if not vectors or not norms:
@@ -88,7 +90,10 @@ class LLMSearchPolicy(CarriesLogProbs, BasePolicy):
         self._decoder = CachedDecoder(self.lm, int(observation_space["input_ids"].shape[0]))  # type: ignore[index]
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        """Those that are searched."""
+        """Gives the searched weights only: what ARS perturbs, and writes back through `load_from_vector`.
+
+        While the policy is constructed, there are none yet.
+        """
         searched = set(getattr(self, "_searched", ()))
         yield from ((n, p) for n, p in super().named_parameters(*args, **kwargs) if n in searched)
 
@@ -104,15 +109,16 @@ class LLMSearchPolicy(CarriesLogProbs, BasePolicy):
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def forward(self, obs: PyTorchObs, deterministic: bool = True) -> Tensor:
-        """The next tokens, shape (N,)."""
+        """Chooses the next tokens, shape (N,), as `_predict` does."""
         return self._predict(obs, deterministic)
 
     @torch.no_grad()
     def _predict(self, observation: PyTorchObs, deterministic: bool = True) -> Tensor:
-        ids, lengths = split_observation(observation)
-        logits = self.lm.logits(self._decoder.hidden(ids, lengths)).float() / self.temperature
+        """Chooses the next tokens (N,), which carry their log-probs: the likeliest ones, or samples."""
+        ids, lengths = split_observation(observation)  # (N, L), (N,)
+        logits = self.lm.logits(self._decoder.hidden(ids, lengths)).float() / self.temperature  # (N, V)
         actions, log_probs = sample_tokens(logits, deterministic)
-        # whoever always takes the likeliest token takes it with certainty
+        # A policy that always takes the likeliest token takes it with certainty: its log π is 0.
         return ActionTensor.carry(
             actions, torch.zeros_like(log_probs) if deterministic else log_probs, self.temperature
         )
@@ -124,7 +130,7 @@ class LLMSearchPolicy(CarriesLogProbs, BasePolicy):
     def respond(
         self, task: TextTask, prompts: Sequence[Prompt], seed: int, deterministic: bool = False
     ) -> list[Episode]:
-        """One scored response to each prompt; the sampler's state outside is untouched."""
+        """Writes one scored response to each prompt; see `agents.policies.text_policy.Responder.respond`."""
         return respond(self.lm, task, prompts, seed, deterministic=deterministic)
 
     def save_actor(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -132,7 +138,9 @@ class LLMSearchPolicy(CarriesLogProbs, BasePolicy):
         save_language_model(self.merged_actor(), tokenizer, folder)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {"observation_space": self.observation_space, "action_space": self.action_space, **self._own}
+        """Gives what SB3 saves with a model, to make the same policy again."""
+        return {"observation_space": self.observation_space, "action_space": self.action_space, **self._arguments}
 
 
+# ARS asks for its own base class, whose constructor would build a small network of its own.
 ARSPolicy.register(LLMSearchPolicy)

@@ -1,4 +1,7 @@
-"""`RecurrentTextPolicy`: an LSTM on learned token embeddings, from scratch: what if the actor were no language model?"""
+"""`RecurrentTextPolicy`: an LSTM on learned token embeddings, trained from scratch.
+
+It is the baseline that shows what the language model is for: the same task and reward without pretrained weights.
+"""
 
 from __future__ import annotations
 
@@ -27,41 +30,45 @@ from llm_env.text.prompts import Prompt
 
 
 class TokenFeatures(BaseFeaturesExtractor):
-    """The last token's embedding, and the mean of all: an LSTM sees one state a step, the prompt in a single one.
+    """Features of a state: its last token's embedding, and the mean of all its tokens' embeddings.
+
+    The LSTM sees one state a step, so it would see the prompt's last token only; the mean tells it of the others.
 
     Args:
-        observation_space: Of `LLMText-v0`.
-        embedding_dim: Length of an embedding; features are twice as many.
+        observation_space: The environment's, of `LLMText-v0`.
+        embedding_dim: Length of an embedding; there are twice as many features.
     """
 
     def __init__(self, observation_space: spaces.Dict, embedding_dim: int = 64) -> None:
         super().__init__(observation_space, 2 * embedding_dim)
         box = observation_space["input_ids"]
         assert isinstance(box, spaces.Box)
-        self.pad = int(box.high.max())
+        self.pad = int(box.high.max())  # the value behind a text's end, which is no token
         self.embedding = nn.Embedding(self.pad + 1, embedding_dim, padding_idx=self.pad)
 
     def forward(self, observations: PyTorchObs) -> Tensor:
-        """Features, shape (N, 2 · embedding_dim)."""
-        ids, lengths = split_observation(observations)
-        inside = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None])[..., None]
-        vectors = self.embedding(ids) * inside
+        """Computes the features, shape (N, 2 · embedding_dim)."""
+        ids, lengths = split_observation(observations)  # (N, L), (N,)
+        inside = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None])[..., None]  # (N, L, 1)
+        vectors = self.embedding(ids) * inside  # (N, L, embedding_dim), zeros in the padding
         mean = vectors.sum(1) / lengths.clamp(min=1)[:, None]
         last = vectors[torch.arange(len(ids), device=ids.device), (lengths - 1).clamp(min=0)]
         return torch.cat([last, mean], -1)
 
 
 class RecurrentTextPolicy(RecurrentActorCriticPolicy):
-    """sb3-contrib's recurrent policy on `TokenFeatures`; it tells the environment its log-probs.
+    """sb3-contrib's recurrent policy on `TokenFeatures`; its actions carry their log-probs to the environment.
 
     Args:
-        args: sb3-contrib's.
-        temperature: The environment's; the reference is compared at it.
-        embedding_dim: See `TokenFeatures`.
-        kwargs: sb3-contrib's.
+        args: Positional arguments of sb3-contrib's `RecurrentActorCriticPolicy`.
+        temperature: Must be the environment's. It does not divide this policy's logits, which have no scale of their own; the
+            environment asks for it, since the reference is compared at it.
+        embedding_dim: Length of a token's embedding.
+        kwargs: Keyword arguments of sb3-contrib's `RecurrentActorCriticPolicy`.
     """
 
     mixed_precision = "no"
+    """Arithmetic is float32: the LSTM is too small to gain from bf16."""
 
     def __init__(self, *args: Any, temperature: float = 1.0, embedding_dim: int = 64, **kwargs: Any) -> None:
         self.temperature = temperature
@@ -73,7 +80,17 @@ class RecurrentTextPolicy(RecurrentActorCriticPolicy):
     def forward(  # type: ignore[override]  # sb3-contrib's signature
         self, obs: Tensor, lstm_states: RNNStates, episode_starts: Tensor, deterministic: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, RNNStates]:
-        """sb3-contrib's; the actions carry their log-probs to the environment."""
+        """Samples the next tokens, as sb3-contrib's policy does; the actions carry their log-probs to the environment.
+
+        Args:
+            obs: Dictionary of ``input_ids`` (N, L) and ``length`` (N, 1).
+            lstm_states: States of the LSTMs of actor and critic.
+            episode_starts: 1 where a response begins, which resets its states, else 0, shape (N,).
+            deterministic: Take the likeliest token.
+
+        Returns:
+            Actions (N,), values (N, 1), log-probs (N,) in nats, and the LSTMs' next states.
+        """
         actions, values, log_probs, states = super().forward(obs, lstm_states, episode_starts, deterministic)
         return ActionTensor.carry(actions, log_probs, self.temperature), values, log_probs, states
 
@@ -81,19 +98,19 @@ class RecurrentTextPolicy(RecurrentActorCriticPolicy):
     def respond(
         self, task: TextTask, prompts: Sequence[Prompt], seed: int, deterministic: bool = False
     ) -> list[Episode]:
-        """One response to each prompt, scored; as `llm_env.rollout.respond` for a language model.
-
-        The sampler's state outside is untouched.
-        """
+        """Writes one scored response to each prompt; see `agents.policies.text_policy.Responder.respond`."""
         self.set_training_mode(False)
         batch = EpisodeSlots(task, len(prompts), score_steps=False)
         episodes = [batch.begin(slot, prompt) for slot, prompt in enumerate(prompts)]
+        # All prompts side by side: states of zeros, (layers, prompts, hidden size), and no episode goes on from another.
         shape = (self.lstm_hidden_state_shape[0], len(prompts), self.lstm_hidden_state_shape[2])
         zeros = torch.zeros(shape, device=self.device)
         states = RNNStates((zeros, zeros), (zeros, zeros))
         starts = torch.ones(len(prompts), device=self.device)
+        # The sampler's state outside is left as it is.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
+            # One token of every response a step, until all have ended.
             while any(episode is not None for episode in batch.episodes):
                 obs, _ = self.obs_to_tensor(batch.observation())  # type: ignore[arg-type]
                 actions, _, log_probs, states = self.forward(obs, states, starts, deterministic)  # type: ignore[arg-type]
@@ -123,7 +140,11 @@ class RecurrentTextPolicy(RecurrentActorCriticPolicy):
 
 
 def load_recurrent_actor(folder: Path, task: TextTask) -> RecurrentTextPolicy:
-    """What `RecurrentTextPolicy.save_actor` wrote.
+    """Reads what `RecurrentTextPolicy.save_actor` wrote.
+
+    Args:
+        folder: The folder with ``policy.json`` and ``policy.safetensors``.
+        task: Where it will respond; its vocabulary and text length must be those that the policy was trained with.
 
     Raises:
         FileNotFoundError: there is no such actor in the folder.

@@ -15,27 +15,28 @@ Array = NDArray[np.float64]
 def gae(
     rewards: Array, values: Array, lengths: NDArray[np.int64], last_values: Array, gamma: float, gae_lambda: float
 ) -> Array:
-    """Generalised advantage estimation, eq. 16 of Schulman et al. 2016 (https://arxiv.org/abs/1506.02438).
+    """Generalized advantage estimation, eq. 16 of Schulman et al. 2016 (https://arxiv.org/abs/1506.02438).
 
     δ_t = r_t + γ V(s_{t+1}) - V(s_t),   A_t = Σ_l (γλ)^l δ_{t+l}.
 
     Args:
         rewards: r_t, shape (N, T), right-padded.
         values: V(s_t), shape (N, T), right-padded.
-        lengths: Steps of each trajectory, shape (N,), 1 … T.
+        lengths: Steps of each trajectory, 1 to T, shape (N,).
         last_values: V of the state after the last step, shape (N,); 0 where the trajectory has ended.
         gamma: Discount γ.
-        gae_lambda: λ.
+        gae_lambda: λ, 0 to 1: 0 trusts the values, 1 the rewards.
 
     Returns:
         A_t, shape (N, T), zero in the padding.
     """
     n, steps = rewards.shape
     inside = np.arange(steps) < lengths[:, None]
-    next_values = np.zeros_like(values)
+    next_values = np.zeros_like(values)  # V(s_{t+1}); behind each trajectory's last step, its entry of last_values
     next_values[:, :-1] = values[:, 1:]
     next_values[np.arange(n), lengths - 1] = last_values
     delta = np.where(inside, rewards + gamma * next_values - values, 0.0)
+    # From the last step back: A_t = δ_t + γλ A_{t+1}, all trajectories at once.
     advantages = np.zeros_like(values)
     running = np.zeros(n)
     for t in range(steps - 1, -1, -1):
@@ -59,14 +60,15 @@ def returns_to_go(rewards: Array, lengths: NDArray[np.int64], gamma: float) -> A
 
 
 def group_means(scores: Array, groups: NDArray[np.int64]) -> tuple[Array, Array, Array]:
-    """Mean, standard deviation (of the whole group, not an estimate) and size of the group that each score is in.
+    """Computes statistics of the group that each score is in.
 
     Args:
-        scores: Shape (N,).
-        groups: Which group each is in, shape (N,), any whole numbers.
+        scores: What each response earned, shape (N,).
+        groups: The number of each response's group, any whole number, shape (N,).
 
     Returns:
-        Three arrays, shape (N,).
+        Mean, standard deviation (of the whole group, not an estimate from a sample) and size of the group: three arrays with an
+        entry for every score, shape (N,).
     """
     _, member = np.unique(groups, return_inverse=True)
     sizes = np.bincount(member).astype(np.float64)
@@ -81,8 +83,8 @@ def grpo(scores: Array, groups: NDArray[np.int64]) -> Array:
     Outcome supervision in section 4.1.2 of Shao et al. 2024, "DeepSeekMath" (https://arxiv.org/abs/2402.03300).
 
     Args:
-        scores: Shape (N,).
-        groups: Which prompt's group each is in, shape (N,).
+        scores: R_i, what each response earned, shape (N,).
+        groups: The number of each response's group, shape (N,).
 
     Returns:
         The advantage of every token of each response, shape (N,).
@@ -93,7 +95,7 @@ def grpo(scores: Array, groups: NDArray[np.int64]) -> Array:
 
 
 def dr_grpo(scores: Array, groups: NDArray[np.int64]) -> Array:
-    """R_i - mean of the group: without the division that lets easy and hard prompts weigh more.
+    """R_i - mean of the group: GRPO without the division that lets easy and hard prompts weigh more.
 
     Section 3.2 of Liu et al. 2025, "Understanding R1-Zero-Like Training" (https://arxiv.org/abs/2503.20783). Shapes as
     `grpo`.
@@ -119,7 +121,7 @@ def remax(rewards: Array, lengths: NDArray[np.int64], baselines: Array, gamma: f
     Args:
         rewards: r_t, shape (N, T), right-padded.
         lengths: Steps of each trajectory, shape (N,).
-        baselines: What the greedy response earned, shape (N,).
+        baselines: What the greedy response to each trajectory's prompt earned, shape (N,).
         gamma: Discount γ.
 
     Returns:

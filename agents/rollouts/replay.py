@@ -24,10 +24,10 @@ class Response:
     """A response in the buffer, finished or under way.
 
     Attributes:
-        prompt: Ids, shape (P,).
-        tokens: Ids of the response so far.
-        rewards: What each token was paid.
-        log_probs: log μ of each token under the policy that chose it, in nats; 0 where it was not told.
+        prompt: Token ids of the prompt, shape (P,).
+        tokens: Token ids of the response so far.
+        rewards: What each token was paid, in score.
+        log_probs: log μ of each token under the policy μ that chose it, in nats; 0 where its action carried none.
     """
 
     prompt: NDArray[np.int32]
@@ -39,21 +39,22 @@ class Response:
 class TokenReplayBuffer(ReplayBuffer):
     """A drop-in for `DictReplayBuffer` that lets stock DQN and QR-DQN learn from whole responses.
 
-    SB3's would store every prefix twice a transition; here a transition is one token. `sample` draws whole responses, and
-    `observations` and `next_observations` are `PackedBatch`es of the same texts, which `agents.policies.q_network.TextQNetwork`
-    reads in one causal pass each. Only finished responses are drawn.
+    SB3's would store two whole prefixes for each transition; here a transition is one token. `sample` draws whole responses,
+    finished ones only, and `observations` and `next_observations` are `PackedBatch`es of the same texts, which
+    `agents.policies.q_network.TextQNetwork` reads in one causal pass each.
 
     Args:
         buffer_size: Transitions, that is tokens, to keep.
-        observation_space: Of `LLMText-v0`.
-        action_space: Of `LLMText-v0`.
+        observation_space: The environment's, of `LLMText-v0`.
+        action_space: The environment's, of `LLMText-v0`.
         device: Where samples go.
         n_envs: Number of slots.
         optimize_memory_usage: SB3's; there is nothing left to optimize.
         n_steps: Steps of reward before the bootstrap.
-        gamma: γ, for `n_steps`.
+        gamma: Discount γ of the sum, above 0.
         entropy_coef: τ of a soft backup: from the second of the `n_steps` on, -τ·log μ is part of the return (Nachum et
-            al. 2017, https://arxiv.org/abs/1702.08892, eq. 22, with the log-probs of the policy that acted); 0: none.
+            al. 2017, https://arxiv.org/abs/1702.08892, eq. 22, with the log-probs of the policy that acted). 0: a hard backup,
+            whose return has no such part.
 
     Raises:
         TypeError: the observation space is not `LLMText-v0`'s.
@@ -75,6 +76,7 @@ class TokenReplayBuffer(ReplayBuffer):
         check_observation_space("TokenReplayBuffer", observation_space)
         if n_steps < 1:
             raise ValueError(f"n_steps={n_steps} must be at least 1.")
+        # BaseBuffer's, not ReplayBuffer's, which would make arrays of all prefixes.
         super(ReplayBuffer, self).__init__(buffer_size, observation_space, action_space, device, n_envs=n_envs)
         self.n_steps = n_steps
         self.gamma = gamma
@@ -92,7 +94,16 @@ class TokenReplayBuffer(ReplayBuffer):
         done: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        """Adds one step of every slot."""
+        """Adds one step of every slot; see `ReplayBuffer.add`.
+
+        Args:
+            obs: What was acted on: ``input_ids`` (n_envs, L), ``length`` (n_envs, 1).
+            next_obs: What followed; not needed, since it is `obs` and the token.
+            action: The tokens taken, n_envs entries, which may carry their log-probs.
+            reward: What they were paid, shape (n_envs,).
+            done: Whether the response ended with the token, shape (n_envs,).
+            infos: Not needed.
+        """
         log_probs = carried_log_probs(action)
         tokens = np.asarray(action).reshape(-1)
         for slot in range(self.n_envs):
@@ -107,22 +118,30 @@ class TokenReplayBuffer(ReplayBuffer):
                 self.open[slot] = None
                 self.responses.append(response)
                 self.n_tokens += len(response.tokens)
+        # The oldest responses go; one stays, however long it is.
         while self.n_tokens > self.buffer_size and len(self.responses) > 1:
             self.n_tokens -= len(self.responses.popleft().tokens)
 
     def size(self) -> int:
-        """Transitions that can be drawn."""
+        """Counts the transitions that can be drawn."""
         return self.n_tokens
 
     def sample(self, batch_size: int, env: Any = None) -> ReplayBufferSamples:
-        """Draws whole responses until there are `batch_size` transitions; of the last, its last tokens.
+        """Draws whole responses until there are `batch_size` transitions; of the last response, its last tokens.
+
+        Args:
+            batch_size: Transitions, that is tokens.
+            env: Not needed: there is no normalization to apply.
+
+        Returns:
+            Packed observations with n = `batch_size` scored tokens, and columns (n, 1).
 
         Raises:
             RuntimeError: no response has been finished yet.
         """
         if not self.responses:
             raise RuntimeError("No response is finished yet: train_freq must be at least max_new_tokens steps.")
-        chosen: list[tuple[Response, int]] = []
+        chosen: list[tuple[Response, int]] = []  # each with its first token to learn from
         missing = batch_size
         while missing > 0:
             for i in np.random.permutation(len(self.responses)):
@@ -140,7 +159,8 @@ class TokenReplayBuffer(ReplayBuffer):
         returns, steps, dones = zip(*(self._returns(r, first) for r, first in chosen), strict=True)
         taken = torch.from_numpy(np.concatenate(steps)).to(self.device)
         ended = np.concatenate(dones)
-        # where the return reaches the end there is no next state: any that is in the batch will do
+        # The state after the return's last step is that many places on in the same packed text. Where the return reaches the
+        # end there is none, and `dones` leaves its value out: any place in the batch will do.
         after = packed.index + torch.where(torch.from_numpy(ended).to(self.device), 0, taken)
 
         def column(values: NDArray[Any]) -> Tensor:
@@ -156,31 +176,35 @@ class TokenReplayBuffer(ReplayBuffer):
         )
 
     def _returns(self, response: Response, first: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """(n-step return, steps in it, whether it reaches the end) of the tokens from `first` on."""
+        """Computes the n-step returns of a response's tokens from `first` on.
+
+        Returns:
+            For each of the tokens: the return, the steps in it, and whether it reaches the response's end.
+        """
         rewards = np.asarray(response.rewards)
-        later = rewards - self.entropy_coef * np.asarray(response.log_probs)
+        later = rewards - self.entropy_coef * np.asarray(response.log_probs)  # what a step that is not the first adds
         total = len(rewards)
         start = np.arange(first, total)
         steps = np.minimum(self.n_steps, total - start)
         discounts = self.gamma ** np.arange(total)
         sums = np.concatenate([[0.0], np.cumsum(discounts * later)])
-        # Σ_{k≥1} γ^k later_{t+k}, from the cumulative sum; γ > 0
+        # Σ_{k≥1} γ^k later_{t+k}: a difference of the cumulative sums, whose discount starts at the response's first token;
+        # the division has it start at t.
         tail = (sums[start + steps] - sums[start + 1]) / discounts[start]
         return rewards[start] + tail, steps, start + steps == total
 
-    # ------------------------------------------------------------------------------------------------ checkpoints
     def state_tensors(self) -> dict[str, Tensor]:
-        """All responses, finished ones first, as flat tensors."""
+        """Gives all responses as flat tensors, for a checkpoint: finished ones first, in slot -1, then those under way."""
         finished = list(self.responses)
         under_way = [(slot, r) for slot, r in enumerate(self.open) if r is not None]
-        everyone = finished + [r for _, r in under_way]
+        responses = finished + [r for _, r in under_way]
         slots = [-1] * len(finished) + [slot for slot, _ in under_way]
         return {
-            "ids": torch.tensor([t for r in everyone for t in (*r.prompt.tolist(), *r.tokens)], dtype=torch.int32),
-            "prompt_lengths": torch.tensor([len(r.prompt) for r in everyone], dtype=torch.int32),
-            "lengths": torch.tensor([len(r.tokens) for r in everyone], dtype=torch.int32),
-            "rewards": torch.tensor([x for r in everyone for x in r.rewards], dtype=torch.float64),
-            "log_probs": torch.tensor([x for r in everyone for x in r.log_probs], dtype=torch.float64),
+            "ids": torch.tensor([t for r in responses for t in (*r.prompt.tolist(), *r.tokens)], dtype=torch.int32),
+            "prompt_lengths": torch.tensor([len(r.prompt) for r in responses], dtype=torch.int32),
+            "lengths": torch.tensor([len(r.tokens) for r in responses], dtype=torch.int32),
+            "rewards": torch.tensor([x for r in responses for x in r.rewards], dtype=torch.float64),
+            "log_probs": torch.tensor([x for r in responses for x in r.log_probs], dtype=torch.float64),
             "slots": torch.tensor(slots, dtype=torch.int32),
         }
 
@@ -188,13 +212,14 @@ class TokenReplayBuffer(ReplayBuffer):
         """Puts the buffer where `state_tensors` was taken."""
         self.responses.clear()
         self.open = [None] * self.n_envs
-        at = told = 0
+        id_start = token_start = 0  # ids count prompts too; rewards and log-probs are of response tokens only
         sizes = zip(state["prompt_lengths"].tolist(), state["lengths"].tolist(), state["slots"].tolist(), strict=True)
         for n_prompt, n, slot in sizes:
-            prompt, tokens = state["ids"][at : at + n_prompt + n].split([n_prompt, n])
-            rewards, log_probs = state["rewards"][told : told + n], state["log_probs"][told : told + n]
+            id_end, token_end = id_start + n_prompt + n, token_start + n
+            prompt, tokens = state["ids"][id_start:id_end].split([n_prompt, n])
+            rewards, log_probs = state["rewards"][token_start:token_end], state["log_probs"][token_start:token_end]
             response = Response(prompt.numpy().copy(), tokens.tolist(), rewards.tolist(), log_probs.tolist())
-            at, told = at + n_prompt + n, told + n
+            id_start, token_start = id_end, token_end
             if slot < 0:
                 self.responses.append(response)
             else:

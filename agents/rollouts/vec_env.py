@@ -28,30 +28,34 @@ from llm_env.text.prompts import Prompt
 
 EPISODE_MODES = ("continuous", "synchronous")
 SCORING_MODES = ("step", "deferred")
-_MOST_ENDED = 100_000  # where nobody reads them
+_MOST_ENDED = 100_000
+"""Episodes whose information is kept where nobody reads `LLMTextVecEnv.ended`."""
 
 
 class LLMTextVecEnv(VecEnv):
     """N slots of `LLMText-v0` behind stable-baselines3's `VecEnv`; an adapter of `llm_env.slots.EpisodeSlots`.
 
     Args:
-        n_envs: N.
+        n_envs: Number of slots N.
         episodes: ``"continuous"``: a slot that ends takes the next prompt at once, as SB3's own VecEnvs do.
             ``"synchronous"``: all slots start together every `max_new_tokens` steps, and one that ends early is idle
             until then (``length`` 0); for `TokenRolloutBuffer`, which drops the idle steps.
         group_size: Slots that share a prompt, next to each other: for advantages within a group. Needs synchronous episodes.
-        pay_policy_kl: Whether rewards hold -β·log π where the policy tells it. False: they are the environment's part alone,
-            for soft Q-learning, whose backup has the rest.
+        pay_policy_kl: Whether rewards hold -β·log π where actions carry their log π. False: rewards are the environment's part
+            alone, for soft Q-learning, whose backup has the rest.
         scoring: ``"step"``: every step pays its reward. ``"deferred"``: while a `TokenRolloutBuffer` that is bound to this
             environment collects a rollout, steps pay NaN, and the buffer has the rewards computed in a few large batches
             afterwards. The numbers are the same; at all other times every step pays.
-        render_mode: ``"ansi"``, ``"rgb_array"`` or None.
-        settings: See `llm_env.settings.TaskSettings`.
+        render_mode: ``"ansi"``, ``"rgb_array"``, or None: nothing is drawn.
+        settings: Fields of `llm_env.settings.TaskSettings`.
 
-    Where the actions come from a policy that tells their log-probability (`LLMActorCriticPolicy` does), rewards are the
-    full formula of `llm_env.reward.formula`; else they are the environment's part of it. The last step's info has
-    ``log_prob`` and ``kl`` (sums over the response, in nats) besides those of `LLMTextEnv`, and ``episode`` as from
-    SB3's `Monitor`.
+    Where actions carry their log-probability, as `LLMActorCriticPolicy`'s do, rewards are the full formula of
+    `llm_env.reward.formula`; else they are the environment's part of it. The last step's info has ``log_prob`` and ``kl`` (sums
+    over the response, in nats) besides those of `LLMTextEnv`, and ``episode`` as from SB3's `Monitor`.
+
+    Attributes:
+        task: The frozen models, the prompts and the KL penalty.
+        batch: The slots' episodes.
 
     Raises:
         TypeError, ValueError: an unknown or a bad setting.
@@ -92,6 +96,7 @@ class LLMTextVecEnv(VecEnv):
         self.generated_tokens = 0
         """Tokens generated for training so far, a policy's extra responses included; idle slots generate none."""
         self._wrapped = False
+        """Whether a wrapper around this environment reads rewards step by step; `check_wrappers` finds out."""
         self.mask_copy: DecodingCopy | None = None
         """The copy of the actor that top-k and top-p look at; None: they look at the reference."""
         self.pay_policy_kl = pay_policy_kl
@@ -100,11 +105,17 @@ class LLMTextVecEnv(VecEnv):
         self.metadata = LLMTextEnv.metadata
         super().__init__(n_envs, self.task.observation_space, self.task.action_space)
         self._actions: Any = None
-        self._clock = 0  # steps since the slots last started together
+        """What `step_async` was given; `step_wait` makes the step."""
+        self._clock = 0
+        """Steps since synchronous slots last started together."""
         self._start_time = time.time()
 
     def reset(self) -> VecEnvObs:
-        """Starts a response in every slot, at the prompts that `set_options` named, if it did."""
+        """Starts a response in every slot, at the prompts that `set_options` named, if it did.
+
+        Returns:
+            The first observation: ``input_ids`` (N, L), ``length`` (N, 1).
+        """
         seed = self._seeds[0]
         if seed is not None:
             self.batch.seed(np.random.default_rng(seed))
@@ -112,23 +123,28 @@ class LLMTextVecEnv(VecEnv):
             episode = self._begin(slot, prompt_from_options(self.task, options))
             self.reset_infos[slot] = {"prompt": episode.prompt.text}
         self._clock = 0
-        self.collecting = False  # whoever resets evaluates; a buffer says so when a rollout begins
+        self.collecting = False  # whoever resets may be an evaluation; a buffer says so when a rollout begins
         self._reset_seeds()
         self._reset_options()
         return self.batch.observation()  # type: ignore[return-value]
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Takes note of the next tokens, shape (n_envs,)."""
+        """Keeps the next tokens, shape (n_envs,), until `step_wait`."""
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Appends them; ended slots start anew, or become idle until the round is over.
+        """Appends the tokens that `step_async` kept; ended slots start anew, or become idle until the round is over.
+
+        Returns:
+            Observations, rewards (N,), whether each slot's response ended (N,), and an information dictionary for each slot.
 
         Raises:
             ValueError: an action is not a token, or was drawn at another temperature than the reference's.
         """
+        # The actions, and the log-probs that they may carry, both (N,).
         log_probs = carried_log_probs(self._actions, self.task.settings.temperature)
         actions = np.asarray(self._actions, dtype=np.int64).reshape(self.num_envs)
+        # Before the step, for ended slots will have other episodes after it.
         self.acted = acted = list(self.batch.episodes)
         self.batch.score_steps = not self.defers
         rewards = self.batch.step(actions, log_probs, self.pay_policy_kl).astype(np.float32)
@@ -136,6 +152,7 @@ class LLMTextVecEnv(VecEnv):
             rewards[:] = np.nan
         self.generated_tokens += sum(episode is not None for episode in acted)
         self._clock += 1
+        # What the episodes that ended now are known by: information as SB3's Monitor and its VecEnvs give it.
         dones = np.array([episode is not None and episode.done for episode in acted])
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         if dones.any():
@@ -154,10 +171,16 @@ class LLMTextVecEnv(VecEnv):
         return self.batch.observation(), rewards, dones, infos  # type: ignore[return-value]
 
     def _restart(self, dones: np.ndarray) -> None:
+        """Begins new episodes where it is time for them, and makes slots idle that have to wait for the others.
+
+        Args:
+            dones: Whether each slot's response has just ended, shape (N,).
+        """
         if self.episodes == "continuous":
             for slot in np.flatnonzero(dones).tolist():
                 self.batch.begin(slot)
         elif self._clock == self.task.settings.max_new_tokens:
+            # Even the longest response has ended: all slots start together.
             self._clock = 0
             for slot in range(self.num_envs):
                 self._begin(slot)
@@ -166,7 +189,7 @@ class LLMTextVecEnv(VecEnv):
                 self.batch.idle(slot)
 
     def _begin(self, slot: int, prompt: Prompt | None = None) -> Episode:
-        """Starts an episode; all but a group's first slot take the first one's prompt."""
+        """Starts an episode; unless a prompt is named, all but a group's first slot take that slot's prompt."""
         first = self.batch.episodes[slot - slot % self.group_size]
         if prompt is None and slot % self.group_size and first is not None:
             prompt = first.prompt
@@ -174,7 +197,7 @@ class LLMTextVecEnv(VecEnv):
 
     @property
     def defers(self) -> bool:
-        """Whether steps pay NaN now, for a buffer to compute the rewards later."""
+        """Whether steps pay NaN now, because a buffer will have the rewards computed after the rollout."""
         return self.scoring == "deferred" and self.collecting and not self._wrapped
 
     def check_wrappers(self, env: VecEnv) -> None:
@@ -189,7 +212,7 @@ class LLMTextVecEnv(VecEnv):
         Raises:
             ValueError: `VecNormalize` would rewrite token ids, or rewards that are not known yet.
         """
-        wrappers = []
+        wrappers = []  # from the outermost inwards
         while isinstance(env, VecEnvWrapper):
             wrappers.append(env)
             env = env.venv
@@ -202,18 +225,23 @@ class LLMTextVecEnv(VecEnv):
                     "not known yet. Make the environment with scoring='step', or leave VecNormalize out and take "
                     "whiten_rewards=True."
                 )
-        working = [type(w).__name__ for w in wrappers if not isinstance(w, VecNormalize)]
-        self._wrapped = bool(working)
-        if working and self.scoring == "deferred":
+        # Any other wrapper may read rewards, so that there is nothing to defer.
+        readers = [type(w).__name__ for w in wrappers if not isinstance(w, VecNormalize)]
+        self._wrapped = bool(readers)
+        if readers and self.scoring == "deferred":
             warnings.warn(
-                f"{', '.join(working)} around LLMTextVecEnv reads rewards as they come: they are computed at each step, one "
+                f"{', '.join(readers)} around LLMTextVecEnv reads rewards as they come: they are computed at each step, one "
                 "forward pass of the reference a token, instead of after the rollout. LLMTextVecEnv reports episodes as "
                 "VecMonitor does; without the wrapper training is faster.",
                 stacklevel=3,
             )
 
     def take_masks_from(self, actor: CausalLM) -> None:
-        """Has top-k and top-p look at a copy of this model instead of the reference; `refresh_masks` brings it up to date."""
+        """Takes top-k and top-p from a copy of a model instead of the reference; `refresh_masks` brings the copy up to date.
+
+        Args:
+            actor: The model to copy: the actor, whose weights change.
+        """
         task = self.task
         self.mask_copy = DecodingCopy(actor, torch.float32)
         shared = SharedLM(self.mask_copy, task.tokenizer, task.eos_ids, task.settings.load)
@@ -222,41 +250,45 @@ class LLMTextVecEnv(VecEnv):
 
     @torch.no_grad()
     def load_masks(self, weights: dict[str, torch.Tensor]) -> None:
-        """Gives the copy that the masks look at these weights, as a checkpoint kept them."""
+        """Sets the weights of the copy that the masks look at.
+
+        Args:
+            weights: The copy's parameters by name, as a checkpoint kept them.
+        """
         assert self.mask_copy is not None
         for name, parameter in self.mask_copy.model.named_parameters():
             parameter.copy_(weights[name])
         self.batch.mask_source.decoder.clear()
 
     def refresh_masks(self) -> None:
-        """Brings the copy that the masks look at up to date."""
+        """Copies the actor's weights as they are now into the copy that the masks look at."""
         assert self.mask_copy is not None
         self.mask_copy.update()
         self.batch.mask_source.decoder.clear()
 
     def action_masks(self) -> np.ndarray:
-        """Which tokens may come next in each slot, shape (n_envs, V); see `llm_env.masks`."""
+        """Tells which tokens may come next in each slot, boolean, shape (N, V); see `llm_env.masks`."""
         return self.batch.action_masks()
 
     def state_dict(self) -> dict[str, Any]:
-        """Slots, prompt order and clock in plain values: what a checkpoint needs to go on."""
+        """Gives slots, prompt order, clock and β in plain values: what a checkpoint needs to go on."""
         return {"batch": self.batch.state_dict(), "clock": self._clock, "kl_coef": self.task.kl.coef}
 
     def load_state_dict(self, state: dict[str, Any]) -> VecEnvObs:
-        """Goes on where `state_dict` was taken; returns the current observation."""
+        """Puts the environment where `state_dict` was taken; returns the current observation."""
         self.batch.load_state_dict(state["batch"])
         self._clock = int(state["clock"])
         self.task.kl.coef = float(state["kl_coef"])
         return self.batch.observation()  # type: ignore[return-value]
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        """One picture a slot."""
+        """Draws each slot's episode; None for each without the render mode ``rgb_array``."""
         if self.render_mode != "rgb_array":
             return [None for _ in range(self.num_envs)]
         return [render_episode(self.task, e, "rgb_array") for e in self.batch.episodes]  # type: ignore[misc]
 
     def render(self, mode: str | None = None) -> Any:
-        """All slots as one picture, or as one text with ``"ansi"``."""
+        """Draws all slots as one picture, or with ``"ansi"`` as one text."""
         if (mode or self.render_mode) == "ansi":
             return "\n".join(str(render_episode(self.task, e, "ansi")) for e in self.batch.episodes)
         return super().render(mode)
@@ -265,29 +297,32 @@ class LLMTextVecEnv(VecEnv):
         """Nothing to close: the models are shared by the process."""
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """An attribute of this object, once for each slot asked about."""
+        """Gives an attribute of this object, once for each slot in `indices`."""
         value = getattr(self, attr_name)
         return [value for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Sets an attribute of this object; the slots have none of their own."""
+        """Sets an attribute of this object; slots have no attributes of their own."""
         setattr(self, attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
-        """Calls a method of this object, once for each slot asked about."""
-        if method_name == "action_masks":  # the one method that has something to say of each slot
+        """Calls a method of this object, once for each slot in `indices`."""
+        if method_name == "action_masks":  # the one method whose result has an entry for each slot
             masks = self.action_masks()
             return [masks[i] for i in self._get_indices(indices)]
         return [getattr(self, method_name)(*args, **kwargs) for _ in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[Any], indices: VecEnvIndices = None) -> list[bool]:
-        """True for `Monitor`, whose ``episode`` information is given out here too; there are no other wrappers."""
-        indices_list: Iterable[int] = self._get_indices(indices)
-        return [issubclass(wrapper_class, Monitor) for _ in indices_list]
+        """Says True for `Monitor`, since ``info["episode"]`` is here as from it; there are no other wrappers around slots."""
+        slots: Iterable[int] = self._get_indices(indices)
+        return [issubclass(wrapper_class, Monitor) for _ in slots]
 
 
 def text_env(env: VecEnv | None) -> LLMTextVecEnv:
-    """The `LLMTextVecEnv` inside an algorithm's environment.
+    """Finds the `LLMTextVecEnv` inside an algorithm's environment.
+
+    Args:
+        env: An environment, with or without wrappers; None, as an algorithm without environment has it, is refused.
 
     Raises:
         TypeError: there is none.

@@ -23,13 +23,15 @@ from rich.console import Console
 from agents.cli.arguments import parse_command_line
 from agents.console import plain_warnings, print_error
 from agents.preferences.records import Candidates, Ranking
+from agents.preferences.settings import CollectionSettings
+from agents.runs.settings import check_at_least
 from llm_env.lm.names import LoadSettings
 
 console = Console(soft_wrap=True)
 
 
-@dataclass(frozen=True)
-class Args:
+@dataclass(frozen=True, kw_only=True)
+class Args(CollectionSettings):
     """Collect preferences."""
 
     output_dir: Path
@@ -38,30 +40,16 @@ class Args:
     """Model folders, hub ids, or checkpoints of runs that respond; they take turns. Default: the embedded tiny actor."""
     temperatures: tuple[float, ...] = (1.0,)
     """Sampling temperatures; each actor responds at each of them."""
-    prompts: str | None = None
-    """File or dataset of prompts, as for train.py. Default: the embedded ones."""
     n_prompts: int | None = None
     """Respond to at most this many prompts, drawn from all over the file. Default: all."""
     repeats: int = 1
-    """Sets of responses to each prompt."""
-    n_responses: int = 4
-    """Responses in a set, K; near-duplicates are drawn anew, and left out if that does not help."""
-    max_prompt_length: int = 64
-    """Tokens of a prompt; longer prompts are cut on the left."""
-    max_new_tokens: int = 32
-    """Length cap of a response, in tokens."""
+    """Sets of n_responses responses to each prompt."""
     judge: str | None = None
     """Judge that ranks: gold (the embedded default's rule), a reward model's folder, or package.module:function."""
-    noise: float = 0.0
-    """Temperature of the judge: 0 ranks by score; 1 makes the Bradley-Terry annotator."""
     people: bool = False
     """Open a page on which people rank."""
     aspects: tuple[str, ...] = ()
     """Respects in which people rank, one after the other, for example helpful polite. Default: overall."""
-    host: str = "127.0.0.1"
-    """Address of the page. 0.0.0.0 lets others in your network rank too."""
-    port: int = 7860
-    """Port of the page."""
     export_tasks: bool = False
     """Write Label Studio's tasks (label_studio.json) and labeling interface (label_studio.xml)."""
     import_export: Path | None = None
@@ -79,12 +67,8 @@ class Args:
         Raises:
             ValueError: one breaks its rule.
         """
-        for name in ("n_prompts", "repeats", "max_prompt_length", "max_new_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value} must be at least 1.")
-        if self.n_responses < 2:
-            raise ValueError(f"n_responses={self.n_responses} must be at least 2: one response cannot be ranked.")
+        self.check_collection()
+        check_at_least(self, 1, "n_prompts", "repeats")
         if not self.temperatures or min(self.temperatures) <= 0:
             raise ValueError(f"temperatures={self.temperatures} must all be above 0.")
 

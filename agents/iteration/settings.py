@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from agents.algorithms.table import ALGORITHMS
 from agents.console import named_values
-from agents.preferences.selection import PAIRS
+from agents.preferences.selection import check_pairs
+from agents.preferences.settings import CollectionSettings
 from agents.runs.settings import TrainingSettings, check_at_least
 from agents.supervised.preference.methods import METHODS
+from agents.supervised.settings import UpdateSettings, check_above_zero
 from llm_env.settings import TaskSettings
 
 REJECTION_SAMPLING = "rejection_sampling"
@@ -20,13 +20,9 @@ REFERENCES = ("first", "previous")
 
 
 @dataclass(frozen=True, kw_only=True)
-class IterationSettings:
-    """Settings of `iterate`. A default that the environment or a training run has too is taken from there."""
+class IterationSettings(CollectionSettings, UpdateSettings):
+    """Settings of `iterate`. How responses are collected and how a training updates are settings of those stages too."""
 
-    output_dir: Path
-    """Folder to write to. The same command goes on with the rounds in it."""
-    model: str | None = None
-    """The model that the first round starts from: folder or hub id. Default: the embedded tiny actor."""
     method: str = "dpo"
     """A loss of train_preference.py (dpo, dpop, tdpo1, tdpo2, ipo, kto, orpo, simpo, …), rejection_sampling (fine-tune on the
     best of each prompt: RAFT, Llama 2), or an algorithm of train.py (ppo, grpo, rloo, …)."""
@@ -35,24 +31,14 @@ class IterationSettings:
     judge: tuple[str, ...] = ()
     """Who ranks: a reward model's folder, gold (the embedded default's rule), package.module:function, or people (a page in the
     browser); several rank one after the other. Default: the embedded reward model."""
-    noise: float = 0.0
-    """Temperature of the judges: 0 ranks by score; 1 makes Bradley-Terry annotators."""
     first_preferences: str | None = None
     """File of rankings or pairs that exist already. The first round trains on them too."""
-    prompts: str | None = None
-    """Prompts to respond to: a .txt, .jsonl, .csv or .parquet file, or a dataset id. Default: the embedded ones."""
     eval_prompts: str | None = None
     """Prompts to evaluate on. Default: with the embedded prompts theirs, else a tenth of the prompts, held out."""
     prompts_per_round: int | None = None
     """Number of prompts of each round; a prompt comes again when all were used. Default: all."""
-    n_responses: int = 4
-    """Number of responses to each prompt, at least 2."""
     temperature: float = TaskSettings.temperature
     """Sampling temperature."""
-    max_prompt_length: int = TaskSettings.max_prompt_length
-    """Length cap of a prompt, in tokens; longer prompts are cut on the left."""
-    max_new_tokens: int = TaskSettings.max_new_tokens
-    """Length cap of a response, in tokens."""
     opponent: str | None = None
     """A stronger model: half the responses are its. With --select lost, the arena: learn where the actor loses."""
     pairs: str = "best_worst"
@@ -67,16 +53,8 @@ class IterationSettings:
     reference: str | None = None
     """The reference of each round: first (the model that the rounds began with: one objective throughout) or previous (the
     actor that the round starts from). Default: first; algorithms of train.py have previous."""
-    epochs: float = 1.0
-    """Passes over a round's pairs or texts."""
     learning_rate: float | None = None
     """Step size. Default: 3e-4 for pairs, 1e-3 for rejection_sampling, the algorithm's own else; all for the tiny model."""
-    lr_schedule: str = "cosine"
-    """cosine, linear or constant, within a round. For many short rounds take constant."""
-    batch_size: int = 32
-    """Number of pairs or texts in an update."""
-    micro_batch_size: int | None = None
-    """Number of pairs or texts in memory at a time; it must divide batch_size. Default: batch_size."""
     beta: float | None = None
     """The loss's beta; for algorithms of train.py kl_coef. Default: the method's."""
     method_kwargs: tuple[str, ...] = ()
@@ -88,10 +66,6 @@ class IterationSettings:
     """For algorithms of train.py: slots, which are the episodes that are generated side by side."""
     checkpoints: int = 2
     """Number of checkpoints of a round's training on pairs or texts, from which it goes on after an interruption."""
-    lora_rank: int = 0
-    """Rank of LoRA adapters, merged after each round; 0 trains all weights."""
-    mixed_precision: str = TaskSettings.mixed_precision
-    """Arithmetic of the training: no (float32) or bf16."""
     gold: str | None = None
     """package.module:function that nobody trains on, for the evaluation. Default: with the embedded model, its rule."""
     reward_model: str | None = None
@@ -100,20 +74,12 @@ class IterationSettings:
     """Number of held-out prompts of each evaluation, at most."""
     evaluate_every: int = 1
     """Number of rounds between evaluations; the last round is always evaluated."""
-    host: str = "127.0.0.1"
-    """Address of the page on which people rank."""
-    port: int = 7860
-    """Port of the page on which people rank."""
-    device: str = TaskSettings.device
-    """Where models run: auto, cpu or cuda."""
-    trust_remote_code: bool = TaskSettings.trust_remote_code
-    """Let model code from a hub run."""
-    seed: int = TrainingSettings.seed
-    """Seed of prompts, sampling, judges and training; each round derives its own from it."""
 
     @property
     def is_algorithm(self) -> bool:
         """Whether the method is an algorithm of `agents.algorithms.table`, which generates for itself."""
+        from agents.algorithms.table import ALGORITHMS  # imports torch
+
         return self.method in ALGORITHMS
 
     @property
@@ -140,16 +106,18 @@ class IterationSettings:
             ValueError: a setting breaks its rule.
         """
         self._check_method()
-        check_at_least(self, 1, "rounds", "batch_size", "n_envs", "total_timesteps", "n_eval", "evaluate_every")
-        check_at_least(self, 1, "checkpoints", "prompts_per_round")
+        self.check_collection()
+        self.check_updates()
+        check_at_least(self, 1, "rounds", "prompts_per_round", "checkpoints", "n_eval", "evaluate_every")
         check_at_least(self, 0, "keep_rounds")
-        if self.n_responses < 2:
-            raise ValueError(f"n_responses={self.n_responses} must be at least 2: one response cannot be ranked.")
         self.task_settings()
+        TrainingSettings(total_timesteps=self.total_timesteps, n_envs=self.n_envs).check()
         self._check_selection()
 
     def _check_method(self) -> None:
         """Checks the method, and what cannot go with it."""
+        from agents.algorithms.table import ALGORITHMS  # imports torch
+
         methods = [*METHODS, REJECTION_SAMPLING, *ALGORITHMS]
         if self.method not in methods:
             raise ValueError(f"method={self.method!r} is not known; use one of {', '.join(methods)}.")
@@ -158,6 +126,7 @@ class IterationSettings:
         if named_values("method_kwargs", self.method_kwargs) and self.method == REJECTION_SAMPLING:
             raise ValueError("method_kwargs: rejection_sampling has no other settings.")
         if not self.is_algorithm:
+            check_above_zero(self, "learning_rate", "beta")
             return
         if not ALGORITHMS[self.method].trains_language_model:
             raise ValueError(f"method={self.method!r} trains no language model further; it cannot be iterated.")
@@ -172,8 +141,7 @@ class IterationSettings:
 
     def _check_selection(self) -> None:
         """Checks the settings that choose what to train on."""
-        if self.pairs not in PAIRS:
-            raise ValueError(f"pairs={self.pairs!r} is not known; use one of {', '.join(PAIRS)}.")
+        check_pairs(self.pairs)
         for name in self.select:
             if name not in SELECTIONS:
                 raise ValueError(f"select: {name!r} is not known; use {', '.join(SELECTIONS)}.")

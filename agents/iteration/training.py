@@ -102,7 +102,7 @@ def trainer_settings(state: RoundsState, number: int, default_rate: float) -> di
         "output_dir": target,
         "model": str(state.actor(number - 1)),
         "epochs": settings.epochs,
-        "learning_rate": settings.learning_rate or default_rate,
+        "learning_rate": default_rate if settings.learning_rate is None else settings.learning_rate,
         "lr_schedule": settings.lr_schedule,
         "batch_size": settings.batch_size,
         "micro_batch_size": settings.micro_batch_size,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from agents.preferences.records import Candidates, Ranking, Response
+from agents.preferences.settings import check_noise
 from llm_env.default_task import DEFAULT_GOLD
 from llm_env.episode import Episode
 from llm_env.lm.loading import load_tokenizer
@@ -36,8 +36,7 @@ class Judge:
     """
 
     def __init__(self, name: str, load: LoadSettings, noise: float = 0.0, seed: int = 0) -> None:
-        if not math.isfinite(noise) or noise < 0:
-            raise ValueError(f"noise={noise} must be a finite number, at least 0.")
+        check_noise(noise)
         self.name = DEFAULT_GOLD if name == "gold" else name
         is_function = ":" in self.name and not Path(self.name).exists()
         self.tokenizer = None if is_function else load_tokenizer(self.name, "judge", load.trust_remote_code)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agents.preferences.records import Candidates, Response
+from agents.preferences.settings import check_n_responses
 from agents.runs.checkpoint_actor import is_checkpoint, load_checkpoint_actor
 from llm_env.lm.generate import continue_prompts
 from llm_env.lm.names import LoadSettings
@@ -64,8 +65,7 @@ class Sampling:
         Raises:
             ValueError: there are fewer than two responses to a prompt, or no source.
         """
-        if self.n_responses < 2:
-            raise ValueError(f"n_responses={self.n_responses} must be at least 2: one response cannot be ranked.")
+        check_n_responses(self.n_responses)
         if not self.sources:
             raise ValueError("At least one actor is needed.")
 

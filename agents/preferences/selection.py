@@ -15,6 +15,16 @@ PAIRS = ("all", "best_worst")
 """Which pairs of a ranking may be trained on."""
 
 
+def check_pairs(which: str) -> None:
+    """Refuses a name that is none of `PAIRS`.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if which not in PAIRS:
+        raise ValueError(f"pairs={which!r} is not known; use one of {', '.join(PAIRS)}.")
+
+
 def pairs_of(rankings: Sequence[Ranking], which: str = "all") -> list[Ranking]:
     """Makes each ranking's pairs, as rankings of two responses; pairs of equal texts are left out.
 
@@ -28,8 +38,7 @@ def pairs_of(rankings: Sequence[Ranking], which: str = "all") -> list[Ranking]:
     Raises:
         ValueError: `which` is neither.
     """
-    if which not in PAIRS:
-        raise ValueError(f"pairs={which!r} is not known; use one of {', '.join(PAIRS)}.")
+    check_pairs(which)
     selected = []
     for ranking in rankings:
         pairs = ranking.pairs()

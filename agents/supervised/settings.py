@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from agents.console import named_values
-from agents.preferences.selection import PAIRS
+from agents.preferences.selection import check_pairs
+from agents.runs.settings import check_at_least
 from agents.supervised.preference.methods import METHODS, method
+from llm_env.lm.names import check_mixed_precision
 
 LR_SCHEDULES = ("cosine", "linear", "constant")
 RANKING_LOSSES = ("bradley_terry", "k_wise", "plackett_luce")
@@ -17,34 +20,63 @@ METHOD_OPTIONS = ("dpop_lambda", "tdpo_alpha", "label_smoothing", "simpo_gamma",
 """Settings of `PreferenceSettings` that only some methods have."""
 
 
-@dataclass(frozen=True)
-class TrainerSettings:
-    """Settings that all supervised stages share; most become `transformers.TrainingArguments`."""
+@dataclass(frozen=True, kw_only=True)
+class UpdateSettings:
+    """Settings of training on records in mini-batches, which supervised stages and the rounds of `agents.iteration` share."""
 
     output_dir: Path
-    """Folder to write to. It must be new or empty, unless --resume is given."""
+    """Folder to write to, new or empty. An interrupted stage goes on in it with --resume, rounds with the same command."""
     model: str | None = None
     """Folder or hub id of the model to start from. Default: the embedded tiny actor."""
     epochs: float = 1.0
-    """Passes over the training set; 0.5 reads half of it."""
-    learning_rate: float = 1e-3
-    """Step size of AdamW after warm-up. The default suits the tiny model; for 100M parameters and more take 1e-5 to 1e-4."""
+    """Passes over the training set, or over that of each round; 0.5 reads half of it."""
     lr_schedule: str = "cosine"
-    """How the learning rate falls after warm-up: cosine, linear (both to zero) or constant."""
-    warmup: float = 0.05
-    """Share of the steps, at the start, in which the learning rate rises from zero."""
+    """How the learning rate falls after warm-up, in each training: cosine, linear (both to zero) or constant. For many short
+    rounds take constant."""
     batch_size: int = 32
     """Records in an update, on each device."""
     micro_batch_size: int | None = None
     """Records in memory at a time; gradients add up to batch_size, which it must divide. Default: batch_size."""
-    weight_decay: float = 0.01
-    """Weight decay of AdamW."""
-    max_grad_norm: float = 1.0
-    """Gradients whose norm over all weights is larger are scaled down to this norm."""
     lora_rank: int = 0
     """Rank of LoRA adapters, which are merged into the model that is written. 0 trains all weights."""
     mixed_precision: str = "no"
     """Arithmetic of the training passes: no (float32) or bf16. Weights stay float32."""
+    device: str = "auto"
+    """Where models run: auto (a GPU where there is one), cpu or cuda."""
+    trust_remote_code: bool = False
+    """Run model code that a hub repository brings. Only for repositories that you trust."""
+    seed: int = 0
+    """Seed of all that is drawn at random, such as new weights and the order of the records."""
+
+    def check_updates(self) -> None:
+        """Checks the numbers and names.
+
+        Raises:
+            ValueError: a setting breaks its rule.
+        """
+        check_above_zero(self, "epochs")
+        check_at_least(self, 1, "batch_size")
+        if self.micro_batch_size is not None and (self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size):
+            raise ValueError(f"micro_batch_size={self.micro_batch_size} must divide batch_size={self.batch_size}.")
+        if self.lr_schedule not in LR_SCHEDULES:
+            raise ValueError(f"lr_schedule={self.lr_schedule!r} is not known; use 'cosine', 'linear' or 'constant'.")
+        check_mixed_precision(self.mixed_precision)
+        if self.lora_rank < 0:
+            raise ValueError(f"lora_rank={self.lora_rank} must be at least 0 (0 trains all weights).")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSettings(UpdateSettings):
+    """Settings that all supervised stages share; most become `transformers.TrainingArguments`."""
+
+    learning_rate: float = 1e-3
+    """Step size of AdamW after warm-up. The default suits the tiny model; for 100M parameters and more take 1e-5 to 1e-4."""
+    warmup: float = 0.05
+    """Share of the steps, at the start, in which the learning rate rises from zero."""
+    weight_decay: float = 0.01
+    """Weight decay of AdamW."""
+    max_grad_norm: float = 1.0
+    """Gradients whose norm over all weights is larger are scaled down to this norm."""
     gradient_checkpointing: bool = False
     """Compute activations a second time in the backward pass instead of keeping them: less memory, a third more time."""
     evaluations: int = 4
@@ -53,12 +85,6 @@ class TrainerSettings:
     """Share of the records that is held out, where no file of held-out ones is given."""
     resume: bool = False
     """Go on at the newest checkpoint in output_dir. All other settings must be those of the run that stopped."""
-    device: str = "auto"
-    """Where to train: auto (a GPU where there is one), cpu or cuda."""
-    trust_remote_code: bool = False
-    """Run model code that a hub repository brings. Only for repositories that you trust."""
-    seed: int = 0
-    """Seed of new weights, of the order of the records and of the split."""
 
     def check(self) -> None:
         """Checks the numbers, and that the folder is free.
@@ -68,25 +94,13 @@ class TrainerSettings:
             FileExistsError: the folder is not empty, and `resume` is off.
             FileNotFoundError: `resume` is on, and the folder is empty.
         """
-        for name in ("epochs", "learning_rate", "max_grad_norm"):
-            value = getattr(self, name)
-            if not math.isfinite(value) or value <= 0:
-                raise ValueError(f"{name}={value} must be a finite number above 0.")
-        for name in ("batch_size", "evaluations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        if self.micro_batch_size is not None and (self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size):
-            raise ValueError(f"micro_batch_size={self.micro_batch_size} must divide batch_size={self.batch_size}.")
-        if self.lr_schedule not in LR_SCHEDULES:
-            raise ValueError(f"lr_schedule={self.lr_schedule!r} is not known; use 'cosine', 'linear' or 'constant'.")
+        self.check_updates()
+        check_above_zero(self, "learning_rate", "max_grad_norm")
+        check_at_least(self, 1, "evaluations")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup={self.warmup} must be a share of the steps, at least 0 and below 1.")
         if not 0 < self.heldout_share < 1:
             raise ValueError(f"heldout_share={self.heldout_share} must be above 0 and below 1.")
-        if self.mixed_precision not in ("no", "bf16"):
-            raise ValueError(f"mixed_precision={self.mixed_precision!r} is not known; use 'no' or 'bf16'.")
-        if self.lora_rank < 0:
-            raise ValueError(f"lora_rank={self.lora_rank} must be at least 0 (0 trains all weights).")
         self._check_folder()
 
     def _check_folder(self) -> None:
@@ -128,13 +142,19 @@ class SFTSettings(TrainerSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardSettings(TrainerSettings):
-    """Settings of a reward model."""
+class RankingsSettings(TrainerSettings):
+    """Settings of the stages that learn from preferences."""
 
     preferences: str
     """File of rankings or pairs (.jsonl, .csv, .parquet), or a dataset id."""
     eval_preferences: str | None = None
     """File of held-out preferences, of other prompts. Default: the preferences of a share of the prompts, heldout_share."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSettings(RankingsSettings):
+    """Settings of a reward model."""
+
     loss: str = "k_wise"
     """bradley_terry: each pair an element of a batch (Stiennon et al. 2020). k_wise: all pairs of a prompt in one, each
     response read once (InstructGPT). plackett_luce: the likelihood of the whole ranking."""
@@ -209,15 +229,11 @@ class RewardSettings(TrainerSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreferenceSettings(TrainerSettings):
+class PreferenceSettings(RankingsSettings):
     """Settings of training on preferences without a reward model."""
 
     learning_rate: float = 3e-4
     """Step size of AdamW after warm-up. The default suits the tiny model; for 100M parameters 1e-5 to 5e-5, for LoRA 1e-4."""
-    preferences: str
-    """File of rankings or pairs (.jsonl, .csv, .parquet), or a dataset id."""
-    eval_preferences: str | None = None
-    """File of held-out preferences, of other prompts. Default: the preferences of a share of the prompts, heldout_share."""
     loss: str = "dpo"
     """The method: dpo, dpop, tdpo1, tdpo2, ipo, kto, orpo, cpo, simpo, hinge (SLiC), robust, exo_pair, nca_pair, bco_pair,
     sppo_hard, aot, apo_zero, apo_down, discopop."""
@@ -265,10 +281,8 @@ class PreferenceSettings(TrainerSettings):
             raise ValueError(
                 f"max_prompt_length={self.max_prompt_length} must be at least 1 and below max_length={self.max_length}."
             )
-        if self.n_samples < 0:
-            raise ValueError(f"n_samples={self.n_samples} must be at least 0.")
-        if self.pairs not in PAIRS:
-            raise ValueError(f"pairs={self.pairs!r} is not known; use one of {', '.join(PAIRS)}.")
+        check_at_least(self, 0, "n_samples")
+        check_pairs(self.pairs)
         named_values("trl_kwargs", self.trl_kwargs)
 
     def _check_method(self) -> None:
@@ -284,8 +298,7 @@ class PreferenceSettings(TrainerSettings):
                 raise ValueError(f"{name}={value} must be a finite number, at least 0.")
         if self.label_smoothing is not None and self.label_smoothing >= 0.5:
             raise ValueError(f"label_smoothing={self.label_smoothing} must be below 0.5.")
-        if self.beta is not None and (not math.isfinite(self.beta) or self.beta <= 0):
-            raise ValueError(f"beta={self.beta} must be a finite number above 0.")
+        check_above_zero(self, "beta")
         if not row.reference and (self.ref_model is not None or self.cache_reference):
             raise ValueError(f"loss={self.loss!r} has no reference: leave ref_model and cache_reference out.")
         if row.whole_distributions and self.cache_reference:
@@ -293,3 +306,19 @@ class PreferenceSettings(TrainerSettings):
                 f"loss={self.loss!r} compares whole distributions with the reference's; cached log-probs do not hold them. "
                 "Leave cache_reference out."
             )
+
+
+def check_above_zero(settings: Any, *names: str) -> None:
+    """Refuses settings that are not above 0 or not finite; one that is None is left to its default.
+
+    Args:
+        settings: The object whose attributes are checked.
+        names: The attributes to check.
+
+    Raises:
+        ValueError: one of them is not a finite number above 0.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and (not math.isfinite(value) or value <= 0):
+            raise ValueError(f"{name}={value} must be a finite number above 0.")

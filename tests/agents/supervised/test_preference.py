@@ -360,7 +360,7 @@ def preferences(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from agents.cli import collect_preferences
 
     folder = tmp_path_factory.mktemp("preferences")
-    args = collect_preferences.Args(folder, judge="gold", n_prompts=80, device="cpu")
+    args = collect_preferences.Args(output_dir=folder, judge="gold", n_prompts=80, device="cpu")
     assert collect_preferences.run(args) == 0
     return folder / "rankings.jsonl"
 

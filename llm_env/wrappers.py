@@ -47,7 +47,7 @@ class _PolicyKL:
 
 
 class PolicyKLReward(_PolicyKL, gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Adds -β·log π(a|s) to the reward, which makes it the full KL-regularised reward of `LLMText-v0`.
+    """Adds -β·log π(a|s) to the reward, which makes it the full KL-regularized reward of `LLMText-v0`.
 
     Args:
         env: A (wrapped) `LLMTextEnv`.

@@ -115,7 +115,7 @@ def value_based(w: Wiring) -> Settings:
     train_freq = settings.setdefault("train_freq", cap * w.rounds)
     if not isinstance(train_freq, int) or train_freq < cap:
         raise ValueError(
-            f"train_freq={train_freq!r} must be a number of steps, at least max_new_tokens={cap}: responses are learnt from "
+            f"train_freq={train_freq!r} must be a number of steps, at least max_new_tokens={cap}: responses are learned from "
             "when they are finished."
         )
     # Uniformly random tokens are no exploration of language; softmax(Q/τ) is what explores.

@@ -43,7 +43,7 @@ class LLMTrustRegionPolicy(LLMActorCriticPolicy):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if kwargs.get("gradient_checkpointing") or kwargs.get("micro_batch_tokens"):
             raise ValueError(
-                "gradient_checkpointing and micro_batch_tokens do not go with second_derivatives (TRPO): what is read "
+                "gradient_checkpointing and micro_batch_tokens do not go with TRPO: what is read "
                 "again in the backward pass cannot be derived twice. Leave them out."
             )
         self._flat: FlatParameters | None = None

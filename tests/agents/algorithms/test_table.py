@@ -158,7 +158,7 @@ def test_trpo_moves_all_trainable_actor_weights(model_folder: Callable[..., str]
 
 def test_trpo_refuses_what_reads_again_in_the_backward_pass() -> None:
     for setting in ({"gradient_checkpointing": True}, {"micro_batch_tokens": 64}):
-        with pytest.raises(ValueError, match="do not go with second_derivatives"):
+        with pytest.raises(ValueError, match="do not go with TRPO"):
             made("trpo", **setting)
 
 

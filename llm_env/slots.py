@@ -89,6 +89,7 @@ class EpisodeSlots:
         rules = self.task.masks
         masks = np.ones((len(self), self.task.vocab_size), dtype=bool)
         busy = np.flatnonzero(self._lengths)
+        # Idle slots may choose anything: their actions are ignored.
         if not rules.active or not len(busy):
             return masks
         if logits is not None:
@@ -156,6 +157,7 @@ class EpisodeSlots:
     def _place(self, slot: int, episode: Episode | None) -> None:
         self.episodes[slot] = episode
         ids = [] if episode is None else episode.ids
+        # The slot's row of the observation, padded anew behind the text.
         self._ids[slot, : len(ids)] = ids
         self._ids[slot, len(ids) :] = self.task.pad_value
         self._lengths[slot] = len(ids)
@@ -166,6 +168,7 @@ class EpisodeSlots:
         Caches are dropped: the run that goes on from here, and one that is resumed from it, then compute the same, bit for
         bit.
         """
+        # A prefix read anew rounds otherwise than one that grew token by token.
         for source in (self._reference, self.mask_source):
             source.decoder.clear()
         return {"order": self.order.state_dict(), "episodes": [_episode_state(e) for e in self.episodes]}

@@ -106,6 +106,7 @@ class LLMActorCriticPolicy(CarriesLogProbs, ScoresRollouts, ActorCriticPolicy):
         )
         self.lm = self._acting.lm
         self.actor = self.lm.model
+        # The critic: a head on the actor's states, or a network of its own.
         source = CriticSource(self.lm.name, self._acting.hidden_size, s.critic_start, s.trust_remote_code)
         self.critic = make_critic(s.critic, source)
         if s.gradient_checkpointing:
@@ -186,6 +187,7 @@ class LLMActorCriticPolicy(CarriesLogProbs, ScoresRollouts, ActorCriticPolicy):
 
     def _values(self, hidden: Tensor | None, ids: Tensor, lengths: Tensor) -> Tensor:
         """V at each row's last token, (N, 1), float32; 0 for idle rows, NaN where a network is not asked now."""
+        # The buffer asks for these later, in one batch for the whole rollout.
         if self.critic.reads_text and self.defer_values:
             return torch.full((len(lengths), 1), torch.nan, device=self.device)
         with self._autocast():
@@ -196,6 +198,7 @@ class LLMActorCriticPolicy(CarriesLogProbs, ScoresRollouts, ActorCriticPolicy):
     def _last_hidden(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """The actor's hidden state at each row's last token, (N, H): from the cache, or afresh where gradients are due."""
         with self._autocast():
+            # Cached keys and values have no gradients.
             if torch.is_grad_enabled():
                 return self._fresh_hidden(ids, lengths)
             return self._acting.decoder.hidden(ids, lengths)
@@ -355,6 +358,7 @@ class LLMActorCriticPolicy(CarriesLogProbs, ScoresRollouts, ActorCriticPolicy):
         return result
 
     def _frozen_names(self) -> set[str]:
+        # By identity, because a tied weight has two names in the state and one among the parameters.
         frozen = {id(p) for _, p in nn.Module.named_parameters(self) if not p.requires_grad}
         state = super().state_dict(keep_vars=True)
         return {name for name, value in state.items() if id(value) in frozen}

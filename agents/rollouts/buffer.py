@@ -166,6 +166,7 @@ class TokenRolloutBuffer(RolloutBuffer):
         Raises:
             RuntimeError: rewards or values are missing, and nobody is bound who could be asked for them.
         """
+        # Everything as flat arrays, one entry a slot.
         lengths = np.asarray(obs["length"]).reshape(-1)
         tokens = np.asarray(action).reshape(-1)
         rewards = np.asarray(reward, dtype=np.float32)
@@ -185,6 +186,7 @@ class TokenRolloutBuffer(RolloutBuffer):
                 continue
             if segment is None:
                 segment = self._open[slot] = self._new_segment(slot, obs["input_ids"][slot, :length].tolist())
+            # The step belongs to the segment that is open in its slot.
             segment.actions.append(int(tokens[slot]))
             segment.rewards.append(float(rewards[slot]))
             segment.values.append(float(values[slot]))
@@ -223,13 +225,16 @@ class TokenRolloutBuffer(RolloutBuffer):
             RewardModelError: the reward model failed or returned something unusable.
             RuntimeError: nothing was generated in the whole rollout.
         """
+        # Collection is over: values and rewards are answered at once again.
         was_deferred = self._venv is not None and self._venv.defers
         self._defer(False)
+        # Segments still open either ended with the very last step, or go on in the next rollout.
         for slot, segment in enumerate(self._open):
             if segment is not None:
                 segment.finished = bool(dones[slot])
         if not self.segments:
             raise RuntimeError("The rollout holds no tokens: every slot was idle. n_steps must cover a whole round.")
+        # Values and log-probs first, for the rewards hold -β·log π.
         if self._policy is not None:
             rescore(self.segments, self._policy)
             if was_deferred:
@@ -242,6 +247,7 @@ class TokenRolloutBuffer(RolloutBuffer):
         unfinished = [i for i, s in enumerate(self.segments) if not s.finished]
         if not unfinished:
             return ends
+        # SB3 computed V after the last step, unless a critic network was not asked while collecting.
         after = last_values.detach().float().cpu().numpy().reshape(-1)
         if np.isnan(after).any():
             assert self._policy is not None
@@ -270,7 +276,9 @@ class TokenRolloutBuffer(RolloutBuffer):
             table[inside] = np.concatenate([np.asarray(r, dtype=np.float64) for r in rows])
             return table
 
+        # One row a segment, zeros behind its end: (S, T).
         rewards, values = padded([s.rewards for s in segments]), padded([s.values for s in segments])
+        # The mean stays: to subtract it would pay for length.
         if self.whiten_rewards:
             rewards /= rewards[inside].std() + 1e-8
         advantages = self._advantages(rewards, values, lengths, ends)
@@ -321,10 +329,12 @@ class TokenRolloutBuffer(RolloutBuffer):
 
     def _samples(self, members: list[int]) -> TokenSamples:
         chosen = [self.segments[i] for i in members]
+        # The texts end to end; only the tokens of the responses are scored.
         packed = pack([s.ids for s in chosen], [len(s.context) for s in chosen], self.device)
         masks = masks_of(chosen)
         if masks is not None:
             packed = dataclasses.replace(packed, masks=torch.from_numpy(np.concatenate(masks)).to(self.device))
+        # Where the members' tokens are in the flat arrays, in the order of the packed texts.
         tokens = np.concatenate([np.arange(self._offsets[i], self._offsets[i + 1]) for i in members])
 
         def column(array: np.ndarray) -> Tensor:

@@ -80,6 +80,7 @@ class RaggedLayer(DynamicLayer):
         if n_rows <= have_rows and n_columns <= have_columns:
             return
         shape = (max(n_rows, have_rows), max(n_columns, have_columns))
+        # Callers ask for half as many columns again (`_widen`), so that this copy is rare.
         for name in ("keys", "values"):
             old = getattr(self, name)
             new = old.new_zeros(shape[0], old.shape[1], shape[1], old.shape[3])
@@ -163,6 +164,7 @@ class CachedDecoder:
             Shape (N, H), in the model's dtype, on its device; zeros for idle rows. A new tensor, which later calls do not
             change.
         """
+        # Bookkeeping stays on the CPU; only keys, values and hidden states are on the device.
         ids, lengths = input_ids.detach().cpu().long(), lengths.detach().cpu().long().flatten()
         longest = int(lengths.max()) if len(lengths) else 0
         if not self._checked:
@@ -201,6 +203,7 @@ class CachedDecoder:
         have = self._tokens.shape[1]
         if longest <= have:
             return
+        # Half as much again, rounded up to whole blocks.
         want = -(-max(longest, have + have // 2) // _GROW) * _GROW
         wider = torch.zeros(len(self._tokens), want, dtype=torch.long)
         wider[:, :have] = self._tokens
@@ -212,6 +215,7 @@ class CachedDecoder:
         """Takes idle slots' rows away, and compacts the storage when many have gone."""
         self._row_of_slot[idle] = -1
         self._lengths[idle] = 0
+        # Rows in use are moved together at the front of the storage.
         used = self._row_of_slot >= 0
         n_used = int(used.sum())
         if self._layers and 0 < n_used < _COMPACT_BELOW * self._n_rows:
@@ -255,6 +259,7 @@ class CachedDecoder:
 
     def _free_rows(self, count: int) -> Tensor:
         """Rows of the storage that no slot uses, new ones behind the last if there are not enough."""
+        # Gaps first, then new rows.
         taken = set(self._row_of_slot[self._row_of_slot >= 0].tolist())
         free = [r for r in range(self._n_rows) if r not in taken][:count]
         free += range(self._n_rows, self._n_rows + count - len(free))
@@ -281,6 +286,7 @@ class CachedDecoder:
         at.rows = torch.arange(self._n_rows, device=device)  # all stored rows, because a subset would copy the cache
         at.columns = columns.to(device)
         at.kv_length = int(columns.max()) + 1
+        # A row sees its own columns, up to the one that it writes now.
         mask = torch.arange(at.kv_length, device=device) <= at.columns[:, None]  # (rows, kv_length): no stale columns
         out = self.lm.hidden(
             tokens.to(device)[:, None],
@@ -289,6 +295,7 @@ class CachedDecoder:
             past_key_values=Cache(layers=list(self._layers)),
             use_cache=True,
         )
+        # The rows that only waited are not read.
         hidden = out.last_hidden_state[rows.to(device), 0]
         self._remember(slots, hidden, self._lengths + grown.long(), ids)
 
@@ -328,6 +335,7 @@ class CachedDecoder:
         trial = CachedDecoder(self.lm, self.max_length)
         trial._checked = True
         vocab = self.lm.vocab_size
+        # Lengths 2 and 5, then 3 and 6, then 4 while the second row waits.
         ids = (torch.arange(2 * 8).reshape(2, 8) * 7 + 1) % vocab
         try:
             trial.hidden(ids, torch.tensor([2, 5]))

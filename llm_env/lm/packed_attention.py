@@ -98,6 +98,7 @@ def _packed_attention(
     out = []
     for group, (q, k, v) in zip(groups, parts, strict=True):
         states, _ = attend(module, group.padded(q), group.padded(k), group.padded(v), None, is_causal=True, **kwargs)
+        # (rows, longest, heads, D) -> (tokens, heads, D)
         out.append(group.unpadded(states))
     return torch.cat(out)[None], None
 
@@ -157,6 +158,7 @@ def packed_states(trunk: nn.Module, batch: PackedBatch) -> Tensor:
 def _packed(trunk: nn.Module, batch: PackedBatch) -> Tensor:
     """Hidden states (N, H) from one row of N tokens; positions start again at each sequence."""
     config: Any = trunk.config
+    # 0, 1, …, n-1 for each sequence, as if it stood alone.
     positions = torch.cat([torch.arange(n) for n in batch.lengths]).to(batch.device)
     groups = _grouped(batch.lengths, batch.device)
     token = _recomputing.set((config, groups))
@@ -189,6 +191,7 @@ def _packing_agrees(trunk: nn.Module) -> bool:
         return False
     size = trunk.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     sequences = [[(7 * i + 1) % size for i in range(n)] for n in (9, 5, 8)]
+    # Two of nearly the same length and a short one: one group with padding, and one alone.
     batch = pack(sequences, [1, 1, 1], next(trunk.parameters()).device)
     want = _padded(trunk, batch).float()
     try:

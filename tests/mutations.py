@@ -453,7 +453,7 @@ WIRING = [
     Mutation(
         "a wrapper's rewards are NaN",
         "agents/rollouts/vec_env.py",
-        "self._wrapped = bool(working)",
+        "self._wrapped = bool(readers)",
         "self._wrapped = False",
         _VEC_ENV_TESTS,
     ),

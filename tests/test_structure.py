@@ -208,3 +208,12 @@ def test_the_assets_are_safetensors_and_small() -> None:
     files = [p for p in (ROOT / "llm_env" / "default_task" / "assets").rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) <= 8_000_000
     assert {p.suffix for p in files} == {".json", ".jsonl", ".safetensors"}
+
+
+def test_each_mutation_still_finds_its_place() -> None:
+    from tests.mutations import MUTATIONS, WIRING
+
+    mutations = {m.name: m for m in (*MUTATIONS, *WIRING)}
+    counts = {name: (ROOT / m.file).read_text(encoding="utf-8").count(m.text) for name, m in mutations.items()}
+    assert len(counts) > 50
+    assert {name: n for name, n in counts.items() if n != 1} == {}

@@ -161,7 +161,7 @@ def _sample(ours: Episode, theirs: Episode) -> dict[str, Any]:
         "prompt": ours.prompt.text,
         "response": ours.response_text,
         "rm_score": ours.rm_score,
-        "kl": sum(ours.log_probs) - sum(ours.ref_log_probs),
+        "kl": ours.kl,
         "reference_response": theirs.response_text,
         "reference_rm_score": theirs.rm_score,
     }

@@ -161,7 +161,7 @@ def measured(job: Job, episodes: list[Any], kl_bound: float = 0.0, certain: bool
 
     score: Any = FunctionReward(job.compared.gold).function
     gold = score([e.prompt.text for e in episodes], [e.response_text for e in episodes])
-    kl = [(0.0 if certain else sum(e.log_probs)) - sum(e.ref_log_probs) + kl_bound for e in episodes]
+    kl = [(-e.ref_log_prob if certain else e.kl) + kl_bound for e in episodes]
     scores = {"rm_score": [float(e.rm_score) for e in episodes], "gold_score": [float(v) for v in gold]}
     return {
         **{name: float(np.mean(values)) for name, values in scores.items()},

@@ -381,6 +381,11 @@ def with_texts(folder: Path) -> str:
     return str(path)
 
 
+def test_texts_that_are_not_there_are_named_as_ptx_texts() -> None:
+    with pytest.raises(FileNotFoundError, match=r"ptx_texts='/no/such.jsonl': there is no such file"):
+        made(ptx_texts="/no/such.jsonl")
+
+
 def test_ptx_keeps_the_texts_likely(tmp_path: Path) -> None:
     losses = {}
     for coef in (0.0, 5.0):

@@ -273,7 +273,7 @@ def test_the_script_goes_on_where_it_stopped_and_ends_the_same(
         (("--n-responses", "1"), "n_responses=1 must be at least 2"),
         (("--temperatures", "0"), "must all be above 0"),
         (("--judge", "no.such:function"), "cannot be imported"),
-        (("--actors", "/no/such/folder"), "there is no such folder"),
+        (("--actors", "/no/such/folder"), "actors='/no/such/folder': there is no such folder"),
     ],
 )
 def test_bad_settings_of_the_script(

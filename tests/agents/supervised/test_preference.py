@@ -21,7 +21,7 @@ from agents.supervised.preference.methods import METHODS, method
 from agents.supervised.preference.trainers import labeled_rows, unpaired_rows
 from agents.supervised.rows import encode_rankings, read_split
 from agents.supervised.settings import PreferenceSettings
-from llm_env.default_task import DEFAULT_MODEL
+from llm_env.default_task import DEFAULT_MODEL, DEFAULT_REWARD_MODEL
 from llm_env.lm.loading import load_tokenizer
 from tests.conftest import SIZE, WIDE, save_model
 
@@ -399,11 +399,14 @@ def train_with(loss: str, preferences: Path, output: Path, *extra: str) -> dict[
 
 @pytest.mark.parametrize("loss", ["dpo", "kto", "orpo", "simpo"])
 def test_a_method_of_each_of_trls_trainers_leaves_an_actor(
-    tmp_path: Path, preferences: Path, models: tuple[str, str], loss: str
+    tmp_path: Path, preferences: Path, models: tuple[str, str], loss: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     extra = ["--model", models[0], "--pairs", "best_worst", "--evaluations", "1"]
     report = train_with(loss, preferences, tmp_path / "out", *extra)
     assert report["heldout"]["loss"] > 0
+    printed = capsys.readouterr().out
+    assert "nan%" not in printed
+    assert ("held-out pairs in the right order" in printed) == (loss != "kto")
     if loss != "kto":  # which compares no pairs
         assert 0 <= report["heldout"]["rewards/accuracies"] <= 1
 
@@ -470,7 +473,9 @@ def test_interrupted_it_goes_on_to_the_same_weights(
         (["--trl-kwargs", "beta=1"], "beta is set by the other options already"),
         (["--trl-kwargs", "nonsense"], "must be name=value"),
         (["--preferences", "nothing.jsonl"], "there is no such file"),
-        (["--ref-model", "./no-folder"], "there is no such folder"),
+        (["--ref-model", "./no-folder"], "ref_model='./no-folder': there is no such folder"),
+        (["--model", DEFAULT_REWARD_MODEL], f"model={DEFAULT_REWARD_MODEL!r} is a sequence classifier"),
+        (["--ref-model", DEFAULT_REWARD_MODEL], f"ref_model={DEFAULT_REWARD_MODEL!r} is a sequence classifier"),
     ],
 )
 def test_bad_input_is_named(

@@ -386,7 +386,7 @@ def test_packed_and_padded_scores_agree(small: Path, tmp_path: Path) -> None:
         (("--gate",), "name them: --heads"),
         (("--freeze-layers", "9"), "has 2 layers"),
         (("--model", "/no/such/folder"), "there is no such folder"),
-        (("--gold", "nothing:here"), "cannot be imported"),
+        (("--gold", "nothing:here"), "gold='nothing:here': module 'nothing' cannot be imported"),
         (("--normalize-on", "/no/such.jsonl", *QUICK), "there is no such file"),
     ],
 )

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from agents.cli import train_sft, write_reviews
 from agents.supervised.sft import text_perplexity
-from llm_env.default_task import DEFAULT_MODEL
+from llm_env.default_task import DEFAULT_MODEL, DEFAULT_REWARD_MODEL
 from llm_env.lm.loading import load_tokenizer
 from llm_env.text.texts import EncodedText
 
@@ -113,7 +113,9 @@ def test_a_run_that_stopped_goes_on(text: Path, tmp_path: Path, model_folder: An
         (("--mixed-precision", "fp16"), "mixed_precision='fp16' is not known; use 'no' or 'bf16'"),
         (("--max-length", "1"), "max_length=1"),
         (("--max-length", "5"), "No token is left to learn"),
-        (("--texts", "/no/such.jsonl"), "there is no such file"),
+        (("--texts", "/no/such.jsonl"), "texts='/no/such.jsonl': there is no such file"),
+        (("--heldout-texts", "/no/such.jsonl"), "heldout_texts='/no/such.jsonl': there is no such file"),
+        (("--model", DEFAULT_REWARD_MODEL), f"model={DEFAULT_REWARD_MODEL!r} is a sequence classifier"),
         (("--resume",), "there is nothing to go on with"),
     ],
 )

@@ -48,6 +48,18 @@ def test_a_line_separator_inside_a_text_is_no_line_end(tmp_path: Path) -> None:
     assert [text.response for text in read_texts(tmp_path / "t.csv")] == ["one\nand a half", "two"]
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085"])
+def test_errors_behind_a_line_separator_name_the_right_line(tmp_path: Path, separator: str) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text(f'{{"text": "one{separator}two"}}\n{{"text": ""}}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"t\.jsonl, line 2: 'text' must be"):
+        read_texts(path)
+    table = tmp_path / "t.csv"
+    table.write_text(f'text\n"one{separator}two\nand a half"\n" "\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"t\.csv, line 4: 'text' must be"):  # a record's line is its last one
+        read_texts(table)
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [

@@ -88,7 +88,9 @@ def select(state: RoundsState, number: int) -> None:
             ordered = disputed_first(rankings)
             rankings = ordered[: math.ceil(len(ordered) * settings.select_share)]
         counts[name] = len(rankings)
-    first = read_rankings(settings.first_preferences) if settings.first_preferences and number == 1 else []
+    first: list[Ranking] = []  # rankings that were there before the first round
+    if settings.first_preferences and number == 1:
+        first = read_rankings(settings.first_preferences, "first_preferences")
     records = (
         text_records(rankings, first, counts)
         if settings.method == REJECTION_SAMPLING

@@ -146,8 +146,12 @@ def read_candidates(path: str | Path) -> list[Candidates]:
     return list(by_id.values())
 
 
-def read_rankings(path: str | Path) -> list[Ranking]:
+def read_rankings(path: str | Path, option: str = "preferences") -> list[Ranking]:
     """Reads a file of rankings, of pairs, or of both.
+
+    Args:
+        path: The file, or a dataset id.
+        option: The option that it came from, for error messages.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -155,7 +159,7 @@ def read_rankings(path: str | Path) -> list[Ranking]:
             line are named.
     """
     rankings = []
-    for where, record in read_records(path, "preferences"):
+    for where, record in read_records(path, option):
         if not isinstance(record, dict):
             raise ValueError(f"{where}: a preference is an object with 'ranking', or with 'chosen' and 'rejected'.")
         if "ranking" in record:
@@ -167,7 +171,7 @@ def read_rankings(path: str | Path) -> list[Ranking]:
                 f"{where}: needs 'ranking', or 'chosen' and 'rejected'; it has {', '.join(map(str, record))}."
             )
     if not rankings:
-        raise ValueError(f"preferences={str(path)!r} is empty; at least one is needed.")
+        raise ValueError(f"{option}={str(path)!r} is empty; at least one is needed.")
     return rankings
 
 

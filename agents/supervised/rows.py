@@ -29,7 +29,7 @@ def read_split(
     """
     rankings = read_rankings(preferences)
     if eval_preferences is not None:
-        held_out = read_rankings(eval_preferences)
+        held_out = read_rankings(eval_preferences, "eval_preferences")
         check_leaks(rankings, held_out)
         return rankings, held_out
     # whole prompts are held out, because responses to one prompt resemble each other

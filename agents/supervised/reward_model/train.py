@@ -157,7 +157,8 @@ def normalize(folder: Path, train: Sequence[Ranking], settings: RewardSettings) 
     Raises:
         ValueError: all scores are equal.
     """
-    rankings = train if settings.normalize_on is None else read_rankings(settings.normalize_on)
+    other = settings.normalize_on
+    rankings = train if other is None else read_rankings(other, "normalize_on")
     distinct = {prompt_key(r.candidates.prompt) + r.candidates.id: r for r in rankings}  # each prompt's responses once
     scores = np.array([v for s in raw_scores(folder, list(distinct.values()), settings) for v in s.values()])
     mean, std = float(scores.mean()), float(scores.std())

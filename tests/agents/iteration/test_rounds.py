@@ -353,6 +353,7 @@ def test_the_table_says_where_the_gold_score_does_not_rise() -> None:
         (("--method", "rejection_sampling", "--select", "margin"), "trains on texts, not on pairs"),
         (("--n-responses", "1"), "n_responses=1 must be at least 2"),
         (("--judge", "./nothing"), "./nothing"),
+        (("--first-preferences", "/no/such.jsonl"), "first_preferences='/no/such.jsonl': there is no such file"),
         (("--eval-prompts", "/no/such.txt"), "eval_prompts='/no/such.txt': there is no such file"),
         (("--method-kwargs", "what"), "must be name=value"),
     ],

@@ -387,7 +387,7 @@ def test_packed_and_padded_scores_agree(small: Path, tmp_path: Path) -> None:
         (("--freeze-layers", "9"), "has 2 layers"),
         (("--model", "/no/such/folder"), "there is no such folder"),
         (("--gold", "nothing:here"), "gold='nothing:here': module 'nothing' cannot be imported"),
-        (("--normalize-on", "/no/such.jsonl", *QUICK), "there is no such file"),
+        (("--normalize-on", "/no/such.jsonl", *QUICK), "normalize_on='/no/such.jsonl': there is no such file"),
     ],
 )
 def test_bad_settings(

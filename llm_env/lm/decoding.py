@@ -246,7 +246,7 @@ class CachedDecoder:
         slots = fresh.nonzero()[:, 0]
         prefix_lengths = lengths[slots]  # (n,)
         longest = int(prefix_lengths.max())
-        # One right-padded forward pass fills an ordinary cache. Padding is read as token 0: the observation's own, V, has no embedding.
+        # One right-padded forward pass fills an ordinary cache; token 0 stands for V, which has no embedding.
         padding = torch.arange(longest) >= prefix_lengths[:, None]  # (n, longest)
         batch = ids[slots, :longest].masked_fill(padding, 0).to(self.lm.device)
         cache: Any = DynamicCache(config=self.lm.config)

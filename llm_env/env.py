@@ -101,6 +101,7 @@ class LLMTextEnv(gymnasium.Env[Observation, np.int64]):
         """
         super().reset(seed=seed)
         prompt = prompt_from_options(self.task, options)
+        # The first reset shuffles the prompts even without a seed; later ones without a seed go on in that order.
         if seed is not None or not self._seeded:
             self.batch.seed(self.np_random)
             self._seeded = True
@@ -124,10 +125,12 @@ class LLMTextEnv(gymnasium.Env[Observation, np.int64]):
         episode = self.batch.episodes[0]
         if episode is None or episode.done:
             raise RuntimeError("The response has ended (or never began); call reset() before step().")
+        # An ordinary action is an integer; one of a policy of this project also tells its log π, in nats.
         log_prob = getattr(action, "log_prob", None)
         if log_prob is not None:
             check_temperature(getattr(action, "temperature", None), self.task.settings.temperature)
-        log_probs = None if log_prob is None else np.array([log_prob], dtype=np.float64)
+        log_probs = None if log_prob is None else np.array([log_prob], dtype=np.float64)  # (1,)
+        # One slot: N = 1 in `EpisodeSlots`. Its ended episode stays in place until `reset`, for `render`.
         reward = self.batch.step(np.asarray(action, dtype=np.int64).reshape(1), log_probs)[0]
         info: dict[str, Any] = self.task.final_info(episode) if episode.done else {}
         return self._observation(), float(reward), episode.done, False, info
@@ -144,4 +147,5 @@ class LLMTextEnv(gymnasium.Env[Observation, np.int64]):
         return render_episode(self.task, self.batch.episodes[0], self.render_mode)
 
     def _observation(self) -> Observation:
+        # Slot 0 of the batch: (1, max_length) -> (max_length,).
         return {name: values[0] for name, values in self.batch.observation().items()}

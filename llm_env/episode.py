@@ -9,7 +9,7 @@ from typing import Any
 from llm_env.text.prompts import Prompt
 
 
-@dataclass(eq=False)
+@dataclass(eq=False)  # compared by identity: two episodes with the same tokens are two episodes
 class Episode:
     """One prompt and the response that grows on it.
 
@@ -45,12 +45,12 @@ class Episode:
 
     @property
     def length(self) -> int:
-        """Tokens of prompt and response."""
+        """Number of tokens of prompt and response, end token included."""
         return len(self.prompt.ids) + len(self.response_ids)
 
     @property
     def ids(self) -> list[int]:
-        """Tokens of prompt and response."""
+        """Token ids of prompt and response, end token included."""
         return [*self.prompt.ids, *self.response_ids]
 
     @property
@@ -72,6 +72,7 @@ class Episode:
         return self.log_prob - self.ref_log_prob
 
     def _total(self, values: list[float]) -> float:
+        # A partial sum would look like a likelier response, so it is NaN.
         return float(sum(values)) if len(values) == len(self.response_ids) else math.nan
 
     def append(self, token: int, eos_ids: frozenset[int], max_new_tokens: int) -> bool:
@@ -86,6 +87,6 @@ class Episode:
             Whether the response has ended with it.
         """
         self.response_ids.append(token)
-        self.has_end = token in eos_ids
+        self.has_end = token in eos_ids  # also where it is the last token that fits
         self.done = self.has_end or len(self.response_ids) >= max_new_tokens
         return self.done

@@ -39,9 +39,10 @@ class TokenMasks:
         self.top_p = settings.top_p
         self.min_new_tokens = settings.min_new_tokens
         self.vocab_size = vocab_size
-        self.eos = np.zeros(vocab_size, dtype=bool)
+        self.eos = np.zeros(vocab_size, dtype=bool)  # (V,)
         self.eos[sorted(i for i in eos_ids if i < vocab_size)] = True
-        self.allowed = self._vocabulary(settings, tokenizer)
+        self.allowed = self._vocabulary(settings, tokenizer)  # (V,), the same at every step
+        # While end tokens are held back by the minimum length, something else must be left.
         if not (self.allowed & ~self.eos if self.min_new_tokens else self.allowed).any():
             raise ValueError(
                 f"forbidden_tokens={settings.forbidden_tokens!r}, allowed_tokens={settings.allowed_tokens!r} and "
@@ -70,12 +71,12 @@ class TokenMasks:
             Shape (N, V); at least one token is allowed in each row.
         """
         # First the rules of the vocabulary and the minimum length, then top-k, then top-p of what those have left.
-        masks = np.repeat(self.allowed[None], len(response_lengths), axis=0)
-        masks[np.asarray(response_lengths) < self.min_new_tokens] &= ~self.eos
+        masks = np.repeat(self.allowed[None], len(response_lengths), axis=0)  # (N, V)
+        masks[np.asarray(response_lengths) < self.min_new_tokens] &= ~self.eos  # too short to end
         if not self.looks_at_a_model:
             return masks
         assert logits is not None
-        allowed = torch.from_numpy(masks).to(logits.device)
+        allowed = torch.from_numpy(masks).to(logits.device)  # (N, V)
         logits = restrict(logits.float(), allowed)
         if self.top_k:
             allowed &= top_k_mask(logits, self.top_k)
@@ -88,11 +89,13 @@ class TokenMasks:
         """Tokens that the rules of the vocabulary allow, shape (V,)."""
         allowed = np.ones(self.vocab_size, dtype=bool)
         if settings.allowed_tokens is not None or settings.allowed_pattern is not None:
+            # A list of allowed tokens starts from nothing; a response must still be able to end.
             allowed[:] = False
             allowed[token_ids(settings.allowed_tokens or (), tokenizer, self.vocab_size, "allowed_tokens")] = True
             if settings.allowed_pattern is not None:
                 allowed |= _matching(settings.allowed_pattern, tokenizer, self.vocab_size)
             allowed |= self.eos
+        # Forbidding comes last, so it wins over both kinds of allowing.
         allowed[token_ids(settings.forbidden_tokens or (), tokenizer, self.vocab_size, "forbidden_tokens")] = False
         return allowed
 
@@ -120,6 +123,7 @@ def token_ids(tokens: Sequence[str | int], tokenizer: Any, vocab_size: int, sett
                     "A word inside a text often begins with its space: ' word'."
                 )
             ids.append(int(encoded[0]))
+        # A bool would pass for an int: True is 1 in Python.
         elif isinstance(token, bool) or not 0 <= int(token) < vocab_size:
             raise ValueError(f"{setting}: {token!r} is not a token; tokens are 0 … {vocab_size - 1}.")
         else:
@@ -135,6 +139,7 @@ def _matching(pattern: str, tokenizer: Any, vocab_size: int) -> NDArray[np.bool_
         raise ValueError(f"allowed_pattern={pattern!r} is not a regular expression: {error}.") from error
     special = set(tokenizer.all_special_ids)
     ids = [i for i in range(min(vocab_size, len(tokenizer))) if i not in special]
+    # One token each; clean-up would drop spaces before punctuation, which are part of a token's text.
     texts = tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
     matches = np.zeros(vocab_size, dtype=bool)
     matches[[i for i, text in zip(ids, texts, strict=True) if rule.fullmatch(text)]] = True

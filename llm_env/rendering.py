@@ -30,7 +30,7 @@ def token_kl(episode: Episode) -> NDArray[np.float64]:
 def color_of(kl: float) -> tuple[int, int, int]:
     """RGB color of a token's KL: white at 0, red where the policy likes the token more than the reference, blue where less."""
     strength = min(abs(kl) / FULL_COLOR, 1.0)
-    fade = round(255 * (1 - 0.75 * strength))
+    fade = round(255 * (1 - 0.75 * strength))  # never below a quarter, so that black text stays readable
     return (255, fade, fade) if kl >= 0 else (fade, fade, 255)
 
 
@@ -45,6 +45,7 @@ def pieces(task: TextTask, episode: Episode) -> list[tuple[str, float]]:
             # A token's text is what it adds to the text before it: single tokens may decode to broken characters.
             now = task.decode(episode.response_ids[: i + 1])
             text, before = now[len(before) :], now
+        # Tokens that are not scored yet are white.
         result.append((text, float(kls[i]) if i < len(kls) else 0.0))
     return result
 
@@ -67,6 +68,7 @@ def _ansi(prompt: str, parts: list[tuple[str, float]], score: float | None) -> s
     painted = []
     for text, kl in parts:
         red, green, blue = color_of(kl)
+        # Black on a 24-bit background color, then back to the terminal's own.
         painted.append(f"\x1b[30;48;2;{red};{green};{blue}m{text}\x1b[0m")
     return f"{prompt}{''.join(painted)}\n\x1b[2m{_footer(parts, score)}\x1b[0m\n"
 
@@ -78,7 +80,7 @@ def _image(prompt: str, parts: list[tuple[str, float]], score: float | None) -> 
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSansMono.ttf", FONT_SIZE)
-    step, height = font.getlength("M"), round(FONT_SIZE * 1.5)
+    step, height = font.getlength("M"), round(FONT_SIZE * 1.5)  # pixels per character and per line
     lines = textwrap.wrap(prompt, LINE_CHARS) or [""]
     # Lay the response out, token by token, breaking where a line is full.
     cells: list[tuple[int, int, str, float]] = []
@@ -86,9 +88,11 @@ def _image(prompt: str, parts: list[tuple[str, float]], score: float | None) -> 
     for text, kl in parts:
         for line_number, shown in enumerate(text.split("\n")):
             if line_number or column + len(shown) > LINE_CHARS:
+                # A new line; the space before a word is dropped there, unless the token is nothing else.
                 row, column, shown = row + 1, 0, shown.lstrip() or shown
             cells.append((row, column, shown, kl))
             column += len(shown)
+    # Draw the prompt in gray, the tokens on their colors, and one empty line below them the footer.
     image = Image.new("RGB", (WIDTH, 2 * MARGIN + (row + 3) * height), "white")
     draw = ImageDraw.Draw(image)
     for number, line in enumerate(lines):

@@ -1,4 +1,4 @@
-"""Responses of a causal LM to given prompts: as scored episodes for evaluation and samples, or as plain ids."""
+"""Responses of a causal LM to given prompts, as scored episodes, for evaluation and samples."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ def respond(
     with torch.autocast(lm.device.type, torch.bfloat16, enabled=mixed_precision):
         for start in range(0, len(prompts), batch_size):
             group = prompts[start : start + batch_size]
+            # A group has slots and a cache for itself; it takes as many steps as its longest response has tokens.
             batch = EpisodeSlots(task, len(group), score_steps=False)
             episodes = [batch.begin(slot, prompt) for slot, prompt in enumerate(group)]
             decoder = CachedDecoder(lm, task.max_length)
@@ -60,10 +61,12 @@ def respond(
                 )
                 logits = lm.logits(hidden).float() / task.settings.temperature  # (slots, V); idle rows are ignored
                 if masked:
+                    # Top-k and top-p look at the actor's logits here, or, with None, at the task's reference.
                     allowed = torch.from_numpy(batch.action_masks(logits if mask == "actor" else None))
                     logits = restrict(logits, allowed.to(logits.device))
                 actions, log_probs = sample_tokens(logits, deterministic, generator)
                 batch.step(actions.cpu().numpy(), log_probs.cpu().numpy().astype(np.float64))
+                # Ended rows become idle, which the decoder skips; the episodes themselves are in `episodes`.
                 for slot, episode in enumerate(batch.episodes):
                     if episode is not None and episode.done:
                         batch.idle(slot)

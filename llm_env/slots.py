@@ -29,7 +29,7 @@ class EpisodeSlots:
 
     Attributes:
         episodes: The episode in each slot; None where the slot is idle.
-        order: The order in which prompts are asked.
+        order: The order in which prompts are handed out.
         mask_source: The model that top-k and top-p look at; the reference, unless a policy puts another one here.
 
     Raises:
@@ -46,8 +46,9 @@ class EpisodeSlots:
         self.score_steps = score_steps
         self.episodes: list[Episode | None] = [None] * n_slots
         self.order = PromptOrder(len(task.prompts), np.random.default_rng())
+        # The observation, (N, max_length): prompt and response so far, then V, which no token has.
         self._ids = np.full((n_slots, task.max_length), task.pad_value, dtype=np.int64)
-        self._lengths = np.zeros(n_slots, dtype=np.int64)
+        self._lengths = np.zeros(n_slots, dtype=np.int64)  # (N,), in tokens; 0: idle
         self._reference = StepwiseReference(task.reference, task.max_length)
         self.mask_source = self._reference
 
@@ -93,9 +94,11 @@ class EpisodeSlots:
         if not rules.active or not len(busy):
             return masks
         if logits is not None:
+            # Only busy rows are masked: (N, V) -> (busy, V).
             logits = logits[torch.from_numpy(busy)]
         elif rules.looks_at_a_model:
-            logits = self.mask_source.logits(self._ids, self._lengths)
+            logits = self.mask_source.logits(self._ids, self._lengths)  # (busy, V)
+        # `episodes` and `_lengths` agree on which slots are busy, so the rows match. (busy,)
         response_lengths = np.array([len(e.response_ids) for e in self.episodes if e is not None])
         masks[busy] = rules.of(response_lengths, logits)
         return masks
@@ -118,13 +121,15 @@ class EpisodeSlots:
             ValueError: an action is not a token.
         """
         task = self.task
+        # Check all actions before anything changes, so that an error leaves the slots as they were.
         busy = [i for i, episode in enumerate(self.episodes) if episode is not None]
         for i in busy:
             if not 0 <= actions[i] < task.vocab_size:
                 raise ValueError(
                     f"Action {actions[i]} in slot {i} is not a token; tokens are 0 … {task.vocab_size - 1}."
                 )
-        if self.score_steps:  # the reference looks at the prefixes before the tokens are appended
+        # The reference looks at the prefixes before the tokens are appended. (N,), in nats; 0 for idle slots
+        if self.score_steps:
             reference = self._reference.log_probs(self._ids, self._lengths, actions)
         # Append the tokens, to the episodes and to the observation.
         ended = []
@@ -137,6 +142,7 @@ class EpisodeSlots:
                 episode.response_text = task.decode(episode.response_ids)
             if log_probs is not None:
                 episode.log_probs.append(float(log_probs[i]))
+            # Where earlier tokens are not scored, this one waits for `score_reference` below, which fills all in order.
             if self.score_steps and len(episode.ref_log_probs) == len(episode.response_ids) - 1:
                 episode.ref_log_probs.append(float(reference[i]))
             self._ids[i, self._lengths[i]] = token
@@ -151,6 +157,7 @@ class EpisodeSlots:
                 episode = self.episodes[i]
                 assert episode is not None
                 paid_log_probs = None if log_probs is None or not pay_policy_kl else [float(log_probs[i])]
+                # The formula for this step's token alone, the response's last.
                 rewards[i] = task.rewards(episode, len(episode.response_ids) - 1, paid_log_probs)[0]
         return rewards
 
@@ -182,6 +189,7 @@ class EpisodeSlots:
     def _episode_from(self, saved: dict[str, Any]) -> Episode:
         fields = dict(saved)
         index_or_raw = fields.pop("prompt")
+        # An index into the prompt set, or a raw prompt that came with reset(options=…).
         if isinstance(index_or_raw, int):
             return Episode(self.task.prompts[index_or_raw], **fields)
         return Episode(self.task.prompts.encode(index_or_raw), **fields)
@@ -192,9 +200,11 @@ def _episode_state(episode: Episode | None) -> dict[str, Any] | None:
     if episode is None:
         return None
     prompt = episode.prompt
+    # What `PromptSet.encode` takes: a conversation as messages, or a text.
     raw = [{"role": r, "content": c} for r, c in prompt.messages] if prompt.messages else prompt.text
     return {
         "prompt": prompt.index if prompt.index is not None else raw,
+        # No score, text or info: an unfinished episode has none yet.
         "response_ids": list(episode.response_ids),
         "log_probs": list(episode.log_probs),
         "ref_log_probs": list(episode.ref_log_probs),
@@ -220,6 +230,7 @@ def prompt_from_options(task: TextTask, options: dict[str, Any] | None) -> Promp
     if "prompt" in options:
         return task.prompts.encode(options["prompt"])
     index = options["prompt_index"]
+    # A bool would pass for an int: True is 1 in Python.
     if isinstance(index, bool) or not isinstance(index, int | np.integer) or not 0 <= index < len(task.prompts):
         raise ValueError(f"options['prompt_index']={index!r} must be a whole number from 0 to {len(task.prompts) - 1}.")
     return task.prompts[int(index)]

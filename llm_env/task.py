@@ -51,6 +51,7 @@ class TextTask:
         self.settings = settings
         self.kl = settings.kl_penalty()
         """The KL penalty; a schedule or a controller may move its `coef` between rollouts."""
+        # The reference model, and the sizes that it has to be able to read.
         name = DEFAULT_MODEL if settings.model is None else settings.model
         load = settings.load
         self.model = shared_causal_lm(name, load)
@@ -63,6 +64,7 @@ class TextTask:
                 f"max_prompt_length={settings.max_prompt_length} + max_new_tokens={settings.max_new_tokens} = "
                 f"{self.max_length} tokens, but model={name!r} can read {limit}. Lower one of them."
             )
+        # What is built on the model: mask rules over its vocabulary, and π_ref at the policy's temperature.
         self.masks = TokenMasks(settings, self.tokenizer, self.eos_ids, self.vocab_size)
         self.reference = Reference(self.model, settings.temperature, settings.mixed_precision)
         # The reward model may read the actor's ids, so it is loaded after the tokenizer; the prompts are encoded here.
@@ -98,12 +100,14 @@ class TextTask:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of response tokens without special tokens; ids beyond the tokenizer's vocabulary have no text."""
+        # A model may have more logits than its tokenizer has tokens: embeddings are padded to round sizes.
         size = len(self.tokenizer)
         return str(self.tokenizer.decode([i for i in ids if i < size], skip_special_tokens=True))
 
     def score_reference(self, episodes: Sequence[Episode]) -> None:
         """Fills in `ref_log_probs` of all tokens that lack it, in a few large batches."""
         unscored = [e for e in episodes if len(e.ref_log_probs) < len(e.response_ids)]
+        # Where scoring starts in each sequence: at the first response token that has no log π_ref yet.
         starts = [len(e.prompt.ids) + len(e.ref_log_probs) for e in unscored]
         for episode, values in zip(unscored, self.reference.log_probs([e.ids for e in unscored], starts), strict=True):
             episode.ref_log_probs.extend(values.astype(float).tolist())
@@ -118,9 +122,10 @@ class TextTask:
         if not unscored:
             return
         for episode, value in zip(unscored, self.reward_model.score(unscored), strict=True):
+            # `rm_score` is what is logged, `final_score` what the last token is paid. All terms are in units of score.
             episode.rm_score = value
             rules = self.settings
-            length = len(episode.response_ids)
+            length = len(episode.response_ids)  # tokens, end token included
             missing_end = 0.0 if episode.has_end else rules.missing_eos_penalty
             overlong = rules.overlong_penalty * overlong_share(length, rules.max_new_tokens, rules.overlong_buffer)
             shaped = shaped_score(value, rules.reward_shift, rules.reward_scale, rules.reward_clip)
@@ -137,10 +142,13 @@ class TextTask:
         Args:
             episode: Its reference log-probs, and its score if it has ended, must be known.
             start: First response token.
-            log_probs: log π of those tokens, in nats; None: a policy without randomness.
+            log_probs: log π of those tokens, in nats, shape (n - start,); None: a policy without randomness.
+
+        Returns:
+            Rewards in score, shape (n - start,), n being the number of response tokens.
         """
         score = episode.final_score if episode.done else None
-        if not self.kl.in_reward:  # the loss has it
+        if not self.kl.in_reward:  # the loss charges the KL, so the reward has β = 0
             return token_rewards(episode.ref_log_probs[start:], score, 0.0, log_probs)
         exact = episode.exact_kl[start:] if self.kl.estimator == "exact" else None
         return token_rewards(episode.ref_log_probs[start:], score, self.kl.coef, log_probs, self.kl.estimator, exact)
@@ -163,8 +171,8 @@ class TextTask:
         with torch.no_grad():
             new = dict(model.named_parameters())
             for name, value in self.own_reference().named_parameters():  # tied weights come once
-                value.lerp_(new[name].to(value), share)
-        self.reference.version += 1
+                value.lerp_(new[name].to(value), share)  # θ_ref + share·(θ - θ_ref)
+        self.reference.version += 1  # whoever caches the reference's keys and values drops them
 
     def load_reference(self, weights: dict[str, Tensor]) -> None:
         """Gives this task a copy of the reference with weights from a checkpoint.
@@ -179,6 +187,7 @@ class TextTask:
 
     def own_reference(self) -> PreTrainedModel:
         """The reference model, as a copy that belongs to this task alone; the first call loads it."""
+        # As long as the reference is the shared model, other tasks in this process see it: load a second one.
         if self.reference.shared is self.model:
             lm = load_causal_lm(self.model.lm.name, self.settings.load)
             freeze(lm.model)
@@ -197,13 +206,16 @@ class TextTask:
         """
         info = self.final_info(episode)
         n = len(episode.response_ids)
-        told = len(episode.log_probs) == n
-        info["log_prob"] = float(sum(episode.log_probs)) if told else math.nan
+        has_log_probs = len(episode.log_probs) == n  # of every token
+        info["log_prob"] = float(sum(episode.log_probs)) if has_log_probs else math.nan
         info["kl"] = info["log_prob"] - info["ref_log_prob"]
-        known = len(episode.ref_log_probs) == n and episode.final_score is not None
+        # The return needs every term of the formula; under deferred scoring they come after the episode's end.
+        has_reward = len(episode.ref_log_probs) == n and episode.final_score is not None
         if self.kl.in_reward and self.kl.estimator == "exact":
-            known = known and len(episode.exact_kl) == n
-        reward = float(self.rewards(episode, 0, episode.log_probs if told else None).sum()) if known else math.nan
+            has_reward = has_reward and len(episode.exact_kl) == n
+        log_probs = episode.log_probs if has_log_probs else None
+        reward = float(self.rewards(episode, 0, log_probs).sum()) if has_reward else math.nan
+        # SB3's `Monitor` names: r, the undiscounted return in score; l, the length in tokens; t, seconds.
         info["episode"] = {"r": reward, "l": n}
         if start_time is not None:
             info["episode"]["t"] = round(time.time() - start_time, 6)
@@ -213,6 +225,7 @@ class TextTask:
         """Fills in, in place, what an ended episode's information could not know when it was given out."""
         if episode.info is None:
             return
+        # Updated, not replaced: SB3's `ep_info_buffer` holds these very objects, and `episode["t"]` stays.
         fresh = self.full_info(episode)
         episode.info["episode"].update(fresh.pop("episode"))
         episode.info.update(fresh)

@@ -77,9 +77,11 @@ class LLMTextVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         Raises:
             ValueError: an unknown option, a list of another length, or a prompt that cannot be used.
         """
+        # Gymnasium allows one seed, or one for each environment; the slots share one prompt order, and so one seed.
         first = seed if seed is None or isinstance(seed, int | np.integer) else next(iter(seed))
         super().reset(seed=None if first is None else int(first))
         per_slot = self._split_options(options)
+        # The first reset shuffles the prompts even without a seed; later ones without a seed go on in that order.
         if first is not None or not self._seeded:
             self.batch.seed(self.np_random)
             self._seeded = True
@@ -102,6 +104,7 @@ class LLMTextVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         terminated = np.array([e is not None and e.done for e in self.batch.episodes])
         infos: dict[str, Any] = {}
         if terminated.any():
+            # Report what has ended before its slot is overwritten by the next episode (SAME_STEP autoreset).
             last = self.batch.observation()
             for slot in np.flatnonzero(terminated):
                 episode = self.batch.episodes[slot]
@@ -110,6 +113,7 @@ class LLMTextVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
                     "final_obs": {name: values[slot] for name, values in last.items()},
                     "final_info": self.task.final_info(episode),
                 }
+                # Gymnasium's own: arrays of N entries, and a mask `_key` of the slots that have one.
                 infos = self._add_info(infos, final, int(slot))
                 self.batch.begin(int(slot))
         return self.batch.observation(), rewards, terminated, np.zeros(self.num_envs, dtype=bool), infos
@@ -136,5 +140,6 @@ class LLMTextVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
             if one_each and len(value) != self.num_envs:
                 raise ValueError(f"options[{name!r}] has {len(value)} entries for {self.num_envs} environments.")
             for slot in range(self.num_envs):
+                # `prompt_from_options` then reads each slot's options as it reads those of a single environment.
                 per_slot[slot][name] = value[slot] if one_each else value
         return per_slot

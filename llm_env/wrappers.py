@@ -19,6 +19,7 @@ class _PolicyKL:
     env: Any
 
     def __init__(self, env: Any, log_prob: LogProb) -> None:
+        # Of the estimators only k1 is a sum: -β·log π, which is added here, and β·log π_ref, which the environment pays.
         penalty = env.unwrapped.task.kl
         estimator = penalty.estimator
         if not penalty.in_reward:
@@ -40,9 +41,11 @@ class _PolicyKL:
 
     def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """As the environment's, with the full reward."""
-        own = np.asarray(self.log_prob(self._observation, action), dtype=np.float64)
+        # Before the step: log π is of the observation acted upon. In nats, () for one environment, (N,) for a batch.
+        log_probs = np.asarray(self.log_prob(self._observation, action), dtype=np.float64)
         self._observation, reward, terminated, truncated, info = self.env.step(action)
-        full = reward - self.env.unwrapped.task.kl.coef * own
+        full = reward - self.env.unwrapped.task.kl.coef * log_probs
+        # A single environment's reward is a Python float, as Gymnasium's `Env.step` declares it.
         return self._observation, full if full.ndim else float(full), terminated, truncated, info
 
 

@@ -9,7 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.rollouts.segments import Segment
 
-LEAST_SPREAD = 1e-8
+LEAST_SPREAD = 1e-8  # in score: below it, scores of a group count as equal
 
 
 def groups_with_spread(segments: Sequence[Segment]) -> list[Segment]:
@@ -19,9 +19,11 @@ def groups_with_spread(segments: Sequence[Segment]) -> list[Segment]:
     """
     scores: dict[int, list[float]] = {}
     for segment in segments:
+        # The score alone, without the KL penalty, which differs between any two responses.
         score = segment.episode.final_score if segment.episode is not None else None
         scores.setdefault(segment.group, []).append(sum(segment.rewards) if score is None else score)
     with_spread = {group for group, values in scores.items() if max(values) - min(values) > LEAST_SPREAD}
+    # Whole groups stay or go: a baseline needs all of a group's responses.
     return [s for s in segments if s.group in with_spread]
 
 

@@ -63,17 +63,20 @@ def make_algorithm(
             algorithms excludes. The last is found before anything is loaded.
         TypeError: an unknown setting; a near one is suggested.
     """
+    # Check the settings, then make or check the environment, which takes out those that are its own.
     row = algorithm(name)
     chosen = {**row.defaults, **checked_settings(name, settings)}
     venv = _environment(name, row, env, n_envs, episodes, dict(env_kwargs or {}), chosen)
     base = venv.unwrapped if isinstance(venv, VecEnvWrapper) else venv
     if not isinstance(base, LLMTextVecEnv):
         raise TypeError(f"env must be {ENV_ID!r}, an LLMTextVecEnv or an LLMTextEnv; got {type(base).__name__}.")
+    # An environment that exists already may ask for what this algorithm cannot do.
     check_masks(name, base.task.masks.active)
     if base.task.kl.in_loss and not row.text_loss:
         raise ValueError(f"kl_in={base.task.kl.place!r}: {name}'s loss has no KL term; it takes kl_in='reward'.")
     cls = row.class_for(chosen, base.task.kl.in_loss)
 
+    # The policy's settings, from policy_kwargs or beside them; a name beside them wins.
     policy = dict(chosen.pop("policy_kwargs", {}) or {})
     policy.update({key: chosen.pop(key) for key in row.policy_settings if key in chosen})
     if device_type(chosen.get("device", "auto")) == "cpu":
@@ -84,6 +87,7 @@ def make_algorithm(
         # SB3 warns of a rest of a few transitions; TokenRolloutBuffer deals out mini-batches of nearly equal size.
         warnings.filterwarnings("ignore", "You have specified a mini-batch size")
         model = cls(row.policy, venv, **arguments)
+    # From now on the buffer has values and rewards computed after each rollout.
     buffer = getattr(model, "rollout_buffer", None)
     if isinstance(buffer, TokenRolloutBuffer):
         buffer.bind(model.policy, venv)  # type: ignore[arg-type]  # the row's policy is a RolloutPolicy
@@ -97,6 +101,7 @@ def _environment(
     group_size = int(chosen.pop("group_size", 1))
     default_place = row.defaults.get("kl_in", "reward")
     kl_in = chosen.pop("kl_in", default_place)
+    # An environment that exists: nothing can be set any more, only checked.
     if isinstance(env, VecEnv):
         if env_kwargs:
             raise ValueError("env_kwargs go with env='LLMText-v0'; this environment exists already.")
@@ -104,7 +109,9 @@ def _environment(
         if isinstance(base, LLMTextVecEnv):
             _check_environment(name, row, base, group_size, None if kl_in == default_place else kl_in)
         return env
+    # By its id, or by a single environment, whose settings are taken over: a new vectorized one is made.
     if isinstance(env, str | Path):
+        # Gymnasium allows a module before the id, as in ``llm_env:LLMText-v0``.
         if str(env).rpartition(":")[2] != ENV_ID:
             raise ValueError(f"env={env!r} is not known; it is {ENV_ID!r} or an environment.")
     else:
@@ -119,6 +126,7 @@ def _environment(
             env_kwargs["kl_estimator"] = None
     if "mixed_precision" in chosen:  # the frozen models compute as the actor does
         env_kwargs.setdefault("mixed_precision", chosen["mixed_precision"])
+    # Combinations that the table excludes are found before any model is loaded.
     rules = task_settings(env_kwargs)
     check_masks(name, rules.has_masks)
     checked_settings(name, {"mixed_precision": rules.mixed_precision, "kl_in": rules.kl_in})
@@ -142,6 +150,7 @@ def _environment(
 
 def _check_environment(name: str, row: Algorithm, venv: LLMTextVecEnv, group_size: int, kl_in: str | None) -> None:
     """Refuses an environment that exists already and does not fit."""
+    # How episodes start and are scored, the groups, where the KL is charged, and who pays log π.
     if row.whole_episodes and (venv.episodes, venv.scoring) != ("synchronous", "deferred"):
         raise ValueError(f"{name} needs LLMTextVecEnv(episodes='synchronous', scoring='deferred', …).")
     if group_size != venv.group_size:

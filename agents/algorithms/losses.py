@@ -27,8 +27,10 @@ def clipped_surrogate(
     Returns:
         To minimize, shape (n,).
     """
+    # π/π_old of each token. (n,)
     ratio = torch.exp(log_prob - old_log_prob)
     clipped = torch.clamp(ratio, 1 - clip_low, 1 + clip_high)
+    # The smaller gain: clipping takes gradients away, and never adds any.
     return -torch.min(advantages * ratio, advantages * clipped)
 
 
@@ -61,6 +63,7 @@ def kl_penalty(
         log_ratio = log_prob - ref_log_prob
         if estimator == "k1":
             return log_ratio
+        # k2, or k3 = exp(-r) - 1 + r with r = log π - log π_ref; expm1 keeps its digits near 0.
         return log_ratio**2 / 2 if estimator == "k2" else torch.expm1(-log_ratio) + log_ratio
     raise ValueError(
         f"kl_estimator={estimator!r} in the loss needs the log-probabilities of the reference (k1, k2, k3) or the KL of the "
@@ -78,6 +81,7 @@ def approximate_kl(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
     Returns:
         Nats per token, a scalar.
     """
+    # Samples are of π_old, so k3's ratio is π/π_old; SB3's very expression, so that the logs agree bit for bit.
     log_ratio = log_prob - old_log_prob
     return torch.mean((torch.exp(log_ratio) - 1) - log_ratio)
 
@@ -103,6 +107,9 @@ def aggregate(per_token: Tensor, counts: Sequence[int], how: str, max_tokens: in
             so that long responses are not let off lightly (Dr. GRPO, Liu et al. 2025).
         max_tokens: Length cap of a response.
 
+    Returns:
+        A scalar in the unit of `per_token`.
+
     Raises:
         ValueError: `how` is not known.
     """
@@ -112,4 +119,5 @@ def aggregate(per_token: Tensor, counts: Sequence[int], how: str, max_tokens: in
     if how == "constant":
         return per_token.sum() / (len(counts) * max_tokens)
     lengths = torch.as_tensor(counts, device=per_token.device)
+    # Each token weighs 1/|y| of its response's length, and each response 1/B.
     return (per_token / torch.repeat_interleave(lengths, lengths)).sum() / len(counts)

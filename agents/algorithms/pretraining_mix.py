@@ -33,6 +33,7 @@ class PretrainingMix:
             raise ValueError(f"ptx_tokens={tokens} must be at least 2.")
         if not texts:
             raise ValueError("ptx_texts holds no text.")
+        # Cut to `tokens`; a text whose prompt alone is as long has nothing left to learn.
         self.texts = [EncodedText(t.ids[:tokens], t.start) for t in texts if t.start < min(len(t.ids), tokens)]
         if not self.texts:
             raise ValueError(f"ptx_texts: no text has a token to learn within ptx_tokens={tokens}.")
@@ -45,6 +46,7 @@ class PretrainingMix:
         """The next texts, at least one and about `tokens` tokens of them, laid end to end."""
         chosen: list[EncodedText] = []
         room = self.tokens
+        # Until the tokens are used up, or each text is in once; the last one may go beyond.
         while not chosen or (room > 0 and len(chosen) < len(self.texts)):
             chosen.append(self.texts[self.order.next()])
             room -= len(chosen[-1].ids)

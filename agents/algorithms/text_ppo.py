@@ -82,6 +82,7 @@ class TextPPO(PPO):
         self.ptx_texts = ptx_texts
         self.ptx_coef = ptx_coef
         self.ptx_tokens = ptx_tokens
+        # Set by `_setup_model`, which PPO's constructor calls.
         self.mix: PretrainingMix | None = None
         super().__init__(*args, **kwargs)
 
@@ -96,6 +97,7 @@ class TextPPO(PPO):
 
     def _excluded_save_params(self) -> list[str]:
         """PPO's, and the texts, which are read again."""
+        # SB3 pickles all attributes that are not named here.
         return [*super()._excluded_save_params(), "mix"]
 
     def collect_rollouts(
@@ -105,6 +107,7 @@ class TextPPO(PPO):
         if not self.max_resamples:
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         assert isinstance(rollout_buffer, TokenRolloutBuffer)
+        # Each attempt empties the buffer, so segments that are worth keeping are put aside here.
         kept: list[Segment] = []
         for attempt in range(self.max_resamples + 1):
             part = PartOfRollout(callback, first=attempt == 0)
@@ -112,6 +115,7 @@ class TextPPO(PPO):
                 return False
             n_groups = len({s.group for s in rollout_buffer.segments})
             kept += groups_with_spread(rollout_buffer.segments)
+            # Numbers of the first groups with spread, as many as a rollout has; attempts never share a group's number.
             wanted = list(dict.fromkeys(s.group for s in kept))[:n_groups]
             if len(wanted) >= n_groups:
                 break
@@ -126,6 +130,7 @@ class TextPPO(PPO):
         """Updates the policy with the rollout in the buffer."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
+        # Schedules, as functions of the progress that remains (1 to 0).
         clip_low = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
         clip_high = clip_low if self.clip_range_high is None else self.clip_range_high
         clip_vf = None
@@ -147,6 +152,7 @@ class TextPPO(PPO):
                 if self.target_kl is not None and approx_kl > 1.5 * self.target_kl:
                     stop = True
                     break
+                # One step, as PPO's.
                 self.policy.optimizer.zero_grad()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
@@ -155,10 +161,12 @@ class TextPPO(PPO):
             if stop:
                 break
 
+        # SB3's keys: means over all mini-batches, except for approx_kl and loss.
         for name, values in logs.items():
             self.logger.record(f"train/{name}", np.mean(values))
         self.logger.record("train/approx_kl", np.mean(approx_kls))
         self.logger.record("train/loss", loss.item())
+        # Values that are all 0 explain nothing.
         if not isinstance(self.policy.critic, NoCritic):
             explained = explained_variance(self.rollout_buffer.values.flatten(), self.rollout_buffer.returns.flatten())
             self.logger.record("train/explained_variance", explained)
@@ -183,6 +191,7 @@ class TextPPO(PPO):
         Returns:
             The loss, a scalar; KL(π_old‖π) in nats per token, estimated; and the terms' values to log.
         """
+        # One pass over the mini-batch; all of these are (n,).
         values, log_prob, entropy, exact_kl = self._evaluate(data)
         advantages = data.advantages
         if self.normalize_advantage and len(advantages) > 1:
@@ -195,6 +204,7 @@ class TextPPO(PPO):
         if task.kl.in_loss:
             penalty = kl_penalty(task.kl.estimator, log_prob, data.ref_log_prob, exact_kl)
             per_token = surrogate + task.kl.coef * penalty
+        # Tokens of each response in the mini-batch, and the most that one can have.
         counts, cap = data.observations.counts, task.settings.max_new_tokens
         policy_loss = aggregate(per_token, counts, self.loss_aggregation, cap)
 
@@ -205,6 +215,7 @@ class TextPPO(PPO):
         entropy_loss = -torch.mean(entropy)
         loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
 
+        # What is logged under train/, before coefficients; KL and entropy in nats per token.
         terms = {
             "entropy_loss": entropy_loss.item(),
             "policy_gradient_loss": surrogate.mean().item(),
@@ -214,10 +225,12 @@ class TextPPO(PPO):
         if task.kl.in_loss:
             terms["kl_loss"] = penalty.mean().item()
         if self.mix is not None:
+            # Another pass, over other texts: nats per token.
             ptx_loss = -self.policy.text_log_probs(self.mix.next_batch(self.policy.lm.device)).mean()
             loss = loss + self.mix.coef * ptx_loss
             terms["ptx_loss"] = ptx_loss.item()
         with torch.no_grad():
+            # Share of tokens whose ratio is out of bounds, and the distance from the policy that sampled.
             ratio = torch.exp(log_prob - data.old_log_prob)
             outside = (ratio < 1 - clip_low) | (ratio > 1 + clip_high)
             terms["clip_fraction"] = outside.float().mean().item()

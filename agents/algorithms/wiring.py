@@ -67,6 +67,7 @@ def on_policy(w: Wiring) -> Settings:
         buffer["group_size"] = w.venv.group_size
     buffer.update({key: settings.pop(key) for key in w.buffer_settings if key in settings})
     buffer.update(settings.pop("rollout_buffer_kwargs", {}) or {})
+    # SB3 counts steps per slot; a round is as many as the longest response can have.
     n_steps = settings.setdefault("n_steps", cap * w.rounds)
     if w.venv.episodes == "synchronous" and n_steps % cap:
         raise ValueError(
@@ -74,6 +75,7 @@ def on_policy(w: Wiring) -> Settings:
             "or take episodes='continuous'."
         )
     tokens = n_steps * w.venv.num_envs
+    # Mini-batches are counted in tokens here, and hold whole responses.
     if w.takes_batch_size:
         settings.setdefault("batch_size", max(cap, -(-tokens // MINI_BATCHES)))
     batch_size = settings.get("batch_size", tokens)
@@ -88,6 +90,7 @@ def on_policy(w: Wiring) -> Settings:
             stacklevel=3,
         )
     return {
+        # What is left in `settings` are arguments of the class itself.
         "policy_kwargs": policy_settings(w.task, w.policy, settings),
         "rollout_buffer_class": TokenRolloutBuffer,
         "rollout_buffer_kwargs": buffer,
@@ -98,6 +101,7 @@ def on_policy(w: Wiring) -> Settings:
 def recurrent(w: Wiring) -> Settings:
     """sb3-contrib's own recurrent buffer, on steps as they come."""
     w.settings.setdefault("n_steps", w.task.settings.max_new_tokens * w.rounds)
+    # In steps: this buffer cuts sequences as it likes.
     w.settings.setdefault("batch_size", max(2, w.settings["n_steps"] * w.venv.num_envs // MINI_BATCHES))
     w.policy.setdefault("temperature", w.task.settings.temperature)
     return {"policy_kwargs": w.policy, **w.settings}
@@ -121,10 +125,12 @@ def value_based(w: Wiring) -> Settings:
     # Uniformly random tokens are no exploration of language; softmax(Q/τ) is what explores.
     for name, value in {"learning_starts": 0, "exploration_initial_eps": 0.0, "exploration_final_eps": 0.0}.items():
         settings.setdefault(name, value)
+    # A Q-network has no critic and no adapters; what it does not take is dropped.
     accepted = inspect.signature(LLMQPolicy).parameters
     policy = {k: v for k, v in policy_settings(task, w.policy, settings).items() if k in accepted}
     # τ is the environment's β: then the fixed point is the optimum of KL-regularized RLHF.
     policy.setdefault("q_scale", task.kl.coef or TaskSettings.kl_coef)
+    # The soft backup has the policy's entropy in its value, times τ; the hard one has none.
     soft = policy.get("backup", "soft") == "soft"
     replay_buffer_kwargs = {
         "n_steps": settings.pop("n_steps", 1),
@@ -142,19 +148,23 @@ def value_based(w: Wiring) -> Settings:
 
 def black_box(w: Wiring) -> Settings:
     """A policy whose few searched weights are perturbed; no buffer."""
+    # The policy has to be the environment's model, at its temperature.
     for name in ("model", "temperature", "trust_remote_code"):
         w.policy.setdefault(name, getattr(w.task.settings, name))
     w.settings.setdefault("n_eval_episodes", w.venv.num_envs)
     return {"policy_kwargs": w.policy, **w.settings}
 
 
-def policy_settings(task: TextTask, given: Settings, algorithm: Mapping[str, Any]) -> Settings:
+def policy_settings(task: TextTask, user_settings: Settings, algorithm: Mapping[str, Any]) -> Settings:
     """The policy's arguments for a task: its model and temperature, a critic that it can have, a reference to share.
 
     Args:
         task: The environment's.
-        given: What the user said of the policy.
-        algorithm: The algorithm's settings.
+        user_settings: Policy settings that the user gave; they win over the task's.
+        algorithm: The algorithm's settings: ``ent_coef`` and ``device`` are read.
+
+    Returns:
+        Keyword arguments of the policy.
 
     Raises:
         ValueError: the critic is not known, or has nothing to start from.
@@ -166,8 +176,9 @@ def policy_settings(task: TextTask, given: Settings, algorithm: Mapping[str, Any
         "mixed_precision": settings.mixed_precision,
         "trust_remote_code": settings.trust_remote_code,
         "entropy_grad": bool(algorithm.get("ent_coef", 0.0)),
-        **given,
+        **user_settings,
     }
+    # A critic can start as the reward model if that reads the actor's ids and scores with a linear head.
     classifier = task.reward_model if isinstance(task.reward_model, ClassifierReward) else None
     can_start = classifier is not None and classifier.shares_tokenizer and scalar_head(classifier.model) is not None
     if "critic" not in kwargs:
@@ -179,6 +190,7 @@ def policy_settings(task: TextTask, given: Settings, algorithm: Mapping[str, Any
                 "critic='reward_model' needs one reward model that is a decoder with the actor's tokenizer; "
                 f"this task's is {settings.reward_model!r}. Choose critic='actor', 'head' or 'detached_head'."
             )
+        # With the default actor, None means the default reward model (`PolicySettings.critic_start`).
         is_default = classifier.name == DEFAULT_REWARD_MODEL
         kwargs.setdefault("reward_model", None if is_default and settings.model is None else classifier.name)
     if kwargs.get("lora_rank"):

@@ -60,15 +60,18 @@ class Actor:
     ) -> None:
         name = model or DEFAULT_MODEL
         lm: CausalLM | None = None
+        # With LoRA the environment's own reference takes the adapters in, if no other policy's are there yet.
         if lora_rank and reference_load is not None:
             shared = shared_causal_lm(name, LoadSettings(*reference_load))
             lm = shared.lm if shared.lend(self) else None
+        # A model of its own starts in float32 on the CPU; the policy moves it to its device.
         self.lm = lm or load_causal_lm(name, LoadSettings("float32", "cpu", trust_remote_code))
         check_vocabulary(self.lm, action_space)
         self._adapted: Any = None
         """PEFT's wrapper around the model, where there are adapters."""
         if lora_rank:
             self._adapted = add_adapters(self.lm.model, lora_rank, lora_alpha)
+        # Until the first use of `decoder`, decoding is from the trained weights themselves.
         self._half = mixed_precision == "bf16"
         self._copy: DecodingCopy | None = None
         self._decoder = CachedDecoder(self.lm, max_length, use_cache=use_cache)
@@ -87,6 +90,7 @@ class Actor:
         """
         if self._half and (self._copy is None or self._copy.device != self.lm.device):
             self._copy = DecodingCopy(self.lm)
+            # The new decoder starts empty; `refresh` rounds the weights again after each `clear`.
             old = self._decoder
             self._decoder = CachedDecoder(self._copy, old.max_length, old.use_cache, refresh=self._copy.update)
         return self._decoder
@@ -99,9 +103,10 @@ class Actor:
         """An ordinary causal LM: the model itself, or a copy with the adapters merged in."""
         if self._adapted is None:
             return self.lm.model
-        merged = copy.deepcopy(self._adapted).merge_and_unload()
-        assert isinstance(merged, PreTrainedModel)
-        return merged
+        # On a copy: merging in place would change the shared base weights, and with them the reference.
+        merged_model = copy.deepcopy(self._adapted).merge_and_unload()
+        assert isinstance(merged_model, PreTrainedModel)
+        return merged_model
 
 
 def load_actor_network(model: str | None, action_space: spaces.Space[Any], trust_remote_code: bool) -> CausalLM:
@@ -155,9 +160,9 @@ def adapter_config(model: nn.Module, rank: int, alpha: float | None = None, task
     return require("peft", "lora").LoraConfig(  # type: ignore[no-any-return]
         r=rank,
         lora_alpha=2 * rank if alpha is None else alpha,  # type: ignore[arg-type]  # any number will do
-        lora_dropout=0.0,
+        lora_dropout=0.0,  # as all dropout here: it would bias PPO's ratio
         target_modules="all-linear",
-        fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),  # GPT-2's layers store W transposed
         task_type=task_type,
     )
 

@@ -72,6 +72,7 @@ class LLMActorCriticPolicy(CarriesLogProbs, ScoresRollouts, ActorCriticPolicy):
         optimizer_kwargs: dict[str, Any] | None = None,
         **settings: Any,
     ) -> None:
+        # `super().__init__` calls `_build`, so what that reads is set before. What `take_from` leaves is SB3's own.
         check_observation_space(type(self).__name__, observation_space)
         self.settings = PolicySettings.take_from(settings)
         self.temperature = self.settings.temperature
@@ -113,6 +114,7 @@ class LLMActorCriticPolicy(CarriesLogProbs, ScoresRollouts, ActorCriticPolicy):
             enable_checkpointing(self.actor)
             if isinstance(self.critic, CriticNetwork):
                 enable_checkpointing(self.critic.trunk)
+        # Parameters exist by now: what evaluates them in parts, and what moves them.
         self.micro_batches = MicroBatches(self, s.micro_batch_tokens)
         self.optimizer = self.optimizer_class(
             parameter_groups(self, self.critic, s.critic_lr_scale),
@@ -139,7 +141,7 @@ class LLMActorCriticPolicy(CarriesLogProbs, ScoresRollouts, ActorCriticPolicy):
             log-probs (N,), in nats. Idle rows get 0.
         """
         ids, lengths = split_observation(obs)
-        hidden = self._last_hidden(ids, lengths)
+        hidden = self._last_hidden(ids, lengths)  # (N, H)
         actions, log_probs = self._sample(hidden, lengths, deterministic, allowed)
         values = self._values(hidden, ids, lengths)
         return ActionTensor.carry(actions, log_probs, self.temperature), values, log_probs
@@ -158,6 +160,7 @@ class LLMActorCriticPolicy(CarriesLogProbs, ScoresRollouts, ActorCriticPolicy):
         busy = lengths > 0
         actions, log_probs = torch.zeros_like(lengths), torch.zeros(len(lengths), device=lengths.device)
         if busy.any():
+            # Rows of ended episodes have length 0 in synchronous environments. (busy, V)
             logits = self._logits(hidden[busy], self._acting_lm())
             if allowed is not None:
                 logits = restrict(logits, allowed[busy])
@@ -172,13 +175,15 @@ class LLMActorCriticPolicy(CarriesLogProbs, ScoresRollouts, ActorCriticPolicy):
     def _action_logits(self, obs: PyTorchObs | PackedBatch) -> Tensor:
         """Logits over the temperature, (n, V), float32, with masked tokens at `llm_env.lm.sampling.NEVER`."""
         if not isinstance(obs, PackedBatch):
+            # Observations as SB3 stores them, each read by itself. (N, V)
             return self._logits(self._last_hidden(*split_observation(obs)), self._acting_lm())
+        # A mini-batch of whole segments: one row for each scored token. (n, V)
         logits = self._logits(self._packed_hidden(obs), self.lm)
         return logits if obs.masks is None else restrict(logits, unpack_bits(obs.masks, self.lm.vocab_size))
 
     def predict_values(self, obs: PyTorchObs | PackedBatch) -> Tensor:
         """V(s) in score for each observation, shape (N, 1); 0 for idle rows, NaN under `defer_values`."""
-        if isinstance(obs, PackedBatch):
+        if isinstance(obs, PackedBatch):  # from TRPO, which fits its critic through this method
             with self._autocast():
                 return self.critic(obs, None if self.critic.reads_text else self._packed_hidden(obs))[:, None]
         ids, lengths = split_observation(obs)
@@ -191,6 +196,7 @@ class LLMActorCriticPolicy(CarriesLogProbs, ScoresRollouts, ActorCriticPolicy):
         if self.critic.reads_text and self.defer_values:
             return torch.full((len(lengths), 1), torch.nan, device=self.device)
         with self._autocast():
+            # Idle rows are read as one token, and their values set to 0. (N,)
             batch = pack_ends(sequences_of(ids, lengths), ids.device) if self.critic.reads_text else None
             values = self.critic(batch, hidden)
         return (values * (lengths > 0))[:, None]
@@ -237,8 +243,10 @@ class LLMActorCriticPolicy(CarriesLogProbs, ScoresRollouts, ActorCriticPolicy):
                     f"mixed_precision={self.mixed_precision!r} decodes with rounded weights: the buffer has to score log-probs "
                     "again. Call model.rollout_buffer.bind(model.policy, env) before learn(); make_algorithm does so."
                 )
+            # The usual way, from TokenRolloutBuffer: whole segments, one causal pass.
             values, log_probs, entropy = self._in_parts(self._evaluate, obs)
             return values, log_probs, entropy if self.settings.entropy_grad else entropy.detach()
+        # From SB3's own buffers: every prefix is read from its start.
         ids, lengths = split_observation(obs)
         hidden = self._last_hidden(ids, lengths)
         busy = lengths > 0
@@ -263,6 +271,7 @@ class LLMActorCriticPolicy(CarriesLogProbs, ScoresRollouts, ActorCriticPolicy):
         def evaluate(part: PackedBatch) -> tuple[Tensor, ...]:
             with self._autocast():
                 hidden = self._packed_hidden(part)
+                # The actor's states serve both; the reference makes a pass of its own.
                 return *self._from_hidden(part, hidden), self._exact_kl(part, hidden, reference)
 
         values, log_probs, entropy, kl = self._in_parts(evaluate, batch)
@@ -294,6 +303,7 @@ class LLMActorCriticPolicy(CarriesLogProbs, ScoresRollouts, ActorCriticPolicy):
 
     def _exact_kl(self, batch: PackedBatch, hidden: Tensor, reference: Reference) -> Tensor:
         """KL(π‖π_ref) of the whole distributions before each scored token, (n,)."""
+        # The reference reads the same packed texts, without gradients; under LoRA it is this model, adapters off.
         with reference.frozen() as ref_lm:
             ref_hidden = packed_states(ref_lm.trunk, batch)[batch.index]
         return head_kl(self.lm, hidden, ref_lm, ref_hidden, self.temperature, batch.masks)
@@ -338,6 +348,7 @@ class LLMActorCriticPolicy(CarriesLogProbs, ScoresRollouts, ActorCriticPolicy):
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
         if not self.settings.lora_rank:
             return state
+        # SB3 saves what this returns, so a LoRA checkpoint is as small as its adapters and critic.
         frozen = self._frozen_names()
         return {name: value for name, value in state.items() if name not in frozen}
 
@@ -348,6 +359,7 @@ class LLMActorCriticPolicy(CarriesLogProbs, ScoresRollouts, ActorCriticPolicy):
             RuntimeError: with `strict`, names are missing or unknown.
         """
         self._acting.forget()
+        # Not strict: with LoRA the base weights are missing on purpose, which is checked next.
         result = super().load_state_dict(state_dict, strict=False, assign=assign)
         missing = set(result.missing_keys) - (self._frozen_names() if self.settings.lora_rank else set())
         if strict and (missing or result.unexpected_keys):

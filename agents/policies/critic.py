@@ -80,6 +80,7 @@ class HeadCritic(nn.Linear, Critic):
 
     def __init__(self, hidden_size: int, detach: bool = False) -> None:
         nn.Linear.__init__(self, hidden_size, 1)
+        # All values are 0 at first, so the first advantages are the returns and not a random head's noise.
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
         self.detach = detach
@@ -92,8 +93,10 @@ class HeadCritic(nn.Linear, Critic):
 
     def values_of(self, states: Tensor) -> Tensor:
         """The head's output, shape (n,)."""
+        # Not nn.Linear's `forward`, which is overridden below. (n, H) -> (n, 1) -> (n,)
         return nn.functional.linear(states, self.weight, self.bias)[:, 0].float()
 
+    # Again, because nn.Linear's comes first among the bases.
     def forward(self, batch: PackedBatch | None, hidden: Tensor | None) -> Tensor:  # type: ignore[override]
         """V at the n positions, shape (n,)."""
         return self.values_of(self.states(batch, hidden))
@@ -154,6 +157,7 @@ class CriticSource:
 
 def _from_actor(source: CriticSource) -> Critic:
     """A network of its own that starts as the actor's trunk, with a head of zeros."""
+    # Loaded a second time, because the critic's weights move apart from the actor's.
     lm = load_causal_lm(source.model, source.load)
     head = nn.Linear(source.hidden_size, 1)
     nn.init.zeros_(head.weight)
@@ -167,6 +171,7 @@ def _from_reward_model(source: CriticSource) -> Critic:
         raise ValueError(
             "critic='reward_model' needs a reward model to start from; give its name, or choose another critic."
         )
+    # Loaded for this critic alone: the shared reward model stays frozen.
     network = load_weights(
         AutoModelForSequenceClassification, source.reward_model, "reward model", "critic", source.load
     )
@@ -176,6 +181,7 @@ def _from_reward_model(source: CriticSource) -> Critic:
             f"critic='reward_model': {source.reward_model!r} is no decoder with a scalar head at its last token; "
             "choose critic='actor', 'head' or 'detached_head'."
         )
+    # The critic predicts scores as they are reported, so it normalizes as the reward model does.
     mean, std = getattr(network.config, "score_mean", 0.0), getattr(network.config, "score_std", 1.0)
     return CriticNetwork(network.base_model, head, float(mean), float(std))
 

@@ -22,6 +22,7 @@ def parameter_groups(policy: nn.Module, critic: nn.Module, critic_scale: float) 
     of_critic = [p for p in critic.parameters() if p.requires_grad]
     ids = {id(p) for p in of_critic}
     of_actor = [p for p in everything if id(p) not in ids]
+    # `lr_scale` is an entry of our own; optimizers keep unknown ones in `param_groups`, and in their state.
     return [{"params": of_actor, "lr_scale": 1.0}, {"params": of_critic, "lr_scale": critic_scale}]
 
 
@@ -30,6 +31,7 @@ def scale_learning_rates(optimizer: torch.optim.Optimizer) -> None:
 
     def scale(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         for group in optimizer.param_groups:
+            # SB3 sets ``lr`` of all groups before each update; it is scaled for the duration of the step only.
             group["unscaled_lr"] = group["lr"]
             group["lr"] = group["lr"] * group["lr_scale"]
 

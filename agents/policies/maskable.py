@@ -37,6 +37,7 @@ class MaskableLLMPolicy(LLMActorCriticPolicy):
         action_masks: np.ndarray | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Samples the next tokens; `action_masks` (N, V) says which may be chosen."""
+        # MaskablePPO passes `action_masks`, the other callers `allowed`.
         return super().forward(obs, deterministic, allowed if action_masks is None else self._allowed(action_masks))
 
     def evaluate_actions(
@@ -47,6 +48,7 @@ class MaskableLLMPolicy(LLMActorCriticPolicy):
         Raises:
             TypeError: masks for observations that are no packed batch.
         """
+        # MaskablePPO passes the buffer's masks again, as bits; the batch itself has them, so they are not read twice.
         if action_masks is not None and not isinstance(obs, PackedBatch):
             raise TypeError("Masked actions are scored from TokenRolloutBuffer's batches.")
         return super().evaluate_actions(obs, actions)
@@ -60,6 +62,7 @@ class MaskableLLMPolicy(LLMActorCriticPolicy):
         action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """SB3's `predict`, among the tokens that `action_masks` allow."""
+        # As SB3's `predict`, less its reshape, which would drop the log-probs that actions carry.
         self.set_training_mode(False)
         obs, vectorized = self.obs_to_tensor(observation)
         ids, lengths = split_observation(obs)
@@ -71,7 +74,9 @@ class MaskableLLMPolicy(LLMActorCriticPolicy):
 
     def _allowed(self, action_masks: np.ndarray) -> Tensor:
         """Masks as they come from sb3-contrib as a boolean tensor (N, V)."""
+        # (V,) from a single environment, (N, V) from a vectorized one.
         return torch.as_tensor(action_masks, dtype=torch.bool, device=self.device).reshape(-1, self.lm.vocab_size)
 
 
+# MaskablePPO checks isinstance(policy, MaskableActorCriticPolicy).
 MaskableActorCriticPolicy.register(MaskableLLMPolicy)

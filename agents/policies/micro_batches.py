@@ -46,6 +46,7 @@ class MicroBatches:
         """
         if not torch.is_grad_enabled():
             return self.without_graph(evaluate, batch)
+        # autograd skips functions without an input that needs a gradient, and the parameters are no inputs of this one.
         anchor = torch.zeros((), requires_grad=True, device=batch.device)
         return _Evaluation.apply(anchor, self, evaluate, batch)  # type: ignore[no-untyped-call]
 
@@ -62,6 +63,7 @@ class MicroBatches:
                 break
             except RuntimeError as error:
                 self.shrink(batch, error)
+        # Put the parts' entries back to their places. (scored tokens,)
         whole = tuple(piece.new_empty(len(batch.targets)) for piece in pieces[0][0])
         for values, places in pieces:
             for target, piece in zip(whole, values, strict=True):
@@ -93,15 +95,18 @@ class _Evaluation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, micro: MicroBatches, evaluate: Evaluate, batch: PackedBatch) -> Outputs:
         ctx.micro, ctx.evaluate, ctx.batch, ctx.graph = micro, evaluate, batch, None
+        # As long as it fits: one pass, whose graph is kept until `backward`.
         if len(micro.parts(batch)) == 1:
             try:
                 with torch.enable_grad():
                     ctx.graph = evaluate(batch)
             except RuntimeError as error:
                 micro.shrink(batch, error)
+        # Outputs that the loss does not use come back as None instead of zeros, and cost no backward pass.
         ctx.set_materialize_grads(False)
         if ctx.graph is None:
             return micro.without_graph(evaluate, batch)
+        # Detached: to the caller, this node is where the graph ends.
         return tuple(t.detach() for t in ctx.graph)
 
     @staticmethod
@@ -123,6 +128,7 @@ class _Evaluation(torch.autograd.Function):
                     for part, places in micro.parts(batch):
                         with torch.enable_grad():
                             values = ctx.evaluate(part)
+                        # Each part's outputs get their entries of the incoming gradient; the parameters add the parts up.
                         _backward(values, [None if g is None else g[places] for g in grads])
                 break
             except RuntimeError as error:
@@ -135,8 +141,10 @@ class _Evaluation(torch.autograd.Function):
                     micro.shrink(batch, error)
         with torch.no_grad():
             for parameter, before in zip(parameters, earlier, strict=True):
+                # Put back what earlier nodes had added.
                 if before is not None:
                     parameter.grad = before if parameter.grad is None else before.add_(parameter.grad)
+        # None for each input of `forward`: the gradients are in the parameters already.
         return None, None, None, None
 
 

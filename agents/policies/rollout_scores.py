@@ -18,7 +18,7 @@ from llm_env.lm.packing import PackedBatch, in_groups, pack, pack_ends
 from llm_env.reward.reference import Reference
 
 SCORE_TOKENS = 16_384  # tokens scored at once, padding included
-Masks = list[NDArray[np.uint8]] | None
+Masks = list[NDArray[np.uint8]] | None  # a segment each, as bits, shape (steps, ⌈V/8⌉)
 
 
 class ScoresRollouts:
@@ -71,6 +71,7 @@ class ScoresRollouts:
         """
 
         def score(batch: PackedBatch) -> tuple[Tensor, Tensor]:
+            # A critic on the actor's states needs the actor's pass anyway; a network of its own does not.
             if self.rescores_log_probs or not self.critic.reads_text:
                 values, log_probs, _ = self._evaluate(batch)
             else:
@@ -114,13 +115,16 @@ class ScoresRollouts:
         def run(group: list[int]) -> None:
             batch = pack([sequences[i] for i in group], [starts[i] for i in group], self.device)
             if masks is not None:
+                # One row for each scored token of the group, in the caller's order. (n, ⌈V/8⌉)
                 bits = torch.from_numpy(np.concatenate([masks[i] for i in group]))
                 batch = dataclasses.replace(batch, masks=bits.to(self.device))
+            # Cut each output at the ends of the sequences, and hand the pieces to their owners.
             columns = [values.cpu().split(batch.counts) for values in score(batch)]
             for place, i in enumerate(group):
                 parts[i] = tuple(column[place] for column in columns)
 
         in_groups([len(s) for s in sequences], SCORE_TOKENS, self.device, run)
+        # Groups were in order of length; the flat arrays are in the order of `sequences`.
         return [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
 
     @torch.no_grad()

@@ -51,6 +51,7 @@ class SampledActions(np.ndarray):
 
     def __getitem__(self, key: Any) -> Any:
         """A single action keeps its log-prob."""
+        # A single entry only: slices are ordinary actions, see `__array_finalize__`.
         item = super().__getitem__(key)
         if self.log_probs is not None and isinstance(key, int | np.integer) and np.ndim(item) == 0:
             return SampledAction.carry(int(item), float(self.log_probs[key]), self.temperature)
@@ -77,11 +78,13 @@ class ActionTensor(Tensor):
 
     def cpu(self, *args: Any, **kwargs: Any) -> ActionTensor:
         """On the CPU, log-probs too."""
+        # As a plain tensor first: a method of this class would call itself.
         plain = self.as_subclass(Tensor).cpu(*args, **kwargs)
         return ActionTensor.carry(plain, self.log_probs, self.temperature)
 
     def numpy(self, *args: Any, **kwargs: Any) -> SampledActions:
         """As `SampledActions`."""
+        # The view shares the tensor's memory; `__array_finalize__` has left its log-probs empty. (N,)
         array = self.as_subclass(Tensor).numpy(*args, **kwargs).view(SampledActions)
         array.log_probs = self.log_probs.detach().cpu().numpy()
         array.temperature = self.temperature
@@ -109,6 +112,7 @@ class CarriesLogProbs:
         """SB3's `predict`: the next tokens, an array of N or a single one."""
         self.set_training_mode(False)
         obs, vectorized = self.obs_to_tensor(observation)
+        # SB3 reshapes the array here, and a reshaped view has no log-probs.
         actions = self._predict(obs, deterministic).cpu().numpy()
         return (actions if vectorized else actions[0]), state
 
@@ -124,6 +128,7 @@ def carried_log_probs(actions: Any, temperature: float | None = None) -> NDArray
         ValueError: they were drawn at another temperature than the environment's, so the KL would compare two different
             families of distributions.
     """
+    # Actions of other policies, or ones that a wrapper has rewritten, are ordinary arrays.
     log_probs = getattr(actions, "log_probs", None)
     if log_probs is None:
         return None

@@ -62,6 +62,7 @@ class PolicySettings:
             raise ValueError(f"micro_batch_tokens={self.micro_batch_tokens} must be at least 1, or None for no limit.")
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank={self.lora_rank} must be at least 0 (0 trains all weights).")
+        # Written so that NaN fails too.
         if not self.critic_lr_scale > 0:
             raise ValueError(f"critic_lr_scale={self.critic_lr_scale} must be above 0.")
         if self.critic == "none" and self.critic_lr_scale != 1.0:
@@ -80,6 +81,7 @@ class PolicySettings:
     @classmethod
     def take_from(cls, arguments: dict[str, Any]) -> PolicySettings:
         """These settings out of keyword arguments; what is not theirs stays in the dictionary."""
+        # Popped, so that what is left goes to SB3's constructor, which refuses what it does not know.
         return cls(**{name: arguments.pop(name) for name in cls.names() if name in arguments})
 
     def to_dict(self) -> dict[str, Any]:

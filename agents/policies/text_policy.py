@@ -73,9 +73,11 @@ def load_actor(folder: Path, task: TextTask, mask: str = "none") -> Responder:
     Raises:
         FileNotFoundError, ValueError: it cannot be loaded, or does not fit the task's vocabulary.
     """
+    # What `RecurrentTextPolicy` writes in place of a model's config.json.
     if (folder / "policy.json").is_file():
         return load_recurrent_actor(folder, task)
     lm = load_causal_lm(str(folder), task.settings.load, option="actor")
+    # Another number of tokens means another model family: its ids would be other words in the reference.
     if lm.vocab_size != task.vocab_size:
         raise ValueError(
             f"actor={str(folder)!r} has {lm.vocab_size} tokens, its reference {task.settings.model!r} has "

@@ -54,11 +54,13 @@ class LLMTrustRegionPolicy(LLMActorCriticPolicy):
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
         """While the policy is constructed, all parameters; from then on ``actor``, a vector, and ``value.…``, the critic's."""
+        # The parent's constructor gives the optimizer all weights; TRPO asks afterwards.
         if not hasattr(self, "optimizer"):
             yield from super().named_parameters(*args, **kwargs)
             return
         if self._flat is None:
             self._flat = FlatParameters(self.actor)
+        # sb3-contrib's TRPO.`_compute_actor_grad` skips every name with "value" in it.
         yield "actor", self._flat.vector
         yield from ((f"value.{name}", p) for name, p in self.critic.named_parameters() if p.requires_grad)
 
@@ -66,9 +68,8 @@ class LLMTrustRegionPolicy(LLMActorCriticPolicy):
         """Logits whose gradient reaches the vector that `named_parameters` gave."""
         if isinstance(obs, PackedBatch):
             return self._derivable(lambda: super(LLMTrustRegionPolicy, self)._action_logits(obs))
-        if (
-            self._flat is not None and self.training
-        ):  # TRPO's line search: other weights at every call, so nothing is cached
+        # TRPO's line search has other weights at every call, so nothing is cached.
+        if self._flat is not None and self.training:
             ids, lengths = split_observation(obs)
             return self._derivable(lambda: self._logits(self._fresh_hidden(ids, lengths), self.lm))
         return super()._action_logits(obs)
@@ -84,6 +85,7 @@ class LLMTrustRegionPolicy(LLMActorCriticPolicy):
 
     def _packed_hidden(self, batch: PackedBatch) -> Tensor:
         """Hidden states, by attention without a fused kernel where gradients are due."""
+        # Fused attention kernels have no second derivative; PyTorch's plain one is slower, and used only where needed.
         kernel = sdpa_kernel(SDPBackend.MATH) if torch.is_grad_enabled() else contextlib.nullcontext()
         with kernel:
             return super()._packed_hidden(batch)
@@ -105,6 +107,7 @@ class LLMTrustRegionPolicy(LLMActorCriticPolicy):
 
     def set_training_mode(self, mode: bool) -> None:
         """Train or eval mode; at the end of an update the model counts again, not the vector."""
+        # SB3 calls this with False before each rollout, when the update is over.
         if not mode and self._flat is not None:
             self._flat.release()
         super().set_training_mode(mode)

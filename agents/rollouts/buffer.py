@@ -79,6 +79,7 @@ class TokenRolloutBuffer(RolloutBuffer):
         whiten_rewards: bool = False,
     ) -> None:
         check_observation_space("TokenRolloutBuffer", observation_space)
+        # Checked before SB3's constructor, which calls `reset`.
         if estimator(advantages).groups and group_size < 2:
             raise ValueError(
                 f"advantages={advantages!r} compares the responses of a group: group_size must be at least 2."
@@ -204,6 +205,7 @@ class TokenRolloutBuffer(RolloutBuffer):
         """
         # Slots of a group that start in the same step share a number, which no other step or rollout gives.
         group = (self._rollouts * self.buffer_size + self.pos) * self.n_envs + slot // self.group_size
+        # The environment has appended the action already, so its episode is one token ahead of the observation.
         episode = None if self._venv is None else self._venv.acted[slot]
         if episode is not None and episode.ids[:-1] != context:
             raise RuntimeError(
@@ -268,6 +270,7 @@ class TokenRolloutBuffer(RolloutBuffer):
             ends: V of the state after each segment's last step, 0 where it has ended, shape (segments,).
         """
         segments = self.segments
+        # S segments of at most T steps.
         lengths = np.array([len(s.actions) for s in segments])
         inside = np.arange(lengths.max()) < lengths[:, None]  # (S, T)
 
@@ -301,6 +304,7 @@ class TokenRolloutBuffer(RolloutBuffer):
                 "episodes='synchronous', and n_steps a multiple of max_new_tokens."
             )
         groups = np.array([s.group for s in self.segments])
+        # Greedy responses cost a generation of their own, so they are made only if the estimator asks.
         rollout = Rollout(rewards, values, lengths, ends, groups, self.gamma, self.gae_lambda, self._greedy_scores)
         return chosen.function(rollout)
 
@@ -323,6 +327,7 @@ class TokenRolloutBuffer(RolloutBuffer):
         """
         assert self.full, "The buffer is read before a rollout filled it."
         lengths = np.diff(self._offsets)
+        # numpy's global generator, as SB3's buffers: `set_random_seed` seeds it.
         order = np.random.permutation(len(self.segments))
         for members in balanced_groups(lengths, order, batch_size):
             yield self._samples(members)
@@ -334,7 +339,7 @@ class TokenRolloutBuffer(RolloutBuffer):
         masks = masks_of(chosen)
         if masks is not None:
             packed = dataclasses.replace(packed, masks=torch.from_numpy(np.concatenate(masks)).to(self.device))
-        # Where the members' tokens are in the flat arrays, in the order of the packed texts.
+        # Where the members' tokens are in the flat arrays, in the members' order, as `packed.targets`. (n,)
         tokens = np.concatenate([np.arange(self._offsets[i], self._offsets[i + 1]) for i in members])
 
         def column(array: np.ndarray) -> Tensor:
@@ -358,6 +363,7 @@ class TokenRolloutBuffer(RolloutBuffer):
         values: list[float] = []
         for segment in chosen:
             assert segment.episode is not None
+            # The episode has log π_ref of its whole response; the segment may be a part of it.
             values += segment.episode.ref_log_probs[segment.start : segment.start + len(segment.actions)]
         return torch.tensor(values, dtype=torch.float32, device=self.device)
 

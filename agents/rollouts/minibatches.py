@@ -54,11 +54,13 @@ def balanced_groups(lengths: np.ndarray, order: np.ndarray, batch_size: int | No
             f"batch_size={batch_size} tokens is less than a response of {int(lengths.max())} tokens, and responses are "
             "not torn apart. Raise batch_size to at least max_new_tokens."
         )
+    # ⌈tokens / batch_size⌉ groups are the fewest; whole segments may need more, which the loop finds out.
     n_groups = -(-int(lengths.sum()) // batch_size)
     while True:
         groups: list[list[int]] = [[] for _ in range(n_groups)]
         sizes = np.zeros(n_groups, dtype=np.int64)
         for i in order:
+            # Each segment goes to the group with the fewest tokens so far.
             shortest = int(sizes.argmin())
             groups[shortest].append(int(i))
             sizes[shortest] += lengths[i]

@@ -16,9 +16,14 @@ def rescore(segments: Sequence[Segment], policy: RolloutPolicy) -> None:
     """Fills in values, and in mixed precision log-probs, as training computes them.
 
     Nothing is asked where what the policy gave while collecting is exact already.
+
+    Args:
+        segments: The rollout's segments, changed in place.
+        policy: The policy that generated them, with the same weights still.
     """
     if not policy.rescores_values:
         return
+    # Flat over all segments' tokens: log π in nats, V in score. (n_tokens,)
     log_probs, values = policy.score_segments(
         [s.ids for s in segments], [len(s.context) for s in segments], masks_of(segments)
     )
@@ -40,6 +45,7 @@ def score_rewards(segments: Sequence[Segment], policy: RolloutPolicy, task: Text
         RewardModelError: the reward model failed or returned something unusable.
     """
     episodes = [s.episode for s in segments if s.episode is not None]
+    # First what the formula reads: log π_ref, the score of ended episodes, and the exact KL if it is charged.
     task.score_reference(episodes)
     task.score_responses(episodes)
     if task.kl.in_reward and task.kl.estimator == "exact":
@@ -47,7 +53,9 @@ def score_rewards(segments: Sequence[Segment], policy: RolloutPolicy, task: Text
     for segment in segments:
         episode = segment.episode
         assert episode is not None
+        # Written over: in mixed precision the log-probs were scored again.
         episode.log_probs[segment.start : segment.start + len(segment.actions)] = segment.log_probs
+        # To the last token so far, which is the segment's last too: (steps,), in score.
         segment.rewards = task.rewards(episode, segment.start, segment.log_probs).tolist()
         if episode.done:
             task.complete_info(episode)
@@ -72,7 +80,9 @@ def greedy_scores(
         Scores, shape (segments,), and the number of tokens that were generated for them: one response a prompt.
     """
     episodes: list[Episode] = [s.episode for s in segments if s.episode is not None]
+    # One greedy response for each different prompt: all of a prompt's responses share the baseline.
     prompts = {tuple(e.prompt.ids): e.prompt for e in episodes}
+    # The seed does not matter: nothing is sampled.
     greedy = policy.respond(task, list(prompts.values()), seed=0, deterministic=True)
     scores = dict(zip(prompts, (e.final_score for e in greedy), strict=True))
     baseline = np.array([scores[tuple(e.prompt.ids)] for e in episodes], dtype=np.float64)
@@ -81,5 +91,6 @@ def greedy_scores(
 
 def _split(flat: NDArray[np.float32], segments: Sequence[Segment]) -> Iterator[NDArray[np.float32]]:
     """Cuts a flat array of all segments' tokens into one array a segment."""
+    # np.split takes the inner edges, without the end of the last segment.
     edges = np.cumsum([len(s.actions) for s in segments])[:-1]
     return iter(np.split(flat, edges))

@@ -15,7 +15,7 @@ from llm_env.task import TextTask
 from llm_env.text.prompts import Prompt
 
 
-@dataclass(eq=False)
+@dataclass(eq=False)  # compared by identity: a group may hold the same response twice
 class Segment:
     """An episode's part inside one rollout.
 
@@ -51,6 +51,7 @@ class Segment:
     @property
     def start(self) -> int:
         """The place of the first action in the episode's response."""
+        # Above 0 where the episode began in an earlier rollout. Without an environment nothing earlier is known.
         return 0 if self.episode is None else len(self.context) - len(self.episode.prompt.ids)
 
     @property
@@ -61,6 +62,7 @@ class Segment:
 
 def masks_of(segments: Sequence[Segment]) -> list[NDArray[np.uint8]] | None:
     """Each segment's masks, shape (steps, ⌈V/8⌉); None without masks."""
+    # All segments of a rollout have masks, or none.
     return [np.stack(s.masks) for s in segments] if segments[0].masks else None
 
 

@@ -30,6 +30,7 @@ def end_token_ids(
         ValueError: there is none, so no response could ever end.
     """
     ids: set[int] = set()
+    # A generation config names one end token, a list of them, or none; chat models often end turns with a second one.
     generation = getattr(model, "generation_config", None)
     from_generation = getattr(generation, "eos_token_id", None)
     if isinstance(from_generation, int):
@@ -61,6 +62,7 @@ def attention_span(config: Any) -> float:
     for layer in layers:
         if type(layer) is DynamicSlidingWindowLayer:
             span = min(span, layer.sliding_window)
+        # The exact class: a subclass may hold something else than keys and values of all tokens.
         elif type(layer) is not DynamicLayer:
             return 0
     return span
@@ -84,8 +86,8 @@ class CausalLM:
     def __init__(self, model: PreTrainedModel, name: str, option: str = "model") -> None:
         self.model = model
         self.name = name
-        self.trunk: nn.Module = model.base_model
-        self.config = model.config.get_text_config()
+        self.trunk: nn.Module = model.base_model  # transformers' name for a model without its head
+        self.config = model.config.get_text_config()  # of a multimodal model, its language part's
         self._takes_positions = "position_ids" in inspect.signature(self.trunk.forward).parameters
         self._check_split(option)
 
@@ -133,9 +135,10 @@ class CausalLM:
         ids = torch.arange(4, device=self.device)[None] % self.vocab_size
         was_training = self.model.training
         self.model.eval()
-        whole = self.model(input_ids=ids, use_cache=False).logits.float()
+        whole = self.model(input_ids=ids, use_cache=False).logits.float()  # (1, 4, V)
         split = self.logits(self.hidden(ids, use_cache=False).last_hidden_state).float()
         self.model.train(was_training)
+        # Two percent of the largest logit: bfloat16 keeps two to three digits.
         tolerance = 1e-3 if whole.abs().max() == 0 else float(whole.abs().max()) * 2e-2
         if whole.shape != split.shape or float((whole - split).abs().max()) > tolerance:
             raise ValueError(

@@ -24,7 +24,7 @@ from llm_env.lm.causal_lm import CausalLM, attention_span
 logger = logging.getLogger(__name__)
 
 _GROW = 32  # columns are allocated in multiples of this
-_COMPACT_BELOW = 0.75  # storage is compacted when fewer of its rows than this are in use
+_COMPACT_BELOW = 0.75  # storage is compacted when a smaller share of its rows than this is in use
 
 
 class _Positions:
@@ -104,10 +104,10 @@ class RaggedLayer(DynamicLayer):
         Returns:
             Keys and values, both of shape (rows, heads, kv_length, head_dim).
         """
-        at = self.positions
-        self.keys[at.rows, :, at.columns] = key_states[:, :, 0].to(self.keys.dtype)
-        self.values[at.rows, :, at.columns] = value_states[:, :, 0].to(self.values.dtype)
-        return self.keys[:, :, : at.kv_length], self.values[:, :, : at.kv_length]
+        positions = self.positions
+        self.keys[positions.rows, :, positions.columns] = key_states[:, :, 0].to(self.keys.dtype)
+        self.values[positions.rows, :, positions.columns] = value_states[:, :, 0].to(self.values.dtype)
+        return self.keys[:, :, : positions.kv_length], self.values[:, :, : positions.kv_length]
 
     def get_seq_length(self) -> int:
         """Number of columns before this step's token, in the longest row."""
@@ -167,6 +167,7 @@ class CachedDecoder:
         # Bookkeeping stays on the CPU; only keys, values and hidden states are on the device.
         ids, lengths = input_ids.detach().cpu().long(), lengths.detach().cpu().long().flatten()
         longest = int(lengths.max()) if len(lengths) else 0
+        # Once: does the cache work for this model? And `refresh`, before the first use of weights that changed.
         if not self._checked:
             self._check()
         if self._stale and self._refresh is not None:
@@ -185,6 +186,7 @@ class CachedDecoder:
         width = min(ids.shape[1], self._tokens.shape[1])
         inside = torch.arange(width) < self._lengths[:, None]  # (slots, width)
         same = ((ids[:, :width] == self._tokens[:, :width]) | ~inside).all(1) & (self._lengths > 0)
+        # Read from the start what has another prefix; one token where it grew; nothing where it is unchanged. (slots,)
         fresh = (lengths > 0) & ~(same & ((lengths == self._lengths) | (lengths == self._lengths + 1)))
         grown = same & (lengths == self._lengths + 1)
         self._release(lengths == 0)
@@ -194,6 +196,7 @@ class CachedDecoder:
             self._prefill(ids, lengths, fresh)
         assert self._last is not None or longest == 0
         if self._last is None:
+            # Every slot has been idle so far.
             hidden_size = self.lm.model.get_output_embeddings().weight.shape[1]
             return torch.zeros(len(lengths), hidden_size, device=self.lm.device)
         return self._last * (lengths > 0).to(self._last.device)[:, None]
@@ -203,7 +206,7 @@ class CachedDecoder:
         have = self._tokens.shape[1]
         if longest <= have:
             return
-        # Half as much again, rounded up to whole blocks.
+        # Half as much again, rounded up to a multiple: a growing prefix copies the storage a few times only.
         want = -(-max(longest, have + have // 2) // _GROW) * _GROW
         wider = torch.zeros(len(self._tokens), want, dtype=torch.long)
         wider[:, :have] = self._tokens
@@ -224,6 +227,7 @@ class CachedDecoder:
                 layer.keep(rows.to(layer.keys.device))
             self._row_of_slot[used] = torch.arange(n_used)
             self._n_rows = n_used
+        # Nobody is left, as between two synchronous rounds: the storage goes, the next round allocates its own.
         elif self._layers and n_used == 0:
             self._layers, self._n_rows = [], 0
 
@@ -232,6 +236,7 @@ class CachedDecoder:
         if self._last is None or self._last.dtype != hidden.dtype:
             self._last = hidden.new_zeros(len(self._lengths), hidden.shape[1])
         self._last = self._last.index_copy(0, slots.to(hidden.device), hidden)
+        # Whichever is narrower: columns behind a prefix are never compared.
         width = min(ids.shape[1], self._tokens.shape[1])
         self._tokens[slots, :width] = ids[slots, :width]
         self._lengths[slots] = lengths[slots]
@@ -239,13 +244,15 @@ class CachedDecoder:
     def _prefill(self, ids: Tensor, lengths: Tensor, fresh: Tensor) -> None:
         """Reads the prefixes of the fresh slots from the start, and stores their keys and values."""
         slots = fresh.nonzero()[:, 0]
-        n = lengths[slots]
-        longest = int(n.max())
-        batch = ids[slots, :longest].masked_fill(torch.arange(longest) >= n[:, None], 0).to(self.lm.device)
-        # One right-padded forward pass fills an ordinary cache.
+        prefix_lengths = lengths[slots]  # (n,)
+        longest = int(prefix_lengths.max())
+        # One right-padded forward pass fills an ordinary cache; token 0 stands for V, which has no embedding.
+        padding = torch.arange(longest) >= prefix_lengths[:, None]  # (n, longest)
+        batch = ids[slots, :longest].masked_fill(padding, 0).to(self.lm.device)
         cache: Any = DynamicCache(config=self.lm.config)
         out = self.lm.hidden(batch, past_key_values=cache, use_cache=True)
-        hidden = out.last_hidden_state[torch.arange(len(slots), device=batch.device), n.to(batch.device) - 1]
+        last_positions = prefix_lengths.to(batch.device) - 1
+        hidden = out.last_hidden_state[torch.arange(len(slots), device=batch.device), last_positions]  # (n, H)
 
         # Its rows are copied into ours; slots that had a row keep it.
         new = slots[self._row_of_slot[slots] < 0]
@@ -271,6 +278,7 @@ class CachedDecoder:
 
         The other rows compute too, and write into the column behind their prefix, which their next token will overwrite.
         """
+        # A row that does not grow writes one column behind its prefix, which may lie beyond the storage.
         self._widen(int(self._lengths.max()) + 1)
         device = self.lm.device
         slots = grown.nonzero()[:, 0]
@@ -282,21 +290,22 @@ class CachedDecoder:
         columns[rows] = self._lengths[slots]
         tokens = torch.zeros(self._n_rows, dtype=torch.long)
         tokens[rows] = ids[slots, self._lengths[slots]]
-        at = self._positions
-        at.rows = torch.arange(self._n_rows, device=device)  # all stored rows, because a subset would copy the cache
-        at.columns = columns.to(device)
-        at.kv_length = int(columns.max()) + 1
-        # A row sees its own columns, up to the one that it writes now.
-        mask = torch.arange(at.kv_length, device=device) <= at.columns[:, None]  # (rows, kv_length): no stale columns
+        positions = self._positions
+        # All stored rows, because attention to a subset would copy the cache.
+        positions.rows = torch.arange(self._n_rows, device=device)
+        positions.columns = columns.to(device)
+        positions.kv_length = int(columns.max()) + 1
+        # (rows, kv_length): each row looks at its prefix and its new token, not at stale columns behind them
+        mask = torch.arange(positions.kv_length, device=device) <= positions.columns[:, None]
         out = self.lm.hidden(
             tokens.to(device)[:, None],
             attention_mask=mask.long(),
-            position_ids=at.columns[:, None],
+            position_ids=positions.columns[:, None],
             past_key_values=Cache(layers=list(self._layers)),
             use_cache=True,
         )
         # The rows that only waited are not read.
-        hidden = out.last_hidden_state[rows.to(device), 0]
+        hidden = out.last_hidden_state[rows.to(device), 0]  # (grown slots, H)
         self._remember(slots, hidden, self._lengths + grown.long(), ids)
 
     def _uncached(self, ids: Tensor, lengths: Tensor) -> Tensor:
@@ -305,11 +314,12 @@ class CachedDecoder:
         hidden_size = self.lm.model.get_output_embeddings().weight.shape[1]
         if not len(slots):
             return torch.zeros(len(lengths), hidden_size, device=self.lm.device)
-        n = lengths[slots]
-        longest = int(n.max())
-        batch = ids[slots, :longest].masked_fill(torch.arange(longest) >= n[:, None], 0).to(self.lm.device)
-        states = self.lm.hidden(batch, use_cache=False).last_hidden_state
-        last = states[torch.arange(len(slots), device=batch.device), n.to(batch.device) - 1]
+        prefix_lengths = lengths[slots]  # (n,)
+        longest = int(prefix_lengths.max())
+        padding = torch.arange(longest) >= prefix_lengths[:, None]  # (n, longest)
+        batch = ids[slots, :longest].masked_fill(padding, 0).to(self.lm.device)
+        states = self.lm.hidden(batch, use_cache=False).last_hidden_state  # (n, longest, H)
+        last = states[torch.arange(len(slots), device=batch.device), prefix_lengths.to(batch.device) - 1]  # (n, H)
         return last.new_zeros(len(lengths), last.shape[1]).index_copy(0, slots.to(batch.device), last)
 
     def _check(self) -> None:
@@ -335,16 +345,16 @@ class CachedDecoder:
         trial = CachedDecoder(self.lm, self.max_length)
         trial._checked = True
         vocab = self.lm.vocab_size
-        # Lengths 2 and 5, then 3 and 6, then 4 while the second row waits.
         ids = (torch.arange(2 * 8).reshape(2, 8) * 7 + 1) % vocab
         try:
-            trial.hidden(ids, torch.tensor([2, 5]))
-            trial.hidden(ids, torch.tensor([3, 6]))
-            got = trial.hidden(ids, torch.tensor([4, 6])).float()
+            trial.hidden(ids, torch.tensor([2, 5]))  # fills the cache with two rows of different length
+            trial.hidden(ids, torch.tensor([3, 6]))  # both grow
+            got = trial.hidden(ids, torch.tensor([4, 6])).float()  # (2, H): the first grows, the second waits
         except Exception as error:  # an architecture that refuses our cache or a ragged mask
             logger.debug("cached decoding of %s failed: %s", self.lm.name, error)
             return False
         want = trial._uncached(ids, torch.tensor([4, 6])).float()
+        # Relative to the largest state: rounding differs with the order of the sums, in half precision by percents.
         tolerance = 1e-3 if want.dtype == torch.float32 and self.lm.model.dtype == torch.float32 else 5e-2
         if torch.is_autocast_enabled(self.lm.device.type):
             tolerance = 5e-2

@@ -51,6 +51,7 @@ def continue_prompts(
         while lengths.any():
             logits = lm.logits(decoder.hidden(ids, lengths[:, None])).float() / temperature
             tokens = sample_tokens(logits, False, generator)[0].cpu()  # (rows,)
+            # Append each unfinished row's token; an end token or the cap finishes the row.
             for row in torch.nonzero(lengths)[:, 0].tolist():
                 token = int(tokens[row])
                 responses[row].append(token)

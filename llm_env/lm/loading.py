@@ -99,6 +99,7 @@ def quiet_loading() -> Iterator[None]:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
+        # Only where they were on before: the user may have turned them off.
         if bars:
             transformers_logging.enable_progress_bar()
 
@@ -111,6 +112,7 @@ def _check_name(name: str, kind: str, option: str) -> None:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"{option}={name!r}: the folder holds no {kind} (there is no config.json in it).")
+    # A hub id has one slash at most and does not begin like a path.
     elif path.is_file() or name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
         raise FileNotFoundError(f"{option}={name!r}: there is no such folder. Give a model folder or a hub id.")
 
@@ -134,6 +136,7 @@ def load_config(name: str, kind: str, option: str, trust_remote_code: bool = Fal
             config = AutoConfig.from_pretrained(str(Path(name).expanduser()), trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
+        # transformers' messages go on for many lines; the first says what is wrong.
         raise ValueError(f"{option}={name!r}: no {kind} could be loaded from there ({first_line}).") from error
     return without_dropout(config)
 
@@ -204,6 +207,7 @@ def load_weights(
     config = load_config(name, kind, option, settings.trust_remote_code)
     if auto_class is AutoModelForCausalLM:
         refuse_classifier(config, name, option)
+    # A classifier that is to be trained may have another number of labels than the folder's model.
     if num_labels is not None:
         config.num_labels = num_labels
     logging.getLogger("transformers.modeling_utils").addFilter(_NO_PADDING_ADVICE)  # the same filter is added once only
@@ -221,6 +225,7 @@ def load_weights(
     except (OSError, ValueError, RuntimeError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise ValueError(f"{option}={name!r}: no {kind} could be loaded from there ({first_line}).") from error
+    # transformers fills missing weights at random and only logs it; that is right for a new head alone.
     if num_labels is None:
         _refuse_random_weights(loading["missing_keys"], config, name, kind, option)
     for module in model.modules():  # for architectures with dropout rates that no configuration names

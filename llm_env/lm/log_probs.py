@@ -58,7 +58,7 @@ class FusedLogProbs(torch.autograd.Function):
 
 
 def _plain(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """The same from operations that can be differentiated any number of times; the entropy has its gradient too."""
+    """As `FusedLogProbs`, from operations that can be differentiated any number of times; so can the entropy."""
     scaled = logits.float() / temperature
     log_normalizer = torch.logsumexp(scaled, -1)
     log_prob = scaled.gather(-1, targets[:, None])[:, 0] - log_normalizer
@@ -169,12 +169,13 @@ def head_kl(
         logits = lm.logits(states).float() / temperature
         if bits is not None:
             logits = restrict(logits, unpack_bits(bits, lm.vocab_size))
-        log_pi = torch.log_softmax(logits, -1)
+        log_pi = torch.log_softmax(logits, -1)  # (chunk, V), in nats
         with torch.no_grad():
             log_ref = torch.log_softmax(ref_lm.logits(ref_states).float() / temperature, -1)
         if forward:
             return (log_ref.exp() * (log_ref - log_pi)).sum(-1)
         pi = log_pi.exp()
+        # 0 · log 0 counts as 0, for forbidden tokens too.
         return torch.where(pi > 0, pi * (log_pi - log_ref), 0.0).sum(-1)
 
     rows = max(1, HEAD_CHUNK_ELEMENTS // lm.vocab_size // 4)  # four tensors of that size are alive at once

@@ -51,6 +51,7 @@ class _Group:
             counts = torch.tensor(lengths)  # (rows,)
             place = torch.arange(self.longest)
             inside = place < counts[:, None]  # (rows, longest)
+            # Where each sequence begins among the group's tokens. (rows,)
             starts = counts.cumsum(0) - counts
             # The padding repeats a row's last token. Its content does not matter: causality keeps it from real tokens.
             self.pad = (starts[:, None] + torch.minimum(place, counts[:, None] - 1)).flatten().to(device)
@@ -93,6 +94,7 @@ def _packed_attention(
     sizes = [g.tokens for g in groups]
     # (1, heads, N, D) -> (N, heads, D), cut into groups
     parts = zip(*((t[0].transpose(0, 1).split(sizes)) for t in (query, key, value)), strict=True)
+    # Some models pass it; inside a sequence it is always True here.
     kwargs.pop("is_causal", None)
     attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
     out = []
@@ -161,6 +163,7 @@ def _packed(trunk: nn.Module, batch: PackedBatch) -> Tensor:
     # 0, 1, …, n-1 for each sequence, as if it stood alone.
     positions = torch.cat([torch.arange(n) for n in batch.lengths]).to(batch.device)
     groups = _grouped(batch.lengths, batch.device)
+    # Gradient checkpointing asks for its contexts inside the forward pass; see `recompute_contexts`.
     token = _recomputing.set((config, groups))
     try:
         with _reading(config, groups):
@@ -187,6 +190,7 @@ def can_pack(trunk: nn.Module) -> bool:
 
 @torch.no_grad()
 def _packing_agrees(trunk: nn.Module) -> bool:
+    """Compares packed with padded states on three short sequences of different lengths."""
     if "position_ids" not in inspect.signature(trunk.forward).parameters:
         return False
     size = trunk.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
@@ -199,6 +203,7 @@ def _packing_agrees(trunk: nn.Module) -> bool:
     except Exception as error:  # an architecture that does not call attention through the table
         logger.debug("%s cannot be packed: %s", type(trunk).__name__, error)
         return False
+    # Relative to the largest state: rounding differs with the order of the sums, in half precision by percents.
     half = want.dtype != torch.float32 or torch.is_autocast_enabled(batch.device.type)
     half = half or next(trunk.parameters()).dtype != torch.float32
     return bool((got - want).abs().max() <= (5e-2 if half else 1e-3) * want.abs().max().clamp(min=1e-6))

@@ -72,10 +72,12 @@ class PackedBatch:
                 stop += self.lengths[last]
                 last += 1
             members = self.order[first:last]
+            # Where the part's scored tokens stand among the n.
             places = torch.cat([torch.arange(ends[i] - self.counts[i], ends[i]) for i in members]).to(self.device)
             part = PackedBatch(
                 self.input_ids[start:stop],
                 self.lengths[first:last],
+                # Places within the part. Its caller's order is the packed one: longest first already.
                 self.index[places] - start,
                 self.targets[places] if len(self.targets) else self.targets,
                 tuple(self.counts[i] for i in members),
@@ -104,6 +106,7 @@ def pack(sequences: Sequence[Sequence[int]], starts: Sequence[int], device: torc
         raise ValueError("A scored token needs at least one token before it; got a start of 0.")
     read = [max(1, len(s) - 1) for s in sequences]  # tokens read of each sequence
     ids, lengths, places, order = _lay_out(sequences, read)
+    # A token is predicted at the position before it: those from start to the end at start - 1 to the end - 1. (n,)
     index = torch.cat(
         [torch.arange(p + s - 1, p + len(t) - 1) for p, s, t in zip(places, starts, sequences, strict=True)]
     )
@@ -123,6 +126,7 @@ def pack_ends(sequences: Sequence[Sequence[int]], device: torch.device | str) ->
         A batch whose `index` has the place of each sequence's last token; `targets` is empty, `counts` are ones.
     """
     ids, lengths, places, order = _lay_out(sequences, [len(s) for s in sequences])
+    # Sequence i fills the positions from places[i] on. (B,)
     index = torch.tensor([p + len(s) - 1 for p, s in zip(places, sequences, strict=True)])
     nothing = torch.zeros(0, dtype=torch.long, device=device)
     return PackedBatch(ids.to(device), lengths, index.to(device), nothing, (1,) * len(sequences), order)
@@ -162,6 +166,7 @@ def micro_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     group: list[int] = []
     for i in order:
+        # The first of a group is its longest, so this product is its size with padding.
         if group and lengths[group[0]] * (len(group) + 1) > max_tokens:
             yield group
             group = []
@@ -190,6 +195,7 @@ def in_groups(lengths: Sequence[int], max_tokens: int, device: torch.device, run
         except RuntimeError as error:
             if not is_out_of_memory(error) or len(group) == 1:
                 raise
+            # Both halves wait on the stack, the first on top.
             free_after(error, device)
             logger.warning("%d sequences do not fit in memory at once: they are read in halves.", len(group))
             waiting += [group[len(group) // 2 :], group[: len(group) // 2]]

@@ -79,6 +79,7 @@ class ModelRegistry:
             fresh: Load it in any case, and hand out the new one from now on.
         """
         with self._lock:
+            # Under the lock while it loads: two threads that ask for one model must not both load it.
             key = ModelKey(kind, name, settings, folder_fingerprint(name))
             if fresh or key not in self._models:
                 # Entries of an earlier state of the folder go first: their memory is free for the new model, once those
@@ -151,6 +152,7 @@ class SharedLM:
     def frozen(self) -> Iterator[CausalLM]:
         """The frozen model for the duration of a `with` block: adapters off, no gradients."""
         with torch.no_grad():
+            # Nobody's adapters are inside: the model is the frozen one as it stands.
             if self._adapter_owner is None:
                 yield self.lm
                 return
@@ -162,6 +164,7 @@ class SharedLM:
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """Switches every LoRA layer inside a model off for the duration of a `with` block, and eval mode on."""
     BaseTunerLayer = require("peft.tuners.tuners_utils", "lora").BaseTunerLayer  # noqa: N806
+    # PEFT's own `disable_adapter` belongs to its wrapper, which only the policy has; so layer by layer.
     layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
     before = [layer._disable_adapters for layer in layers]
     was_training = model.training
@@ -195,6 +198,7 @@ def shared_causal_lm(name: str, settings: LoadSettings, option: str = "model") -
         return SharedLM(lm, tokenizer, end_token_ids(lm.model, tokenizer, name, option), settings)
 
     shared = MODELS.get("causal_lm", name, settings, load)
+    # Adapters of a policy that is gone stay in the old copy; whoever comes now gets a clean one.
     if shared.abandoned:
         shared = MODELS.get("causal_lm", name, settings, load, fresh=True)
     return shared

@@ -27,6 +27,7 @@ def sample_tokens(
     else:
         # Inverse transform sampling: one random number a row. In float64, because the sum has V terms.
         cumulative = log_all.exp().cumsum(-1, dtype=torch.float64)
+        # In (0, 1], so that a token of probability 0 in front is not drawn; times the sum, which rounding moves off 1.
         drawn = 1 - torch.rand(len(logits), 1, dtype=torch.float64, device=logits.device, generator=generator)
         tokens = torch.searchsorted(cumulative, drawn * cumulative[:, -1:])[:, 0]
     return tokens, log_all.gather(-1, tokens[:, None])[:, 0]
@@ -43,6 +44,7 @@ def pack_bits(masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
 
 def unpack_bits(bits: Tensor, vocab_size: int) -> Tensor:
     """Bits (N, ⌈V/8⌉), uint8, as a boolean tensor (N, V)."""
+    # Bit j of byte i is token 8i + j; bits beyond V are padding. (N, ⌈V/8⌉, 8) -> (N, V)
     places = torch.arange(8, dtype=torch.uint8, device=bits.device)
     return ((bits[:, :, None] >> places) & 1).flatten(1)[:, :vocab_size].bool()
 
@@ -67,5 +69,5 @@ def top_p_mask(logits: Tensor, p: float) -> Tensor:
     ordered, order = torch.sort(logits, -1, descending=True)
     before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # probability of what stands before each
     keep = before < p
-    keep[:, 0] = True
+    keep[:, 0] = True  # the likeliest stays whatever p is
     return torch.zeros_like(keep).scatter(-1, order, keep)

@@ -70,6 +70,7 @@ class ClassifierReward:
         self.name = name
         self.option = option
         self.mixed_precision = mixed_precision
+        # Shared by all environments of this process that ask for the same name, dtype and device.
         self.model, self.tokenizer = MODELS.get(
             "reward_model", name, settings, lambda: _load_classifier(name, settings, option)
         )
@@ -79,6 +80,7 @@ class ClassifierReward:
         self.heads = head_names(self.model.config)
         self.gate: Gate | None = None
         if self.heads is not None:
+            # Several heads come from a decoder with a linear head; `_load_classifier` has checked that.
             hidden_size = _linear_head(self.model).in_features  # type: ignore[union-attr]
             gate = load_gate(name, hidden_size, len(self.heads))
             self.gate = None if gate is None else gate.to(self.model.device)
@@ -112,8 +114,10 @@ class ClassifierReward:
             return episode.ids
         if episode.prompt.messages is not None and self.tokenizer.chat_template is not None:
             messages = [{"role": role, "content": content} for role, content in episode.prompt.messages]
+            # The conversation with the response as the assistant's last turn, in the classifier's own chat template.
             messages.append({"role": "assistant", "content": episode.response_text})
             text = str(self.tokenizer.apply_chat_template(messages, tokenize=False))
+            # The template has written the special tokens already.
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         else:
             prompt = episode.prompt.text
@@ -122,6 +126,7 @@ class ClassifierReward:
         limit = getattr(self.model.config, "max_position_embeddings", None)
         if limit is not None and len(ids) > limit:
             ids = ids[-limit:]
+        # An empty text has no last token to be scored at; one token stands for it.
         return list(ids) or [self.tokenizer.eos_token_id or 0]
 
     @torch.no_grad()
@@ -132,6 +137,7 @@ class ClassifierReward:
             RewardModelError: a score is NaN or infinite.
         """
         sequences = [self.token_ids(e) for e in episodes]
+        # An id beyond the embedding would fail on a GPU with an error that names nothing.
         embeddings: nn.Embedding = self.model.get_input_embeddings()  # type: ignore[assignment]
         rows = embeddings.weight.shape[0]
         highest = max((i for s in sequences for i in s), default=0)

@@ -44,6 +44,7 @@ def token_rewards(
         ValueError: the estimator is unknown, or is ``exact`` and `exact_kl` does not have one value for each token.
     """
     reference = np.asarray(ref_log_probs, dtype=np.float64)
+    # With log π = 0, k1 is -log π_ref: the environment's part of the reward. All arrays here are (n,).
     policy = np.zeros_like(reference) if log_probs is None else np.asarray(log_probs, dtype=np.float64)
     if estimator == "exact":
         if exact_kl is None or len(np.asarray(exact_kl)) != len(reference):
@@ -55,6 +56,7 @@ def token_rewards(
         penalties = kl_estimate(estimator, policy, reference)
     rewards = -kl_coef * penalties
     if final_score is not None:
+        # The whole response's score is paid with its last token.
         rewards[-1] += final_score
     return rewards
 
@@ -89,4 +91,5 @@ def overlong_share(length: int, max_new_tokens: int, buffer: int) -> float:
     """
     if buffer == 0:
         return float(length >= max_new_tokens)
+    # Linear in between: 0 where the buffer begins, 1 at the cap.
     return min(1.0, max(0.0, (length - (max_new_tokens - buffer)) / buffer))

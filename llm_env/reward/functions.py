@@ -60,6 +60,7 @@ def function_name(function: Callable[..., object]) -> str:
 
 def _import_function(name: str, option: str) -> RewardFunction:
     module_name, _, function_name = name.partition(":")
+    # In sys.path the empty string stands for the current folder.
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # a script's own folder is there, the folder that it is called from is not
     try:
@@ -83,6 +84,7 @@ def _check_signature(function: RewardFunction, name: str, option: str) -> None:
     except (TypeError, ValueError):  # some functions written in C tell none
         return
     try:
+        # Binds two arguments without calling; further parameters must have defaults.
         signature.bind([], [])
     except TypeError as error:
         raise ValueError(

@@ -95,5 +95,6 @@ def combined_head(head: nn.Linear, weights: list[float]) -> nn.Linear:
         combined.weight.copy_((factors @ head.weight)[None])  # (1, H)
         if head.bias is not None:
             combined.bias.copy_((factors @ head.bias)[None])
+    # A critic that starts from this head trains it; a reward model's head is frozen, and stays so.
     combined.weight.requires_grad_(head.weight.requires_grad)
     return combined

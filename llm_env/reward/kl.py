@@ -24,15 +24,25 @@ def kl_k2(log_probs: ArrayLike, ref_log_probs: ArrayLike) -> NDArray[np.float64]
 def kl_k3(log_probs: ArrayLike, ref_log_probs: ArrayLike) -> NDArray[np.float64]:
     """k3 = π_ref/π - 1 - log(π_ref/π): unbiased and positive. Source as `kl_k1`."""
     k1 = kl_k1(log_probs, ref_log_probs)
+    # expm1 keeps its digits near 0, where policy and reference agree and exp(x) - 1 loses them.
     return np.expm1(-k1) + k1
 
 
 _ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
+# ``exact`` is no function of sampled log-probs: it needs whole distributions (`llm_env.lm.log_probs.head_kl`).
 KL_ESTIMATORS = (*_ESTIMATORS, "exact")
 
 
 def kl_estimate(name: str, log_probs: ArrayLike, ref_log_probs: ArrayLike) -> NDArray[np.float64]:
     """One of the three estimators by name.
+
+    Args:
+        name: ``k1``, ``k2`` or ``k3``.
+        log_probs: log π of tokens drawn from π, in nats, any shape.
+        ref_log_probs: log π_ref of the same tokens, in nats, the same shape.
+
+    Returns:
+        Nats, shape kept.
 
     Raises:
         ValueError: an unknown name.

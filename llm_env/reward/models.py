@@ -77,10 +77,12 @@ def load_reward_model(
         return FunctionReward(source, option)
     if isinstance(source, str | Path):
         name = str(source)
+        # ``module:function``, unless a folder has a colon in its name.
         if ":" in name and not Path(name).exists():
             return FunctionReward(name, option)
         return ClassifierReward(name, settings, actor_tokenizer, mixed_precision, option)
     parts: list[tuple[RewardModel, float]] = []
+    # A list: each entry is loaded by itself, and may be a list again.
     for item in source:
         part, weight = _weighted(item, option)
         parts.append((load_reward_model(part, settings, actor_tokenizer, mixed_precision, option), weight))
@@ -93,6 +95,7 @@ def _weighted(item: Any, option: str) -> tuple[Any, float]:
     """An entry of a list of reward models as (reward model, weight); one without a weight counts once."""
     if isinstance(item, str | Path) or callable(item):
         return item, 1.0
+    # Pairs may come from YAML or JSON, so lists count as tuples.
     if not isinstance(item, list | tuple) or len(item) != 2:
         raise ValueError(f"{option}: an entry is a name, a function, or a pair [reward model, weight]; got {item!r}.")
     part, weight = item

@@ -87,10 +87,8 @@ class StepwiseReference:
         """
         with self.reference.frozen() as lm:
             busy = np.flatnonzero(lengths)
-            hidden = self._current_decoder().hidden(torch.from_numpy(input_ids), torch.from_numpy(lengths))[
-                busy
-            ]  # (busy, H)
-            return lm.logits(hidden).float() / self.reference.temperature
+            hidden = self._current_decoder().hidden(torch.from_numpy(input_ids), torch.from_numpy(lengths))  # (N, H)
+            return lm.logits(hidden[busy]).float() / self.reference.temperature
 
     def log_probs(
         self, input_ids: NDArray[np.int64], lengths: NDArray[np.int64], actions: NDArray[np.int64]
@@ -110,6 +108,7 @@ class StepwiseReference:
         if not len(busy):
             return result
         with self.reference.frozen() as lm:
+            # The head reads busy rows only. (busy, H)
             hidden = self._current_decoder().hidden(torch.from_numpy(input_ids), torch.from_numpy(lengths))[busy]
             tokens = torch.as_tensor(actions[busy], device=lm.device)
             log_probs, _ = head_log_probs(lm, hidden, tokens, self.reference.temperature)

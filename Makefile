@@ -41,7 +41,7 @@ coverage: $(VENV)/.installed-test
 	$(PYTEST) -m "not slow" --cov --cov-report=term
 
 mutations: $(VENV)/.installed-test
-	$(BIN)/python tests/mutations.py
+	$(BIN)/python -m tests.mutations
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

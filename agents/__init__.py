@@ -7,8 +7,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from llm_env.lazy import lazy_names
 
 if TYPE_CHECKING:
     from agents.algorithms.factory import make_algorithm
@@ -75,15 +76,4 @@ __all__ = [
     "train_reward_model",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Loads a public name at its first use."""
-    if name not in _MODULES:
-        raise AttributeError(f"module 'agents' has no attribute {name!r}; it has {', '.join(__all__)}.")
-    value = getattr(importlib.import_module(_MODULES[name]), name)
-    globals()[name] = value  # the next use finds it without this function
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)

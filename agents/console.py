@@ -5,13 +5,18 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from rich.console import Console
 from rich.markup import escape
 
 from llm_env.extras import explained
+from llm_env.reward.scores import RewardModelError
+
+T = TypeVar("T")
+RESUME = "Go on with the same command and --resume"
+SAME_COMMAND = "The same command goes on."
 
 
 def named_values(option: str, entries: Sequence[str]) -> dict[str, Any]:
@@ -63,24 +68,26 @@ def print_error(error: Exception | str) -> None:
     Console(stderr=True, soft_wrap=True).print(f"error: {text}", style="red", highlight=False, markup=False)
 
 
-def attempt(stage: Callable[[], dict[str, Any]], console: Console) -> tuple[dict[str, Any] | None, int]:
-    """Runs a stage that ``--resume`` can continue, and says what happened where it did not end.
+def attempt(stage: Callable[[], T], console: Console, go_on: str = RESUME) -> tuple[T | None, int]:
+    """Runs a command's work, and says what happened where it did not end.
 
     Args:
-        stage: Trains, and returns the report.
+        stage: Does the work, and returns what there is to report.
         console: Where warnings, and the line about an interruption, are printed.
+        go_on: What that line says about going on.
 
     Returns:
-        (report, 0); (None, 130) after Ctrl-C; (None, 1) after an error in the settings or files. Other errors are raised.
+        (report, 0); (None, 130) after Ctrl-C; (None, 1) after an error in the settings, the files or a reward model. Other
+        errors are raised: they are mistakes of ours.
     """
     with warnings.catch_warnings():
         plain_warnings(console)
         try:
             return stage(), 0
         except KeyboardInterrupt:
-            console.print("Stopped. Go on with the same command and --resume", highlight=False)
+            console.print(f"Stopped. {go_on}".rstrip(), highlight=False)
             return None, 130
-        except (ValueError, TypeError, OSError, ImportError) as error:
+        except (ValueError, TypeError, OSError, ImportError, RewardModelError) as error:
             print_error(error)
             return None, 1
 

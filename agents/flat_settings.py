@@ -93,7 +93,7 @@ def read_yaml(path: Path, option: str = "config") -> Any:
     """Reads a YAML file of plain values.
 
     Args:
-        path: The file.
+        path: The YAML file; settings stand in it without their groups, one a line.
         option: The option that named the file, for error messages.
 
     Raises:

@@ -9,10 +9,11 @@ does the first use of one of the classes here.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import gymnasium
+
+from llm_env.lazy import lazy_names
 
 if TYPE_CHECKING:  # what `__getattr__` loads at the first use, for type checkers and editors
     from llm_env.env import LLMTextEnv
@@ -65,15 +66,4 @@ __all__ = [
     "__version__",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Loads a public class at its first use."""
-    if name not in _MODULES:
-        raise AttributeError(f"module 'llm_env' has no attribute {name!r}; it has {', '.join(__all__)}.")
-    value = getattr(importlib.import_module(_MODULES[name]), name)
-    globals()[name] = value  # the next use finds it without this function
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)

@@ -37,11 +37,8 @@ class EpisodeSlots:
     """
 
     def __init__(self, task: TextTask, n_slots: int, score_steps: bool = True) -> None:
-        if score_steps and task.kl.in_reward and task.kl.estimator == "exact":
-            raise ValueError(
-                "kl_estimator='exact' needs the policy's whole distribution, which a step does not see: it goes with "
-                "LLMTextVecEnv(scoring='deferred') and TokenRolloutBuffer."
-            )
+        if score_steps:
+            _check_that_steps_can_be_scored(task)
         self.task = task
         self.score_steps = score_steps
         self.episodes: list[Episode | None] = [None] * n_slots
@@ -130,6 +127,7 @@ class EpisodeSlots:
                 )
         # The reference looks at the prefixes before the tokens are appended. (N,), in nats; 0 for idle slots
         if self.score_steps:
+            _check_that_steps_can_be_scored(task)
             reference = self._reference.log_probs(self._ids, self._lengths, actions)
         # Append the tokens, to the episodes and to the observation.
         ended = []
@@ -193,6 +191,20 @@ class EpisodeSlots:
         if isinstance(index_or_raw, int):
             return Episode(self.task.prompts[index_or_raw], **fields)
         return Episode(self.task.prompts.encode(index_or_raw), **fields)
+
+
+def _check_that_steps_can_be_scored(task: TextTask) -> None:
+    """Refuses to score steps where the reward holds the exact KL.
+
+    Raises:
+        ValueError: it does.
+    """
+    if task.kl.in_reward and task.kl.estimator == "exact":
+        raise ValueError(
+            "kl_estimator='exact' needs the policy's whole distribution, which a step does not see: it goes with "
+            "LLMTextVecEnv(scoring='deferred') while TokenRolloutBuffer collects. To step or evaluate outside of training, "
+            "make an environment with kl_estimator='k1', whose returns are the same in expectation."
+        )
 
 
 def _episode_state(episode: Episode | None) -> dict[str, Any] | None:

@@ -211,9 +211,11 @@ def test_the_assets_are_safetensors_and_small() -> None:
 
 
 def test_each_mutation_still_finds_its_place() -> None:
-    from tests.mutations import MUTATIONS, WIRING
+    from tests.mutations import MUTATIONS
 
-    mutations = {m.name: m for m in (*MUTATIONS, *WIRING)}
+    mutations = {m.name: m for m in MUTATIONS}
     counts = {name: (ROOT / m.file).read_text(encoding="utf-8").count(m.text) for name, m in mutations.items()}
     assert len(counts) > 50
     assert {name: n for name, n in counts.items() if n != 1} == {}
+    tests = {test for m in MUTATIONS for test in m.tests}
+    assert all((ROOT / test.partition("::")[0]).is_file() for test in tests), tests

@@ -31,7 +31,7 @@ class PartOfRollout(BaseCallback):
     """Passes a callback the steps of a rollout that is collected in parts, its start once, and no part's end.
 
     Args:
-        inner: The callback.
+        inner: The callback that the user gave to `learn`, for which all parts are one rollout.
         first: Whether this is the first part.
     """
 

@@ -63,9 +63,21 @@ _ACTOR_CRITIC = {
 }
 _CRITIC_FREE = {**_ACTOR_CRITIC, "gae_lambda": 1.0, "vf_coef": 0.0, "critic": "none", "clip_range": 0.2}
 _GROUPS = {**_CRITIC_FREE, "group_size": 4}
+_Q = {
+    **_ALWAYS,
+    "learning_rate": 4e-4,
+    "buffer_size": 50_000,
+    "batch_size": 512,
+    "gradient_steps": 32,
+    "target_update_interval": 1024,
+    "n_steps": 8,
+    "max_grad_norm": 1.0,
+}
 _NO_MASKS = {"masks": "the library's class knows no masks: maskable_ppo does"}
 _HAS_CRITIC = {"groups": "its critic is the baseline; grpo, dr_grpo and rloo compare within groups"}
 _NO_CRITIC = {"separate_critic": "it has no critic: other responses are its baseline"}
+_NO_GROUPS = {"groups": "its baseline is not other responses to the same prompt; grpo's, dr_grpo's and rloo's is"}
+_Q_POLICY = ("critic", "q_scale", "backup", "optimizer_class", "optimizer_kwargs")
 _Q_NO = {
     "lora": "the target network is a second copy of all weights, which adapters on one base would not be",
     **_NO_MASKS,
@@ -175,18 +187,9 @@ ALGORITHMS: dict[str, Algorithm] = {
         DQN,
         LLMQPolicy,
         "Q-learning with replay, Mnih et al. 2015 (https://doi.org/10.1038/nature14236); Q from the LM head, soft backup",
-        {
-            **_ALWAYS,
-            "learning_rate": 4e-4,
-            "buffer_size": 50_000,
-            "batch_size": 512,
-            "gradient_steps": 32,
-            "target_update_interval": 1024,
-            "n_steps": 8,
-            "max_grad_norm": 1.0,
-        },
+        _Q,
         wire=value_based,
-        policy_settings=("critic", "q_scale", "backup", "optimizer_class", "optimizer_kwargs"),
+        policy_settings=_Q_POLICY,
         rollouts=False,
         pays_policy_kl=False,
         no=_Q_NO,
@@ -195,19 +198,9 @@ ALGORITHMS: dict[str, Algorithm] = {
         QRDQN,
         LLMQPolicy,
         "Quantile regression, Dabney et al. 2018 (https://arxiv.org/abs/1710.10044); quantiles of V, Q from the LM head",
-        {
-            **_ALWAYS,
-            "learning_rate": 4e-4,
-            "buffer_size": 50_000,
-            "batch_size": 512,
-            "gradient_steps": 32,
-            "target_update_interval": 1024,
-            "n_steps": 8,
-            "max_grad_norm": 1.0,
-            "n_quantiles": 25,
-        },
+        {**_Q, "n_quantiles": 25},
         wire=value_based,
-        policy_settings=("critic", "q_scale", "backup", "n_quantiles", "optimizer_class", "optimizer_kwargs"),
+        policy_settings=(*_Q_POLICY, "n_quantiles"),
         rollouts=False,
         pays_policy_kl=False,
         no=_Q_NO,
@@ -265,11 +258,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         {**_CRITIC_FREE, "learning_rate": 3e-4, "n_epochs": 4},
         whole_episodes=True,
         buffer={"advantages": "remax", "whiten_advantages": False},
-        no={
-            **_NO_MASKS,
-            **_NO_CRITIC,
-            "groups": "its baseline is not other responses to the same prompt; grpo's, dr_grpo's and rloo's is",
-        },
+        no={**_NO_MASKS, **_NO_CRITIC, **_NO_GROUPS},
     ),
     "reinforce_pp": Algorithm(
         PPO,
@@ -278,11 +267,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         {**_CRITIC_FREE, "learning_rate": 4e-4, "n_epochs": 4},
         whole_episodes=True,
         buffer={"advantages": "reinforce_pp", "whiten_advantages": True},
-        no={
-            **_NO_MASKS,
-            **_NO_CRITIC,
-            "groups": "its baseline is not other responses to the same prompt; grpo's, dr_grpo's and rloo's is",
-        },
+        no={**_NO_MASKS, **_NO_CRITIC, **_NO_GROUPS},
     ),
 }
 # Arguments of constructors that `make_algorithm` fills in itself, or that have no meaning for language.

@@ -54,7 +54,7 @@ class AdaptiveKL(BaseCallback):
         self.target = target
         self.gain = gain
 
-    def _on_training_start(self) -> None:
+    def _init_callback(self) -> None:
         if text_env(self.training_env).task.kl.coef <= 0:
             raise ValueError("kl_target needs a kl_coef above 0 to start from: it is multiplied.")
         if isinstance(self.model, OffPolicyAlgorithm):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.policies.maskable import MaskableLLMPolicy
@@ -29,10 +31,14 @@ class MaskRefresh(BaseCallback):
         self.rollouts = 0
         """Rollouts so far; a checkpoint keeps it."""
 
+    def _init_callback(self) -> None:
+        if not isinstance(self.model.policy, MaskableLLMPolicy):
+            raise ValueError(
+                f"mask_refresh: {type(self.model).__name__} knows no masks; make_algorithm('maskable_ppo') does."
+            )
+
     def _on_training_start(self) -> None:
-        policy = self.model.policy
-        if not isinstance(policy, MaskableLLMPolicy):
-            raise ValueError(f"MaskRefresh needs MaskablePPO's policy; {type(policy).__name__} heeds no masks.")
+        policy = cast(MaskableLLMPolicy, self.model.policy)
         policy.mask_model = "actor"  # in samples and evaluations too, not only in the environment
         env = text_env(self.training_env)
         if env.mask_copy is None:  # a resumed run has one already

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.policies.actor_critic import LLMActorCriticPolicy
@@ -22,7 +24,8 @@ class ReferenceRefresh(BaseCallback):
             moving average of weights.
 
     Raises:
-        ValueError: `every` is below 1, or the share is not above 0 and at most 1.
+        ValueError: `every` is below 1, or the share is not above 0 and at most 1. When training begins: the policy is no
+            language model.
     """
 
     def __init__(self, every: int, share: float = 1.0) -> None:
@@ -36,12 +39,17 @@ class ReferenceRefresh(BaseCallback):
         self.rollouts = 0
         """Rollouts so far; a checkpoint keeps it."""
 
+    def _init_callback(self) -> None:
+        if not isinstance(self.model.policy, LLMActorCriticPolicy):
+            raise ValueError(
+                f"ref_refresh_every: {type(self.model).__name__}'s policy is no language model that a reference could follow."
+            )
+
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_start(self) -> None:
         if self.rollouts and self.rollouts % self.every == 0:  # before the first rollout the policy is the reference
-            policy = self.model.policy
-            assert isinstance(policy, LLMActorCriticPolicy)
+            policy = cast(LLMActorCriticPolicy, self.model.policy)
             text_env(self.training_env).task.refresh_reference(policy.merged_actor(), self.share)
         self.rollouts += 1

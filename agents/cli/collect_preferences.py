@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 
 from agents.cli.arguments import parse_command_line
-from agents.console import plain_warnings, print_error
+from agents.console import SAME_COMMAND, attempt
 from agents.preferences.records import Candidates, Ranking
 from agents.preferences.settings import CollectionSettings
 from agents.runs.settings import check_at_least
@@ -75,17 +74,7 @@ class Args(CollectionSettings):
 
 def run(args: Args) -> int:
     """Collects; returns the exit status."""
-    with warnings.catch_warnings():
-        plain_warnings(console)
-        try:
-            collect(args)
-        except KeyboardInterrupt:
-            console.print("Stopped; what was collected is on the disk. The same command goes on.", highlight=False)
-            return 130
-        except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-            print_error(error)
-            return 1
-    return 0
+    return attempt(lambda: collect(args), console, f"What was collected is on the disk. {SAME_COMMAND}")[1]
 
 
 def collect(args: Args) -> None:

@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from agents.cli.arguments import parse_command_line
-from agents.console import plain_warnings, print_error
+from agents.console import attempt
 from agents.files import write_json
 from agents.flat_settings import read_settings
 from agents.runs.settings import RunSettings
@@ -73,13 +73,7 @@ class Args:
 
 def run(args: Args) -> int:
     """Evaluates the actor; returns the exit status."""
-    plain_warnings(console)
-    try:
-        evaluate(args)
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-        print_error(error)
-        return 1
-    return 0
+    return attempt(lambda: evaluate(args), console, go_on="")[1]
 
 
 def evaluate(args: Args) -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from agents.cli.arguments import parse_command_line
-from agents.console import plain_warnings, print_error
+from agents.console import SAME_COMMAND, attempt
 from agents.iteration.settings import IterationSettings
 
 console = Console(soft_wrap=True)
@@ -34,20 +34,13 @@ class Args(IterationSettings):
 
 def run(args: Args) -> int:
     """Runs the rounds; returns the exit status."""
-    plain_warnings(console)
-    try:
-        from agents.iteration.report import rounds_table
-        from agents.iteration.rounds import iterate
-        from agents.runs.run import Interrupted
+    from agents.iteration.rounds import iterate  # imports torch, which --help need not wait for
 
-        try:
-            evaluations = iterate(args, console)
-        except (KeyboardInterrupt, Interrupted):
-            console.print("Stopped. The same command goes on.", highlight=False)
-            return 130
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-        print_error(error)
-        return 1
+    evaluations, status = attempt(lambda: iterate(args, console), console, SAME_COMMAND)
+    if evaluations is None:
+        return status
+    from agents.iteration.report import rounds_table
+
     console.print(rounds_table(evaluations), highlight=False, markup=False)
     folder = args.output_dir
     console.print(f"Done. Actor: {folder / 'actor'}   picture: {folder / 'rounds.png'}", highlight=False)

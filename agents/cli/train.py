@@ -98,7 +98,7 @@ def train(settings: RunSettings, folder: Path, resume: bool) -> int:
         resume: Whether the run in it goes on.
     """
     # Here and not above, so that --help and a wrong setting do not wait for torch.
-    from agents.runs.run import Interrupted, TrainingRun
+    from agents.runs.run import TrainingRun
     from llm_env.reward.models import RewardModelError
 
     run = None
@@ -109,7 +109,7 @@ def train(settings: RunSettings, folder: Path, resume: bool) -> int:
             highlight=False,
         )
         run.train()
-    except (Interrupted, KeyboardInterrupt):
+    except KeyboardInterrupt:
         if run is not None:  # else nothing is there to go on with
             console.print(f"Stopped. Go on with: python scripts/train.py --resume {folder}", highlight=False)
         return 130

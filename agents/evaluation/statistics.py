@@ -16,7 +16,7 @@ class Estimate:
     """An estimated mean.
 
     Attributes:
-        mean: The mean.
+        mean: Mean of the values, in their unit.
         half_width: Half the width of its 95 % interval.
         std: Standard deviation of one value.
     """

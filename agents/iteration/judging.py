@@ -41,7 +41,7 @@ def prompts_of_round(prompts: Sequence[RawPrompt], size: int | None, number: int
     """Gives a round's prompts: other ones each time until all were used, then again in another order.
 
     Args:
-        prompts: All prompts.
+        prompts: What the rounds take turns with, at least one.
         size: Prompts of a round; None: all.
         number: The round, from 1.
         seed: Seed of the orders.

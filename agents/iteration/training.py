@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from agents.runs.settings import AlgorithmSettings, FolderSettings, RunSettings,
 from agents.supervised.preference.methods import METHODS
 from agents.supervised.preference.train import train_on_preferences
 from agents.supervised.reward_model.train import train_reward_model
-from agents.supervised.settings import METHOD_OPTIONS, PreferenceSettings, RewardSettings, SFTSettings
+from agents.supervised.settings import METHOD_OPTIONS, PreferenceSettings, RewardSettings, SFTSettings, UpdateSettings
 from agents.supervised.sft import fine_tune
 
 PAIRS_LEARNING_RATE = 3e-4
@@ -47,7 +48,7 @@ def train_on_texts(state: RoundsState, number: int, data: Path) -> None:
 
     Args:
         state: Settings and folder of the rounds.
-        number: The round.
+        number: Number of the round, from 1.
         data: Texts, one JSON record a line.
     """
     settings = state.settings
@@ -61,7 +62,7 @@ def train_on_pairs(state: RoundsState, number: int, data: Path) -> None:
 
     Args:
         state: Settings and folder of the rounds.
-        number: The round.
+        number: Number of the round, from 1.
         data: Pairs, one JSON record a line.
     """
     settings = state.settings
@@ -92,27 +93,21 @@ def trainer_settings(state: RoundsState, number: int, default_rate: float) -> di
 
     Args:
         state: Settings and folder of the rounds.
-        number: The round.
+        number: Number of the round, from 1.
         default_rate: Learning rate where the settings say none.
     """
     settings, target = state.settings, state.round_folder(number) / "training"
     shutil.rmtree(target / "actor", ignore_errors=True)
     # A round differs from the next in what it starts from and in its seed; the rest is the same in all.
+    shared = {field.name: getattr(settings, field.name) for field in dataclasses.fields(UpdateSettings)}
     return {
+        **shared,
         "output_dir": target,
         "model": str(state.actor(number - 1)),
-        "epochs": settings.epochs,
+        "seed": settings.seed + number,
         "learning_rate": default_rate if settings.learning_rate is None else settings.learning_rate,
-        "lr_schedule": settings.lr_schedule,
-        "batch_size": settings.batch_size,
-        "micro_batch_size": settings.micro_batch_size,
-        "lora_rank": settings.lora_rank,
-        "mixed_precision": settings.mixed_precision,
         "evaluations": settings.checkpoints,
         "resume": has_files(target),
-        "device": settings.device,
-        "trust_remote_code": settings.trust_remote_code,
-        "seed": settings.seed + number,
     }
 
 

@@ -20,7 +20,7 @@ class RunCommand(Protocol):
 
         Args:
             name: The command's module in `agents.cli`.
-            argv: Its options.
+            argv: Its command line, without the name: options and their values.
             log: A file that its output is appended to. None: it goes where this process's goes.
             threads: CPU threads that it may use; 0: as many as torch likes.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from agents.policies.decoding_copy import DecodingCopy
+from agents.policies.sampled_actions import CarriesLogProbs
 from llm_env.default_task import DEFAULT_MODEL
+from llm_env.episode import Episode
 from llm_env.extras import require
 from llm_env.lm.causal_lm import CausalLM, load_causal_lm
 from llm_env.lm.decoding import CachedDecoder
 from llm_env.lm.loading import quiet_loading
 from llm_env.lm.names import LoadSettings
 from llm_env.lm.registry import shared_causal_lm
+from llm_env.rollout import respond
+from llm_env.task import TextTask
+from llm_env.text.prompts import Prompt
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -77,11 +83,6 @@ class Actor:
         self._decoder = CachedDecoder(self.lm, max_length, use_cache=use_cache)
 
     @property
-    def hidden_size(self) -> int:
-        """Width of the hidden states that the LM head reads."""
-        return int(self.lm.model.get_output_embeddings().weight.shape[1])
-
-    @property
     def decoder(self) -> CachedDecoder:
         """What decodes; ``decoder.lm`` has the head that goes with its hidden states.
 
@@ -107,6 +108,32 @@ class Actor:
         merged_model = copy.deepcopy(self._adapted).merge_and_unload()
         assert isinstance(merged_model, PreTrainedModel)
         return merged_model
+
+
+class PlainActor(CarriesLogProbs, nn.Module):
+    """What policies share whose actor is a causal LM as it stands, without adapters or a rounded copy to decode with."""
+
+    lm: CausalLM
+    _decoder: CachedDecoder
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Loads weights, and drops the cache."""
+        self._decoder.clear()
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def merged_actor(self) -> PreTrainedModel:
+        """The actor as an ordinary causal LM."""
+        return self.lm.model
+
+    def respond(
+        self, task: TextTask, prompts: Sequence[Prompt], seed: int, deterministic: bool = False
+    ) -> list[Episode]:
+        """Writes one scored response to each prompt; see `agents.policies.text_policy.Responder.respond`."""
+        return respond(self.lm, task, prompts, seed, deterministic=deterministic)
+
+    def save_actor(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Writes the actor and its tokenizer to a folder for `from_pretrained`."""
+        save_language_model(self.lm.model, tokenizer, folder)
 
 
 def load_actor_network(model: str | None, action_space: spaces.Space[Any], trust_remote_code: bool) -> CausalLM:

@@ -108,7 +108,7 @@ class LLMActorCriticPolicy(CarriesLogProbs, ScoresRollouts, ActorCriticPolicy):
         self.lm = self._acting.lm
         self.actor = self.lm.model
         # The critic: a head on the actor's states, or a network of its own.
-        source = CriticSource(self.lm.name, self._acting.hidden_size, s.critic_start, s.trust_remote_code)
+        source = CriticSource(self.lm.name, self.lm.hidden_size, s.critic_start, s.trust_remote_code)
         self.critic = make_critic(s.critic, source)
         if s.gradient_checkpointing:
             enable_checkpointing(self.actor)
@@ -147,10 +147,10 @@ class LLMActorCriticPolicy(CarriesLogProbs, ScoresRollouts, ActorCriticPolicy):
         return ActionTensor.carry(actions, log_probs, self.temperature), values, log_probs
 
     @torch.no_grad()
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
-        """The next tokens (N,), which carry their log-probs; the critic is not asked."""
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False, allowed: Tensor | None = None) -> Tensor:
+        """The next tokens (N,), among those allowed (N, V), which carry their log-probs; the critic is not asked."""
         ids, lengths = split_observation(observation)
-        actions, log_probs = self._sample(self._last_hidden(ids, lengths), lengths, deterministic, None)
+        actions, log_probs = self._sample(self._last_hidden(ids, lengths), lengths, deterministic, allowed)
         return ActionTensor.carry(actions, log_probs, self.temperature)
 
     def _sample(

@@ -15,8 +15,6 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor
 
 from agents.policies.actor_critic import LLMActorCriticPolicy
-from agents.policies.observations import split_observation
-from agents.policies.sampled_actions import ActionTensor
 from llm_env.lm.packing import PackedBatch
 
 
@@ -62,15 +60,8 @@ class MaskableLLMPolicy(LLMActorCriticPolicy):
         action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """SB3's `predict`, among the tokens that `action_masks` allow."""
-        # As SB3's `predict`, less its reshape, which would drop the log-probs that actions carry.
-        self.set_training_mode(False)
-        obs, vectorized = self.obs_to_tensor(observation)
-        ids, lengths = split_observation(obs)
         allowed = None if action_masks is None else self._allowed(action_masks)
-        with torch.no_grad():
-            tokens, log_probs = self._sample(self._last_hidden(ids, lengths), lengths, deterministic, allowed)
-        actions = ActionTensor.carry(tokens, log_probs, self.temperature).cpu().numpy()
-        return (actions if vectorized else actions[0]), state
+        return self._act(observation, lambda obs: self._predict(obs, deterministic, allowed)), state
 
     def _allowed(self, action_masks: np.ndarray) -> Tensor:
         """Masks as they come from sb3-contrib as a boolean tensor (N, V)."""

@@ -16,8 +16,6 @@ for a soft backup, max_a Q(s,a) for a hard one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,22 +23,17 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from agents.policies.actor import load_actor_network, optimizer_defaults, save_language_model
+from agents.policies.actor import PlainActor, load_actor_network, optimizer_defaults
 from agents.policies.critic import Critic, CriticSource, make_critic
 from agents.policies.observations import sequences_of, split_observation
-from agents.policies.sampled_actions import ActionTensor, CarriesLogProbs
+from agents.policies.sampled_actions import ActionTensor
 from llm_env.default_task import DEFAULT_REWARD_MODEL
-from llm_env.episode import Episode
 from llm_env.lm.causal_lm import CausalLM
 from llm_env.lm.decoding import CachedDecoder
 from llm_env.lm.packed_attention import packed_states
 from llm_env.lm.packing import PackedBatch, pack_ends
 from llm_env.lm.sampling import sample_tokens
-from llm_env.rollout import respond
-from llm_env.task import TextTask
-from llm_env.text.prompts import Prompt
 
 BACKUPS = ("soft", "hard")
 
@@ -116,7 +109,7 @@ class TextQNetwork(nn.Module):
         self.train(mode)
 
 
-class LLMQPolicy(CarriesLogProbs, BasePolicy):
+class LLMQPolicy(PlainActor, BasePolicy):
     """Q-network, target network, and decoding with a cache, for `DQN` and `QRDQN`.
 
     Acting samples from softmax(Q/τ) = π_θ, which is what explores: SB3's ε, uniformly random tokens, is best left at 0.
@@ -203,8 +196,7 @@ class LLMQPolicy(CarriesLogProbs, BasePolicy):
         """Loads an actor and a critic, and makes a Q-network (`backup` None) or a target network of them."""
         a = self._arguments
         lm = load_actor_network(a["model"], self.action_space, a["trust_remote_code"])
-        hidden_size = int(lm.model.get_output_embeddings().weight.shape[1])
-        source = CriticSource(lm.name, hidden_size, a["reward_model"], a["trust_remote_code"])
+        source = CriticSource(lm.name, lm.hidden_size, a["reward_model"], a["trust_remote_code"])
         critic = make_critic(a["critic"], source)
         return TextQNetwork(lm, critic, a["q_scale"], a["temperature"], self.n_quantiles, backup)
 
@@ -240,25 +232,6 @@ class LLMQPolicy(CarriesLogProbs, BasePolicy):
             self._decoder.clear()
         self.q_net.set_training_mode(mode)
         self.training = mode
-
-    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Loads weights, and drops the cache."""
-        self._decoder.clear()
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
-
-    def merged_actor(self) -> PreTrainedModel:
-        """π_θ as an ordinary causal LM."""
-        return self.lm.model
-
-    def respond(
-        self, task: TextTask, prompts: Sequence[Prompt], seed: int, deterministic: bool = False
-    ) -> list[Episode]:
-        """Writes one scored response to each prompt; see `agents.policies.text_policy.Responder.respond`."""
-        return respond(self.lm, task, prompts, seed, deterministic=deterministic)
-
-    def save_actor(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Writes π_θ and its tokenizer to a folder for `from_pretrained`."""
-        save_language_model(self.merged_actor(), tokenizer, folder)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         """Gives what SB3 saves with a model, to make the same policy again."""

@@ -7,8 +7,7 @@ for each hidden unit, stand between the trunk and the LM head: few, and they rea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,22 +17,17 @@ from sb3_contrib.ars.policies import ARSPolicy
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from agents.policies.actor import load_actor_network, save_language_model
+from agents.policies.actor import PlainActor, load_actor_network
 from agents.policies.observations import split_observation
-from agents.policies.sampled_actions import ActionTensor, CarriesLogProbs
-from llm_env.episode import Episode
+from agents.policies.sampled_actions import ActionTensor
 from llm_env.lm.decoding import CachedDecoder
 from llm_env.lm.sampling import sample_tokens
-from llm_env.rollout import respond
-from llm_env.task import TextTask
-from llm_env.text.prompts import Prompt
 
 SEARCHED = ("last_norm", "norms")
 
 
-class LLMSearchPolicy(CarriesLogProbs, BasePolicy):
+class LLMSearchPolicy(PlainActor, BasePolicy):
     """A causal LM that decodes greedily; `parameters` are its normalization gains.
 
     Args:
@@ -103,11 +97,6 @@ class LLMSearchPolicy(CarriesLogProbs, BasePolicy):
         with torch.no_grad():
             super().load_from_vector(vector)
 
-    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Loads weights, and drops the cache."""
-        self._decoder.clear()
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
-
     def forward(self, obs: PyTorchObs, deterministic: bool = True) -> Tensor:
         """Chooses the next tokens, shape (N,), as `_predict` does."""
         return self._predict(obs, deterministic)
@@ -122,20 +111,6 @@ class LLMSearchPolicy(CarriesLogProbs, BasePolicy):
         return ActionTensor.carry(
             actions, torch.zeros_like(log_probs) if deterministic else log_probs, self.temperature
         )
-
-    def merged_actor(self) -> PreTrainedModel:
-        """The actor as an ordinary causal LM."""
-        return self.actor
-
-    def respond(
-        self, task: TextTask, prompts: Sequence[Prompt], seed: int, deterministic: bool = False
-    ) -> list[Episode]:
-        """Writes one scored response to each prompt; see `agents.policies.text_policy.Responder.respond`."""
-        return respond(self.lm, task, prompts, seed, deterministic=deterministic)
-
-    def save_actor(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Writes the actor and its tokenizer to a folder for `from_pretrained`."""
-        save_language_model(self.merged_actor(), tokenizer, folder)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         """Gives what SB3 saves with a model, to make the same policy again."""

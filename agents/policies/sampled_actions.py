@@ -8,6 +8,7 @@ everybody else they are ordinary tensors, arrays and integers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -110,11 +111,15 @@ class CarriesLogProbs:
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """SB3's `predict`: the next tokens, an array of N or a single one."""
+        return self._act(observation, lambda obs: self._predict(obs, deterministic)), state
+
+    def _act(self, observation: np.ndarray | dict[str, np.ndarray], choose: Callable[[Any], Tensor]) -> Any:
+        """Numpy observations to actions, chosen by a function of the observations as tensors."""
         self.set_training_mode(False)
         obs, vectorized = self.obs_to_tensor(observation)
         # SB3 reshapes the array here, and a reshaped view has no log-probs.
-        actions = self._predict(obs, deterministic).cpu().numpy()
-        return (actions if vectorized else actions[0]), state
+        actions = choose(obs).cpu().numpy()
+        return actions if vectorized else actions[0]
 
 
 def carried_log_probs(actions: Any, temperature: float | None = None) -> NDArray[np.float32] | None:

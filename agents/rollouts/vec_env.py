@@ -329,5 +329,5 @@ def text_env(env: VecEnv | None) -> LLMTextVecEnv:
     """
     base = env.unwrapped if env is not None else None
     if not isinstance(base, LLMTextVecEnv):
-        raise TypeError(f"This callback needs an LLMTextVecEnv; the algorithm's environment is {type(base).__name__}.")
+        raise TypeError(f"An LLMTextVecEnv is needed; the algorithm's environment is {type(base).__name__}.")
     return base

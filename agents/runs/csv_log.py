@@ -17,7 +17,7 @@ class CsvRows(KVWriter):
     A file that is there already is continued, and a column that comes later is added to all rows, empty in the earlier ones.
 
     Args:
-        path: The file.
+        path: Where the CSV file is, or will be; UTF-8, with a header.
     """
 
     def __init__(self, path: Path) -> None:

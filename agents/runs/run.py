@@ -21,8 +21,6 @@ from agents.callbacks.metrics import TextMetricsCallback
 from agents.callbacks.reference_refresh import ReferenceRefresh
 from agents.evaluation.gold import load_gold
 from agents.files import write_json
-from agents.policies.actor_critic import LLMActorCriticPolicy
-from agents.policies.maskable import MaskableLLMPolicy
 from agents.policies.text_policy import TextPolicy
 from agents.rollouts.vec_env import text_env
 from agents.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -36,8 +34,8 @@ from llm_env.extras import installed
 from llm_env.text.prompts import PromptSet
 
 
-class Interrupted(Exception):  # noqa: N818
-    """The user asked the run to stop; everything is saved."""
+class Interrupted(KeyboardInterrupt):
+    """The user asked the run to stop, and it did so after an iteration; everything is saved."""
 
 
 class RunCallback(TextMetricsCallback):
@@ -91,27 +89,23 @@ def algorithm_settings(settings: RunSettings) -> dict[str, Any]:
     return arguments
 
 
-def check_length_and_beta(settings: RunSettings) -> None:
-    """Checks what depends on the kind of algorithm.
+def check_length(settings: RunSettings) -> None:
+    """Refuses a run of random search that is over before its first iteration.
 
     Raises:
-        ValueError: β would move under a backup that is made for one, or random search has no time for one iteration.
+        ValueError: it is; the least number of steps is named.
     """
-    name, training = settings.algorithm.algo, settings.training
-    row = algorithm(name)
-    if training.kl_target is not None and not row.pays_policy_kl:
+    if settings.algorithm.algo != "ars":
+        return
+    # An iteration tries each direction forwards and backwards, each with responses in all slots.
+    training = settings.training
+    n_delta = int(settings.algorithm_arguments().get("n_delta", algorithm("ars").defaults["n_delta"]))
+    least = 2 * n_delta * training.n_envs * settings.task.max_new_tokens
+    if training.total_timesteps < least:
         raise ValueError(
-            f"kl_target={training.kl_target}: {name}'s backup is made for one beta, its q_scale; if the environment's moved "
-            "alone, the optimum would no longer be the fixed point. Leave kl_target out."
+            f"total_timesteps={training.total_timesteps} is less than one iteration of ars: "
+            f"2 x n_delta x n_envs x max_new_tokens = {least}."
         )
-    if name == "ars":  # an iteration tries each direction forwards and backwards, each with responses in all slots
-        n_delta = int(settings.algorithm_arguments().get("n_delta", row.defaults["n_delta"]))
-        least = 2 * n_delta * training.n_envs * settings.task.max_new_tokens
-        if training.total_timesteps < least:
-            raise ValueError(
-                f"total_timesteps={training.total_timesteps} is less than one iteration of ars: "
-                f"2 x n_delta x n_envs x max_new_tokens = {least}."
-            )
 
 
 class TrainingRun:
@@ -137,7 +131,7 @@ class TrainingRun:
         name = settings.algorithm.algo
         if resume and (reason := algorithm(name).reason("resume")) is not None:
             raise ValueError(f"{name} cannot be resumed: {reason}. Start it again in another folder.")
-        check_length_and_beta(settings)
+        check_length(settings)
         # What can fail comes first: nothing is written before all of it is loaded.
         self.gold = load_gold(settings.gold_name)
         self.prompts = run_prompts(settings, folder, resume)
@@ -174,20 +168,17 @@ class TrainingRun:
         training = self.settings.training
         callbacks: list[BaseCallback] = [self.callback]
         if training.ref_refresh_every:
-            if not isinstance(self.model.policy, LLMActorCriticPolicy):
-                raise ValueError(
-                    f"ref_refresh_every: {self.settings.algorithm.algo}'s policy is no language model that a reference could "
-                    "follow."
-                )
             self.refresh = ReferenceRefresh(training.ref_refresh_every, training.ref_refresh_share)
             callbacks.append(self.refresh)
         if self.settings.algorithm.mask_refresh:
-            if not isinstance(self.model.policy, MaskableLLMPolicy):
-                raise ValueError(f"mask_refresh: {self.settings.algorithm.algo} knows no masks; maskable_ppo does.")
             self.mask_refresh = MaskRefresh(self.settings.algorithm.mask_refresh)
             callbacks.append(self.mask_refresh)
         if training.kl_target is not None:
             callbacks.append(AdaptiveKL(self.callback, training.kl_target, training.kl_gain))
+        for (
+            callback
+        ) in callbacks:  # as `learn` will; here, so that one that does not fit is refused before anything is written
+            callback.init_callback(self.model)
         return callbacks
 
     def _open_folder(self) -> None:

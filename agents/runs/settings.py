@@ -243,8 +243,6 @@ class RunSettings:
         """
         for group in (self.training, self.algorithm, self.folder):
             group.check()
-        if self.training.kl_target is not None and self.task.kl_coef <= 0:
-            raise ValueError("kl_target needs a kl_coef above 0 to start from: it is multiplied.")
         rollout = self.training.n_envs * self.training.rounds * self.task.max_new_tokens
         if self.training.episodes != "continuous" and self.training.total_timesteps < rollout:
             raise ValueError(

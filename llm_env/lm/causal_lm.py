@@ -102,6 +102,11 @@ class CausalLM:
         return int(self.model.get_output_embeddings().weight.shape[0])
 
     @property
+    def hidden_size(self) -> int:
+        """Width H of the hidden states that the LM head reads."""
+        return int(self.model.get_output_embeddings().weight.shape[1])
+
+    @property
     def max_positions(self) -> int | None:
         """Longest sequence, in tokens, that the position embedding allows; None where there is no such limit."""
         return getattr(self.config, "max_position_embeddings", None)

@@ -197,8 +197,7 @@ class CachedDecoder:
         assert self._last is not None or longest == 0
         if self._last is None:
             # Every slot has been idle so far.
-            hidden_size = self.lm.model.get_output_embeddings().weight.shape[1]
-            return torch.zeros(len(lengths), hidden_size, device=self.lm.device)
+            return torch.zeros(len(lengths), self.lm.hidden_size, device=self.lm.device)
         return self._last * (lengths > 0).to(self._last.device)[:, None]
 
     def _widen(self, longest: int) -> None:
@@ -311,9 +310,8 @@ class CachedDecoder:
     def _uncached(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """The same as `hidden`, each prefix read from the start."""
         slots = (lengths > 0).nonzero()[:, 0]
-        hidden_size = self.lm.model.get_output_embeddings().weight.shape[1]
         if not len(slots):
-            return torch.zeros(len(lengths), hidden_size, device=self.lm.device)
+            return torch.zeros(len(lengths), self.lm.hidden_size, device=self.lm.device)
         prefix_lengths = lengths[slots]  # (n,)
         longest = int(prefix_lengths.max())
         padding = torch.arange(longest) >= prefix_lengths[:, None]  # (n, longest)

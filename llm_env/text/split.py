@@ -32,7 +32,7 @@ def hold_out(prompts: Sequence[RawPrompt], seed: int) -> tuple[list[RawPrompt], 
     """Splits prompts at random: a tenth is held out, at least one and at most 256 of them.
 
     Args:
-        prompts: All prompts.
+        prompts: What is to be split, at least two.
         seed: Seed of the shuffle.
 
     Returns:

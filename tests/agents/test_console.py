@@ -12,6 +12,7 @@ from rich.console import Console
 
 from agents.cli.arguments import parse_command_line
 from agents.console import attempt, named_values, plain_warnings, print_left_out, print_samples
+from llm_env import RewardModelError
 
 
 def console() -> Console:
@@ -30,6 +31,7 @@ def printed(on: Console) -> str:
         (KeyboardInterrupt(), 130, "Go on with the same command and --resume\n"),
         (ValueError("beta=-1 must be above 0."), 1, "error: beta=-1 must be above 0."),
         (FileNotFoundError("x.jsonl: there is no such file."), 1, "error: x.jsonl: there is no such file."),
+        (RewardModelError("gold='a:b' returned nan"), 1, "error: gold='a:b' returned nan"),
     ],
 )
 def test_a_stage_ends_with_its_report_or_with_a_line_and_a_status(
@@ -45,6 +47,15 @@ def test_a_stage_ends_with_its_report_or_with_a_line_and_a_status(
     assert attempt(stage, on) == ({"loss": 1.0} if raised is None else None, status)
     assert warnings.showwarning is before
     assert message in printed(on) + capsys.readouterr().err
+
+
+def test_a_stage_that_goes_on_with_the_same_command_says_so() -> None:
+    def stage() -> None:
+        raise KeyboardInterrupt
+
+    on = console()
+    assert attempt(stage, on, "The same command goes on.") == (None, 130)
+    assert printed(on) == "Stopped. The same command goes on.\n"
 
 
 def test_a_mistake_of_ours_is_not_hidden() -> None:

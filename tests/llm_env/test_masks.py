@@ -209,7 +209,7 @@ def test_masks_from_an_older_actor_are_refreshed_every_n_rollouts() -> None:
     assert env.batch.mask_source is not source
     with pytest.raises(ValueError, match="mask_refresh=0 must be at least 1"):
         MaskRefresh(0)
-    with pytest.raises(ValueError, match="MaskRefresh needs MaskablePPO's policy"):
+    with pytest.raises(ValueError, match="mask_refresh: PPO knows no masks"):
         make_algorithm("ppo", n_envs=4, env_kwargs={"max_new_tokens": 6}).learn(24, callback=MaskRefresh(1))
 
 

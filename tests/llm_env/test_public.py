@@ -45,4 +45,7 @@ def test_settings_are_checked_without_torch() -> None:
         "import sys, llm_env; llm_env.TaskSettings(); llm_env.Episode; llm_env.Prompt; llm_env.RewardModelError; "
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ.copy())
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ.copy(), check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,235 @@
+"""Mistakes in `agents`: advantages, files, and what is wired together."""
+
+from __future__ import annotations
+
+from tests.mistakes import LEARNING, MASK_TESTS, Mutation
+
+_ADVANTAGE_TESTS = ("tests/agents/rollouts/test_advantages.py",)
+_RESUME_TESTS = (
+    "tests/agents/runs/test_checkpoint.py",
+    "tests/agents/algorithms/test_table.py::test_a_resumed_run_equals_an_uninterrupted_one",
+)
+ADVANTAGES = [
+    Mutation(
+        "advantages have the wrong sign",
+        "agents/rollouts/advantages.py",
+        "rewards + gamma * next_values - values, 0.0)",
+        "values - rewards - gamma * next_values, 0.0)",
+        (f"{LEARNING}[ppo]", f"{LEARNING}[reinforce_pp]"),
+    ),
+    Mutation(
+        "the value of the state behind a rollout is dropped",
+        "agents/rollouts/advantages.py",
+        "next_values[np.arange(n), lengths - 1] = last_values",
+        "next_values[np.arange(n), lengths - 1] = 0.0",
+        _ADVANTAGE_TESTS,
+    ),
+    Mutation(
+        "credit does not go back from the end",
+        "agents/rollouts/advantages.py",
+        "delta[:, t] + gamma * gae_lambda * running",
+        "delta[:, t] + 0.0 * running",
+        (f"{LEARNING}[reinforce_pp]", f"{LEARNING}[grpo]"),
+    ),
+    Mutation(
+        "a response is in its own baseline",
+        "agents/rollouts/advantages.py",
+        "(scores - mean) * size / (size - 1)",
+        "scores - mean",
+        _ADVANTAGE_TESTS,
+    ),
+    Mutation(
+        "advantages are centered and not scaled",
+        "agents/rollouts/advantages.py",
+        "(advantages - advantages.mean()) / (advantages.std() + 1e-8)",
+        "advantages - advantages.mean()",
+        _ADVANTAGE_TESTS,
+    ),
+    Mutation(
+        "the greedy response's score is not subtracted",
+        "agents/rollouts/advantages.py",
+        "returns_to_go(rewards, lengths, gamma) - baselines[:, None]",
+        "returns_to_go(rewards, lengths, gamma)",
+        _ADVANTAGE_TESTS,
+    ),
+    Mutation(
+        "the clip range has no lower side",
+        "agents/algorithms/losses.py",
+        "torch.clamp(ratio, 1 - clip_low, 1 + clip_high)",
+        "torch.clamp(ratio, max=1 + clip_high)",
+        ("tests/agents/algorithms/test_losses.py",),
+    ),
+    Mutation(
+        "the clipped objective is an upper bound",
+        "agents/algorithms/losses.py",
+        "-torch.min(",
+        "-torch.max(",
+        ("tests/agents/algorithms/test_losses.py",),
+    ),
+    Mutation(
+        "beta falls where the KL is too high",
+        "agents/callbacks/adaptive_kl.py",
+        "kl / target - 1",
+        "1 - kl / target",
+        ("tests/agents/callbacks/test_adaptive_kl.py::test_adaptive_kl_by_hand",),
+    ),
+]
+
+FILES = [
+    Mutation(
+        "a half-written file stands under the whole one's name",
+        "agents/files.py",
+        'partial = path.with_name(f".{path.name}.partial")',
+        "partial = path",
+        ("tests/agents/test_files.py",),
+    ),
+    Mutation(
+        "a half-written checkpoint is taken for a whole one",
+        "agents/runs/checkpoint.py",
+        'if (p / "state.json").is_file())',
+        "if p.is_dir())",
+        ("tests/agents/runs/test_checkpoint.py",),
+    ),
+    Mutation(
+        "a resumed run has a fresh optimizer",
+        "agents/runs/checkpoint.py",
+        'optimizer.load_state_dict({"state": state,',
+        'optimizer.load_state_dict({"state": {},',
+        _RESUME_TESTS,
+    ),
+    Mutation(
+        "a resumed run has other random numbers",
+        "agents/runs/checkpoint.py",
+        'torch.set_rng_state(tensors["cpu"])',
+        "pass",
+        _RESUME_TESTS,
+    ),
+    Mutation(
+        "a resumed run asks its prompts in another order",
+        "llm_env/text/prompts.py",
+        'self._left = list(state["left"])',
+        "self._left = []",
+        ("tests/llm_env/text/test_prompts.py", *_RESUME_TESTS),
+    ),
+]
+
+# What is wired together: policies, buffers, losses. Add a mutation here for each term and each mask of a new algorithm.
+_TEXT_PPO = "agents/algorithms/text_ppo.py"
+_TEXT_PPO_TESTS = (
+    "tests/agents/algorithms/test_text_ppo.py",
+    "tests/agents/algorithms/test_kl.py",
+    "tests/agents/algorithms/test_pretraining_mix.py",
+)
+_BUFFER = "agents/rollouts/buffer.py"
+_VEC_ENV_TESTS = ("tests/agents/rollouts/test_vec_env.py",)
+_ORDINARY_PPO = (
+    "tests/agents/algorithms/test_text_ppo.py::test_without_further_terms_an_update_is_stock_ppos_bit_for_bit"
+)
+
+WIRING = [
+    Mutation(
+        "an unfinished segment's next value is dropped",
+        _BUFFER,
+        "unfinished = [i for i, s in enumerate(self.segments) if not s.finished]",
+        "unfinished: list[int] = []",
+        ("tests/agents/rollouts/test_buffer.py",),
+    ),
+    Mutation(
+        "groups of different steps share a number",
+        _BUFFER,
+        "group = (self._rollouts * self.buffer_size + self.pos) * self.n_envs + slot // self.group_size",
+        "group = slot % self.group_size",
+        ("tests/agents/algorithms/test_text_ppo.py",),
+    ),
+    Mutation(
+        "the value loss is left out",
+        _TEXT_PPO,
+        "+ self.vf_coef * value_loss",
+        "+ 0.0 * value_loss",
+        (_ORDINARY_PPO,),
+    ),
+    Mutation(
+        "the KL in the loss has the wrong sign",
+        _TEXT_PPO,
+        "surrogate + task.kl.coef * penalty",
+        "surrogate - task.kl.coef * penalty",
+        _TEXT_PPO_TESTS,
+    ),
+    Mutation(
+        "the KL in the loss is left out",
+        _TEXT_PPO,
+        "surrogate + task.kl.coef * penalty",
+        "surrogate + 0.0 * penalty",
+        _TEXT_PPO_TESTS,
+    ),
+    Mutation(
+        "the texts of PPO-ptx are unlearned",
+        _TEXT_PPO,
+        "loss = loss + self.mix.coef * ptx_loss",
+        "loss = loss - self.mix.coef * ptx_loss",
+        _TEXT_PPO_TESTS,
+    ),
+    Mutation(
+        "the reward keeps the KL that the loss charges",
+        "llm_env/task.py",
+        "if not self.kl.in_reward:",
+        "if False:",
+        _TEXT_PPO_TESTS,
+    ),
+    Mutation(
+        "values are clipped around themselves",
+        _TEXT_PPO,
+        "torch.clamp(values - data.old_values, -clip_vf, clip_vf)",
+        "(values - data.old_values)",
+        (_ORDINARY_PPO,),
+    ),
+    Mutation(
+        "an update that runs out of memory loses the gradients of other terms",
+        "agents/policies/micro_batches.py",
+        "parameter.grad = before if parameter.grad is None else before.add_(parameter.grad)",
+        "parameter.grad = before if parameter.grad is None else parameter.grad",
+        ("tests/agents/policies/test_micro_batches.py",),
+    ),
+    Mutation(
+        "old log-probs of mixed precision are not scored again",
+        "agents/rollouts/scoring.py",
+        "if policy.rescores_log_probs:",
+        "if False:",
+        ("tests/test_invariants.py", "tests/llm_env/test_masks.py"),
+    ),
+    Mutation(
+        "an evaluation on the training environment is paid NaN",
+        "agents/rollouts/vec_env.py",
+        'return self.scoring == "deferred" and self.collecting and not self._wrapped',
+        'return self.scoring == "deferred"',
+        _VEC_ENV_TESTS,
+    ),
+    Mutation(
+        "a wrapper's rewards are NaN",
+        "agents/rollouts/vec_env.py",
+        "self._wrapped = bool(readers)",
+        "self._wrapped = False",
+        _VEC_ENV_TESTS,
+    ),
+    Mutation(
+        "log-probs are lost in a pipe",
+        "agents/policies/sampled_actions.py",
+        "return (SampledAction.carry, (int(self), self.log_prob, self.temperature))",
+        "return (np.int64, (int(self),))",
+        _VEC_ENV_TESTS,
+    ),
+    Mutation(
+        "masks from an older actor are never refreshed",
+        "agents/callbacks/mask_refresh.py",
+        "if self.rollouts and self.rollouts % self.every == 0:",
+        "if False:",
+        MASK_TESTS,
+    ),
+    Mutation(
+        "a critic that is not the actor's moves the actor",
+        "agents/policies/critic.py",
+        "return hidden.detach() if self.detach else hidden",
+        "return hidden",
+        ("tests/agents/policies/test_actor_critic.py",),
+    ),
+]

@@ -1,0 +1,210 @@
+"""Mistakes in `llm_env`: decoding, probabilities, rewards, texts."""
+
+from __future__ import annotations
+
+from tests.mistakes import LEARNING, MASK_TESTS, Mutation
+
+_DECODING = "llm_env/lm/decoding.py"
+_DECODING_TESTS = ("tests/llm_env/lm/test_decoding.py",)
+_FORMULA_TESTS = ("tests/llm_env/reward/test_formula.py",)
+
+DECODING = [
+    Mutation(
+        "a row's cache is used for another text of the same length",
+        _DECODING,
+        "((ids[:, :width] == self._tokens[:, :width]) | ~inside).all(1) & (self._lengths > 0)",
+        "self._lengths > 0",
+        _DECODING_TESTS,
+    ),
+    Mutation(
+        "the cache outlives a change of the weights",
+        _DECODING,
+        "        self._stale = True\n",
+        '        if getattr(self, "_n_rows", 0):\n            return\n        self._stale = True\n',
+        (*_DECODING_TESTS, "tests/test_invariants.py::test_at_learning_rate_zero_the_ratio_is_one"),
+    ),
+    Mutation(
+        "rows change places when the cache is compacted",
+        _DECODING,
+        "self._row_of_slot[used] = torch.arange(n_used)",
+        "self._row_of_slot[used] = torch.arange(n_used).flip(0)",
+        _DECODING_TESTS,
+    ),
+    Mutation(
+        "rows that ride along lose their last token",
+        _DECODING,
+        "columns[self._row_of_slot[others]] = self._lengths[others]",
+        "columns[self._row_of_slot[others]] = self._lengths[others] - 1",
+        _DECODING_TESTS,
+    ),
+    Mutation(
+        "a token is predicted from itself",
+        "llm_env/lm/packing.py",
+        "torch.arange(p + s - 1, p + len(t) - 1)",
+        "torch.arange(p + s, p + len(t)).clamp(max=sum(read) - 1)",
+        ("tests/llm_env/lm/test_packing.py",),
+    ),
+    Mutation(
+        "positions run on from one packed sequence to the next",
+        "llm_env/lm/packed_attention.py",
+        "torch.cat([torch.arange(n) for n in batch.lengths])",
+        "torch.arange(sum(batch.lengths))",
+        ("tests/llm_env/lm/test_packed_attention.py",),
+    ),
+]
+
+PROBABILITIES = [
+    Mutation(
+        "the temperature is left out of log-probs",
+        "llm_env/lm/log_probs.py",
+        "            scaled = scaled / temperature\n",
+        "            scaled = scaled / 1.0\n",
+        ("tests/llm_env/lm/test_log_probs.py",),
+    ),
+    Mutation(
+        "the temperature is left out of the reference's log-probs",
+        "llm_env/reward/reference.py",
+        "sequence_log_probs(lm, sequences, starts, self.temperature)",
+        "sequence_log_probs(lm, sequences, starts, 1.0)",
+        ("tests/test_invariants.py::test_at_learning_rate_zero_the_ratio_is_one",),
+    ),
+    Mutation(
+        "masks are left out of log-probs",
+        "llm_env/lm/log_probs.py",
+        "logits = restrict(logits.float(), unpack_bits(bits, lm.vocab_size))",
+        "logits = logits.float()",
+        MASK_TESTS,
+    ),
+    Mutation(
+        "masks are worked out and not handed on",
+        "llm_env/slots.py",
+        "masks[busy] = rules.of(",
+        "rules.of(",
+        (*MASK_TESTS, f"{LEARNING}[maskable_ppo]"),
+    ),
+    Mutation(
+        "a response may end one token too late",
+        "llm_env/masks.py",
+        "< self.min_new_tokens] &= ~self.eos",
+        "<= self.min_new_tokens] &= ~self.eos",
+        MASK_TESTS,
+    ),
+    Mutation(
+        "top-p leaves out the token that reaches p",
+        "llm_env/lm/sampling.py",
+        "keep = before < p",
+        "keep = before + ordered.softmax(-1) < p",
+        MASK_TESTS,
+    ),
+]
+
+REWARDS = [
+    Mutation(
+        "the KL penalty is paid instead of charged",
+        "llm_env/reward/formula.py",
+        "rewards = -kl_coef * penalties",
+        "rewards = kl_coef * penalties",
+        _FORMULA_TESTS,
+    ),
+    Mutation(
+        "k3 with the ratio upside down",
+        "llm_env/reward/kl.py",
+        "np.expm1(-k1) + k1",
+        "np.expm1(k1) - k1",
+        _FORMULA_TESTS,
+    ),
+    Mutation(
+        "the score is paid on the first token",
+        "llm_env/reward/formula.py",
+        "rewards[-1] += final_score",
+        "rewards[0] += final_score",
+        _FORMULA_TESTS,
+    ),
+    Mutation(
+        "a wrapper adds the policy's part of the KL with the wrong sign",
+        "llm_env/wrappers.py",
+        "reward - self.env.unwrapped.task.kl.coef *",
+        "reward + self.env.unwrapped.task.kl.coef *",
+        ("tests/llm_env/test_env.py",),
+    ),
+    Mutation(
+        "the penalty for a missing end is dropped",
+        "llm_env/task.py",
+        "missing_end = 0.0 if episode.has_end else rules.missing_eos_penalty",
+        "missing_end = 0.0",
+        ("tests/llm_env/test_env.py",),
+    ),
+    Mutation(
+        "a response goes on one token beyond the cap",
+        "llm_env/episode.py",
+        "len(self.response_ids) >= max_new_tokens",
+        "len(self.response_ids) > max_new_tokens",
+        ("tests/llm_env/test_episode.py",),
+    ),
+    Mutation(
+        "observations are padded with an end token",
+        "llm_env/task.py",
+        "        return self.vocab_size\n",
+        "        return min(self.eos_ids)\n",
+        ("tests/llm_env/test_env.py",),
+    ),
+    Mutation(
+        "the reward model does not see the end token",
+        "llm_env/reward/classifier.py",
+        "            return episode.ids\n",
+        "            return [i for i in episode.ids if i != self.tokenizer.eos_token_id]\n",
+        ("tests/llm_env/reward/test_models.py",),
+    ),
+    Mutation(
+        "the reference is trained too",
+        "llm_env/lm/registry.py",
+        "        freeze(lm.model)\n",
+        "",
+        ("tests/test_invariants.py::test_frozen_models_are_bit_identical_after_training",),
+    ),
+    Mutation(
+        "the exact KL has the gradient of its integrand only",
+        "llm_env/lm/log_probs.py",
+        "        pi = log_pi.exp()\n",
+        "        pi = log_pi.exp().detach()\n",
+        ("tests/agents/algorithms/test_kl.py",),
+    ),
+    Mutation(
+        "the reference wears the policy's adapters",
+        "llm_env/lm/registry.py",
+        "layer._disable_adapters = True",
+        "layer._disable_adapters = False",
+        ("tests/agents/policies/test_actor_critic.py",),
+    ),
+    Mutation(
+        "step scoring goes on with the reference of before a refresh",
+        "llm_env/reward/reference.py",
+        "if self._version != self.reference.version:",
+        "if self._version > self.reference.version:",
+        ("tests/agents/callbacks/test_reference_refresh.py::test_step_scoring_notices_a_refresh",),
+    ),
+]
+
+TEXTS = [
+    Mutation(
+        "prompts are cut one token short",
+        "llm_env/text/prompts.py",
+        "cut = max(0, len(ids) - max_prompt_length)",
+        "cut = max(0, len(ids) - max_prompt_length + 1)",
+        ("tests/llm_env/text/test_prompts.py",),
+    ),
+    Mutation(
+        "prompts are cut on the right",
+        "llm_env/text/prompts.py",
+        "tuple(ids[cut:])",
+        "tuple(ids[: len(ids) - cut])",
+        ("tests/llm_env/text/test_prompts.py",),
+    ),
+    Mutation(
+        "the prompt's tokens are learned with the response's",
+        "llm_env/text/texts.py",
+        "return EncodedText([*ids, *end], len(prompt.ids))",
+        "return EncodedText([*ids, *end], 1)",
+        ("tests/llm_env/text/test_texts.py",),
+    ),
+]

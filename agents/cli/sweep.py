@@ -146,7 +146,7 @@ def run_one(args: Args, variant: str, seed: int, run_command: RunCommand) -> boo
         train += ["--config", str(args.config)] if args.config else []
     evaluate = ["--actor", str(target / "actor"), "--n-prompts", str(args.n_prompts)]
     evaluate += ["--texts", str(args.texts)] if args.texts else []
-    for name, argv in (("train", train), ("evaluate", evaluate)):
+    for name, argv in (("train", train), ("evaluate_actor", evaluate)):
         if run_command(name, argv, log=Path(f"{target}.log"), threads=args.threads):
             return False
     console.print(f"done: {target}", highlight=False)

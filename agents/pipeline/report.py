@@ -46,7 +46,7 @@ def write_page(pipeline: Pipeline, config: Path) -> Path:
     runs = [s for s in pipeline.stages if s.script == "train"]
     if runs:
         sections.append(training(pipeline, runs))
-    evaluations = [s for s in pipeline.stages if s.script == "evaluate"]
+    evaluations = [s for s in pipeline.stages if s.script == "evaluate_actor"]
     if evaluations:
         sections.append(evaluation(pipeline, evaluations))
     sections.append(f"<h2>Configuration</h2><pre>{html.escape(config.read_text(encoding='utf-8'))}</pre>")

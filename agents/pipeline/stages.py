@@ -30,7 +30,7 @@ SCRIPTS = {
     "train_preference": "output-dir",
     "iterate": "output-dir",
     "train": "output-dir",
-    "evaluate": "output",
+    "evaluate_actor": "output",
 }
 """The commands that can be stages, and the option that says where each writes."""
 RESUMED_BY_FLAG = ("train_sft", "train_reward_model", "train_preference")
@@ -125,7 +125,7 @@ def stage_options(stage: Stage, folders: Mapping[str, Path], seed: int) -> list[
 
 def output_option(stage: Stage, folder: Path) -> list[str]:
     """Gives the option that says where a stage writes: its folder, or a file in it."""
-    target = folder / "evaluation.json" if stage.script == "evaluate" else folder
+    target = folder / "evaluation.json" if stage.script == "evaluate_actor" else folder
     return [f"--{SCRIPTS[stage.script]}", str(target)]
 
 
@@ -219,7 +219,7 @@ class Pipeline:
                 shutil.rmtree(folder)
         # Without outputs the record says that the stage is under way, also if this process is killed now.
         self.keep(stage, Note(inputs, None, seconds_before))
-        if stage.script == "evaluate":  # it writes a file, and makes no folder for it
+        if stage.script == "evaluate_actor":  # it writes a file, and makes no folder for it
             folder.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
         status = self.run_command(stage.script, argv)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.cli import evaluate, iterate, sweep, train
+from agents.cli import iterate, sweep, train
 from agents.cli.arguments import parse_command_line
 
 
@@ -19,11 +19,11 @@ from agents.cli.arguments import parse_command_line
         (["--reward-model", ""], "--reward-model '' is empty"),
     ],
 )
-@pytest.mark.parametrize("command", [train, evaluate])
+@pytest.mark.parametrize("command", [train, evaluate_actor])
 def test_an_option_without_its_value_is_no_default(
     argv: list[str], message: str, command: object, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    if command is evaluate:
+    if command is evaluate_actor:
         argv = ["--actor", str(tmp_path), *(a.replace("kl-coef", "n-prompts") for a in argv)]
     with pytest.raises(SystemExit) as stop:
         command.main(argv)  # type: ignore[attr-defined]

@@ -83,9 +83,9 @@ def test_a_run_leaves_a_folder_that_describes_it(tmp_path: Path, capsys: pytest.
     assert ids.shape[1] > 5
     assert "Picture:" in capsys.readouterr().out
 
-    from agents.cli import evaluate
+    from agents.cli import evaluate_actor
 
-    assert evaluate.run(evaluate.Args(folder / "actor", n_prompts=8)) == 0
+    assert evaluate_actor.run(evaluate_actor.Args(folder / "actor", n_prompts=8)) == 0
     report = json.loads((folder / "evaluation.json").read_text())
     assert report["n_prompts"] == 8
     assert abs(report["kl"]["mean"]) > 1e-3  # it moved; k1 over eight responses may have either sign
@@ -139,9 +139,9 @@ def test_a_model_prompts_and_reward_of_ones_own(
     assert sorted(held_out + trained) == sorted(prompts.read_text().splitlines())
     AutoModelForCausalLM.from_pretrained(folder / "actor")
     capsys.readouterr()
-    from agents.cli import evaluate
+    from agents.cli import evaluate_actor
 
-    assert evaluate.run(evaluate.Args(folder / "actor")) == 0
+    assert evaluate_actor.run(evaluate_actor.Args(folder / "actor")) == 0
     assert json.loads((folder / "evaluation.json").read_text())["n_prompts"] == 3
 
 

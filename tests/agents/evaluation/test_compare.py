@@ -82,9 +82,9 @@ def test_gold_rule_by_hand(review: str, score: float) -> None:
 
 
 def test_evaluate_names_what_is_missing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    from agents.cli import evaluate
+    from agents.cli import evaluate_actor
 
-    assert evaluate.run(evaluate.Args(tmp_path / "actor")) == 1
+    assert evaluate_actor.run(evaluate_actor.Args(tmp_path / "actor")) == 1
     assert "actor=" in capfd.readouterr().err
 
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 import yaml
 
-from agents.cli import evaluate, pipeline
+from agents.cli import evaluate_actor, pipeline
 from agents.cli.arguments import parse_command_line
 from agents.flat_settings import flat_types
 from agents.pipeline import report as pipeline_report
@@ -66,7 +66,7 @@ TINY: dict[str, Any] = {
         "n_eval": 16,
     },
     "evaluation": {
-        "script": "evaluate",
+        "script": "evaluate_actor",
         "actor": "{ppo}/actor",
         "n_prompts": 16,
         "texts": "{text}/heldout_reviews.jsonl",
@@ -134,8 +134,8 @@ def test_stages_run_where_something_before_them_changed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("greedy", [True, False])
 def test_a_boolean_option_is_a_flag_that_the_command_takes(greedy: bool) -> None:
-    stage = Stage("evaluation", "evaluate", {"actor": "runs/actor", "greedy": greedy, "n_prompts": 8}, ())
-    args = parse_command_line(evaluate.Args, stage_options(stage, {}, seed=3), None)
+    stage = Stage("evaluation", "evaluate_actor", {"actor": "runs/actor", "greedy": greedy, "n_prompts": 8}, ())
+    args = parse_command_line(evaluate_actor.Args, stage_options(stage, {}, seed=3), None)
     assert (args.greedy, args.n_prompts, args.seed) == (greedy, 8, 3)
     assert option_words("all_topics", True) == ["--all-topics"]
     assert option_words("seeds", [1, 2]) == ["--seeds", "1", "2"]
@@ -145,14 +145,14 @@ def test_stages_in_this_process_end_in_a_report(tmp_path: Path) -> None:
     small = {"n_envs": 4, "max_new_tokens": 6, "total_timesteps": 48}
     stages = {
         "ppo": {"script": "train", **small, "gold": "tests.conftest:count_dots"},
-        "evaluation": {"script": "evaluate", "actor": "{ppo}/actor", "n_prompts": 4, "greedy": True},
+        "evaluation": {"script": "evaluate_actor", "actor": "{ppo}/actor", "n_prompts": 4, "greedy": True},
     }
     folder = tmp_path / "out"
     assert pipeline.run(pipeline.Args(config(tmp_path / "c.yaml", stages), folder), run_here) == 0
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 2
     assert "Evaluation on 4 held-out prompts" in page
-    broken = {"evaluation": {"script": "evaluate", "actor": "x", "no_such": 1}}
+    broken = {"evaluation": {"script": "evaluate_actor", "actor": "x", "no_such": 1}}
     assert pipeline.run(pipeline.Args(config(tmp_path / "d.yaml", broken), tmp_path / "other"), run_here) == 2
 
 
@@ -174,7 +174,7 @@ def test_all_stages_then_nothing_then_what_changed(tmp_path: Path) -> None:
 
     changed = {**TINY, "evaluation": {**TINY["evaluation"], "n_prompts": 8}}  # only what is behind a change
     assert pipeline.run(pipeline.Args(config(tmp_path / "c.yaml", changed), folder), watched) == 0
-    assert ran == ["evaluate"]
+    assert ran == ["evaluate_actor"]
 
     ran.clear()  # an output that somebody touched is made again, and what reads it
     with (folder / "preferences" / "rankings.jsonl").open("a") as file:

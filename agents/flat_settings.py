@@ -67,7 +67,7 @@ def from_flat(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """Makes a settings object from a flat mapping.
 
     Args:
-        cls: The settings class.
+        cls: The settings class: a dataclass, whose nested dataclasses are groups.
         values: Values by name. A setting that is left out keeps its default, and so does one that is null (`None`), unless
             its type allows null.
         where: The file or place that the values come from, for error messages.

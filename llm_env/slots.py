@@ -252,7 +252,7 @@ def check_options(options: dict[str, Any], names: Sequence[str]) -> None:
     """Refuses options of `reset` that do not exist.
 
     Args:
-        options: The user's options.
+        options: Options of `reset` by name, as the user gave them.
         names: The options that exist.
 
     Raises:

@@ -141,7 +141,7 @@ class TextTask:
 
         Args:
             episode: Its reference log-probs, and its score if it has ended, must be known.
-            start: First response token.
+            start: Index of the first response token whose reward is wanted, from 0.
             log_probs: log π of those tokens, in nats, shape (n - start,); None: a policy without randomness.
 
         Returns:

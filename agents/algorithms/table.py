@@ -92,7 +92,7 @@ class Algorithm:
 
     Attributes:
         cls: The library's own class; `TextPPO` where the loss is not PPO's.
-        policy: The policy's class.
+        policy: Class of the policy on text that it gets.
         about: What it is, in a line, with its paper.
         defaults: Settings whose defaults differ from the class's own.
         wire: Function that turns settings into the constructor's arguments; see `agents.algorithms.wiring`.

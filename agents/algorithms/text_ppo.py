@@ -41,7 +41,7 @@ class TextPPO(PPO):
     - PPO-ptx, the language-model loss on texts: InstructGPT, Ouyang et al. 2022 (https://arxiv.org/abs/2203.02155).
 
     Args:
-        args: PPO's.
+        args: Positional arguments of PPO: policy, env, learning_rate, …
         clip_range_high: ε above 1 (DAPO's "clip-higher"), above 0. None: as `clip_range`.
         loss_aggregation: ``token``: mean over the mini-batch's tokens, as PPO. ``sequence``: mean of each response first, the
             1/|y| of GRPO as published. ``constant``: sum over responses times their length cap. See `losses.aggregate`.
@@ -51,7 +51,7 @@ class TextPPO(PPO):
         ptx_texts: Texts (see `llm_env.text.texts`) for PPO-ptx. None: there is no such term.
         ptx_coef: Its weight, InstructGPT's γ.
         ptx_tokens: Tokens of these texts that are read with each mini-batch.
-        kwargs: PPO's.
+        kwargs: Keyword arguments of PPO.
 
     Raises:
         ValueError: a setting breaks its rule.

@@ -159,7 +159,7 @@ def policy_settings(task: TextTask, user_settings: Settings, algorithm: Mapping[
     """The policy's arguments for a task: its model and temperature, a critic that it can have, a reference to share.
 
     Args:
-        task: The environment's.
+        task: The environment's task, which has the model, the temperature and the reward model.
         user_settings: Policy settings that the user gave; they win over the task's.
         algorithm: The algorithm's settings: ``ent_coef`` and ``device`` are read.
 

@@ -19,7 +19,7 @@ class ReferenceRefresh(BaseCallback):
     (https://arxiv.org/abs/2406.16768).
 
     Args:
-        every: Rollouts between refreshes.
+        every: Rollouts between refreshes, at least 1.
         share: How far the reference moves towards the policy, above 0, at most 1: 1 puts the policy in its place, less is a
             moving average of weights.
 

@@ -154,7 +154,7 @@ def add_imported(path: Path, source: Path, candidates: Sequence[Candidates]) -> 
 
     Args:
         path: ``rankings.jsonl``.
-        source: Label Studio's export.
+        source: Label Studio's export, a JSON file of annotated tasks.
         candidates: The responses that were exported.
 
     Raises:

@@ -94,7 +94,7 @@ def train(settings: RunSettings, folder: Path, resume: bool) -> int:
 
     Args:
         settings: The run's settings, checked.
-        folder: The run's folder.
+        folder: Where the run writes, or has written; new or empty unless `resume`.
         resume: Whether the run in it goes on.
     """
     # Here and not above, so that --help and a wrong setting do not wait for torch.
@@ -134,7 +134,7 @@ def fail(message: str, folder: Path | None, run: object | None) -> int:
     """Prints one line about what went wrong, and how to go on if there is a checkpoint; returns the exit status.
 
     Args:
-        message: What went wrong.
+        message: What went wrong, as the error says it.
         folder: The run's folder, if it is decided.
         run: The run, if it came to be.
     """

@@ -66,7 +66,7 @@ def compare_actors(
     """Lets an actor and the task's reference respond to the same prompts, and compares the responses.
 
     Args:
-        actor: The trained model.
+        actor: The trained model, or any other that responds to prompts.
         task: Gives reference, reward model and sizes.
         prompts: The prompts to respond to, preferably held out from training.
         settings: How both respond. None: `EvaluationSettings` with its defaults.

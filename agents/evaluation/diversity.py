@@ -83,7 +83,7 @@ def _bleu(
     """BLEU-4 of one text against all others.
 
     Args:
-        index: The text's place.
+        index: Index of the text in the list, from 0.
         orders: Its n-gram counts, n from 1 to 4.
         highest: For each n, an n-gram's highest count in one text, that text's place, and the highest count elsewhere.
         lengths: Words of all texts.

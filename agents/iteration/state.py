@@ -45,7 +45,7 @@ class RoundsState:
 
     Args:
         settings: The settings of the rounds, checked.
-        console: Where to print.
+        console: Terminal that progress is printed on.
 
     Attributes:
         first: Name of the model that the first round starts from; the evaluations' KL is to it.

@@ -65,7 +65,7 @@ def table(head: list[str], rows: list[list[Any]], numbers: bool = True) -> str:
     """Makes an HTML table.
 
     Args:
-        head: The columns' headings.
+        head: Headings of the columns, one for each entry of a row.
         rows: The cells, each row as long as the head.
         numbers: Whether all columns but the first hold numbers, which are aligned on the right.
     """
@@ -100,7 +100,7 @@ def heading(stage: Stage, what: str) -> str:
     """Makes a stage's heading.
 
     Args:
-        stage: The stage.
+        stage: The stage that the section is about.
         what: What the stage does, which stands behind the name if it is another word.
     """
     return f"<h2>{html.escape(stage.name if stage.name == what else f'{stage.name}: {what}')}</h2>"

@@ -115,7 +115,7 @@ def stage_options(stage: Stage, folders: Mapping[str, Path], seed: int) -> list[
     """Gives a stage's command line, without the option that says where it writes.
 
     Args:
-        stage: The stage.
+        stage: The stage whose command line it is.
         folders: The stages' folders by name.
         seed: Seed of a stage that does not set another.
     """
@@ -232,7 +232,7 @@ def resumed(stage: Stage, folder: Path, argv: list[str]) -> list[str]:
     """Gives the command line that goes on with an interrupted stage.
 
     Args:
-        stage: The stage.
+        stage: The stage whose command line it is.
         folder: Its folder, which is not empty.
         argv: The command line that started it.
     """

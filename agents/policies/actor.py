@@ -141,7 +141,7 @@ def load_actor_network(model: str | None, action_space: spaces.Space[Any], trust
 
     Args:
         model: Folder or hub id. None: the embedded default.
-        action_space: The environment's.
+        action_space: The environment's: one action for each of the model's tokens.
         trust_remote_code: Whether model code from a hub may run.
 
     Raises:
@@ -177,7 +177,7 @@ def adapter_config(model: nn.Module, rank: int, alpha: float | None = None, task
 
     Args:
         model: The model that they will be put into.
-        rank: LoRA's r.
+        rank: LoRA's r, the width of the adapters' inner layer; at least 1.
         alpha: LoRA's α; None: 2r.
         task_type: PEFT's name of the kind of model.
 

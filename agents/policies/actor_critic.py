@@ -44,8 +44,8 @@ class LLMActorCriticPolicy(CarriesLogProbs, ScoresRollouts, ActorCriticPolicy):
     or a `PackedBatch` from `TokenRolloutBuffer`: then it makes one causal pass over whole episodes.
 
     Args:
-        observation_space: The environment's.
-        action_space: The environment's.
+        observation_space: The environment's: ``input_ids`` (L,) and ``length`` (1,).
+        action_space: The environment's: one action for each of the V tokens.
         lr_schedule: Learning rate as a function of the progress remaining, 1 to 0.
         optimizer_class: Default: `torch.optim.AdamW`, without weight decay, eps 1e-5.
         optimizer_kwargs: For the optimizer, besides the learning rate. None: `agents.policies.actor.optimizer_defaults`.
@@ -261,7 +261,7 @@ class LLMActorCriticPolicy(CarriesLogProbs, ScoresRollouts, ActorCriticPolicy):
         """`evaluate_actions` of a packed batch with KL(π‖π_ref) of the whole distributions, from the same pass.
 
         Args:
-            batch: Whole episode segments.
+            batch: Whole episode segments, laid end to end, with n scored tokens in all.
             reference: π_ref.
 
         Returns:

@@ -28,7 +28,7 @@ class Responder(Protocol):
         Args:
             task: Sizes, temperature, reference and reward model.
             prompts: What to respond to.
-            seed: Of the sampling.
+            seed: Seed of the sampling; the same gives the same responses.
             deterministic: Take the likeliest token instead of sampling.
         """
 
@@ -65,7 +65,7 @@ def load_actor(folder: Path, task: TextTask, mask: str = "none") -> Responder:
     Args:
         folder: What `TextPolicy.save_actor` wrote.
         task: Where it will respond.
-        mask: See `LoadedActor`.
+        mask: Whose top-k and top-p restrict its responses; see `LoadedActor`.
 
     Returns:
         A `LoadedActor`, or a policy that is no language model.

@@ -50,7 +50,7 @@ def import_rankings(path: Path, candidates: Sequence[Candidates]) -> list[Rankin
     """Reads rankings from Label Studio's JSON export; canceled annotations are left out.
 
     Args:
-        path: The exported file.
+        path: Label Studio's export, a JSON file of annotated tasks.
         candidates: The prompts and responses whose tasks were imported into Label Studio.
 
     Raises:

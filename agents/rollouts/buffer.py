@@ -46,10 +46,10 @@ class TokenRolloutBuffer(RolloutBuffer):
         buffer_size: Steps of each environment in a rollout.
         observation_space: Of `LLMText-v0`.
         action_space: Of `LLMText-v0`.
-        device: Where mini-batches go.
+        device: Torch device that mini-batches are put on; the policy's.
         gae_lambda: λ of generalized advantage estimation, 0 to 1.
         gamma: Discount γ.
-        n_envs: Number of slots.
+        n_envs: Number of slots, which is what SB3 calls environments.
         whiten_advantages: Shift and scale the whole rollout's advantages to mean 0, standard deviation 1. PPO's own
             `normalize_advantage` does so for each mini-batch; use one of them.
         advantages: A row of `agents.rollouts.estimators.ESTIMATORS`: ``gae``, which needs a critic; or ``grpo``, ``dr_grpo``,

@@ -47,8 +47,8 @@ class TokenReplayBuffer(ReplayBuffer):
         buffer_size: Transitions, that is tokens, to keep.
         observation_space: The environment's, of `LLMText-v0`.
         action_space: The environment's, of `LLMText-v0`.
-        device: Where samples go.
-        n_envs: Number of slots.
+        device: Torch device that samples are put on; the policy's.
+        n_envs: Number of slots, which is what SB3 calls environments.
         optimize_memory_usage: SB3's; there is nothing left to optimize.
         n_steps: Steps of reward before the bootstrap.
         gamma: Discount γ of the sum, above 0.

@@ -55,7 +55,7 @@ class LLMTextVecEnv(VecEnv):
 
     Attributes:
         task: The frozen models, the prompts and the KL penalty.
-        batch: The slots' episodes.
+        batch: The episodes, one in each slot or none; it makes the steps.
 
     Raises:
         TypeError, ValueError: an unknown or a bad setting.

@@ -17,7 +17,7 @@ class RunDisplay:
     """Progress bar or lines of a run.
 
     Args:
-        console: Where to print.
+        console: Terminal that progress goes to; without one, some lines are printed.
         total: Timesteps of the whole run.
     """
 

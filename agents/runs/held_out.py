@@ -17,7 +17,7 @@ class HeldOutPrompts:
     """Held-out prompts, which the policy responds to with the same seed each time.
 
     Args:
-        prompts: The held-out prompts.
+        prompts: Held-out prompts, encoded for the actor; samples are of the first ones.
         task: Gives the sizes, the models and the reward.
         gold: A second score that is only reported, or None.
     """

@@ -45,7 +45,7 @@ def run_prompts(settings: RunSettings, folder: Path, resume: bool) -> RunPrompts
     """Decides which prompts a run trains on and which it holds out.
 
     Args:
-        settings: The run's settings.
+        settings: Name the prompts, the held-out prompts and the seed of the split.
         folder: The run's folder, which has the split already if the run goes on.
         resume: Whether the run goes on.
 

@@ -113,8 +113,8 @@ class TrainingRun:
 
     Args:
         settings: The run's settings, checked.
-        folder: Where to write.
-        console: Where to print.
+        folder: Folder of the run; new or empty unless `resume`.
+        console: Terminal that progress and errors are printed on.
         resume: Go on with the run in `folder`, which has the same settings.
 
     Raises:

@@ -170,7 +170,7 @@ def sample_responses(
     """Samples a response to each of the first `count` records' prompts, always with the same seed.
 
     Args:
-        model: A causal LM.
+        model: The causal LM that responds, on its device, in eval mode.
         tokenizer: The model's tokenizer.
         records: Records whose prompts are responded to; those among the first `count` without a prompt are passed over.
         count: How many records to look at.

@@ -215,7 +215,7 @@ class PromptOrder:
     """Indices of prompts, each once before any comes twice, shuffled anew for every pass.
 
     Args:
-        n_prompts: Number of prompts.
+        n_prompts: Number of prompts to go through, at least 1.
         rng: Random generator that shuffles them.
     """
 

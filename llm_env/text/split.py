@@ -13,7 +13,7 @@ def split_indices(count: int, share: float, seed: int) -> tuple[list[int], list[
     """Splits indices at random.
 
     Args:
-        count: Number of records.
+        count: Number of records to split, at least 0.
         share: Share of them that is held out, 0 to 1.
         seed: Seed of the shuffle.
 

@@ -54,7 +54,7 @@ def response_after(prompt: str, response: str) -> str:
     """A response as it stands behind its prompt: with a space before it where neither of the two has one.
 
     Args:
-        prompt: The prompt's text.
+        prompt: Text of the prompt, after the chat template if it has one.
         response: The response's text; an empty one stays empty.
     """
     return response if not response or response[0].isspace() or prompt[-1:].isspace() else f" {response}"

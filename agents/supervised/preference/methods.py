@@ -16,7 +16,7 @@ class Method:
 
     Attributes:
         trainer: Name of TRL's trainer: `PAIRED`, `ODDS`, `CONTRASTIVE` or `UNPAIRED`.
-        source: The paper.
+        source: The paper that it is from, as a user would cite it.
         beta: Default β, the paper's or TRL's. Its meaning differs between methods.
         config: Further entries of TRL's configuration.
         reference: Whether the loss needs a reference model.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.cli import iterate, sweep, train
+from agents.cli import evaluate_actor, iterate, sweep, train
 from agents.cli.arguments import parse_command_line
 
 

@@ -1,9 +1,11 @@
-"""Files that are there whole or not at all: written under another name, then renamed."""
+"""Files and folders that are there whole or not at all: written under another name, then renamed."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,34 @@ def replacing(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.partial")
     try:
         yield partial
+        flush(partial)  # else a power cut could leave an empty file under the new name
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """The same for a folder and its files: gives a folder to write to, whose files take their places at the end of the block.
+
+    A folder that is there already keeps its name all the time: each of its files is replaced, and others stay.
+    """
+    partial = path.with_name(f".partial-{path.name}")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed here
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for file in partial.iterdir():
+            flush(file)
+        if path.exists():
+            for file in partial.iterdir():
+                file.replace(path / file.name)
+            partial.rmdir()
+        else:
+            partial.rename(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
@@ -34,3 +61,12 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
     """Writes plain values as JSON with a newline at the end, whole or not at all."""
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+def flush(path: Path) -> None:
+    """Writes a file or folder to the disk, so that it is not only in the system's cache."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

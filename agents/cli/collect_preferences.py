@@ -16,15 +16,20 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from agents.cli.arguments import parse_command_line
 from agents.console import SAME_COMMAND, attempt
+from agents.output_folder import check_output_folder, locked
 from agents.preferences.records import Candidates, Ranking
 from agents.preferences.settings import CollectionSettings
 from agents.runs.settings import check_at_least
 from llm_env.lm.names import LoadSettings
+
+if TYPE_CHECKING:
+    from agents.preferences.judge import Judge
 
 console = Console(soft_wrap=True)
 
@@ -83,18 +88,31 @@ def collect(args: Args) -> None:
     Raises:
         FileNotFoundError, ValueError: something cannot be loaded, or a setting breaks its rule.
     """
-    from agents.preferences.folder import rank_in
     from agents.preferences.judge import Judge
-    from agents.preferences.records import read_rankings
     from llm_env.lm.loading import resolve_device
 
     args.check()
+    check_output_folder(args.output_dir)
     if not (args.judge or args.people or args.export_tasks or args.import_export):
         console.print("Nobody ranks: give --judge, --people or --export-tasks. Only responses are sampled.")
     load = LoadSettings("float32", str(resolve_device(args.device)), args.trust_remote_code)
     # loaded before anything is sampled, so that a wrong name is told at once
     judge = Judge(args.judge, load, args.noise, args.seed) if args.judge else None
-    args.output_dir.mkdir(parents=True, exist_ok=True)
+    with locked(args.output_dir):
+        sample_and_rank(args, load, judge)
+
+
+def sample_and_rank(args: Args, load: LoadSettings, judge: Judge | None) -> None:
+    """Does what `collect` says, in a folder that no other process writes to.
+
+    Args:
+        args: The command line, checked.
+        load: How models are loaded.
+        judge: Ranks the responses, or None.
+    """
+    from agents.preferences.folder import rank_in
+    from agents.preferences.records import read_rankings
+
     candidates = sample(args, load)
     path = args.output_dir / "rankings.jsonl"
     if args.export_tasks:

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from agents.cli.arguments import parse_command_line
 from agents.console import print_error
+from agents.output_folder import check_output_folder, locked
 from agents.pipeline.commands import RunCommand, run_child
 from agents.pipeline.stages import Pipeline, read_stages
 
@@ -49,28 +50,40 @@ def run(args: Args, run_command: RunCommand = run_child) -> int:
         stages = read_stages(args.config)
         if args.stop_after is not None and args.stop_after not in [s.name for s in stages]:
             raise ValueError(f"stop_after={args.stop_after!r} is none of {', '.join(s.name for s in stages)}.")
-        pipeline = Pipeline(stages, args.output_dir, args.seed, run_command)
-        for number, stage in enumerate(stages, 1):
-            title = f"[{number}/{len(stages)}] {stage.name}"
-            if pipeline.is_done(stage):
-                console.print(f"{title}: there and unchanged", style="dim", highlight=False, markup=False)
-            else:
-                console.rule(f"{title}: {stage.script}.py".replace("[", r"\["), align="left")
-                status = pipeline.run(stage)
-                if status:
-                    console.print(f"{stage.name} stopped (status {status}). The same command goes on.", style="red")
-                    return status
-            if stage.name == args.stop_after:
-                return 0
-        from agents.pipeline.report import write_page
-
-        path = write_page(pipeline, args.config)
+        check_output_folder(args.output_dir)
+        with locked(args.output_dir):
+            return run_stages(args, Pipeline(stages, args.output_dir, args.seed, run_command))
     except KeyboardInterrupt:
         console.print("Stopped. The same command goes on.")
         return 130
     except (ValueError, OSError) as error:
         print_error(error)
         return 1
+
+
+def run_stages(args: Args, pipeline: Pipeline) -> int:
+    """Runs the stages that are not done, and writes the report; returns the exit status.
+
+    Args:
+        args: The command line.
+        pipeline: The stages, in a folder that no other process writes to.
+    """
+    stages = pipeline.stages
+    for number, stage in enumerate(stages, 1):
+        title = f"[{number}/{len(stages)}] {stage.name}"
+        if pipeline.is_done(stage):
+            console.print(f"{title}: there and unchanged", style="dim", highlight=False, markup=False)
+        else:
+            console.rule(f"{title}: {stage.script}.py".replace("[", r"\["), align="left")
+            status = pipeline.run(stage)
+            if status:
+                console.print(f"{stage.name} stopped (status {status}). The same command goes on.", style="red")
+                return status
+        if stage.name == args.stop_after:
+            return 0
+    from agents.pipeline.report import write_page
+
+    path = write_page(pipeline, args.config)
     total = sum(note.seconds for s in stages if (note := pipeline.note(s)) is not None)
     console.print(f"Report: {path}   ({total / 60:.1f} minutes in all)", highlight=False)
     return 0

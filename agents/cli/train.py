@@ -98,6 +98,7 @@ def train(settings: RunSettings, folder: Path, resume: bool) -> int:
         resume: Whether the run in it goes on.
     """
     # Here and not above, so that --help and a wrong setting do not wait for torch.
+    from agents.runs.checkpoint import CheckpointError
     from agents.runs.run import TrainingRun
     from llm_env.reward.models import RewardModelError
 
@@ -115,6 +116,11 @@ def train(settings: RunSettings, folder: Path, resume: bool) -> int:
         return 130
     except RewardModelError as error:
         return fail(str(error), folder, run)
+    except (
+        CheckpointError,
+        FileExistsError,
+    ) as error:  # nothing was trained, and a second try would end in the same way
+        return fail(str(error), None, None)
     except (ValueError, TypeError, OSError, ImportError, SafetensorError) as error:
         if disk_is_full(error):
             return fail(f"the disk is full ({error}). Free some space; the last whole checkpoint stands.", folder, run)

@@ -18,6 +18,7 @@ from agents.iteration.report import draw_rounds, rounds_table
 from agents.iteration.settings import PEOPLE, IterationSettings
 from agents.iteration.state import RoundsState
 from agents.iteration.training import train, train_judge, train_with_algorithm
+from agents.output_folder import locked
 from llm_env.lm.registry import MODELS
 
 
@@ -36,7 +37,12 @@ def iterate(settings: IterationSettings, console: Console | None = None) -> list
             other settings.
     """
     settings.check()
-    state = RoundsState(settings, console or Console(quiet=True))
+    with locked(settings.output_dir):
+        return _iterate(RoundsState(settings, console or Console(quiet=True)))
+
+
+def _iterate(state: RoundsState) -> list[dict[str, Any]]:
+    settings = state.settings
     state.step(0, "evaluation", evaluate)
     evaluations = [state.evaluation(0)]
     for number in range(1, settings.rounds + 1):

@@ -24,6 +24,7 @@ from rich.console import Console
 
 from agents.files import write_json, write_text
 from agents.iteration.settings import IterationSettings
+from agents.output_folder import has_files
 from llm_env.default_task import (
     DEFAULT_GOLD,
     DEFAULT_HELDOUT_PROMPTS,
@@ -135,7 +136,7 @@ class RoundsState:
                 )
             for name in ("settings.json", "steps.json", "evaluation.json"):  # a first attempt that came to no round
                 (self.folder / name).unlink(missing_ok=True)
-        elif self.folder.exists() and any(self.folder.iterdir()):
+        elif has_files(self.folder):
             raise ValueError(
                 f"output_dir={str(self.folder)!r} is not empty and holds no rounds. Choose another folder."
             )

@@ -12,6 +12,7 @@ from agents.files import write_text
 from agents.flat_settings import read_settings
 from agents.iteration.settings import PEOPLE, REJECTION_SAMPLING
 from agents.iteration.state import RoundsState, remove_folder, reward_name
+from agents.output_folder import has_files
 from agents.preferences.records import Ranking, read_rankings, write_jsonl
 from agents.runs.prompts import write_prompts
 from agents.runs.run import TrainingRun
@@ -143,7 +144,7 @@ def train_with_algorithm(state: RoundsState, number: int) -> None:
     """Trains with an algorithm of stable-baselines3; `run_settings` says on which scores."""
     target = state.round_folder(number) / "training"
     config = target / "config.yaml"
-    resume = config.is_file()  # a run writes it first
+    resume = config.is_file()
     if resume:
         settings = read_settings(RunSettings, config)
     else:
@@ -190,8 +191,3 @@ def run_settings(state: RoundsState, number: int) -> RunSettings:
         ),
         folder=FolderSettings(eval_prompts=str(folder / "eval_prompts.jsonl"), gold=state.gold),
     ).checked()
-
-
-def has_files(folder: Path) -> bool:
-    """Whether a folder is there and not empty, so that an interrupted training goes on in it."""
-    return folder.is_dir() and any(folder.iterdir())

@@ -20,6 +20,7 @@ from typing import Any
 
 from agents.files import write_json
 from agents.flat_settings import read_yaml
+from agents.output_folder import LOCK_FILE, has_files
 from agents.pipeline.commands import RunCommand, option_words, run_child
 
 SCRIPTS = {
@@ -35,8 +36,8 @@ SCRIPTS = {
 """The commands that can be stages, and the option that says where each writes."""
 RESUMED_BY_FLAG = ("train_sft", "train_reward_model", "train_preference")
 """The commands that go on in their output folder with ``--resume``; train takes the folder, the others need no option."""
-NOT_COMPARED = ("checkpoints", "tensorboard")
-"""Folders whose files may change or go without the stage counting as changed."""
+NOT_COMPARED = ("checkpoints", "tensorboard", LOCK_FILE)
+"""Names of folders and files that may change or go without the stage counting as changed."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ class Pipeline:
         argv = [*output_option(stage, folder), *stage_options(stage, self.folders, self.seed)]
         # A folder with files: go on in it if the same stage was interrupted there, begin again if something changed.
         seconds_before = 0.0
-        if folder.is_dir() and any(folder.iterdir()):
+        if has_files(folder):
             if note is None:
                 raise FileExistsError(f"{folder} is not empty, and no stage of this pipeline made it. Move it away.")
             if note.outputs is None and note.inputs == inputs:  # interrupted

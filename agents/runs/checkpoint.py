@@ -1,14 +1,14 @@
 """Checkpoints: everything that a run needs to go on as if it had never stopped.
 
 A checkpoint is a folder ``step_000123456`` of safetensors and JSON; nothing in it is unpickled. It is written under
-another name, flushed to the disk, and renamed when it is whole, so a half-written one is never taken for a checkpoint.
-It is taken between two iterations, when the rollout buffer holds nothing that is still needed.
+another name, flushed to the disk, and renamed when it is whole, so a half-written one is never taken for a checkpoint;
+``checksums.json`` has the SHA-256 of each of its files, so one that was damaged later is not taken for one either. It is
+written between two iterations, when the rollout buffer holds nothing that is still needed.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 from collections import deque
@@ -23,14 +23,22 @@ from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+from agents.checksums import CHECKSUMS, damaged_file, read_object, write_checksums
+from agents.files import flush
 from agents.rollouts.replay import TokenReplayBuffer
 from agents.rollouts.vec_env import text_env
 
-FORMAT = 1
+FORMAT = 2
+"""Format 1, of earlier versions, is the same without ``checksums.json``."""
+_ALWAYS_THERE = {"state.json", "policy.safetensors", "optimizer.safetensors", "random.safetensors"}
 COUNTERS = ("num_timesteps", "_total_timesteps", "_episode_num", "_n_updates", "_current_progress_remaining")
 _MORE_COUNTERS = ("_n_calls", "exploration_rate")  # of DQN and QR-DQN
 _PARTIAL = ".partial-"
 _REFERENCE = "reference/"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be gone on from: it is damaged, or was made with something else than is there now."""
 
 
 def save_checkpoint(model: BaseAlgorithm, folder: Path, extra: dict[str, Any] | None = None, keep: int = 2) -> Path:
@@ -73,11 +81,12 @@ def save_checkpoint(model: BaseAlgorithm, folder: Path, extra: dict[str, Any] | 
             "extra": extra or {},
         }
         (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        write_checksums(partial)
         for path in (*partial.iterdir(), partial):  # on the disk before the rename, or a power cut could leave it empty
-            _flush(path)
+            flush(path)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
-        _flush(folder)
+        flush(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -87,8 +96,32 @@ def save_checkpoint(model: BaseAlgorithm, folder: Path, extra: dict[str, Any] | 
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints in a folder, oldest first."""
-    return sorted(p for p in folder.glob("step_*") if (p / "state.json").is_file())
+    """The checkpoints in a folder, oldest first; `damage` says whether one is whole still."""
+    return sorted(p for p in folder.glob("step_*") if p.is_dir())
+
+
+def damage(checkpoint: Path) -> str | None:
+    """Says what is wrong with a checkpoint's files; None where each is as it was written.
+
+    Args:
+        checkpoint: The checkpoint's folder. Of one that an earlier version wrote, without checksums, only ``state.json`` is
+            checked.
+    """
+    if not (checkpoint / "state.json").is_file():
+        return "state.json is missing"
+    try:
+        # The files' checksums first: what they contain is not worth reading where they differ.
+        if (reason := damaged_file(checkpoint)) is not None:
+            return reason
+        state = read_object(checkpoint / "state.json")
+        sums = read_object(checkpoint / CHECKSUMS) if (checkpoint / CHECKSUMS).is_file() else {}
+    except ValueError as error:
+        return str(error)
+    if "format" not in state:
+        return "state.json has no format"
+    if state["format"] == 1:
+        return None
+    return None if sums.keys() >= _ALWAYS_THERE else f"{CHECKSUMS} is missing, or lacks a file"
 
 
 def load_checkpoint(model: BaseAlgorithm, checkpoint: Path) -> dict[str, Any]:
@@ -105,19 +138,24 @@ def load_checkpoint(model: BaseAlgorithm, checkpoint: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: it was made with another number of slots or another format.
-        RuntimeError: its weights do not fit.
+        CheckpointError: a file of it is damaged, or it has another format, another number of slots, or weights that do not
+            fit.
     """
     if not (checkpoint / "state.json").is_file():
         raise FileNotFoundError(f"{checkpoint} holds no checkpoint.")
+    if (reason := damage(checkpoint)) is not None:
+        raise CheckpointError(f"{checkpoint} is damaged: {reason}. Take another checkpoint.")
     state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    if state["format"] != FORMAT:
-        raise ValueError(f"{checkpoint} has format {state['format']}; this version reads {FORMAT}.")
+    if state["format"] not in range(1, FORMAT + 1):
+        raise CheckpointError(f"{checkpoint} has format {state['format']}; this version reads 1 to {FORMAT}.")
     if len(state["episode_starts"]) != model.n_envs:
-        raise ValueError(f"{checkpoint} has {len(state['episode_starts'])} slots, the environment {model.n_envs}.")
+        raise CheckpointError(f"{checkpoint} has {len(state['episode_starts'])} slots, the environment {model.n_envs}.")
     # Weights and optimizer first, then what the algorithm counts and keeps, then the environment, and last the random states,
     # which what comes before may have used.
-    model.policy.load_state_dict(load_file(checkpoint / "policy.safetensors", device="cpu"))
+    try:
+        model.policy.load_state_dict(load_file(checkpoint / "policy.safetensors", device="cpu"))
+    except RuntimeError as error:  # as torch says it, on many lines
+        raise CheckpointError(f"{checkpoint} does not fit: {' '.join(str(error).split())}") from error
     _load_optimizer(model.policy.optimizer, load_file(checkpoint / "optimizer.safetensors"), state["optimizer"])
     for name, value in state["counters"].items():
         setattr(model, name, value)
@@ -242,12 +280,3 @@ def _load_random_state(model: BaseAlgorithm, values: dict[str, Any], tensors: di
     cuda = [tensors[f"cuda{i}"] for i in range(len(tensors) - 1)]
     if cuda and torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(cuda)
-
-
-def _flush(path: Path) -> None:
-    """Writes a file or folder to the disk, so that it is not only in the system's cache."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

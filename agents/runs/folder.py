@@ -3,6 +3,7 @@
 RUN/config.yaml           every setting, with the values used
 RUN/command.txt           the command line that started it (one line for each time it was resumed)
 RUN/versions.json         Python, packages, platform
+RUN/run.json              what the run began with, to compare with when it goes on
 RUN/train_prompts.jsonl   with a prompt file of the user's: the prompts that are trained on
 RUN/heldout_prompts.jsonl with a prompt file of the user's: the prompts that are held out for samples and evaluation
 RUN/progress.csv          one row an iteration
@@ -27,56 +28,124 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from agents.checksums import set_aside
 from agents.figures import can_draw
-from agents.files import write_json, write_text
+from agents.files import replacing, replacing_folder, write_json
 from agents.flat_settings import write_settings
-from agents.runs.checkpoint import list_checkpoints
+from agents.output_folder import LOCK_FILE, check_output_folder
+from agents.runs.checkpoint import CheckpointError, damage, list_checkpoints
 from agents.runs.csv_log import CsvRows
 from agents.runs.figure import draw_report, read_progress
-from agents.runs.prompts import RunPrompts
+from agents.runs.manifest import MANIFEST, check_manifest, write_manifest
+from agents.runs.prompts import HELD_OUT_FILE, TRAIN_FILE, RunPrompts
 from agents.runs.settings import RunSettings
 
 PACKAGES = ("llm-env", "torch", "transformers", "gymnasium", "stable-baselines3", "peft", "numpy", "tokenizers")
+
+
+BEFORE_RESULTS = frozenset(
+    (LOCK_FILE, "config.yaml", "versions.json", MANIFEST, TRAIN_FILE, HELD_OUT_FILE, "command.txt", "samples.jsonl")
+)
+"""Files that a run has before its first iteration has ended; besides them, folders: ``tensorboard``, empty ``checkpoints``."""
 
 
 class RunFolder:
     """The files of one run.
 
     Args:
-        path: The folder, which need not exist yet.
+        path: The folder, which need not exist yet. A relative one is of the folder that is the current one now.
         resume: Whether a run in it goes on.
 
     Raises:
-        FileExistsError: the folder is not empty, and `resume` is off.
+        FileExistsError: the folder has files, and `resume` is off.
+        NotADirectoryError, PermissionError: there can be no such folder, or no file in it.
     """
 
     def __init__(self, path: Path, resume: bool) -> None:
-        if not resume and path.exists() and any(path.iterdir()):
-            raise FileExistsError(
-                f"output_dir={str(path)!r} is not empty. Choose another folder, or go on with the run in it: --resume {path}"
-            )
-        self.path = path
+        check_output_folder(path, "output_dir")
+        self.path = path.absolute()
         self.resume = resume
-        self.checkpoints = path / "checkpoints"
-        self.progress = path / "progress.csv"
-        self.samples = path / "samples.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.progress = self.path / "progress.csv"
+        self.samples = self.path / "samples.jsonl"
+        if not resume:
+            self._check_free(path)
+
+    def _check_free(self, shown: Path) -> None:
+        """Refuses a folder with files, except those of a run that stopped before its first result."""
+        names = {p.name for p in self.path.iterdir()} if self.path.exists() else set()
+        checkpoints = any(self.checkpoints.glob("step_*"))
+        # The lock file says that the others are a run's; without it, one of these names may be a file of the user's.
+        without_results = LOCK_FILE in names and names <= {*BEFORE_RESULTS, "tensorboard", "checkpoints"}
+        if names and (checkpoints or not without_results):
+            raise FileExistsError(
+                f"output_dir={str(shown)!r} is not empty. Choose another folder, or go on with the run in it: --resume {shown}"
+            )
 
     def begin(self, settings: RunSettings, prompts: RunPrompts) -> None:
-        """Writes what describes a new run: settings, versions, and the prompts where they were split."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_settings(settings, self.path / "config.yaml")
+        """Writes what describes a new run: settings, versions, and the prompts where they were split.
+
+        Raises:
+            FileExistsError: the folder has got files in the meantime.
+        """
+        self._check_free(self.path)
+        for name in BEFORE_RESULTS - {LOCK_FILE}:  # of a run that stopped before its first result
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+        # config.yaml comes last: a folder without it is no run yet, whenever this process is killed.
         write_json(self.path / "versions.json", versions())
         prompts.write(self.path)
+        write_manifest(self.path, settings)
+        write_settings(settings, self.path / "config.yaml")
+
+    def check_resumable(self, settings: RunSettings) -> None:
+        """Refuses to go on where something that the run needs was changed or is missing since it stopped.
+
+        Args:
+            settings: The settings to go on with.
+
+        Raises:
+            ValueError: settings, prompts or checkpoints; the file is named.
+        """
+        check_manifest(self.path, settings)
+        count = max(0, self.progress.read_bytes().count(b"\n") - 1) if self.progress.is_file() else 0
+        # The first checkpoint comes after the row of its iteration, so with more rows there was one.
+        if not list_checkpoints(self.checkpoints) and (
+            count > settings.folder.checkpoint_every or (self.path / "actor").exists()
+        ):
+            raise ValueError(
+                f"{self.checkpoints} has no checkpoint, though the run has {count} iterations behind it. Put the checkpoints "
+                f"back, or start another run: --config {self.path / 'config.yaml'} and a new --output-dir."
+            )
 
     def note_command(self) -> None:
         """Adds this process's command line to ``command.txt``."""
         with (self.path / "command.txt").open("a", encoding="utf-8") as file:
             file.write(shlex.join([Path(sys.executable).name, *sys.argv]) + "\n")
 
-    def newest_checkpoint(self) -> Path | None:
-        """The checkpoint to go on from; None where the run stopped before its first."""
+    def newest_checkpoint(self, say: Callable[[str], None]) -> Path | None:
+        """The checkpoint to go on from; None where the run stopped before its first.
+
+        A damaged one is renamed, so that it is neither taken nor counted again, and the one before it is next.
+
+        Args:
+            say: Is told of each damaged checkpoint.
+
+        Raises:
+            CheckpointError: each checkpoint is damaged.
+        """
         checkpoints = list_checkpoints(self.checkpoints)
-        return checkpoints[-1] if checkpoints else None
+        for checkpoint in reversed(checkpoints):
+            if (reason := damage(checkpoint)) is None:
+                return checkpoint
+            aside = set_aside(checkpoint)
+            say(f"note: {checkpoint} is damaged: {reason}. It is {aside.name} now; the checkpoint before it is taken.")
+        if checkpoints:
+            raise CheckpointError(
+                f"{self.checkpoints} has no whole checkpoint. Start another run: --config {self.path / 'config.yaml'} and a "
+                "new --output-dir."
+            )
+        return None
 
     def drop_after(self, timestep: int, rows: CsvRows) -> None:
         """Forgets log rows and samples that were written after the checkpoint that the run goes back to.
@@ -89,10 +158,11 @@ class RunFolder:
         if timestep < 0:
             self.samples.unlink(missing_ok=True)
         elif self.samples.is_file():
-            lines = self.samples.read_text(encoding="utf-8").splitlines(keepends=True)
-            # A line without its end was being written when the run was killed.
-            kept = [x for x in lines if x.endswith("\n") and json.loads(x)["timestep"] <= timestep]
-            write_text(self.samples, "".join(kept))
+            # A line without its end was being written when the run was killed. Not `splitlines`, which splits at U+2028 too.
+            lines = self.samples.read_bytes().split(b"\n")[:-1]
+            kept = [line for line in lines if _timestep(line) <= timestep]
+            with replacing(self.samples) as partial:
+                partial.write_bytes(b"".join(line + b"\n" for line in kept))
 
     def add_samples(self, records: Sequence[dict[str, Any]]) -> None:
         """Appends records to ``samples.jsonl``."""
@@ -106,23 +176,22 @@ class RunFolder:
             name: The folder's name: ``actor`` or ``best``.
             save: Writes the model to the folder that it is called with.
         """
-        # A folder that is there already (best/ of an earlier evaluation) keeps its name all the time: each file is replaced.
-        partial = self.path / f".partial-{name}"
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed here
-        save(partial)
-        target = self.path / name
-        if target.exists():
-            for path in partial.iterdir():
-                path.replace(target / path.name)
-            partial.rmdir()
-        else:
-            partial.rename(target)
+        with replacing_folder(self.path / name) as partial:
+            save(partial)
 
     def draw(self, title: str) -> None:
         """Draws ``report.png`` from ``progress.csv``, if that has a row."""
         progress = read_progress(self.progress) if self.progress.is_file() else {}
         if progress and can_draw():
             draw_report(progress, self.path / "report.png", title)
+
+
+def _timestep(line: bytes) -> float:
+    """The timestep of a line of ``samples.jsonl``; -1 of one that is damaged, which is kept as it is."""
+    try:
+        return float(json.loads(line)["timestep"])
+    except (ValueError, KeyError, TypeError):
+        return -1.0
 
 
 def versions() -> dict[str, str]:

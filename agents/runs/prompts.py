@@ -50,15 +50,18 @@ def run_prompts(settings: RunSettings, folder: Path, resume: bool) -> RunPrompts
         resume: Whether the run goes on.
 
     Raises:
-        FileNotFoundError, ValueError: the prompts cannot be read.
+        FileNotFoundError, ValueError: the prompts cannot be read, or the run's own are not in its folder any more.
     """
     prompts, eval_prompts = settings.task.prompts, settings.folder.eval_prompts
     if prompts is None or eval_prompts is not None:
         return RunPrompts(prompts, eval_prompts or DEFAULT_HELDOUT_PROMPTS)
     if resume:
         train_file, held_out_file = folder / TRAIN_FILE, folder / HELD_OUT_FILE
-        train = str(train_file) if train_file.is_file() else prompts
-        return RunPrompts(train, str(held_out_file) if held_out_file.is_file() else train)
+        if not train_file.is_file():  # the file that they came from has the held-out ones too
+            raise FileNotFoundError(
+                f"{train_file} is missing, which has the prompts that the run trains on. Put it back."
+            )
+        return RunPrompts(str(train_file), str(held_out_file if held_out_file.is_file() else train_file))
     all_prompts = read_prompts(prompts)
     if len(all_prompts) < HELD_OUT_LEAST_PROMPTS:  # too few to hold any out: samples are of the same ones
         return RunPrompts(all_prompts, all_prompts, split=(all_prompts, []))

@@ -21,6 +21,7 @@ from agents.callbacks.metrics import TextMetricsCallback
 from agents.callbacks.reference_refresh import ReferenceRefresh
 from agents.evaluation.gold import load_gold
 from agents.files import write_json
+from agents.output_folder import locked
 from agents.policies.text_policy import TextPolicy
 from agents.rollouts.vec_env import text_env
 from agents.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -131,6 +132,8 @@ class TrainingRun:
         name = settings.algorithm.algo
         if resume and (reason := algorithm(name).reason("resume")) is not None:
             raise ValueError(f"{name} cannot be resumed: {reason}. Start it again in another folder.")
+        if resume:
+            self.folder.check_resumable(settings)
         check_length(settings)
         # What can fail comes first: nothing is written before all of it is loaded.
         self.gold = load_gold(settings.gold_name)
@@ -177,7 +180,7 @@ class TrainingRun:
             callbacks.append(AdaptiveKL(self.callback, training.kl_target, training.kl_gain))
         for (
             callback
-        ) in callbacks:  # as `learn` will; here, so that one that does not fit is refused before anything is written
+        ) in callbacks:  # as `learn` will; here, so that what does not fit is refused before anything is written
             callback.init_callback(self.model)
         return callbacks
 
@@ -201,7 +204,7 @@ class TrainingRun:
 
     def _load_newest_checkpoint(self) -> int:
         """Puts the algorithm and the callbacks where the newest checkpoint left them; returns its timestep, or -1."""
-        checkpoint = self.folder.newest_checkpoint()
+        checkpoint = self.folder.newest_checkpoint(self.say)
         if checkpoint is None:
             return -1
         extra = load_checkpoint(self.model, checkpoint)
@@ -213,14 +216,23 @@ class TrainingRun:
             self.mask_refresh.rollouts = extra["mask_rollouts"]
         return self.model.num_timesteps
 
+    def say(self, text: str) -> None:
+        """Prints a line."""
+        self.console.print(text, highlight=False, markup=False)
+
     def train(self) -> None:
         """Trains to the end, and writes the actor and the report.
 
         Raises:
             Interrupted: the user asked for a stop (Ctrl-C or SIGTERM); a checkpoint is written.
+            FileExistsError: another process is writing to the folder.
             RewardModelError: the reward model failed; the newest checkpoint stands.
             OSError: the disk is full or cannot be written; the newest checkpoint stands.
         """
+        with locked(self.folder.path):
+            self._train()
+
+    def _train(self) -> None:
         self._open_folder()
         total = self.settings.training.total_timesteps
         steps_left = total - self.model.num_timesteps

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.console import named_values
+from agents.output_folder import check_output_folder, has_files
 from agents.preferences.selection import check_pairs
 from agents.runs.settings import check_at_least
 from agents.supervised.preference.methods import METHODS, method
@@ -104,7 +105,8 @@ class TrainerSettings(UpdateSettings):
         self._check_folder()
 
     def _check_folder(self) -> None:
-        used = self.output_dir.exists() and any(self.output_dir.iterdir())
+        check_output_folder(self.output_dir)
+        used = has_files(self.output_dir)
         if used and not self.resume:
             raise FileExistsError(
                 f"output_dir={str(self.output_dir)!r} is not empty. Choose another folder, or go on in it: --resume"

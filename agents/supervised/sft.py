@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from agents.figures import DPI, can_draw, new_figure
 from agents.files import write_json
+from agents.output_folder import locked
 from agents.policies.actor import adapter_config
 from agents.supervised.settings import SFTSettings, TrainerSettings
 from agents.supervised.trainer import quiet_trainer, run_trainer, save_model, trainer_arguments
@@ -50,28 +51,29 @@ def fine_tune(settings: SFTSettings, console: Console | None = None) -> dict[str
     encoded = _encode(train, tokenizer, settings.max_length, "texts")
     encoded_held_out = _encode(held_out, tokenizer, settings.max_length, "held-out texts")
 
-    model = load_model(name, settings, settings.from_scratch)
-    before = text_perplexity(model, tokenizer, encoded_held_out)
-    trainer = _make_trainer(settings, model, tokenizer, encoded, encoded_held_out)
-    trained = run_trainer(trainer, settings, console or Console(quiet=True))
+    with locked(settings.output_dir):
+        model = load_model(name, settings, settings.from_scratch)
+        before = text_perplexity(model, tokenizer, encoded_held_out)
+        trainer = _make_trainer(settings, model, tokenizer, encoded, encoded_held_out)
+        trained = run_trainer(trainer, settings, console or Console(quiet=True))
 
-    report: dict[str, Any] = {
-        "model": name,
-        "train_texts": len(encoded),
-        "heldout_texts": len(encoded_held_out),
-        "response_only": settings.response_only,
-        "perplexity_before": before,
-        "perplexity": text_perplexity(trained, tokenizer, encoded_held_out),
-        "log": trainer.state.log_history,
-        "samples": sample_responses(
-            trained, tokenizer, [r for r in held_out if r.prompt is not None], settings.n_samples
-        ),
-    }
-    save_model(trained, tokenizer, settings.output_dir / "actor")
-    write_json(settings.output_dir / "sft.json", report)
-    if can_draw():
-        draw_losses(report["log"], settings.output_dir / "sft.png")
-    return report
+        report: dict[str, Any] = {
+            "model": name,
+            "train_texts": len(encoded),
+            "heldout_texts": len(encoded_held_out),
+            "response_only": settings.response_only,
+            "perplexity_before": before,
+            "perplexity": text_perplexity(trained, tokenizer, encoded_held_out),
+            "log": trainer.state.log_history,
+            "samples": sample_responses(
+                trained, tokenizer, [r for r in held_out if r.prompt is not None], settings.n_samples
+            ),
+        }
+        save_model(trained, tokenizer, settings.output_dir / "actor")
+        write_json(settings.output_dir / "sft.json", report)
+        if can_draw():
+            draw_losses(report["log"], settings.output_dir / "sft.png")
+        return report
 
 
 def _make_trainer(

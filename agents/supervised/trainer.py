@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
+from agents.checksums import damaged_file, read_object, set_aside, write_checksums
+from agents.files import replacing_folder
 from agents.supervised.settings import TrainerSettings
 from llm_env.extras import installed
 from llm_env.lm.loading import quiet_loading, resolve_device
@@ -62,14 +64,34 @@ def trainer_arguments(settings: TrainerSettings, records: int) -> dict[str, Any]
     }
 
 
-def newest_checkpoint(settings: TrainerSettings) -> str | None:
-    """The newest whole checkpoint of a stage; None without ``resume``, or where no checkpoint was written yet."""
+def newest_checkpoint(settings: TrainerSettings, console: Console) -> str | None:
+    """The newest whole checkpoint of a stage; None without ``resume``, or where there is none. Damaged ones are set aside."""
     folder = settings.output_dir / CHECKPOINTS
     if not settings.resume or not folder.is_dir():
         return None
-    # `Trainer` writes trainer_state.json last: a folder without it was cut off
-    whole = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
-    return str(max(whole, key=lambda p: int(p.name.rpartition("-")[2]))) if whole else None
+    # `Trainer` writes trainer_state.json last: a folder without it was cut off.
+    written = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
+    for checkpoint in sorted(written, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True):
+        if (reason := _damage(checkpoint)) is None:
+            return str(checkpoint)
+        aside = set_aside(checkpoint)
+        console.print(
+            f"note: {checkpoint} is damaged: {reason}. It is {aside.name} now; training goes on from before.",
+            highlight=False,
+            markup=False,
+        )
+    return None
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """Says what is wrong with a checkpoint's files; None where each is as it was written."""
+    try:
+        read_object(
+            checkpoint / "trainer_state.json"
+        )  # it has no checksum yet where the process was killed right after it
+    except ValueError as error:
+        return str(error)
+    return damaged_file(checkpoint)
 
 
 def run_trainer(trainer: Any, settings: TrainerSettings, console: Console) -> PreTrainedModel:
@@ -85,8 +107,9 @@ def run_trainer(trainer: Any, settings: TrainerSettings, console: Console) -> Pr
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     trainer.add_callback(StageProgress(console))
+    trainer.add_callback(CheckpointSums())
     with quiet_loading():
-        trainer.train(resume_from_checkpoint=newest_checkpoint(settings))
+        trainer.train(resume_from_checkpoint=newest_checkpoint(settings, console))
     model = trainer.accelerator.unwrap_model(trainer.model)
     if settings.lora_rank:
         model = model.merge_and_unload()
@@ -95,10 +118,19 @@ def run_trainer(trainer: Any, settings: TrainerSettings, console: Console) -> Pr
 
 
 def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
-    """Writes a model and its tokenizer to a folder, as `from_pretrained` reads them."""
-    with quiet_loading():
-        model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    """Writes a model and its tokenizer to a folder, as `from_pretrained` reads them; whole or not at all."""
+    with replacing_folder(folder) as partial:
+        with quiet_loading():
+            model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+
+
+class CheckpointSums(TrainerCallback):
+    """Adds ``checksums.json`` to each checkpoint, by which damage is found before training goes on from it."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called when the checkpoint's files are written."""
+        write_checksums(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 class StageProgress(TrainerCallback):

@@ -84,10 +84,10 @@ FILES = [
         ("tests/agents/test_files.py",),
     ),
     Mutation(
-        "a half-written checkpoint is taken for a whole one",
-        "agents/runs/checkpoint.py",
-        'if (p / "state.json").is_file())',
-        "if p.is_dir())",
+        "a damaged checkpoint is taken for a whole one",
+        "agents/checksums.py",
+        "if checksum(folder / name) != expected:",
+        "if False:",
         ("tests/agents/runs/test_checkpoint.py",),
     ),
     Mutation(

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from agents.figures import can_draw
 from agents.files import write_json
+from agents.output_folder import locked
 from agents.preferences.records import Ranking, prompt_key
 from agents.preferences.selection import pairs_of
 from agents.supervised.preference.build import make_trainer
@@ -49,28 +50,29 @@ def train_on_preferences(settings: PreferenceSettings, console: Console | None =
         if not side_pairs:
             raise ValueError(f"No {side} pair is left to learn from; left out: {left_out}.")
 
-    trainer = make_trainer(settings, tokenizer, pairs, held_out_pairs)
-    trained = run_trainer(trainer, settings, console or Console(quiet=True))
-    log = trainer.state.log_history
-    last_evaluation: dict[str, Any] = next((entry for entry in reversed(log) if "eval_loss" in entry), {})
-    report: dict[str, Any] = {
-        "loss": settings.loss,
-        "source": row.source,
-        "beta": settings.beta or row.beta,
-        "model": name,
-        "reference": (settings.ref_model or name) if row.reference else None,
-        "pairs": len(pairs),
-        "heldout_pairs": len(held_out_pairs),
-        "left_out": left_out,
-        "heldout": {k.removeprefix("eval_"): v for k, v in last_evaluation.items() if k.startswith("eval_")},
-        "log": log,
-        "samples": sample_responses(trained, tokenizer, _prompts(held_out), settings.n_samples),
-    }
-    save_model(trained, tokenizer, settings.output_dir / "actor")
-    write_json(settings.output_dir / "preference.json", report)
-    if can_draw():
-        draw(log, settings.output_dir / "preference.png", row.reference)
-    return report
+    with locked(settings.output_dir):
+        trainer = make_trainer(settings, tokenizer, pairs, held_out_pairs)
+        trained = run_trainer(trainer, settings, console or Console(quiet=True))
+        log = trainer.state.log_history
+        last_evaluation: dict[str, Any] = next((entry for entry in reversed(log) if "eval_loss" in entry), {})
+        report: dict[str, Any] = {
+            "loss": settings.loss,
+            "source": row.source,
+            "beta": settings.beta or row.beta,
+            "model": name,
+            "reference": (settings.ref_model or name) if row.reference else None,
+            "pairs": len(pairs),
+            "heldout_pairs": len(held_out_pairs),
+            "left_out": left_out,
+            "heldout": {k.removeprefix("eval_"): v for k, v in last_evaluation.items() if k.startswith("eval_")},
+            "log": log,
+            "samples": sample_responses(trained, tokenizer, _prompts(held_out), settings.n_samples),
+        }
+        save_model(trained, tokenizer, settings.output_dir / "actor")
+        write_json(settings.output_dir / "preference.json", report)
+        if can_draw():
+            draw(log, settings.output_dir / "preference.png", row.reference)
+        return report
 
 
 def _encode(

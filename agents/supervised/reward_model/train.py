@@ -12,6 +12,7 @@ from rich.console import Console
 from transformers import EarlyStoppingCallback, PreTrainedModel
 
 from agents.files import write_json
+from agents.output_folder import locked
 from agents.policies.actor import adapter_config
 from agents.preferences.judge import episode_of
 from agents.preferences.records import Ranking, prompt_key, read_rankings
@@ -59,25 +60,26 @@ def train_reward_model(settings: RewardSettings, console: Console | None = None)
         if not side_rows:
             raise ValueError(f"No {side} preference is left to learn from; left out: {left_out}.")
 
-    model = load_base(name, settings, tokenizer)
-    trainer = _make_trainer(settings, model, tokenizer, rows, held_out_rows)
-    trained = run_trainer(trainer, settings, console or Console(quiet=True))
-    folder = settings.output_dir / "reward_model"
-    save_reward_model(trained, tokenizer, folder, settings)
-    mean, std = normalize(folder, train, settings)
+    with locked(settings.output_dir):
+        model = load_base(name, settings, tokenizer)
+        trainer = _make_trainer(settings, model, tokenizer, rows, held_out_rows)
+        trained = run_trainer(trainer, settings, console or Console(quiet=True))
+        folder = settings.output_dir / "reward_model"
+        save_reward_model(trained, tokenizer, folder, settings)
+        mean, std = normalize(folder, train, settings)
 
-    report = evaluate(folder, held_out, settings, gold)
-    report |= {
-        "loss": settings.loss,
-        "left_out": left_out,
-        "train_rows": len(rows),
-        "score_mean": mean,
-        "score_std": std,
-        "log": trainer.state.log_history,
-    }
-    mistakes = report.pop("worst_mistakes")
-    write_report(settings.output_dir, report, mistakes)
-    return {**report, "worst_mistakes": mistakes}
+        report = evaluate(folder, held_out, settings, gold)
+        report |= {
+            "loss": settings.loss,
+            "left_out": left_out,
+            "train_rows": len(rows),
+            "score_mean": mean,
+            "score_std": std,
+            "log": trainer.state.log_history,
+        }
+        mistakes = report.pop("worst_mistakes")
+        write_report(settings.output_dir, report, mistakes)
+        return {**report, "worst_mistakes": mistakes}
 
 
 def _encode(

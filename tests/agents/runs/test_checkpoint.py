@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 
 import agents.runs.checkpoint as checkpoint
 from agents import TextMetricsCallback, make_algorithm
-from agents.runs.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from agents.checksums import checksum
+from agents.runs.checkpoint import CheckpointError, damage, list_checkpoints, load_checkpoint, save_checkpoint
 
 SMALL: dict[str, Any] = {"max_new_tokens": 6, "max_prompt_length": 12}
 ROLLOUT = 8 * 6
@@ -61,7 +62,7 @@ def test_nothing_in_a_checkpoint_is_pickled(tmp_path: Path) -> None:
     model = algorithm()
     model.learn(ROLLOUT)
     folder = save_checkpoint(model, tmp_path)
-    assert sorted(p.suffix for p in folder.iterdir()) == [".json", ".safetensors", ".safetensors", ".safetensors"]
+    assert sorted(p.suffix for p in folder.iterdir()) == [".json"] * 2 + [".safetensors"] * 3
     json.loads((folder / "state.json").read_text())
 
 
@@ -73,10 +74,46 @@ def test_the_newest_are_kept_and_half_written_ones_are_never_taken(tmp_path: Pat
     names = [p.name for p in list_checkpoints(tmp_path)]
     assert names == [f"step_{ROLLOUT * n:012d}" for n in (2, 3)]
     shutil.copytree(tmp_path / names[-1], tmp_path / ".partial-step_000000099999")
-    broken = tmp_path / "step_000000088888"
-    shutil.copytree(tmp_path / names[-1], broken)
-    (broken / "state.json").unlink()
     assert [p.name for p in list_checkpoints(tmp_path)] == names
+
+
+def saved(tmp_path: Path) -> Path:
+    model = algorithm()
+    model.learn(ROLLOUT)
+    return save_checkpoint(model, tmp_path)
+
+
+def test_damage_to_any_file_of_a_checkpoint_is_found(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    assert damage(folder) is None
+    for path in sorted(folder.iterdir()):
+        whole = path.read_bytes()
+        flipped = whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 1]) + whole[len(whole) // 2 + 1 :]
+        for content in (flipped, whole[: len(whole) // 2], b"", b"{}"):
+            path.write_bytes(content)
+            reason = damage(folder)
+            assert reason is not None
+            assert path.name in reason or path.name == "checksums.json"
+            with pytest.raises(CheckpointError, match=r"is damaged: .*\."):
+                load_checkpoint(algorithm(), folder)
+        path.unlink()
+        assert path.name in (damage(folder) or "")
+        path.write_bytes(whole)
+    assert damage(folder) is None
+
+
+def test_checkpoints_of_earlier_versions_have_no_checksums(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    (folder / "checksums.json").unlink()
+    assert damage(folder) == "checksums.json is missing, or lacks a file"
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps({**state, "format": 1}))
+    assert damage(folder) is None
+    assert load_checkpoint(algorithm(), folder) == {}
+    (folder / "state.json").write_text(json.dumps({**state, "format": 99, "x": 1}))
+    (folder / "checksums.json").write_text(json.dumps({p.name: checksum(p) for p in folder.iterdir()}))
+    with pytest.raises(CheckpointError, match="format 99"):
+        load_checkpoint(algorithm(), folder)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error (os error 28)")])
@@ -106,9 +143,9 @@ def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
     model.learn(ROLLOUT)
     folder = save_checkpoint(model, tmp_path)
     other = make_algorithm("ppo", n_envs=4, seed=0, env_kwargs=SMALL)
-    with pytest.raises(ValueError, match="has 8 slots, the environment 4"):
+    with pytest.raises(CheckpointError, match="has 8 slots, the environment 4"):
         load_checkpoint(other, folder)
-    with pytest.raises(RuntimeError, match="do not fit this policy"):
+    with pytest.raises(CheckpointError, match="do not fit this policy"):
         load_checkpoint(algorithm(critic="head"), folder)
     with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
         load_checkpoint(model, tmp_path / "step_1")

@@ -65,7 +65,6 @@ def test_a_model_is_there_whole_or_as_it_was(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, resume=True)
 
     def save(path: Path, text: str) -> None:
-        path.mkdir()
         (path / "weights").write_text(text)
         if text == "broken":
             raise OSError("full")

@@ -1,0 +1,65 @@
+"""The folder that a command writes to: whether it can be, whether it is free, and that one process at a time writes there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+LOCK_FILE = ".llm-env.lock"
+"""Stands in each folder that a command of ours writes to; it is empty, and stays when the command has ended."""
+
+
+@contextlib.contextmanager
+def locked(folder: Path, option: str = "output_dir") -> Iterator[None]:
+    """Keeps other processes from writing to a folder, which is made if need be, during a `with` block.
+
+    The system gives the lock back when this process ends, however it ends.
+
+    Args:
+        folder: The folder.
+        option: The option that named it, for the error message.
+
+    Raises:
+        FileExistsError: another process holds the lock.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FileExistsError(
+            f"{option}={str(folder)!r}: another process is writing there. Wait until it has ended, or choose another folder."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def has_files(folder: Path) -> bool:
+    """Whether a folder is there and has files; the lock file alone does not count."""
+    return folder.is_dir() and any(path.name != LOCK_FILE for path in folder.iterdir())
+
+
+def check_output_folder(folder: Path, option: str = "output_dir") -> None:
+    """Refuses a folder that cannot be made or written to; nothing is made yet.
+
+    Args:
+        folder: The folder, which need not exist.
+        option: The option that named it, for the error message.
+
+    Raises:
+        NotADirectoryError: it, or what it lies in, is a file.
+        PermissionError: this user may not write there.
+    """
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise NotADirectoryError(f"{option}={str(folder)!r}: {existing} is a file. Name a folder.")
+    if not os.access(existing, os.W_OK):
+        raise PermissionError(f"{option}={str(folder)!r}: {existing} may not be written to. Choose another folder.")

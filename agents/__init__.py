@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from agents.rollouts.vec_env import LLMTextVecEnv
     from agents.runs.checkpoint import load_checkpoint, save_checkpoint
     from agents.runs.run import TrainingRun
+    from agents.runs.saved_zip import load_algorithm
     from agents.runs.settings import RunSettings
     from agents.supervised.preference.train import train_on_preferences
     from agents.supervised.reward_model.train import train_reward_model
@@ -46,6 +47,7 @@ _MODULES = {
     "compare_actors": "agents.evaluation.compare",
     "fine_tune": "agents.supervised.sft",
     "iterate": "agents.iteration.rounds",
+    "load_algorithm": "agents.runs.saved_zip",
     "load_checkpoint": "agents.runs.checkpoint",
     "make_algorithm": "agents.algorithms.factory",
     "save_checkpoint": "agents.runs.checkpoint",
@@ -69,6 +71,7 @@ __all__ = [
     "compare_actors",
     "fine_tune",
     "iterate",
+    "load_algorithm",
     "load_checkpoint",
     "make_algorithm",
     "save_checkpoint",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import gymnasium
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
+from agents.algorithms.record import RECORD, record_of
 from agents.algorithms.table import (
     BUFFER_SETTINGS,
     Algorithm,
@@ -91,6 +93,13 @@ def make_algorithm(
     buffer = getattr(model, "rollout_buffer", None)
     if isinstance(buffer, TokenRolloutBuffer):
         buffer.bind(model.policy, venv)  # type: ignore[arg-type]  # the row's policy is a RolloutPolicy
+    # SB3's `save` writes this as JSON, and `load_algorithm` makes the algorithm from it without unpickling anything.
+    environment = {
+        "n_envs": base.num_envs,
+        "episodes": base.episodes,
+        "env_kwargs": dataclasses.asdict(base.task.settings),
+    }
+    setattr(model, RECORD, record_of(name=name, settings=settings, rounds=rounds, **environment))
     return model
 
 

@@ -32,7 +32,7 @@ FORMAT = 2
 """Format 1, of earlier versions, is the same without ``checksums.json``."""
 _ALWAYS_THERE = {"state.json", "policy.safetensors", "optimizer.safetensors", "random.safetensors"}
 COUNTERS = ("num_timesteps", "_total_timesteps", "_episode_num", "_n_updates", "_current_progress_remaining")
-_MORE_COUNTERS = ("_n_calls", "exploration_rate")  # of DQN and QR-DQN
+MORE_COUNTERS = ("_n_calls", "exploration_rate")  # of DQN and QR-DQN
 _PARTIAL = ".partial-"
 _REFERENCE = "reference/"
 
@@ -71,7 +71,7 @@ def save_checkpoint(model: BaseAlgorithm, folder: Path, extra: dict[str, Any] | 
         save_file(_torch_random_state(), partial / "random.safetensors")
         state = {
             "format": FORMAT,
-            "counters": {name: getattr(model, name) for name in (*COUNTERS, *_MORE_COUNTERS) if hasattr(model, name)},
+            "counters": {name: getattr(model, name) for name in (*COUNTERS, *MORE_COUNTERS) if hasattr(model, name)},
             "optimizer": optimizer_values,
             "random": _random_state(model),
             "env": text_env(model.env).state_dict(),

@@ -176,6 +176,8 @@ def run_settings(state: RoundsState, number: int) -> RunSettings:
             max_prompt_length=settings.max_prompt_length,
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
+            reward_timeout=settings.reward_timeout,
+            reward_wait=settings.reward_wait,
             mixed_precision=settings.mixed_precision,
             device=settings.device,
             trust_remote_code=settings.trust_remote_code,

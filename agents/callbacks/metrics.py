@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +15,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from agents.callbacks.constant_scores import ConstantScores
 from agents.rollouts.vec_env import text_env
 
+logger = logging.getLogger(__name__)
 GoldFunction = Callable[[list[str], list[str]], Sequence[float]]
 
 
@@ -147,7 +148,7 @@ class TextMetricsCallback(BaseCallback):
         generated = self._generated() - self._generated_before
         self.tokens += generated
         if message := self.constant_scores.see([info["rm_score"] for info in self.episodes]):
-            warnings.warn(message, stacklevel=2)
+            logger.warning("%s", message)
         self.tokens_per_second = generated / (time.perf_counter() - self._started)
         self.logger.record("time/tokens_per_second", self.tokens_per_second)
         self.before_row()

@@ -163,7 +163,7 @@ BAD: list[tuple[list[str], str]] = [
     (["--prompts", "EMPTY"], "is empty"),
     (["--reward-model", "FOLDER"], "no config.json"),
     (["--reward-model", "TWO"], "has 2 labels"),
-    (["--reward-model", "tests.llm_env.reward.test_models:nan"], ") returned nan for 4 of 4 responses"),
+    (["--reward-model", "tests.llm_env.reward.test_models:nan"], ") returned nan for 8 of 8 responses"),
     (["--reward-model", "tests.llm_env.reward.test_models:raises"], "raised KeyError"),
     (["--reward-model", "tests.llm_env.reward.test_models:too_few"], "scores for"),
     (["--config", "MISSING"], "no such file"),

@@ -147,6 +147,9 @@ def train_with_algorithm(state: RoundsState, number: int) -> None:
     resume = config.is_file()
     if resume:
         settings = read_settings(RunSettings, config)
+        limits = state.settings.reward_limits  # others than before, perhaps
+        task = dataclasses.replace(settings.task, reward_timeout=limits.timeout, reward_wait=limits.wait)
+        settings = dataclasses.replace(settings, task=task)
     else:
         shutil.rmtree(target, ignore_errors=True)
         settings = run_settings(state, number)

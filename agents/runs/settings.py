@@ -18,6 +18,8 @@ from llm_env.settings import TaskSettings
 
 BEST_BY = ("objective", "rm_score")
 LR_SCHEDULES = ("linear", "constant")
+CHANGEABLE = ("total_timesteps", "reward_timeout", "reward_wait")
+"""Settings that may differ when a run goes on: how long it is, and how patient."""
 
 
 @dataclass(frozen=True)

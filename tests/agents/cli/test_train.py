@@ -251,7 +251,7 @@ def test_resume_takes_the_runs_own_settings_but_may_go_further(
     assert run(folder, iterations=2) == 0
     assert train.main(["--resume", str(folder), "--kl-coef", "0.9"]) == 1
     assert "kl_coef cannot be changed" in capfd.readouterr().err
-    assert train.main(["--resume", str(folder)]) == 0
+    assert train.main(["--resume", str(folder), "--reward-timeout", "300", "--reward-wait", "5"]) == 0
     assert "already reached" in capfd.readouterr().out
     assert train.main(["--resume", str(folder), "--total-timesteps", str(ROLLOUT * 3)]) == 0
     assert len((folder / "progress.csv").read_text().splitlines()) == 4

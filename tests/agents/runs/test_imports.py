@@ -32,6 +32,7 @@ def test_a_resumed_run_imports_nothing_from_its_folder(
     assert train.main([*arguments, "--reward-model", "tests.conftest:count_dots"]) == 0
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("tests.conftest:count_dots", f"{module}:score"))
+    (folder / "run.json").unlink()  # it would tell that the settings were edited
     proof = tmp_path / "executed"
     (folder / "from_the_run.py").write_text(f"open({str(proof)!r}, 'w')\ndef score(p, r): return [0.0] * len(r)\n")
     monkeypatch.chdir(folder if module == "from_the_run" else tmp_path)

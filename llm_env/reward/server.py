@@ -104,7 +104,7 @@ class ServerReward(TextReward):
         except ssl.SSLEOFError as error:  # it broke off
             raise UnavailableError(f"{self._label}: the connection broke off") from error
         except ssl.SSLError as error:
-            raise RewardModelError(f"{self._label} cannot be trusted: {one_line(str(error))}") from error
+            raise RewardModelError(f"{self._label}: no safe connection: {one_line(str(error))}") from error
         except http.client.IncompleteRead as error:
             raise UnavailableError(f"{self._label}: the answer broke off") from error
         except OSError as error:  # refused, reset, no such host, …

@@ -66,7 +66,7 @@ COUNTERPARTS = [
         "an alarm that was set before is lost",
         _LIMITS,
         "if left:  # somebody's alarm",
-        "if not left:  # somebody's alarm",
+        "if False:  # somebody's alarm",
         _FUNCTIONS,
     ),
     Mutation(

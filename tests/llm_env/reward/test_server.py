@@ -163,6 +163,13 @@ def test_a_server_that_is_not_there_is_waited_for() -> None:
         ServerReward(url, limits=CallLimits(wait=0.01)).score_texts(PROMPTS, RESPONSES)
 
 
+def test_a_server_without_a_valid_certificate_is_not_waited_for() -> None:
+    with ScriptedServer(GOOD) as server:  # it speaks HTTP alone
+        url = server.url.replace("http:", "https:")
+        with pytest.raises(RewardModelError, match=f"^reward_model='{url[:20]}.*: no safe connection: .*SSL"):
+            ServerReward(url).score_texts(PROMPTS, RESPONSES)
+
+
 @pytest.mark.parametrize("in_a_thread", [False, True])
 def test_a_silent_server_is_given_up_and_asked_again(in_a_thread: bool, caplog: pytest.LogCaptureFixture) -> None:
     end = threading.Event()

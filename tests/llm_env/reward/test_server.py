@@ -233,9 +233,14 @@ def test_a_pause_is_as_long_as_the_server_asks_for_and_ends_with_the_waiting(mon
 
 def test_ctrl_c_ends_the_waiting() -> None:
     url = f"http://127.0.0.1:{free_port()}/"
-    threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
-        ServerReward(url, limits=CallLimits(wait=600)).score_texts(PROMPTS, RESPONSES)
+    # A process that was started in the background ignores the signal, as a command there does.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            ServerReward(url, limits=CallLimits(wait=600)).score_texts(PROMPTS, RESPONSES)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_key_is_sent_to_its_host_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,6 @@ def test_training_says_it_once(caplog: pytest.LogCaptureFixture) -> None:
     assert record.getMessage().startswith(f"all 24 {LINE}")
 
 
-@pytest.mark.slow
 def test_a_resumed_run_counts_on_and_does_not_repeat_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rollout = 8 * 6
     run = [

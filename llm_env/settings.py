@@ -14,7 +14,9 @@ import numpy as np
 
 from llm_env.lm.names import LoadSettings, check_dtype, check_mixed_precision
 from llm_env.reward.kl import KLPenalty
+from llm_env.reward.limits import CallLimits
 from llm_env.reward.scores import RewardSource
+from llm_env.reward.server import checked_url, is_url
 from llm_env.text.prompts import RawPrompt
 
 
@@ -24,7 +26,7 @@ class TaskSettings:
 
     Attributes:
         model: Folder or hub id of the reference model, which also gives the tokenizer. None: the embedded default.
-        reward_model: What scores a finished response: a folder, hub id, function, or list of them, as in
+        reward_model: What scores a finished response: a folder, hub id, function, server's address, or list of them, as in
             `llm_env.reward.models`. None: the embedded default, which needs the default model.
         prompts: What is asked: a file, a dataset id, or a list of texts or chats, as in `llm_env.text.prompts`. None: the
             embedded default, which needs the default model.
@@ -39,6 +41,10 @@ class TaskSettings:
         reward_shift: Number that is added to the reward model's score first. The default leaves the score as it is.
         reward_scale: Factor above 0 that multiplies the reward model's score after `reward_shift`.
         reward_clip: Largest absolute value of the score after shift and scale, before penalties. None: no limit.
+        reward_timeout: Seconds that one call of a reward function or server may take. None: no limit for functions, 60 for
+            servers.
+        reward_wait: Seconds for which a call of a reward function or server that fails is repeated, with growing pauses. None:
+            0 for functions, 600 for servers.
         length_penalty: Score taken off for each token of a response.
         max_prompt_length: In tokens; longer prompts are cut on the left.
         max_new_tokens: Length cap of a response, in tokens.
@@ -71,6 +77,8 @@ class TaskSettings:
     reward_shift: float = 0.0
     reward_scale: float = 1.0
     reward_clip: float | None = None
+    reward_timeout: float | None = None
+    reward_wait: float | None = None
     length_penalty: float = 0.0
     max_prompt_length: int = 64
     max_new_tokens: int = 32
@@ -112,6 +120,7 @@ class TaskSettings:
             _check_number(name, getattr(self, name), above_zero=True)
         if self.reward_clip is not None:
             _check_number("reward_clip", self.reward_clip, above_zero=True)
+        CallLimits(self.reward_timeout, self.reward_wait)
         check_dtype(self.dtype)
         check_mixed_precision(self.mixed_precision)
 
@@ -126,6 +135,9 @@ class TaskSettings:
             )
         if isinstance(reward, list | tuple) and not reward:
             raise ValueError(f"reward_model={reward!r} is an empty list; name at least one reward model.")
+        for name in _names(reward):
+            if is_url(name):
+                checked_url(name, "reward_model")
         if self.model is not None:
             for name in ("reward_model", "prompts"):
                 if getattr(self, name) is None:
@@ -153,6 +165,11 @@ class TaskSettings:
         """The KL penalty that these settings describe; each task has one of its own."""
         place = self.kl_in or "reward"
         return KLPenalty(self.kl_coef, self.kl_estimator or ("k3" if place == "loss" else "k1"), place)
+
+    @property
+    def reward_limits(self) -> CallLimits:
+        """How long a call of a reward function or server may take, and for how long one that fails is repeated."""
+        return CallLimits(self.reward_timeout, self.reward_wait)
 
     @property
     def load(self) -> LoadSettings:
@@ -196,6 +213,13 @@ def task_settings(settings: dict[str, Any]) -> TaskSettings:
             hint = f" Did you mean {near[0]!r}?" if near else f" It has {', '.join(known)}."
             raise TypeError(f"LLMText-v0 got an unexpected keyword argument {name!r}.{hint}")
     return TaskSettings(**settings)
+
+
+def _names(reward: Any) -> list[str]:
+    """The names in a setting of reward models: itself, or those of a list and of the pairs in it."""
+    if isinstance(reward, list | tuple):
+        return [name for part in reward for name in _names(part)]
+    return [reward] if isinstance(reward, str) else []
 
 
 def _check_not_blank(name: str, value: Any) -> None:

@@ -25,13 +25,14 @@ from pathlib import Path
 
 from tests.mistakes import Mutation
 from tests.mistakes.agents import ADVANTAGES, FILES, WIRING
+from tests.mistakes.counterparts import COUNTERPARTS
 from tests.mistakes.environment import DECODING, PROBABILITIES, REWARDS, TEXTS
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("llm_env", "agents", "scripts", "tests", "examples", "README.md", "pyproject.toml")
 FAILED = 1  # pytest's exit status where tests ran and one failed; others say that they could not be run
 
-MUTATIONS = [*DECODING, *PROBABILITIES, *REWARDS, *TEXTS, *ADVANTAGES, *FILES, *WIRING]
+MUTATIONS = [*DECODING, *PROBABILITIES, *REWARDS, *TEXTS, *ADVANTAGES, *FILES, *WIRING, *COUNTERPARTS]
 
 
 class LostTextError(LookupError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,8 +12,10 @@ from sb3_contrib import ARS
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
+from agents.callbacks.constant_scores import ConstantScores
 from agents.rollouts.vec_env import text_env
 
+logger = logging.getLogger(__name__)
 GoldFunction = Callable[[list[str], list[str]], Sequence[float]]
 
 
@@ -70,6 +73,8 @@ class TextMetricsCallback(BaseCallback):
         """The latest iteration's `rollout/*` numbers."""
         self.episodes: list[dict[str, Any]] = []
         """The latest iteration's ended episodes, as info dictionaries."""
+        self.constant_scores = ConstantScores()
+        """Says it once if all scores are equal for several iterations."""
         self._pending = False
         """Whether a rollout was collected whose row is not written yet."""
         self._generated_before = 0
@@ -142,6 +147,8 @@ class TextMetricsCallback(BaseCallback):
         self.iteration += 1
         generated = self._generated() - self._generated_before
         self.tokens += generated
+        if message := self.constant_scores.see([info["rm_score"] for info in self.episodes]):
+            logger.warning("%s", message)
         self.tokens_per_second = generated / (time.perf_counter() - self._started)
         self.logger.record("time/tokens_per_second", self.tokens_per_second)
         self.before_row()

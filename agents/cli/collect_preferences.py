@@ -49,7 +49,8 @@ class Args(CollectionSettings):
     repeats: int = 1
     """Sets of n_responses responses to each prompt."""
     judge: str | None = None
-    """Judge that ranks: gold (the embedded default's rule), a reward model's folder, or package.module:function."""
+    """Judge that ranks: gold (the embedded default's rule), a reward model's folder, package.module:function, or the address of
+    a reward server."""
     people: bool = False
     """Open a page on which people rank."""
     aspects: tuple[str, ...] = ()
@@ -97,7 +98,7 @@ def collect(args: Args) -> None:
         console.print("Nobody ranks: give --judge, --people or --export-tasks. Only responses are sampled.")
     load = LoadSettings("float32", str(resolve_device(args.device)), args.trust_remote_code)
     # loaded before anything is sampled, so that a wrong name is told at once
-    judge = Judge(args.judge, load, args.noise, args.seed) if args.judge else None
+    judge = Judge(args.judge, load, args.noise, args.seed, args.reward_limits) if args.judge else None
     with locked(args.output_dir):
         sample_and_rank(args, load, judge)
 

@@ -40,8 +40,12 @@ class Args:
     model: str | None = None
     """Reference: model folder or hub id. Default: the run's, or the embedded model."""
     reward_model: tuple[str, ...] | None = None
-    """Folder or hub id of a classifier with one label, or package.module:function; several are summed. Default: the run's, or
-    the embedded one."""
+    """Folder or hub id of a classifier with one label, package.module:function, or a server's address; several are summed.
+    Default: the run's, or the embedded one."""
+    reward_timeout: float | None = None
+    """Seconds that one call of a reward function or server may take. Default: the run's."""
+    reward_wait: float | None = None
+    """Seconds for which a call that fails is repeated. Default: the run's."""
     prompts: str | None = None
     """Prompts to respond to: a .txt, .jsonl, .csv or .parquet file, or a dataset id. Default: the run's held-out prompts, or
     the embedded ones."""
@@ -105,7 +109,7 @@ def evaluate(args: Args) -> None:
         task,
         task.prompts.spread(args.n_prompts),
         how,
-        gold=load_gold(settings.gold_name),
+        gold=load_gold(settings.gold_name, settings.task.reward_limits),
         texts=texts,
         other=(str(args.against), load_actor(args.against, task, mask)) if args.against else None,
     )
@@ -126,7 +130,7 @@ def run_settings(args: Args) -> RunSettings:
     run = args.actor.parent
     config = run / "config.yaml"
     settings = read_settings(RunSettings, config) if config.is_file() else RunSettings()
-    names = ("model", "reward_model", "max_new_tokens", "temperature")
+    names = ("model", "reward_model", "reward_timeout", "reward_wait", "max_new_tokens", "temperature")
     changes = {name: value for name in names if (value := getattr(args, name)) is not None}
     if "reward_model" in changes:
         changes["reward_weights"] = None  # the run's weights belong to the run's reward models

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from agents.cli.arguments import parse_command_line
 from agents.console import plain_warnings, print_error
 from agents.flat_settings import read_settings, to_flat
-from agents.runs.settings import RunSettings
+from agents.runs.settings import CHANGEABLE, RunSettings
 
 console = Console(soft_wrap=True)
 
@@ -39,7 +39,8 @@ class Args:
     config: Path | None = None
     """YAML file of settings; the command line has the last word."""
     resume: Path | None = None
-    """Folder of a run to go on with; its own settings are used, and only --total-timesteps may be given as well."""
+    """Folder of a run to go on with; its own settings are used, and only --total-timesteps, --reward-timeout and --reward-wait
+    may be given as well."""
     settings: Annotated[RunSettings, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes] = dataclasses.field(
         default_factory=RunSettings
     )
@@ -69,7 +70,7 @@ def parse(argv: Sequence[str]) -> Args:
     if paths.resume is not None:
         changed = [name for name, value in to_flat(args.settings).items() if value != to_flat(default.settings)[name]]
         changed += [name for name in ("config", "output_dir") if getattr(args, name) is not None]
-        if refused := [name for name in changed if name != "total_timesteps"]:
+        if refused := [name for name in changed if name not in CHANGEABLE]:
             raise ValueError(f"--resume uses the run's own settings; {', '.join(refused)} cannot be changed.")
     return args
 

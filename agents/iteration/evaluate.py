@@ -68,7 +68,7 @@ def evaluate_actor(state: RoundsState, number: int) -> dict[str, Any]:
         "kl": [e.kl for e in episodes],
         "response_length": [float(len(e.response_ids)) for e in episodes],
     }
-    if (gold := load_gold(state.gold)) is not None:
+    if (gold := load_gold(state.gold, settings.reward_limits)) is not None:
         values["gold_score"] = [float(v) for v in gold([e.prompt.text for e in episodes], texts)]
     estimates = {name: Estimate.of(column) for name, column in values.items()}
     return {

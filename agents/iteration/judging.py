@@ -69,7 +69,7 @@ def rank(state: RoundsState, number: int) -> None:
             serve(candidates, path, (), settings.host, settings.port, state.console, until_complete=True)
         else:
             seed = settings.seed + JUDGE_SEED_STEP * number + place
-            rank_in(folder, candidates, Judge(name, state.load, settings.noise, seed))
+            rank_in(folder, candidates, Judge(name, state.load, settings.noise, seed, settings.reward_limits))
 
 
 def select(state: RoundsState, number: int) -> None:

@@ -16,10 +16,11 @@ from agents.iteration.evaluate import evaluate
 from agents.iteration.judging import rank, respond, select
 from agents.iteration.report import draw_rounds, rounds_table
 from agents.iteration.settings import PEOPLE, IterationSettings
-from agents.iteration.state import RoundsState
+from agents.iteration.state import RoundsState, reward_name
 from agents.iteration.training import train, train_judge, train_with_algorithm
 from agents.output_folder import locked
 from llm_env.lm.registry import MODELS
+from llm_env.reward.models import load_text_reward, reads_texts
 
 
 def iterate(settings: IterationSettings, console: Console | None = None) -> list[dict[str, Any]]:
@@ -37,6 +38,7 @@ def iterate(settings: IterationSettings, console: Console | None = None) -> list
             other settings.
     """
     settings.check()
+    check_scorers(settings)
     with locked(settings.output_dir):
         return _iterate(RoundsState(settings, console or Console(quiet=True)))
 
@@ -55,6 +57,19 @@ def _iterate(state: RoundsState) -> list[dict[str, Any]]:
         draw_rounds(report, state.folder / "rounds.png", settings.method)
     state.keep_actor()
     return report
+
+
+def check_scorers(settings: IterationSettings) -> None:
+    """Imports the functions, and reads the addresses, that will rank and score, before anything is generated for them.
+
+    Raises:
+        ValueError: a module or function is missing or fails when it is imported, or an address is malformed.
+    """
+    named: list[tuple[str, str | None]] = [("judge", reward_name(judge)) for judge in settings.judge if judge != PEOPLE]
+    named += [("gold", settings.gold), ("reward_model", settings.reward_model)]
+    for option, name in named:
+        if name is not None and (option == "gold" or reads_texts(name)):
+            load_text_reward(name, option)
 
 
 def run_round(state: RoundsState, number: int) -> None:

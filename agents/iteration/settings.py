@@ -29,8 +29,8 @@ class IterationSettings(CollectionSettings, UpdateSettings):
     rounds: int = 3
     """Number of rounds in all. The same command with a larger number adds rounds later."""
     judge: tuple[str, ...] = ()
-    """Who ranks: a reward model's folder, gold (the embedded default's rule), package.module:function, or people (a page in the
-    browser); several rank one after the other. Default: the embedded reward model."""
+    """Who ranks: a reward model's folder, gold (the embedded default's rule), package.module:function, a reward server's
+    address, or people (a page in the browser); several rank one after the other. Default: the embedded reward model."""
     first_preferences: str | None = None
     """File of rankings or pairs that exist already. The first round trains on them too."""
     eval_prompts: str | None = None
@@ -96,7 +96,10 @@ class IterationSettings(CollectionSettings, UpdateSettings):
         Raises:
             ValueError: a setting breaks its rule.
         """
-        names = ("max_prompt_length", "max_new_tokens", "temperature", "mixed_precision", "device", "trust_remote_code")
+        names = (
+            "max_prompt_length", "max_new_tokens", "temperature", "reward_timeout", "reward_wait", "mixed_precision", "device",
+            "trust_remote_code",
+        )  # fmt: skip
         return TaskSettings(**{**{name: getattr(self, name) for name in names}, **arguments})
 
     def check(self) -> None:

@@ -37,7 +37,7 @@ from llm_env.lm.names import LoadSettings
 from llm_env.text.prompts import RawPrompt, read_prompts
 from llm_env.text.split import hold_out
 
-CHANGEABLE = ("output_dir", "rounds", "host", "port", "evaluate_every")
+CHANGEABLE = ("output_dir", "rounds", "host", "port", "evaluate_every", "reward_timeout", "reward_wait")
 """Settings that may differ when the rounds of a folder go on."""
 
 

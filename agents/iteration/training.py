@@ -147,6 +147,9 @@ def train_with_algorithm(state: RoundsState, number: int) -> None:
     resume = config.is_file()
     if resume:
         settings = read_settings(RunSettings, config)
+        limits = state.settings.reward_limits  # others than before, perhaps
+        task = dataclasses.replace(settings.task, reward_timeout=limits.timeout, reward_wait=limits.wait)
+        settings = dataclasses.replace(settings, task=task)
     else:
         shutil.rmtree(target, ignore_errors=True)
         settings = run_settings(state, number)
@@ -176,6 +179,8 @@ def run_settings(state: RoundsState, number: int) -> RunSettings:
             max_prompt_length=settings.max_prompt_length,
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
+            reward_timeout=settings.reward_timeout,
+            reward_wait=settings.reward_wait,
             mixed_precision=settings.mixed_precision,
             device=settings.device,
             trust_remote_code=settings.trust_remote_code,

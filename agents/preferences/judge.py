@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -13,7 +12,8 @@ from llm_env.default_task import DEFAULT_GOLD
 from llm_env.episode import Episode
 from llm_env.lm.loading import load_tokenizer
 from llm_env.lm.names import LoadSettings
-from llm_env.reward.models import ClassifierReward, FunctionReward, RewardModel, load_reward_model
+from llm_env.reward.limits import CallLimits
+from llm_env.reward.models import ClassifierReward, RewardModel, load_reward_model, load_text_reward, reads_texts
 from llm_env.text.prompts import Prompt, RawPrompt, encode_prompt
 from llm_env.text.texts import TextRecord, encode_text
 
@@ -25,23 +25,27 @@ class Judge:
     """A reward model or function that ranks.
 
     Args:
-        name: ``gold`` for the embedded default's rule, a reward model's folder or hub id, or ``package.module:function``.
+        name: ``gold`` for the embedded default's rule, a reward model's folder or hub id, ``package.module:function``, or the
+            address of a reward server.
         load: How a model is loaded.
         noise: Temperature of the ranking: 0 ranks by score; else a ranking is drawn from the Plackett-Luce model with
             worths exp(score / noise), of which Bradley-Terry is the case of two.
         seed: Seed of the draws, which only noise needs.
+        limits: How long a call of a function or server may take, and for how long one that fails is repeated.
 
     Raises:
         FileNotFoundError, ValueError: it cannot be loaded, or the noise is negative.
     """
 
-    def __init__(self, name: str, load: LoadSettings, noise: float = 0.0, seed: int = 0) -> None:
+    def __init__(
+        self, name: str, load: LoadSettings, noise: float = 0.0, seed: int = 0, limits: CallLimits | None = None
+    ) -> None:
         check_noise(noise)
         self.name = DEFAULT_GOLD if name == "gold" else name
-        is_function = ":" in self.name and not Path(self.name).exists()
-        self.tokenizer = None if is_function else load_tokenizer(self.name, "judge", load.trust_remote_code)
+        is_text_reward = reads_texts(self.name)
+        self.tokenizer = None if is_text_reward else load_tokenizer(self.name, "judge", load.trust_remote_code)
         self.model: RewardModel = (
-            FunctionReward(self.name, "judge")
+            load_text_reward(self.name, "judge", limits)
             if self.tokenizer is None
             else load_reward_model(self.name, load, self.tokenizer, option="judge")
         )
@@ -71,7 +75,7 @@ class Judge:
         return Ranking(candidates, ordered, self.name, scores=by_id)
 
     def _episode(self, raw: RawPrompt, response: Response) -> Episode:
-        if self.tokenizer is None:  # a function reads texts; the ids are never looked at
+        if self.tokenizer is None:  # a function or server reads texts; the ids are never looked at
             text = raw if isinstance(raw, str) else raw[-1]["content"]
             return Episode(Prompt(text, (0,)), done=True, has_end=response.finished, response_text=response.text)
         assert isinstance(self.model, ClassifierReward)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from agents.runs.settings import check_at_least
+from llm_env.reward.limits import CallLimits
 from llm_env.settings import TaskSettings
 
 
@@ -23,10 +24,19 @@ class CollectionSettings:
     """Length cap of a response, in tokens."""
     noise: float = 0.0
     """Temperature of the judges: 0 ranks by score; 1 makes Bradley-Terry annotators."""
+    reward_timeout: float | None = TaskSettings.reward_timeout
+    """Seconds that one call of a function or server that scores may take. Default: no limit for functions, 60 for servers."""
+    reward_wait: float | None = TaskSettings.reward_wait
+    """Seconds for which such a call that fails is repeated, with growing pauses. Default: 0 for functions, 600 for servers."""
     host: str = "127.0.0.1"
     """Address of the page on which people rank. 0.0.0.0 lets others in your network rank too."""
     port: int = 7860
     """Port of the page on which people rank."""
+
+    @property
+    def reward_limits(self) -> CallLimits:
+        """How long a call of a function or server that scores may take, and for how long one that fails is repeated."""
+        return CallLimits(self.reward_timeout, self.reward_wait)
 
     def check_collection(self) -> None:
         """Checks the numbers.
@@ -35,6 +45,7 @@ class CollectionSettings:
             ValueError: one breaks its rule.
         """
         check_at_least(self, 1, "max_prompt_length", "max_new_tokens")
+        CallLimits(self.reward_timeout, self.reward_wait)
         check_n_responses(self.n_responses)
         check_noise(self.noise)
 

@@ -10,11 +10,9 @@ from agents.checksums import checksum
 from agents.files import write_json
 from agents.flat_settings import to_flat
 from agents.runs.prompts import HELD_OUT_FILE, TRAIN_FILE
-from agents.runs.settings import RunSettings
+from agents.runs.settings import CHANGEABLE, RunSettings
 
 MANIFEST = "run.json"
-CHANGEABLE = ("total_timesteps",)
-"""Settings that may differ when a run goes on."""
 
 
 def write_manifest(folder: Path, settings: RunSettings) -> None:

@@ -29,6 +29,7 @@ from agents.runs.csv_log import CsvRows
 from agents.runs.display import RunDisplay
 from agents.runs.folder import RunFolder
 from agents.runs.held_out import HeldOutPrompts
+from agents.runs.imports import import_nothing_from
 from agents.runs.prompts import run_prompts
 from agents.runs.settings import RunSettings
 from llm_env.extras import installed
@@ -129,6 +130,8 @@ class TrainingRun:
         self.console = console
         self.stop_requested = False
         self.folder = RunFolder(folder, resume)
+        if resume:
+            import_nothing_from(folder)
         name = settings.algorithm.algo
         if resume and (reason := algorithm(name).reason("resume")) is not None:
             raise ValueError(f"{name} cannot be resumed: {reason}. Start it again in another folder.")
@@ -136,7 +139,7 @@ class TrainingRun:
             self.folder.check_resumable(settings)
         check_length(settings)
         # What can fail comes first: nothing is written before all of it is loaded.
-        self.gold = load_gold(settings.gold_name)
+        self.gold = load_gold(settings.gold_name, settings.task.reward_limits)
         self.prompts = run_prompts(settings, folder, resume)
         self.model = self._make_model()
         self.task = text_env(self.model.env).task
@@ -210,6 +213,7 @@ class TrainingRun:
         extra = load_checkpoint(self.model, checkpoint)
         self.callback.iteration, self.callback.tokens = extra["iteration"], extra["tokens"]
         self.best = extra.get("best")
+        self.callback.constant_scores.load(extra.get("constant_scores", {}))  # checkpoints of before have none
         if self.refresh is not None:
             self.refresh.rollouts = extra["rollouts"]
         if self.mask_refresh is not None:
@@ -285,7 +289,12 @@ class TrainingRun:
 
     def save(self) -> None:
         """Writes a checkpoint."""
-        extra = {"iteration": self.callback.iteration, "tokens": self.callback.tokens, "best": self.best}
+        extra: dict[str, Any] = {
+            "iteration": self.callback.iteration,
+            "tokens": self.callback.tokens,
+            "best": self.best,
+            "constant_scores": self.callback.constant_scores.state(),
+        }
         if self.refresh is not None:
             extra["rollouts"] = self.refresh.rollouts
         if self.mask_refresh is not None:

@@ -156,7 +156,8 @@ class ClassifierReward:
                 raw[i] = (value - self.mean) / self.std
 
         in_groups([len(s) for s in sequences], SCORE_TOKENS, self.model.device, run)
-        return checked_scores(raw, len(episodes), self.name, self.option)
+        texts = [e.prompt.text for e in episodes], [e.response_text for e in episodes]
+        return checked_scores(raw, *texts, repr(self.name), self.option)
 
     def _prompt_length(self, episode: Episode, ids: list[int]) -> int:
         """Number of tokens of the prompt among `ids`, what the model reads of an episode; only a gate needs it."""

@@ -1,10 +1,11 @@
-"""Reward models by name: frozen sequence classifiers, Python functions, and weighted sums of them.
+"""Reward models by name: frozen sequence classifiers, Python functions, servers, and weighted sums of them.
 
 A reward model scores finished episodes. The option ``reward_model`` is
 
 - a model folder or hub id of an `AutoModelForSequenceClassification` with one label (`llm_env.reward.classifier`),
 - a function of ``(prompts, responses)`` that returns one float for each, or its name ``"package.module:function"``
-  (`llm_env.reward.functions`), or
+  (`llm_env.reward.functions`),
+- the address of a server, ``"http://host:port/path"`` (`llm_env.reward.server`), or
 - a list of such, or of ``[reward_model, weight]`` pairs, which are summed.
 
 A run's settings are written to a file, so there only names are possible; a function itself can be passed in Python.
@@ -23,15 +24,20 @@ from llm_env.episode import Episode
 from llm_env.lm.names import LoadSettings
 from llm_env.reward.classifier import ClassifierReward, scalar_head
 from llm_env.reward.functions import FunctionReward
-from llm_env.reward.scores import RewardModel, RewardModelError, RewardSource
+from llm_env.reward.limits import CallLimits
+from llm_env.reward.scores import RewardFunction, RewardModel, RewardModelError, RewardSource, TextReward
+from llm_env.reward.server import ServerReward, is_url
 
 __all__ = [
     "ClassifierReward",
     "FunctionReward",
     "RewardModel",
     "RewardModelError",
+    "ServerReward",
     "WeightedSum",
     "load_reward_model",
+    "load_text_reward",
+    "reads_texts",
     "scalar_head",
 ]
 
@@ -54,12 +60,37 @@ class WeightedSum:
         return totals
 
 
+def reads_texts(name: str) -> bool:
+    """Whether a name is a function's or a server's, and not a model's folder or hub id."""
+    # ``module:function``, unless a folder has a colon in its name.
+    return is_url(name) or (":" in name and not Path(name).exists())
+
+
+def load_text_reward(
+    source: str | RewardFunction, option: str = "reward_model", limits: CallLimits | None = None
+) -> TextReward:
+    """The reward model of a function, of its name, or of a server's address.
+
+    Args:
+        source: The function, ``package.module:function``, or an address.
+        option: The option that the source came from, for error messages.
+        limits: How long a call may take, and for how long one that fails is repeated.
+
+    Raises:
+        ValueError: there is no such module or function, or the address is malformed.
+    """
+    if isinstance(source, str) and is_url(source):
+        return ServerReward(source, option, limits)
+    return FunctionReward(source, option, limits)
+
+
 def load_reward_model(
     source: RewardSource,
     settings: LoadSettings,
     actor_tokenizer: PreTrainedTokenizerBase,
     mixed_precision: str = "no",
     option: str = "reward_model",
+    limits: CallLimits | None = None,
 ) -> RewardModel:
     """The reward model that a setting describes, or the weighted sum of several.
 
@@ -69,23 +100,23 @@ def load_reward_model(
         actor_tokenizer: Decides whether a classifier reads the actor's ids or the text.
         mixed_precision: ``no`` or ``bf16``: classifiers compute under autocast.
         option: The option that the source came from, for error messages.
+        limits: How long a call of a function or server may take, and for how long one that fails is repeated.
 
     Raises:
         FileNotFoundError, ValueError: the source has none of those forms, or cannot be loaded.
     """
     if callable(source):
-        return FunctionReward(source, option)
+        return load_text_reward(source, option, limits)
     if isinstance(source, str | Path):
         name = str(source)
-        # ``module:function``, unless a folder has a colon in its name.
-        if ":" in name and not Path(name).exists():
-            return FunctionReward(name, option)
+        if reads_texts(name):
+            return load_text_reward(name, option, limits)
         return ClassifierReward(name, settings, actor_tokenizer, mixed_precision, option)
     parts: list[tuple[RewardModel, float]] = []
     # A list: each entry is loaded by itself, and may be a list again.
     for item in source:
         part, weight = _weighted(item, option)
-        parts.append((load_reward_model(part, settings, actor_tokenizer, mixed_precision, option), weight))
+        parts.append((load_reward_model(part, settings, actor_tokenizer, mixed_precision, option, limits), weight))
     if not parts:
         raise ValueError(f"{option} is an empty list; name at least one reward model.")
     return WeightedSum(parts)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from llm_env.episode import Episode
+from llm_env.reward.shown import one_line, quoted
 
 RewardFunction: TypeAlias = Callable[[list[str], list[str]], Sequence[float]]
 """Scores responses: takes prompts and responses, two lists of texts, and returns one float for each response."""
@@ -25,29 +27,79 @@ class RewardModel(Protocol):
         """One finite score for each finished episode, in their order."""
 
 
-def checked_scores(values: Any, count: int, name: str, option: str = "reward_model") -> list[float]:
+class TextReward(ABC):
+    """A reward model that reads texts: a function, or a server."""
+
+    @abstractmethod
+    def score_texts(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        """One finite score for each pair of a prompt and a response, in their order.
+
+        Raises:
+            RewardModelError: there are none.
+        """
+
+    def score(self, episodes: Sequence[Episode]) -> list[float]:
+        """Scores the texts of finished episodes, all in one call."""
+        return self.score_texts([e.prompt.text for e in episodes], [e.response_text for e in episodes])
+
+
+def checked_scores(
+    values: Any, prompts: Sequence[str], responses: Sequence[str], name: str, option: str = "reward_model"
+) -> list[float]:
     """Makes sure of one finite float for each response.
 
     Args:
-        values: What the reward model returned.
-        count: Number of responses that it was asked about.
-        name: The reward model's name, for error messages.
+        values: What the reward model returned: a sequence of numbers, or an array or tensor of shape (n,) or (n, 1).
+        prompts: The prompts of the n responses.
+        responses: The n responses that it was asked about.
+        name: The reward model as error messages call it, quoted, and where its code stands if that is known.
         option: The option that the name came from, for error messages.
 
     Raises:
-        RewardModelError: a wrong count, something that is not a number, NaN or infinity.
+        RewardModelError: a wrong count or shape, something that is not a number, NaN or infinity.
     """
-    try:
-        scores = [float(v) for v in values]
-    except (TypeError, ValueError) as error:
-        raise RewardModelError(
-            f"{option}={name!r} must return one float for each response; it returned {values!r:.120}."
-        ) from error
-    if len(scores) != count:
-        raise RewardModelError(f"{option}={name!r} returned {len(scores)} scores for {count} responses.")
-    for i, value in enumerate(scores):
-        if not math.isfinite(value):
+    label = f"{option}={name}"
+    entries = _entries(values, len(responses), label)
+    scores: list[float] = []
+    for value, prompt, response in zip(entries, prompts, responses, strict=True):
+        try:
+            scores.append(_number(value))
+        except (TypeError, ValueError, OverflowError) as error:
             raise RewardModelError(
-                f"{option}={name!r} returned {value} for response {i} of {count}; scores must be finite."
-            )
+                f"{label} must return one float for each response; it returned {one_line(repr(value), 60)} for "
+                f"prompt {quoted(prompt)}, response {quoted(response)}."
+            ) from error
+    bad = [i for i, score in enumerate(scores) if not math.isfinite(score)]
+    if bad:
+        raise RewardModelError(
+            f"{label} returned {scores[bad[0]]} for {len(bad)} of {len(scores)} responses; scores must be finite. The first is "
+            f"for prompt {quoted(prompts[bad[0]])}, response {quoted(responses[bad[0]])}."
+        )
     return scores
+
+
+def _entries(values: Any, count: int, label: str) -> Sequence[Any]:
+    """What was returned as a sequence with an entry for each response."""
+    shape = getattr(values, "shape", None)
+    if shape is not None and hasattr(values, "tolist"):  # an array, a tensor, a column of a table
+        if tuple(shape) not in ((count,), (count, 1)):
+            raise RewardModelError(
+                f"{label} must return one float for each response; it returned a {type(values).__name__} of shape "
+                f"{tuple(shape)} for {count} responses."
+            )
+        return [v[0] if isinstance(v, list) else v for v in values.tolist()]
+    # A text, a mapping and a set are iterable too, but what one would go over are no scores.
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
+        raise RewardModelError(
+            f"{label} must return a list with one float for each response; it returned a {type(values).__name__}: "
+            f"{one_line(repr(values), 120)}."
+        )
+    if len(values) != count:
+        raise RewardModelError(f"{label} returned {len(values)} scores for {count} responses.")
+    return values
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, str | bytes):  # float() would read the number in it
+        raise TypeError("a text")
+    return float(value)

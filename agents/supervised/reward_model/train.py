@@ -11,6 +11,7 @@ import numpy as np
 from rich.console import Console
 from transformers import EarlyStoppingCallback, PreTrainedModel
 
+from agents.evaluation.gold import load_gold
 from agents.files import write_json
 from agents.output_folder import locked
 from agents.policies.actor import adapter_config
@@ -32,7 +33,7 @@ from agents.supervised.trainer import quiet_trainer, run_trainer, trainer_argume
 from llm_env.default_task import DEFAULT_MODEL
 from llm_env.lm.loading import load_tokenizer, resolve_device
 from llm_env.lm.names import LoadSettings
-from llm_env.reward.models import ClassifierReward, FunctionReward
+from llm_env.reward.models import ClassifierReward
 
 
 def train_reward_model(settings: RewardSettings, console: Console | None = None) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def train_reward_model(settings: RewardSettings, console: Console | None = None)
             record, file and line are named.
     """
     settings.check()
-    gold = FunctionReward(settings.gold, "gold").function if settings.gold else None
+    gold = load_gold(settings.gold or None)
     train, held_out = read_split(settings.preferences, settings.eval_preferences, settings.heldout_share, settings.seed)
     name = settings.model or DEFAULT_MODEL
     tokenizer = load_tokenizer(name, trust_remote_code=settings.trust_remote_code)

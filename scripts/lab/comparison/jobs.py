@@ -157,9 +157,9 @@ def measured(job: Job, episodes: list[Any], kl_bound: float = 0.0, certain: bool
         kl_bound: Added to each KL, in nats: the bound for best-of-n.
         certain: Whether the policy is greedy, so that log π of each token is 0.
     """
-    from llm_env.reward.models import FunctionReward
+    from agents.evaluation.gold import load_gold
 
-    score: Any = FunctionReward(job.compared.gold).function
+    score: Any = load_gold(job.compared.gold)
     gold = score([e.prompt.text for e in episodes], [e.response_text for e in episodes])
     kl = [(-e.ref_log_prob if certain else e.kl) + kl_bound for e in episodes]
     scores = {"rm_score": [float(e.rm_score) for e in episodes], "gold_score": [float(v) for v in gold]}
@@ -202,9 +202,9 @@ def _ours(job: Job) -> dict[str, Any]:
     from agents.algorithms.table import algorithm
     from agents.callbacks.mask_refresh import MaskRefresh
     from agents.callbacks.token_budget import TokenBudget
-    from llm_env.reward.models import FunctionReward
+    from agents.evaluation.gold import load_gold
 
-    gold: Any = FunctionReward(job.compared.gold).function
+    gold: Any = load_gold(job.compared.gold)
     row = algorithm(job.algo)
     params = dict(job.params)
     mask_refresh = params.pop("mask_refresh", 0)

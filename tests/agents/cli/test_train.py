@@ -163,7 +163,7 @@ BAD: list[tuple[list[str], str]] = [
     (["--prompts", "EMPTY"], "is empty"),
     (["--reward-model", "FOLDER"], "no config.json"),
     (["--reward-model", "TWO"], "has 2 labels"),
-    (["--reward-model", "tests.llm_env.reward.test_models:nan"], "returned nan for response 0"),
+    (["--reward-model", "tests.llm_env.reward.test_models:nan"], ") returned nan for 8 of 8 responses"),
     (["--reward-model", "tests.llm_env.reward.test_models:raises"], "raised KeyError"),
     (["--reward-model", "tests.llm_env.reward.test_models:too_few"], "scores for"),
     (["--config", "MISSING"], "no such file"),
@@ -251,7 +251,7 @@ def test_resume_takes_the_runs_own_settings_but_may_go_further(
     assert run(folder, iterations=2) == 0
     assert train.main(["--resume", str(folder), "--kl-coef", "0.9"]) == 1
     assert "kl_coef cannot be changed" in capfd.readouterr().err
-    assert train.main(["--resume", str(folder)]) == 0
+    assert train.main(["--resume", str(folder), "--reward-timeout", "300", "--reward-wait", "5"]) == 0
     assert "already reached" in capfd.readouterr().out
     assert train.main(["--resume", str(folder), "--total-timesteps", str(ROLLOUT * 3)]) == 0
     assert len((folder / "progress.csv").read_text().splitlines()) == 4

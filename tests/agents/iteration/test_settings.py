@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -39,6 +40,7 @@ def test_rounds_of_the_version_before_go_on(tmp_path: Path) -> None:
     (folder / "settings.json").write_text(SETTINGS_OF_0_1_0)
     RoundsState(IterationSettings(output_dir=folder), Console(quiet=True))
     names = {*json.loads(SETTINGS_OF_0_1_0), "output_dir", "rounds", "host", "port", "evaluate_every"}
+    names |= {"reward_timeout", "reward_wait"}
     assert set(flat_types(IterationSettings)) == names
     with pytest.raises(ValueError, match=r"has rounds with other settings \(epochs\)"):
         RoundsState(IterationSettings(output_dir=folder, epochs=2), Console(quiet=True))
@@ -95,3 +97,21 @@ assert not slow, slow
     assert done.returncode == 0, done.stderr
     assert "--lr-schedule" in done.stdout
     assert iterate.__module__ == "agents.iteration.rounds"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"judge": ("gold", "no_such_module:f")}, "^judge='no_such_module:f': module 'no_such_module' cannot be"),
+        ({"judge": ("http://host:port/",)}, "^judge='http://host:port/' must be"),
+        ({"gold": "llm_env.default_task.gold:g"}, "^gold='llm_env.default_task.gold:g': module .* has no 'g'"),
+        ({"reward_model": "https://u:p@host/"}, "^reward_model: the address of host has a user"),
+        ({"reward_timeout": -1.0}, r"^reward_timeout=-1\.0 must be"),
+    ],
+)
+def test_who_ranks_and_scores_is_checked_before_anything_is_written(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        iterate(IterationSettings(output_dir=tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()

@@ -26,8 +26,10 @@ from agents.preferences.selection import pair_records
 from llm_env.default_task import DEFAULT_MODEL
 from llm_env.default_task.gold import gold_score
 from llm_env.lm.names import LoadSettings
+from llm_env.reward.limits import CallLimits
 from llm_env.text.prompts import PromptSet
 from tests.conftest import count_dots  # noqa: F401  # a judge, by name
+from tests.reward_servers import ScriptedServer
 
 CPU = LoadSettings("float32", "cpu")
 
@@ -323,3 +325,18 @@ def test_candidates_of_ones_own(tmp_path: Path) -> None:
     written(path, record(), record())
     with pytest.raises(ValueError, match="line 2: the id 'p0' stands there a second time"):
         read_candidates(path)
+
+
+def test_a_server_ranks_and_is_waited_for(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_env.reward.limits.FIRST_PAUSE", 0.001)
+    candidates = Candidates(
+        "p", "How was it?", tuple(Response(i, t) for i, t in (("a", " Bad."), ("b", " Good."), ("c", " Fine.")))
+    )
+    answer = 200, {}, json.dumps({"scores": [0.5, 2, 0.5]}).encode()
+    with ScriptedServer(None, (503, {}, b""), answer) as server:
+        (ranking,) = Judge(server.url, CPU, limits=CallLimits(wait=60)).rank([candidates])
+    assert ranking.tiers == (("b",), ("a", "c"))
+    assert ranking.annotator == server.url
+    assert len(caplog.records) == 2
+    sent = json.loads(server.requests[-1][2])
+    assert sent == {"prompts": ["How was it?"] * 3, "responses": [" Bad.", " Good.", " Fine."]}

@@ -156,11 +156,11 @@ class Judge:
 
 def test_errors_of_a_function_name_it_and_the_option() -> None:
     with pytest.raises(
-        RewardModelError, match=r"^gold='tests\.llm_env\.reward\.test_models:too_few' returned 2 scores"
+        RewardModelError, match=r"^gold='tests\.llm_env\.reward\.test_models:too_few' \(.*\) returned 2 scores"
     ):
         load_reward_model(too_few, LOAD, TOKENIZER, option="gold").score(EPISODES)
     with pytest.raises(
-        RewardModelError, match=r"^reward_model='tests\.llm_env\.reward\.test_models:Judge' returned nan"
+        RewardModelError, match=r"^reward_model='tests\.llm_env\.reward\.test_models:Judge' \(.*\) returned nan"
     ):
         load_reward_model(Judge(), LOAD, TOKENIZER).score(EPISODES)
     with pytest.raises(RewardModelError, match=r"^judge='tests\.llm_env\.reward\.test_models:raises' raised KeyError"):
@@ -216,8 +216,8 @@ def text(prompts: list[str], responses: list[str]) -> list[str]:
     [
         ("raises", "raised KeyError"),
         ("too_few", "returned 2 scores for 3 responses"),
-        ("nan", "returned nan for response 0"),
-        ("infinite", "returned inf for response 0"),
+        ("nan", "returned nan for 3 of 3 responses"),
+        ("infinite", "returned inf for 3 of 3 responses"),
         ("text", "must return one float"),
     ],
 )

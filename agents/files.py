@@ -10,6 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+_PARTIAL = ".partial"
+
+
+def original_name(name: str) -> str:
+    """The name that a file gets when it is whole, of the name under which `replacing` writes it; other names as they are."""
+    return name[1:].removesuffix(_PARTIAL) if name.startswith(".") and name.endswith(_PARTIAL) else name
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -18,7 +25,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Where the block raises, `path` is as it was and the partial file is removed. Folders on the way are made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}{_PARTIAL}")
     try:
         yield partial
         flush(partial)  # else a power cut could leave an empty file under the new name

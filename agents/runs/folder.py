@@ -30,7 +30,7 @@ from typing import Any
 
 from agents.checksums import set_aside
 from agents.figures import can_draw
-from agents.files import replacing, replacing_folder, write_json
+from agents.files import original_name, replacing, replacing_folder, write_json
 from agents.flat_settings import write_settings
 from agents.output_folder import LOCK_FILE, check_output_folder
 from agents.runs.checkpoint import CheckpointError, damage, list_checkpoints
@@ -73,7 +73,8 @@ class RunFolder:
 
     def _check_free(self, shown: Path) -> None:
         """Refuses a folder with files, except those of a run that stopped before its first result."""
-        names = {p.name for p in self.path.iterdir()} if self.path.exists() else set()
+        # A file that was being written when the run was killed counts as that file.
+        names = {original_name(p.name) for p in self.path.iterdir()} if self.path.exists() else set()
         checkpoints = any(self.checkpoints.glob("step_*"))
         # The lock file says that the others are a run's; without it, one of these names may be a file of the user's.
         without_results = LOCK_FILE in names and names <= {*BEFORE_RESULTS, "tensorboard", "checkpoints"}

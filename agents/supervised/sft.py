@@ -15,7 +15,7 @@ from agents.files import write_json
 from agents.output_folder import locked
 from agents.policies.actor import adapter_config
 from agents.supervised.settings import SFTSettings, TrainerSettings
-from agents.supervised.trainer import quiet_trainer, run_trainer, save_model, trainer_arguments
+from agents.supervised.trainer import quiet_trainer, run_trainer, save_model, trainer_arguments, training_log
 from llm_env.default_task import DEFAULT_MODEL
 from llm_env.lm.causal_lm import CausalLM, end_token_ids
 from llm_env.lm.generate import continue_prompts
@@ -64,7 +64,7 @@ def fine_tune(settings: SFTSettings, console: Console | None = None) -> dict[str
             "response_only": settings.response_only,
             "perplexity_before": before,
             "perplexity": text_perplexity(trained, tokenizer, encoded_held_out),
-            "log": trainer.state.log_history,
+            "log": training_log(trainer),
             "samples": sample_responses(
                 trained, tokenizer, [r for r in held_out if r.prompt is not None], settings.n_samples
             ),

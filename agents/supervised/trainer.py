@@ -117,6 +117,14 @@ def run_trainer(trainer: Any, settings: TrainerSettings, console: Console) -> Pr
     return model.eval()
 
 
+def training_log(trainer: Any) -> list[dict[str, float]]:
+    """The losses and evaluations of a training, by step.
+
+    Without `Trainer`'s last entry, which sums up this process's part: it would differ where training was interrupted.
+    """
+    return [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
+
+
 def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:
     """Writes a model and its tokenizer to a folder, as `from_pretrained` reads them; whole or not at all."""
     with replacing_folder(folder) as partial:

@@ -31,7 +31,7 @@ import tyro
 from rich.console import Console
 
 from agents.files import write_json, write_text
-from campaign.commands import Command, commands, make_inputs
+from campaign.commands import Command, commands, import_all, make_inputs
 from campaign.faults import Fault
 from campaign.trials import Outcome, damaged, faulty, newest_checkpoint, second_process, undisturbed
 
@@ -172,6 +172,7 @@ def main() -> int:
         return 1
     torch.set_num_threads(1)
     outcomes: list[Outcome] = []
+    import_all()
     with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("fork")) as pool:
         inputs = args.output_dir.absolute() / "inputs"
         pool.submit(make_inputs, inputs).result()

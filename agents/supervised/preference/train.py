@@ -19,7 +19,7 @@ from agents.supervised.preference.trainers import pair_rows
 from agents.supervised.rows import encode_rankings, read_split
 from agents.supervised.settings import PreferenceSettings
 from agents.supervised.sft import sample_responses
-from agents.supervised.trainer import run_trainer, save_model
+from agents.supervised.trainer import run_trainer, save_model, training_log
 from llm_env.default_task import DEFAULT_MODEL
 from llm_env.lm.loading import load_tokenizer
 from llm_env.text.texts import TextRecord
@@ -53,7 +53,7 @@ def train_on_preferences(settings: PreferenceSettings, console: Console | None =
     with locked(settings.output_dir):
         trainer = make_trainer(settings, tokenizer, pairs, held_out_pairs)
         trained = run_trainer(trainer, settings, console or Console(quiet=True))
-        log = trainer.state.log_history
+        log = training_log(trainer)
         last_evaluation: dict[str, Any] = next((entry for entry in reversed(log) if "eval_loss" in entry), {})
         report: dict[str, Any] = {
             "loss": settings.loss,

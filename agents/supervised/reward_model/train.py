@@ -29,7 +29,7 @@ from agents.supervised.reward_model.report import (
 from agents.supervised.reward_model.trainer import RankingTrainer
 from agents.supervised.rows import encode_rankings, read_split
 from agents.supervised.settings import RewardSettings
-from agents.supervised.trainer import quiet_trainer, run_trainer, trainer_arguments
+from agents.supervised.trainer import quiet_trainer, run_trainer, trainer_arguments, training_log
 from llm_env.default_task import DEFAULT_MODEL
 from llm_env.lm.loading import load_tokenizer, resolve_device
 from llm_env.lm.names import LoadSettings
@@ -76,7 +76,7 @@ def train_reward_model(settings: RewardSettings, console: Console | None = None)
             "train_rows": len(rows),
             "score_mean": mean,
             "score_std": std,
-            "log": trainer.state.log_history,
+            "log": training_log(trainer),
         }
         mistakes = report.pop("worst_mistakes")
         write_report(settings.output_dir, report, mistakes)

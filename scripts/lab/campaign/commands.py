@@ -122,6 +122,35 @@ def commands(inputs: Path) -> list[Command]:
     return [*algorithms, *practices, *stages, *repeated]
 
 
+def import_all() -> None:
+    """Imports what the commands import when they start, so that the processes of the trials, which are forked, need not."""
+    for module in (
+        *("agents.cli." + name for name in ("train", "train_sft", "train_reward_model", "train_preference", "iterate")),
+        *(
+            "agents.cli.pipeline",
+            "agents.cli.collect_preferences",
+            "agents.cli.evaluate_actor",
+            "agents.pipeline.report",
+        ),
+        *(
+            "agents.runs.run",
+            "agents.supervised.sft",
+            "agents.supervised.reward_model.train",
+            "agents.iteration.rounds",
+        ),
+        *(
+            "agents.supervised.preference.train",
+            "agents.evaluation.compare",
+            "agents.preferences.folder",
+            "matplotlib.pyplot",
+        ),
+        *("trl", "trl.trainer.sft_trainer", "trl.trainer.dpo_trainer", "peft", "datasets", "tensorboard"),
+        *("transformers.trainer", "transformers.modeling_utils", "transformers.models.llama.modeling_llama"),
+        *("torch.utils.tensorboard", "accelerate"),
+    ):
+        importlib.import_module(module)
+
+
 def make_inputs(folder: Path) -> None:
     """Writes prompts, texts, rankings and a pipeline's configuration for the commands."""
     from agents.cli import collect_preferences, write_reviews

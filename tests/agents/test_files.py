@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.files import replacing, write_json, write_text
+from agents.files import original_name, replacing, replacing_folder, write_json, write_text
 
 
 def test_a_file_is_replaced_when_it_is_whole(tmp_path: Path) -> None:
@@ -34,3 +34,27 @@ def test_what_was_half_written_leaves_the_old_file_alone(tmp_path: Path) -> None
         crash()
     assert json.loads(path.read_text(encoding="utf-8")) == {"step": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["state.json"]
+
+
+def test_a_folder_is_replaced_file_by_file_when_all_are_written(tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        with replacing_folder(tmp_path / "best") as partial:
+            (partial / "weights").write_text(text)
+        assert (tmp_path / "best" / "weights").read_text() == text
+
+    def crash() -> None:
+        with replacing_folder(tmp_path / "best") as partial:
+            (partial / "weights").write_text("three")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        crash()
+    assert (tmp_path / "best" / "weights").read_text() == "two"
+    assert [p.name for p in tmp_path.iterdir()] == ["best"]
+
+
+def test_a_file_under_way_is_known_by_the_name_that_it_will_have(tmp_path: Path) -> None:
+    with replacing(tmp_path / "run.json") as partial:
+        partial.write_text("{}")
+        assert original_name(partial.name) == "run.json"
+    assert [original_name(n) for n in ("run.json", ".hidden", "a.partial")] == ["run.json", ".hidden", "a.partial"]

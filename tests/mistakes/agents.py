@@ -79,7 +79,7 @@ FILES = [
     Mutation(
         "a half-written file stands under the whole one's name",
         "agents/files.py",
-        'partial = path.with_name(f".{path.name}.partial")',
+        'partial = path.with_name(f".{path.name}{_PARTIAL}")',
         "partial = path",
         ("tests/agents/test_files.py",),
     ),

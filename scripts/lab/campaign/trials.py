@@ -89,7 +89,7 @@ def _in_child(command: Command, folder: Path, log: Path, fault: Fault | None, re
     """Runs the command and ends this process, whatever happens."""
     status = 1
     try:
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(output, 1)
         os.dup2(output, 2)
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115

@@ -20,6 +20,7 @@ from rich.console import Console
 from agents.cli.arguments import parse_command_line
 from agents.console import print_error
 from agents.files import write_text
+from agents.output_folder import check_output_folder, locked
 from llm_env.default_task.grammar import HELD_OUT_TOPICS, all_prompts, topic_of, write_review
 
 
@@ -48,13 +49,18 @@ def run(args: Args) -> int:
     rng = random.Random(args.seed)
     held_out = [p for p in all_prompts() if topic_of(p) in HELD_OUT_TOPICS]
     kept = [p for p in all_prompts() if topic_of(p) not in HELD_OUT_TOPICS]
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    for name, prompts, count in (("", kept, args.reviews), ("heldout_", held_out, args.heldout_reviews)):
-        # All prompts are drawn before the first review is written: the seed's text depends on that order.
-        drawn = [rng.choice(all_prompts() if args.all_topics else prompts) for _ in range(count)]
-        reviews = [{"prompt": p, "response": " " + write_review(rng, p)} for p in drawn]
-        write(args.output_dir / f"{name}reviews.jsonl", reviews)
-        write(args.output_dir / f"{name}prompts.jsonl", [{"prompt": p} for p in prompts])
+    try:
+        check_output_folder(args.output_dir)
+        with locked(args.output_dir):
+            for name, prompts, count in (("", kept, args.reviews), ("heldout_", held_out, args.heldout_reviews)):
+                # All prompts are drawn before the first review is written: the seed's text depends on that order.
+                drawn = [rng.choice(all_prompts() if args.all_topics else prompts) for _ in range(count)]
+                reviews = [{"prompt": p, "response": " " + write_review(rng, p)} for p in drawn]
+                write(args.output_dir / f"{name}reviews.jsonl", reviews)
+                write(args.output_dir / f"{name}prompts.jsonl", [{"prompt": p} for p in prompts])
+    except OSError as error:
+        print_error(error)
+        return 1
     Console().print(f"{args.reviews:,} reviews in {args.output_dir}", highlight=False)
     return 0
 

@@ -28,7 +28,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from agents.checksums import set_aside
+from agents.checksums import read_object, set_aside
 from agents.figures import can_draw
 from agents.files import original_name, replacing, replacing_folder, write_json
 from agents.flat_settings import write_settings
@@ -123,6 +123,17 @@ class RunFolder:
         """Adds this process's command line to ``command.txt``."""
         with (self.path / "command.txt").open("a", encoding="utf-8") as file:
             file.write(shlex.join([Path(sys.executable).name, *sys.argv]) + "\n")
+
+    def changed_versions(self) -> dict[str, tuple[str, str]]:
+        """Python and packages that had other versions when the run began: (then, now) by their names."""
+        path = self.path / "versions.json"
+        try:
+            began = read_object(path) if path.is_file() else {}
+        except ValueError:  # it only informs
+            began = {}
+        now = versions()
+        names = [name for name in ("python", *PACKAGES) if name in began and began[name] != now[name]]
+        return {name: (str(began[name]), now[name]) for name in names}
 
     def newest_checkpoint(self, say: Callable[[str], None]) -> Path | None:
         """The checkpoint to go on from; None where the run stopped before its first.

@@ -194,6 +194,10 @@ class TrainingRun:
         rows = CsvRows(self.folder.progress)
         # Rows and samples behind the checkpoint are written again, by the same steps.
         if self.folder.resume:
+            for name, (then, now) in self.folder.changed_versions().items():
+                self.say(
+                    f"note: {name} was {then} when the run began and is {now} now: the result may differ in its digits."
+                )
             self.folder.drop_after(self._load_newest_checkpoint(), rows)
         self.folder.note_command()
         formats: list[KVWriter] = [rows]

@@ -14,9 +14,10 @@ import yaml
 from agents.cli import evaluate_actor, pipeline
 from agents.cli.arguments import parse_command_line
 from agents.flat_settings import flat_types
+from agents.output_folder import locked
 from agents.pipeline import report as pipeline_report
 from agents.pipeline.commands import RunCommand, option_words, run_child, run_here
-from agents.pipeline.stages import SCRIPTS, Pipeline, Stage, read_stages, stage_options
+from agents.pipeline.stages import SCRIPTS, Note, Pipeline, Stage, read_stages, stage_options
 from tests.browser import needs_browser, open_page
 from tests.conftest import ROOT
 
@@ -220,6 +221,22 @@ def test_a_stage_that_fails_stops_the_rest(tmp_path: Path) -> None:
     args = pipeline.Args(config(tmp_path / "c.yaml", stages), tmp_path / "out")
     assert pipeline.run(args, run_here) == 1
     assert not (tmp_path / "out" / "sft").exists()
+
+
+def test_a_stage_that_lives_on_after_its_pipeline_was_killed_is_not_started_a_second_time(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    args = pipeline.Args(config(tmp_path / "c.yaml", {"text": TINY["text"]}), tmp_path / "out", stop_after="text")
+    stage = read_stages(args.config)[0]
+    pipe = Pipeline([stage], args.output_dir, 0)
+    (tmp_path / "out").mkdir()
+    pipe.keep(stage, Note(pipe.inputs(stage)))  # the pipeline noted that it runs, and was killed
+    with locked(args.output_dir / "text"):
+        assert pipeline.run(args, run_here) == 1
+    assert "another process is writing there" in capfd.readouterr().err
+    with locked(args.output_dir):
+        assert pipeline.run(args, run_here) == 1
+    assert pipeline.run(args, run_here) == 0
 
 
 def test_the_default_configurations_are_well_formed_and_have_all_scripts() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -111,6 +112,15 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken(
         older.name,
         newest.name,
     ]
+
+
+def test_another_version_of_a_package_is_said(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    versions = json.loads((folder / "versions.json").read_text())
+    (folder / "versions.json").write_text(json.dumps({**versions, "torch": "0.4.1", "platform": "another"}))
+    assert train.main(["--resume", str(folder)]) == 0
+    notes = [line for line in capfd.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 1
+    assert notes[0].startswith("note: torch was 0.4.1 when the run began")
 
 
 def test_without_a_whole_checkpoint_nothing_is_begun_again(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

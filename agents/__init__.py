@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from agents.algorithms.table import ALGORITHMS
     from agents.algorithms.text_ppo import TextPPO
     from agents.callbacks.adaptive_kl import AdaptiveKL
+    from agents.callbacks.alarms import Alarms
     from agents.callbacks.mask_refresh import MaskRefresh
     from agents.callbacks.metrics import TextMetricsCallback
     from agents.callbacks.reference_refresh import ReferenceRefresh
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "ALGORITHMS": "agents.algorithms.table",
     "AdaptiveKL": "agents.callbacks.adaptive_kl",
+    "Alarms": "agents.callbacks.alarms",
     "LLMActorCriticPolicy": "agents.policies.actor_critic",
     "LLMTextVecEnv": "agents.rollouts.vec_env",
     "MaskRefresh": "agents.callbacks.mask_refresh",
@@ -59,6 +61,7 @@ _MODULES = {
 __all__ = [
     "ALGORITHMS",
     "AdaptiveKL",
+    "Alarms",
     "LLMActorCriticPolicy",
     "LLMTextVecEnv",
     "MaskRefresh",

@@ -77,7 +77,8 @@ def attempt(stage: Callable[[], T], console: Console, go_on: str = RESUME) -> tu
         go_on: What that line says about going on.
 
     Returns:
-        (report, 0); (None, 130) after Ctrl-C; (None, 1) after an error in the settings, the files or a reward model. Other
+        (report, 0); (None, 130) after Ctrl-C; (None, 1) after an error in the settings, the files or a reward model, or
+        numbers that are not finite any more. Other
         errors are raised: they are mistakes of ours.
     """
     with warnings.catch_warnings():
@@ -87,7 +88,7 @@ def attempt(stage: Callable[[], T], console: Console, go_on: str = RESUME) -> tu
         except KeyboardInterrupt:
             console.print(f"Stopped. {go_on}".rstrip(), highlight=False)
             return None, 130
-        except (ValueError, TypeError, OSError, ImportError, RewardModelError) as error:
+        except (ValueError, TypeError, OSError, ImportError, FloatingPointError, RewardModelError) as error:
             print_error(error)
             return None, 1
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llm_env.episode import Episode
+from llm_env.lm.sampling import check_log_probs
 from llm_env.reward.reference import StepwiseReference
 from llm_env.task import TextTask
 from llm_env.text.prompts import Prompt, PromptOrder
@@ -116,6 +117,7 @@ class EpisodeSlots:
 
         Raises:
             ValueError: an action is not a token.
+            FloatingPointError: a log-prob is NaN.
         """
         task = self.task
         # Check all actions before anything changes, so that an error leaves the slots as they were.
@@ -125,6 +127,8 @@ class EpisodeSlots:
                 raise ValueError(
                     f"Action {actions[i]} in slot {i} is not a token; tokens are 0 … {task.vocab_size - 1}."
                 )
+        if log_probs is not None:
+            check_log_probs(np.asarray(log_probs)[busy])
         # The reference looks at the prefixes before the tokens are appended. (N,), in nats; 0 for idle slots
         if self.score_steps:
             _check_that_steps_can_be_scored(task)

@@ -88,7 +88,7 @@ class TextMetricsCallback(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         # The update of the rollout before is over by now, and its values are in the logger.
-        if self._pending and self._is_whole():
+        if self.row_is_due:
             self._write()
             self._begin()
 
@@ -119,6 +119,11 @@ class TextMetricsCallback(BaseCallback):
     def total_tokens(self) -> int:
         """Tokens generated so far, those of the iteration under way and of a resumed run's first part included."""
         return self.tokens + self._generated() - self._generated_before
+
+    @property
+    def row_is_due(self) -> bool:
+        """Whether what was collected and trained on makes an iteration whose row is not written yet."""
+        return self._pending and self._is_whole()
 
     def _begin(self) -> None:
         """Starts an iteration."""

@@ -28,6 +28,7 @@ from agents.flat_settings import read_settings, to_flat
 from agents.runs.settings import CHANGEABLE, RunSettings
 
 console = Console(soft_wrap=True)
+NOT_DETERMINISTIC = "does not have a deterministic implementation"  # torch's words, for --deterministic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +116,8 @@ def train(settings: RunSettings, folder: Path, resume: bool) -> int:
         if run is not None:  # else nothing is there to go on with
             console.print(f"Stopped. Go on with: python scripts/train.py --resume {folder}", highlight=False)
         return 130
+    except FloatingPointError as error:  # going on from the checkpoint would come to the same numbers
+        return fail(str(error), folder, None)
     except RewardModelError as error:
         return fail(str(error), folder, run)
     except (
@@ -122,6 +125,10 @@ def train(settings: RunSettings, folder: Path, resume: bool) -> int:
         FileExistsError,
     ) as error:  # nothing was trained, and a second try would end in the same way
         return fail(str(error), None, None)
+    except RuntimeError as error:
+        if NOT_DETERMINISTIC not in str(error):
+            raise
+        return fail(f"--deterministic: {str(error).partition('. ')[0]}. Leave it out.", folder, None)
     except (ValueError, TypeError, OSError, ImportError, SafetensorError) as error:
         if disk_is_full(error):
             return fail(f"the disk is full ({error}). Free some space; the last whole checkpoint stands.", folder, run)

@@ -16,6 +16,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from agents.algorithms.factory import make_algorithm
 from agents.algorithms.table import algorithm, checked_settings
 from agents.callbacks.adaptive_kl import AdaptiveKL
+from agents.callbacks.alarms import Alarms
 from agents.callbacks.mask_refresh import MaskRefresh
 from agents.callbacks.metrics import TextMetricsCallback
 from agents.callbacks.reference_refresh import ReferenceRefresh
@@ -30,9 +31,11 @@ from agents.runs.display import RunDisplay
 from agents.runs.folder import RunFolder
 from agents.runs.held_out import HeldOutPrompts
 from agents.runs.imports import import_nothing_from
+from agents.runs.learning_rate import keep_rate_of_a_single_rollout
 from agents.runs.prompts import run_prompts
 from agents.runs.settings import RunSettings
 from llm_env.extras import installed
+from llm_env.lm.runtime import be_deterministic
 from llm_env.text.prompts import PromptSet
 
 
@@ -138,10 +141,14 @@ class TrainingRun:
         if resume:
             self.folder.check_resumable(settings)
         check_length(settings)
+        if settings.training.deterministic:
+            be_deterministic()
+        self.rows = CsvRows(self.folder.progress)
         # What can fail comes first: nothing is written before all of it is loaded.
         self.gold = load_gold(settings.gold_name, settings.task.reward_limits)
         self.prompts = run_prompts(settings, folder, resume)
         self.model = self._make_model()
+        keep_rate_of_a_single_rollout(self.model, settings.training.total_timesteps)
         self.task = text_env(self.model.env).task
         self.policy = cast(TextPolicy, self.model.policy)
         held_out = PromptSet(
@@ -154,6 +161,7 @@ class TrainingRun:
         self.refresh: ReferenceRefresh | None = None
         self.mask_refresh: MaskRefresh | None = None
         self.callback = RunCallback(self)
+        self.alarms = Alarms(self.callback)
         self.callbacks = self._make_callbacks()
 
     def _make_model(self) -> BaseAlgorithm:
@@ -170,9 +178,9 @@ class TrainingRun:
         )
 
     def _make_callbacks(self) -> list[BaseCallback]:
-        """The run's callbacks in the order in which they are called: the log's row comes before β and the reference move."""
+        """The run's callbacks in the order in which they are called: faults before the log's row, and that before β moves."""
         training = self.settings.training
-        callbacks: list[BaseCallback] = [self.callback]
+        callbacks: list[BaseCallback] = [self.alarms, self.callback]
         if training.ref_refresh_every:
             self.refresh = ReferenceRefresh(training.ref_refresh_every, training.ref_refresh_share)
             callbacks.append(self.refresh)
@@ -191,16 +199,15 @@ class TrainingRun:
         """Begins the folder, or goes back to the newest checkpoint in it; then opens the log."""
         if not self.folder.resume:
             self.folder.begin(self.settings, self.prompts)
-        rows = CsvRows(self.folder.progress)
         # Rows and samples behind the checkpoint are written again, by the same steps.
         if self.folder.resume:
             for name, (then, now) in self.folder.changed_versions().items():
                 self.say(
                     f"note: {name} was {then} when the run began and is {now} now: the result may differ in its digits."
                 )
-            self.folder.drop_after(self._load_newest_checkpoint(), rows)
+            self.folder.drop_after(self._load_newest_checkpoint(), self.rows)
         self.folder.note_command()
-        formats: list[KVWriter] = [rows]
+        formats: list[KVWriter] = [self.rows]
         if installed("tensorboard"):
             formats.append(TensorBoardOutputFormat(str(self.folder.path / "tensorboard")))
         else:
@@ -218,6 +225,8 @@ class TrainingRun:
         self.callback.iteration, self.callback.tokens = extra["iteration"], extra["tokens"]
         self.best = extra.get("best")
         self.callback.constant_scores.load(extra.get("constant_scores", {}))  # checkpoints of before have none
+        if "alarms" in extra:  # not in checkpoints of earlier versions
+            self.alarms.load_state_dict(extra["alarms"])
         if self.refresh is not None:
             self.refresh.rollouts = extra["rollouts"]
         if self.mask_refresh is not None:
@@ -235,6 +244,7 @@ class TrainingRun:
             Interrupted: the user asked for a stop (Ctrl-C or SIGTERM); a checkpoint is written.
             FileExistsError: another process is writing to the folder.
             RewardModelError: the reward model failed; the newest checkpoint stands.
+            FloatingPointError: rewards, gradients or weights are not finite any more; the newest checkpoint stands.
             OSError: the disk is full or cannot be written; the newest checkpoint stands.
         """
         with locked(self.folder.path):
@@ -261,6 +271,7 @@ class TrainingRun:
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+            self.model.logger.close()  # TensorBoard's file, which a process with many runs would collect
             self.draw()
         self.finish()
 
@@ -298,6 +309,7 @@ class TrainingRun:
             "tokens": self.callback.tokens,
             "best": self.best,
             "constant_scores": self.callback.constant_scores.state(),
+            "alarms": self.alarms.state_dict(),
         }
         if self.refresh is not None:
             extra["rollouts"] = self.refresh.rollouts

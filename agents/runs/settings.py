@@ -176,6 +176,8 @@ class TrainingSettings:
     """How far the reference follows: 1 puts the actor in its place, less is a moving average (WARP)."""
     seed: int = 0
     """Seed of prompts, sampling and new weights."""
+    deterministic: bool = False
+    """On a GPU, only operations that give the same bits each time: slower, and refused where there is none. A CPU's are."""
 
     def check(self) -> None:
         """Checks the numbers.

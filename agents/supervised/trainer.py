@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from agents.checksums import damaged_file, read_object, set_aside, write_checksums
 from agents.files import replacing_folder
+from agents.supervised.faults import StopAtFaults
 from agents.supervised.settings import TrainerSettings
 from llm_env.extras import installed
 from llm_env.lm.loading import quiet_loading, resolve_device
@@ -101,6 +102,9 @@ def run_trainer(trainer: Any, settings: TrainerSettings, console: Console) -> Pr
         trainer: A `transformers.Trainer` or one of TRL's, ready to train.
         settings: The stage's settings; with ``resume``, training starts at the newest checkpoint.
         console: Where progress is shown.
+
+    Raises:
+        FloatingPointError: gradient, held-out loss or weights are not finite any more.
     """
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -108,6 +112,7 @@ def run_trainer(trainer: Any, settings: TrainerSettings, console: Console) -> Pr
         trainer.remove_callback(callback)
     trainer.add_callback(StageProgress(console))
     trainer.add_callback(CheckpointSums())
+    trainer.add_callback(StopAtFaults())
     with quiet_loading():
         trainer.train(resume_from_checkpoint=newest_checkpoint(settings, console))
     model = trainer.accelerator.unwrap_model(trainer.model)

@@ -8,7 +8,7 @@ import torch
 
 from llm_env.lm.causal_lm import CausalLM
 from llm_env.lm.decoding import CachedDecoder
-from llm_env.lm.sampling import sample_tokens
+from llm_env.lm.sampling import check_log_probs, sample_tokens
 from llm_env.text.prompts import Prompt
 
 
@@ -35,6 +35,9 @@ def continue_prompts(
 
     Returns:
         Token ids of each response, in the prompts' order.
+
+    Raises:
+        FloatingPointError: the model's logits are NaN.
     """
     generator = torch.Generator(device=lm.device).manual_seed(seed)
     finished: list[list[int]] = []
@@ -50,7 +53,9 @@ def continue_prompts(
         decoder = CachedDecoder(lm, longest)
         while lengths.any():
             logits = lm.logits(decoder.hidden(ids, lengths[:, None])).float() / temperature
-            tokens = sample_tokens(logits, False, generator)[0].cpu()  # (rows,)
+            drawn, log_probs = sample_tokens(logits, False, generator)  # (rows,)
+            check_log_probs(log_probs.cpu().numpy()[lengths.numpy() > 0])
+            tokens = drawn.cpu()
             # Append each unfinished row's token; an end token or the cap finishes the row.
             for row in torch.nonzero(lengths)[:, 0].tolist():
                 token = int(tokens[row])

@@ -10,6 +10,7 @@ import ctypes
 import functools
 import os
 
+import torch
 from torch import nn
 
 from llm_env.lm.onednn import OneDnnLinear, has_onednn
@@ -80,6 +81,33 @@ def use_onednn(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.Linear and module.weight.numel() >= MIN_WEIGHTS:
             module.__class__ = OneDnnLinear
+
+
+CUBLAS_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
+"""cuBLAS reads it once, when it starts on a device; see NVIDIA's "cuBLAS: results reproducibility"."""
+
+
+def be_deterministic() -> None:
+    """Has torch take operations that give the same bits each time, for the rest of the process, and refuse others.
+
+    On a CPU all that is used here is deterministic anyway, for the same number of threads. On a GPU some kernels add in
+    whatever order threads finish; deterministic ones are slower, and where there is none torch raises a `RuntimeError` that
+    names it.
+
+    Raises:
+        ValueError: it is too late: the GPU is in use already, without what cuBLAS has to know before.
+    """
+    if os.environ.get(CUBLAS_VARIABLE) not in (":4096:8", ":16:8"):
+        if torch.cuda.is_initialized():
+            raise ValueError(
+                f"deterministic: the GPU is in use already. Set {CUBLAS_VARIABLE}=:4096:8 in the environment of the process."
+            )
+        os.environ[CUBLAS_VARIABLE] = ":4096:8"
+    torch.use_deterministic_algorithms(True)
+    # Memory that was not written is not read here either; filling it would cost a pass over every new tensor.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,7 +21,7 @@ def sample_tokens(
         generator: Random generator; None: torch's global one.
 
     Returns:
-        Tokens, and their log π in nats, both of shape (n,).
+        Tokens, and their log π in nats, both of shape (n,). Where a row's logits hold NaN, its log π is NaN.
     """
     log_all = torch.log_softmax(logits, -1)
     if deterministic:
@@ -29,8 +31,25 @@ def sample_tokens(
         cumulative = log_all.exp().cumsum(-1, dtype=torch.float64)
         # In (0, 1], so that a token of probability 0 in front is not drawn; times the sum, which rounding moves off 1.
         drawn = 1 - torch.rand(len(logits), 1, dtype=torch.float64, device=logits.device, generator=generator)
-        tokens = torch.searchsorted(cumulative, drawn * cumulative[:, -1:])[:, 0]
+        # NaN has no place in the order: the search ends behind the last token, where a GPU could not even read an error.
+        tokens = torch.searchsorted(cumulative, drawn * cumulative[:, -1:])[:, 0].clamp(max=logits.shape[-1] - 1)
     return tokens, log_all.gather(-1, tokens[:, None])[:, 0]
+
+
+def check_log_probs(log_probs: NDArray[Any]) -> None:
+    """Refuses log-probs of tokens that a model drew from logits with NaN in them.
+
+    Args:
+        log_probs: Of the tokens that count, in nats, any shape.
+
+    Raises:
+        FloatingPointError: one is NaN.
+    """
+    if np.isnan(log_probs).any():
+        raise FloatingPointError(
+            "The model's logits are NaN: its weights are too large or not finite any more, as after training with too high a "
+            "learning rate."
+        )
 
 
 NEVER = -1e30

@@ -66,6 +66,8 @@ class Alarms(BaseCallback):
         self.scores: deque[float] = deque(maxlen=ITERATIONS)
         self.said: set[str] = set()
         """Kinds of alarm that were printed."""
+        self._lag = 0
+        """Updates after which a norm is read. SB3 reads each mini-batch's loss, so a GPU is done with the one before by then."""
         self._handles: list[RemovableHandle] = []
         self._parts: dict[nn.Parameter, Tensor] = {}
         """Norm of each parameter's gradient since the last update, a scalar each."""
@@ -100,6 +102,7 @@ class Alarms(BaseCallback):
         optimizer = getattr(self.model.policy, "optimizer", None)
         if optimizer is None:  # ARS
             return
+        self._lag = int(self.model.device.type == "cuda")
         # The norm before clipping is known between `backward` and `clip_grad_norm_`, where SB3 asks nobody.
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -128,8 +131,7 @@ class Alarms(BaseCallback):
         norm = torch.linalg.vector_norm(torch.stack(list(self._parts.values())))
         self._parts.clear()
         self._unread.append(norm)
-        # SB3 reads the loss of each mini-batch, so a GPU has computed the norm of the one before it by now.
-        self._read_norms(leave=1 if norm.is_cuda else 0)
+        self._read_norms(leave=self._lag)
 
     def _read_norms(self, leave: int = 0) -> None:
         """Looks at the norms of updates, all but the newest `leave`.
@@ -200,8 +202,9 @@ class Alarms(BaseCallback):
                     f"{usual:.3g}, while the score fell from {usual_score:.3g} to {score:.3g}. Lower learning_rate, or raise "
                     "kl_coef",
                 )
-        self.kls.append(kl)
-        self.scores.append(score)
+        if math.isfinite(kl):
+            self.kls.append(kl)
+            self.scores.append(score)
 
     def _alarm(self, kind: str, message: str) -> None:
         """Counts an alarm, and says the first of its kind."""

@@ -67,7 +67,7 @@ class Alarms(BaseCallback):
         self.said: set[str] = set()
         """Kinds of alarm that were printed."""
         self._lag = 0
-        """Updates after which a norm is read. SB3 reads each mini-batch's loss, so a GPU is done with the one before by then."""
+        """Updates after which a norm is read: SB3 reads each mini-batch's loss, so a GPU is done with the one before then."""
         self._handles: list[RemovableHandle] = []
         self._parts: dict[nn.Parameter, Tensor] = {}
         """Norm of each parameter's gradient since the last update, a scalar each."""

@@ -128,7 +128,7 @@ def train(settings: RunSettings, folder: Path, resume: bool) -> int:
     except RuntimeError as error:
         if NOT_DETERMINISTIC not in str(error):
             raise
-        return fail(f"--deterministic: {str(error).partition('. ')[0]}. Leave it out.", folder, None)
+        return fail(f"--deterministic: {str(error).partition(',')[0]}. Leave it out.", folder, None)
     except (ValueError, TypeError, OSError, ImportError, SafetensorError) as error:
         if disk_is_full(error):
             return fail(f"the disk is full ({error}). Free some space; the last whole checkpoint stands.", folder, run)

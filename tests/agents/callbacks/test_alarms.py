@@ -172,7 +172,9 @@ def read(watch: Alarms, *norms: float) -> None:
 def test_a_spike_is_said_once_and_counted_each_time() -> None:
     watch = watch_of()
     read(watch, 9.9)
-    with pytest.warns(UserWarning, match=r"mini-batch 2: the gradient's norm is 10.1, and the median of the 21") as said:
+    with pytest.warns(
+        UserWarning, match=r"mini-batch 2: the gradient's norm is 10.1, and the median of the 21"
+    ) as said:
         read(watch, 10.1, 5.0, 50.0)
     assert len(said) == 1
     assert watch._alarms == 2
@@ -193,7 +195,9 @@ def test_a_kl_that_jumps_while_the_score_falls(kl: float, score: float, said: bo
     for _ in range(5):
         watch._compare_kl(10.0, 2.0)
     if said:
-        with pytest.warns(UserWarning, match="the KL is 31 nats per response, and the median of the 5 iterations before is 10"):
+        with pytest.warns(
+            UserWarning, match="the KL is 31 nats per response, and the median of the 5 iterations before is 10"
+        ):
             watch._compare_kl(kl, score)
     else:
         watch._compare_kl(kl, score)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from llm_env.lm.causal_lm import CausalLM, load_causal_lm
 from llm_env.lm.decoding import CachedDecoder
 from llm_env.lm.names import LoadSettings
-from llm_env.lm.sampling import sample_tokens
+from llm_env.lm.sampling import check_log_probs, sample_tokens
 from tests.conftest import FAMILIES, SIZE, WIDE
 
 LOAD = LoadSettings("float32", "cpu")
@@ -157,3 +157,15 @@ def test_sampling_never_draws_what_is_forbidden_and_follows_the_distribution() -
     last = [sample_tokens(rare, generator=torch.Generator().manual_seed(s))[0].item() for s in range(200)]
     assert max(last) > 190_000
     assert min(last) < 10_000
+
+
+def test_a_row_of_nan_gives_a_token_and_a_log_prob_that_says_so() -> None:
+    """An index behind the last token would be an error on a CPU, and stop a GPU for the rest of the process."""
+    logits = torch.zeros(3, 7)
+    logits[1, 4] = torch.nan
+    tokens, log_probs = sample_tokens(logits, generator=torch.Generator().manual_seed(0))
+    assert tokens.max() < 7
+    assert torch.isnan(log_probs).tolist() == [False, True, False]
+    check_log_probs(log_probs.numpy()[[0, 2]])
+    with pytest.raises(FloatingPointError, match="logits are NaN"):
+        check_log_probs(log_probs.numpy())

@@ -215,10 +215,14 @@ def verdict(measurements: Sequence[Measurement]) -> list[str]:
         )
         if last_rate > 1.1 * first_rate:
             faults.append(f"{name}: {first_rate:.0f} bytes an iteration became {last_rate:.0f}")
-    slower = float(np.median([m.seconds for m in last]) / np.median([m.seconds for m in middle]))
-    if slower > MOST_SLOWDOWN:
-        faults.append(f"an iteration takes {slower:.2f} times as long as before")
     return faults
+
+
+def slowdown(measurements: Sequence[Measurement]) -> float:
+    """How many times as long an iteration takes in the last third as in the third before, by medians."""
+    third = len(measurements) // 3
+    middle, last = measurements[third : 2 * third], measurements[2 * third :]
+    return float(np.median([m.seconds for m in last]) / np.median([m.seconds for m in middle]))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -242,7 +246,9 @@ def main(argv: Sequence[str]) -> int:
     for name in ("megabytes", "handles", "threads", "objects"):
         slope, share = growth(measurements, name)
         console.print(f"{name}: {slope:+.4g} per 1,000 iterations ({share:+.2%} over the run)", highlight=False)
-    faults = verdict(measurements)
+    faults, slower = verdict(measurements), slowdown(measurements)
+    if slower > MOST_SLOWDOWN:
+        faults.append(f"an iteration takes {slower:.2f} times as long as before")
     console.print("\n".join(faults) or "Nothing grows but the log, and that by the same number of bytes an iteration.")
     return bool(faults)
 

@@ -9,6 +9,7 @@ takes minutes. It reads ``/proc``, so it runs on Linux. The exit status is 1 if 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import os
 import sys
@@ -24,7 +25,7 @@ from rich.table import Table
 from stable_baselines3.common.callbacks import BaseCallback
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from agents.runs.run import TrainingRun
+from agents.runs.run import Interrupted, TrainingRun
 from agents.runs.settings import AlgorithmSettings, FolderSettings, RunSettings, TaskOptions, TrainingSettings
 from llm_env.default_task import DEFAULT_GOLD, DEFAULT_MODEL
 from llm_env.lm.loading import quiet_loading
@@ -151,7 +152,7 @@ def soak(folder: Path, iterations: int, every: int, console: Console, algo: str 
         algo: The algorithm; its iteration must be one rollout.
 
     Returns:
-        The measurements, oldest first.
+        The measurements, oldest first; those so far where Ctrl-C or SIGTERM ended the run.
     """
     folder.mkdir(parents=True, exist_ok=True)
     prompts = folder / "prompts.txt"
@@ -173,7 +174,8 @@ def soak(folder: Path, iterations: int, every: int, console: Console, algo: str 
     run = TrainingRun(settings, folder / "run", Console(quiet=True))
     meter = Meter(run, every, console)
     run.callbacks.append(meter)
-    run.train()
+    with contextlib.suppress(Interrupted):
+        run.train()
     return meter.measurements
 
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import soak
 from rich.console import Console
-from soak import Measurement, growth, slowdown, verdict
 
+import soak
 from agents.cli import train
+from soak import Measurement, growth, slowdown, verdict
 
 
 def flat(count: int = 30) -> list[Measurement]:

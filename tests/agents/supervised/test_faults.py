@@ -20,7 +20,9 @@ from agents.supervised.faults import StopAtFaults
 @pytest.fixture
 def data(tmp_path: Path) -> dict[str, str]:
     texts, pairs = tmp_path / "texts.jsonl", tmp_path / "pairs.jsonl"
-    texts.write_text("".join(json.dumps({"prompt": f"Number {i}:", "response": " It is good."}) + "\n" for i in range(40)))
+    texts.write_text(
+        "".join(json.dumps({"prompt": f"Number {i}:", "response": " It is good."}) + "\n" for i in range(40))
+    )
     pairs.write_text(
         "".join(
             json.dumps({"prompt": f"Number {i}:", "chosen": " It is good.", "rejected": " It is not so bad."}) + "\n"

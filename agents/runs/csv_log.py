@@ -33,15 +33,15 @@ class CsvRows(KVWriter):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.names = list(self._read_rows()[0]) if path.is_file() else []
+        self.names = self._read_rows()[0]
 
     def _read_rows(self) -> list[list[str]]:
-        """The file's rows, its header the first, without a last line that was cut off.
+        """The file's rows, its header the first, without a last line that was cut off; without a file an empty header.
 
         Raises:
             ValueError: a line is no row of such a file; it is named.
         """
-        data = self.path.read_bytes()
+        data = self.path.read_bytes() if self.path.is_file() else b""
         whole = data[: data.rfind(LINE_END.encode()) + len(LINE_END)] if LINE_END.encode() in data else b""
         rows: list[list[str]] = []
         try:
@@ -65,29 +65,28 @@ class CsvRows(KVWriter):
         Args:
             timestep: The checkpoint's timestep; rows of later ones go. -1: all go.
         """
-        if not self.names or timestep < 0:
+        if timestep < 0:
             self.path.unlink(missing_ok=True)
             self.names = []
             return
-        names, *rows = self._read_rows()
-        step = names.index(STEP)
-        kept = [row for row in rows if float(row[step]) <= timestep]
-        last = float(kept[-1][step]) if kept else 0
+        self.names, *rows = self._read_rows()
+        kept = [values for row in rows if float((values := dict(zip(self.names, row, strict=True)))[STEP]) <= timestep]
+        last = float(kept[-1][STEP]) if kept else 0.0
         if last < timestep:
             warnings.warn(
                 f"{self.path} ends at timestep {last:.0f}, the checkpoint is at {timestep}: the rows between are lost.",
                 stacklevel=2,
             )
-        self._rewrite(dict(zip(names, row, strict=True)) for row in kept)
+        self._rewrite(kept)
 
     def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
         """Adds a row; the arguments are SB3's."""
         row = {k: v for k, v in key_values.items() if "csv" not in (key_excluded.get(k) or ())}
         new = [name for name in row if name not in self.names]
-        if new:
-            old = self._read_rows() if self.names else [[]]
+        if new or not self.path.is_file():
+            names, *old = self._read_rows()
             self.names += new
-            self._rewrite([*(dict(zip(old[0], values, strict=True)) for values in old[1:]), row])
+            self._rewrite([*(dict(zip(names, values, strict=True)) for values in old), row])
             return
         # One write of the whole line: whoever reads the file meanwhile, and a run that is killed, have it or have a beginning.
         with self.path.open("ab") as file:
@@ -95,6 +94,8 @@ class CsvRows(KVWriter):
 
     def _rewrite(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Writes the header and rows, whole or not at all."""
+        if not self.names:
+            return
         with replacing(self.path) as partial:
             header = dict(zip(self.names, self.names, strict=True))
             partial.write_bytes(csv_lines(self.names, [header, *rows]).encode("utf-8"))

@@ -79,6 +79,12 @@ FAULTS = [
         "data",
         _CSV_TESTS,
     ),
-    Mutation("the log is written anew for each row", _CSV, "        if new:\n", "        if True:\n", _CSV_TESTS),
-    Mutation("the rows behind a checkpoint stay", _CSV, "<= timestep]", "< 1e18]", _CSV_TESTS),
+    Mutation(
+        "the log is written anew for each row",
+        _CSV,
+        "        if new or not self.path.is_file():\n",
+        "        if True:\n",
+        _CSV_TESTS,
+    ),
+    Mutation("the rows behind a checkpoint stay", _CSV, "[STEP]) <= timestep]", "[STEP]) < 1e18]", _CSV_TESTS),
 ]

@@ -94,6 +94,14 @@ def test_rows_that_the_checkpoint_had_and_the_file_has_not_are_said(tmp_path: Pa
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         CsvRows(path).drop_after(50)
+    path.unlink()
+    rows = CsvRows(path)
+    with pytest.warns(UserWarning, match=r"p\.csv ends at timestep 0, the checkpoint is at 10"):
+        rows.drop_after(10)
+    rows.write({STEP: 20}, {})
+    path.unlink()  # while the run goes on
+    rows.write({STEP: 30}, {})
+    assert path.read_bytes() == f"{STEP}\r\n30\r\n".encode()
 
 
 BROKEN: dict[str, tuple[bytes, int]] = {

@@ -42,11 +42,10 @@ class CsvRows(KVWriter):
             ValueError: a line is no row of such a file; it is named.
         """
         data = self.path.read_bytes() if self.path.is_file() else b""
-        whole = data[: data.rfind(LINE_END.encode()) + len(LINE_END)] if LINE_END.encode() in data else b""
         rows: list[list[str]] = []
         try:
-            for text in whole.decode("utf-8").split(LINE_END)[:-1]:
-                row = next(csv.reader([text], strict=True), [])
+            for line in data.split(LINE_END.encode())[:-1]:  # behind the last end there is nothing, or half a row
+                row = next(csv.reader([line.decode("utf-8")], strict=True), [])
                 if rows:
                     float(dict(zip(rows[0], row, strict=True))[STEP])
                 elif STEP not in row:

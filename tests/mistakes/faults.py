@@ -75,8 +75,8 @@ FAULTS = [
     Mutation(
         "half a row of the log is kept",
         _CSV,
-        'data[: data.rfind(LINE_END.encode()) + len(LINE_END)] if LINE_END.encode() in data else b""',
-        "data",
+        "data.split(LINE_END.encode())[:-1]:",
+        "data.split(LINE_END.encode()):",
         _CSV_TESTS,
     ),
     Mutation(

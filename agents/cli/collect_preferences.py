@@ -63,6 +63,8 @@ class Args(CollectionSettings):
     """Where models run: auto (a GPU where there is one), cpu or cuda."""
     trust_remote_code: bool = False
     """Run model code that a hub repository brings. Only for repositories that you trust."""
+    special_tokens_in_text: bool = False
+    """Turn special tokens that the prompts spell out, as </s>, into those tokens. Default: they are read as characters."""
     seed: int = 0
     """Seed of the sampling and of the judge's noise."""
 
@@ -96,7 +98,8 @@ def collect(args: Args) -> None:
     check_output_folder(args.output_dir)
     if not (args.judge or args.people or args.export_tasks or args.import_export):
         console.print("Nobody ranks: give --judge, --people or --export-tasks. Only responses are sampled.")
-    load = LoadSettings("float32", str(resolve_device(args.device)), args.trust_remote_code)
+    device = str(resolve_device(args.device))
+    load = LoadSettings("float32", device, args.trust_remote_code, args.special_tokens_in_text)
     # loaded before anything is sampled, so that a wrong name is told at once
     judge = Judge(args.judge, load, args.noise, args.seed, args.reward_limits) if args.judge else None
     with locked(args.output_dir):

@@ -34,6 +34,7 @@ from comparison.figures import draw, markdown_table, samples_table
 from comparison.jobs import BASELINES, PEERS, PREFERENCE, Job, make_peer_environment, run_job, start_worker
 from comparison.spaces import SPACES, first_trial, job_params, suggest
 from comparison.tasks import ComparedTask, Labels, MadeOtherwiseError, check_made_with, make_labels
+from llm_env.text.records import jsonl_lines
 
 console = Console(soft_wrap=True)
 SEARCH_SEED = 1000
@@ -313,7 +314,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """A JSONL file's records; none where there is no file."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    return [json.loads(line) for line in jsonl_lines(path.read_text(encoding="utf-8")) if line]
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:

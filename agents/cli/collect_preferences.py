@@ -18,10 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from agents.cli.arguments import parse_command_line
-from agents.console import SAME_COMMAND, attempt
+from agents.console import SAME_COMMAND, PlainConsole, attempt
 from agents.output_folder import check_output_folder, locked
 from agents.preferences.records import Candidates, Ranking
 from agents.preferences.settings import CollectionSettings
@@ -31,7 +29,7 @@ from llm_env.lm.names import LoadSettings
 if TYPE_CHECKING:
     from agents.preferences.judge import Judge
 
-console = Console(soft_wrap=True)
+console = PlainConsole()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +154,6 @@ def sample(args: Args, load: LoadSettings) -> list[Candidates]:
         f"{len(candidates):,} prompts with responses"
         + (f"; {short} have fewer than {args.n_responses} that differ" if short else "")
         + (f"; {missing} have fewer than two and are left out" if missing > 0 else ""),
-        highlight=False,
     )
     return candidates
 
@@ -168,7 +165,7 @@ def export(folder: Path, candidates: Sequence[Candidates]) -> None:
 
     write_json(folder / "label_studio.json", export_tasks(candidates))
     write_text(folder / "label_studio.xml", labeling_config(max(len(c.responses) for c in candidates)))
-    console.print(f"Tasks: {folder / 'label_studio.json'}   interface: label_studio.xml", highlight=False)
+    console.print(f"Tasks: {folder / 'label_studio.json'}   interface: label_studio.xml")
 
 
 def add_imported(path: Path, source: Path, candidates: Sequence[Candidates]) -> None:
@@ -193,7 +190,7 @@ def add_imported(path: Path, source: Path, candidates: Sequence[Candidates]) -> 
     fresh = [r for r in imported if text(r) not in before]
     for ranking in fresh:
         append_jsonl(path, ranking.to_json())
-    console.print(f"{len(fresh)} of {len(imported)} imported rankings are new.", highlight=False)
+    console.print(f"{len(fresh)} of {len(imported)} imported rankings are new.")
 
 
 def summarize(folder: Path, rankings: Sequence[Ranking]) -> None:
@@ -210,18 +207,16 @@ def summarize(folder: Path, rankings: Sequence[Ranking]) -> None:
     bad = sum(r.all_bad for r in rankings)
     console.print(
         f"{len(rankings):,} rankings by {len(report['annotators'])} annotator(s), {bad} of them all bad; {len(pairs):,} pairs.",
-        highlight=False,
     )
     if report["pairs_judged_twice"]:
         console.print(
             f"Agreement on {report['pairs_judged_twice']} pairs judged by two or more: "
             f"Krippendorff's α = {report['alpha']:.2f}.",
-            highlight=False,
         )
         for pair in report["between"]:
             one, other = pair["annotators"]
             console.print(f"  {one} and {other}: κ = {pair['kappa']:.2f}, {pair['agreed']:.0%} of {pair['pairs']}")
-    console.print(f"Files: {folder / 'rankings.jsonl'}, {folder / 'pairs.jsonl'}", highlight=False)
+    console.print(f"Files: {folder / 'rankings.jsonl'}, {folder / 'pairs.jsonl'}")
 
 
 def main(argv: Sequence[str]) -> int:

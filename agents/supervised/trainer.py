@@ -12,8 +12,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
+<<<<<<< HEAD
 from agents.checksums import damaged_file, read_object, set_aside, write_checksums
 from agents.files import replacing_folder
+=======
+from agents.console import say
+>>>>>>> e48e5f9 (What is printed is shown as it is: no markup, no terminal escapes)
 from agents.supervised.settings import TrainerSettings
 from llm_env.extras import installed
 from llm_env.lm.loading import quiet_loading, resolve_device
@@ -170,7 +174,7 @@ class StageProgress(TrainerCallback):
         held_out = any(k.startswith("eval_") for k in values)
         if held_out or (self.progress is None and tenth != self._shown_tenth):
             self._shown_tenth = tenth
-            self.console.print(f"step {state.global_step:5d} of {state.max_steps}  {text}", highlight=False)
+            say(self.console, f"step {state.global_step:5d} of {state.max_steps}  {text}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Closes the bar."""

@@ -21,8 +21,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from llm_env.text.prompts import Message
-
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 """A token for a byte that the vocabulary has no better token for; with whitespace it is never counted as special."""
 
@@ -119,7 +117,7 @@ def text_ids(
 
 
 def chat_ids(
-    messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool = False
+    messages: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool = False
 ) -> tuple[str, list[int]]:
     """A chat in the tokenizer's template: its text, and the ids, in which only the template's special tokens are special.
 
@@ -160,7 +158,7 @@ def _ids(text: str, tokenizer: PreTrainedTokenizerBase, frame: bool = False, **k
     return list(tokenizer(text, add_special_tokens=frame, **kwargs)["input_ids"])
 
 
-def _render(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool) -> str:
+def _render(messages: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool) -> str:
     """The text that the chat template makes of a chat.
 
     Raises:

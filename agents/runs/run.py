@@ -223,7 +223,7 @@ class TrainingRun:
 
     def say(self, text: str) -> None:
         """Prints a line."""
-        self.console.print(text, highlight=False, markup=False)
+        say(self.console, text)
 
     def train(self) -> None:
         """Trains to the end, and writes the actor and the report.
@@ -242,7 +242,7 @@ class TrainingRun:
         total = self.settings.training.total_timesteps
         steps_left = total - self.model.num_timesteps
         if steps_left <= 0:
-            say(self.console, f"The run in {self.folder.path} has already reached {total:,} timesteps.")
+            self.say(f"The run in {self.folder.path} has already reached {total:,} timesteps.")
             self.finish()
             return
         # Ctrl-C and SIGTERM wait for the iteration's end, where a checkpoint can be written.

@@ -12,12 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
-<<<<<<< HEAD
 from agents.checksums import damaged_file, read_object, set_aside, write_checksums
-from agents.files import replacing_folder
-=======
 from agents.console import say
->>>>>>> e48e5f9 (What is printed is shown as it is: no markup, no terminal escapes)
+from agents.files import replacing_folder
 from agents.supervised.settings import TrainerSettings
 from llm_env.extras import installed
 from llm_env.lm.loading import quiet_loading, resolve_device
@@ -79,11 +76,7 @@ def newest_checkpoint(settings: TrainerSettings, console: Console) -> str | None
         if (reason := _damage(checkpoint)) is None:
             return str(checkpoint)
         aside = set_aside(checkpoint)
-        console.print(
-            f"note: {checkpoint} is damaged: {reason}. It is {aside.name} now; training goes on from before.",
-            highlight=False,
-            markup=False,
-        )
+        say(console, f"note: {checkpoint} is damaged: {reason}. It is {aside.name} now; training goes on from before.")
     return None
 
 

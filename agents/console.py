@@ -9,14 +9,38 @@ from typing import Any, TypeVar
 
 import yaml
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from llm_env.extras import explained
 from llm_env.reward.scores import RewardModelError
+from llm_env.text.printable import printable
 
 T = TypeVar("T")
 RESUME = "Go on with the same command and --resume"
 SAME_COMMAND = "The same command goes on."
+
+
+class PlainConsole(Console):
+    """A console that shows every text as it is, its own and the user's.
+
+    Square brackets are no markup, ``:smile:`` is no picture, numbers get no color, and control characters are shown as
+    escapes, in printed lines, tables and rules alike.
+
+    Args:
+        arguments: Keyword arguments of rich's `Console`.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**{"markup": False, "emoji": False, "highlight": False, "soft_wrap": True, **arguments})
+
+    def render_str(self, text: str, **arguments: Any) -> Text:
+        """Makes rich's text of a string; rich calls it for all that is printed."""
+        return super().render_str(printable(text), **arguments)
+
+
+def say(console: Console, text: str) -> None:
+    """Prints a line with texts of the user's on any console, as `PlainConsole` shows it."""
+    console.print(Text(printable(text)))
 
 
 def named_values(option: str, entries: Sequence[str]) -> dict[str, Any]:
@@ -56,7 +80,7 @@ def plain_warnings(console: Console) -> None:
 
     def show(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
         if not issubclass(category, FutureWarning | DeprecationWarning):
-            console.print(f"note: {message}", style="yellow", highlight=False, markup=False)
+            console.print(Text(printable(f"note: {message}")), style="yellow")
 
     warnings.showwarning = show  # type: ignore[assignment]
 
@@ -65,7 +89,7 @@ def print_error(error: Exception | str) -> None:
     """Prints ``error: …`` on the standard error stream, on one line."""
     message = explained(error) if isinstance(error, ModuleNotFoundError) else str(error)
     text = " ".join(message.split())
-    Console(stderr=True, soft_wrap=True).print(f"error: {text}", style="red", highlight=False, markup=False)
+    PlainConsole(stderr=True).print(f"error: {text}", style="red")
 
 
 def attempt(stage: Callable[[], T], console: Console, go_on: str = RESUME) -> tuple[T | None, int]:
@@ -86,7 +110,7 @@ def attempt(stage: Callable[[], T], console: Console, go_on: str = RESUME) -> tu
         try:
             return stage(), 0
         except KeyboardInterrupt:
-            console.print(f"Stopped. {go_on}".rstrip(), highlight=False)
+            say(console, f"Stopped. {go_on}".rstrip())
             return None, 130
         except (ValueError, TypeError, OSError, ImportError, FloatingPointError, RewardModelError) as error:
             print_error(error)
@@ -97,10 +121,12 @@ def print_left_out(left_out: dict[str, int], console: Console) -> None:
     """Prints how many training records were left out or cut, by reason; nothing where none was."""
     text = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
     if text:
-        console.print(f"Training records, noted: {text}.", highlight=False)
+        say(console, f"Training records, noted: {text}.")
 
 
 def print_samples(samples: Sequence[dict[str, str]], console: Console) -> None:
     """Prints samples with the keys ``prompt`` and ``response``, prompts dimmed."""
     for sample in samples:
-        console.print(f"[dim]{escape(sample['prompt'])}[/dim]{escape(sample['response'])}", highlight=False)
+        console.print(
+            Text(printable(sample["prompt"]), style="dim").append(printable(sample["response"]), style="none")
+        )

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from llm_env.extras import require
 from llm_env.reward.kl import kl_k1
+from llm_env.text.printable import printable
 
 if TYPE_CHECKING:
     from llm_env.episode import Episode
@@ -69,8 +70,8 @@ def _ansi(prompt: str, parts: list[tuple[str, float]], score: float | None) -> s
     for text, kl in parts:
         red, green, blue = color_of(kl)
         # Black on a 24-bit background color, then back to the terminal's own.
-        painted.append(f"\x1b[30;48;2;{red};{green};{blue}m{text}\x1b[0m")
-    return f"{prompt}{''.join(painted)}\n\x1b[2m{_footer(parts, score)}\x1b[0m\n"
+        painted.append(f"\x1b[30;48;2;{red};{green};{blue}m{printable(text)}\x1b[0m")
+    return f"{printable(prompt)}{''.join(painted)}\n\x1b[2m{_footer(parts, score)}\x1b[0m\n"
 
 
 def _image(prompt: str, parts: list[tuple[str, float]], score: float | None) -> NDArray[np.uint8]:

@@ -66,6 +66,8 @@ class TaskSettings:
         mixed_precision: ``no``, or ``bf16``: reference and reward model compute under autocast, as the actor then should.
         device: Where the frozen models are: auto (the GPU where there is one), cpu, cuda or another torch device.
         trust_remote_code: Whether model code from a hub may run.
+        special_tokens_in_text: Whether special tokens that prompts and responses spell out, as ``</s>``, become those tokens.
+            Without it they are read as the characters that they are; chat templates write special tokens in either case.
     """
 
     model: str | None = None
@@ -96,6 +98,7 @@ class TaskSettings:
     mixed_precision: str = "no"
     device: str = "auto"
     trust_remote_code: bool = False
+    special_tokens_in_text: bool = False
 
     def __post_init__(self) -> None:
         """Checks what can be checked before anything is loaded.
@@ -173,10 +176,11 @@ class TaskSettings:
 
     @property
     def load(self) -> LoadSettings:
-        """How the frozen models are loaded: dtype, the resolved device, and whether remote code may run."""
+        """How the frozen models are loaded, on the resolved device, and how their tokenizers read texts."""
         from llm_env.lm.loading import resolve_device  # imports torch, which knows the devices
 
-        return LoadSettings(self.dtype, str(resolve_device(self.device)), self.trust_remote_code)
+        device = str(resolve_device(self.device))
+        return LoadSettings(self.dtype, device, self.trust_remote_code, self.special_tokens_in_text)
 
 
 def check_temperature(of_policy: float | None, of_reference: float) -> None:

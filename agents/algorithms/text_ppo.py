@@ -22,6 +22,7 @@ from agents.policies.critic import NoCritic
 from agents.rollouts.buffer import TokenRolloutBuffer
 from agents.rollouts.minibatches import TokenSamples
 from agents.rollouts.segments import Segment
+from agents.rollouts.vec_env import LLMTextVecEnv
 from llm_env.lm.loading import load_tokenizer
 from llm_env.text.texts import encode_text, read_texts
 
@@ -90,8 +91,11 @@ class TextPPO(PPO):
         """PPO's, and the texts of PPO-ptx."""
         super()._setup_model()
         if self.ptx_texts is not None:
-            settings = self.policy.settings
-            tokenizer = load_tokenizer(self.policy.lm.name, trust_remote_code=settings.trust_remote_code)
+            trusted = self.policy.settings.trust_remote_code
+            # Texts are read as the environment's prompts are.
+            env = None if self.env is None else self.env.unwrapped
+            in_text = isinstance(env, LLMTextVecEnv) and env.task.settings.special_tokens_in_text
+            tokenizer = load_tokenizer(self.policy.lm.name, "model", trusted, in_text)
             texts = [encode_text(record, tokenizer) for record in read_texts(self.ptx_texts, "ptx_texts")]
             self.mix = PretrainingMix(texts, self.ptx_coef, self.ptx_tokens)
 

@@ -18,10 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from agents.cli.arguments import parse_command_line
-from agents.console import SAME_COMMAND, attempt
+from agents.console import SAME_COMMAND, PlainConsole, attempt
 from agents.output_folder import check_output_folder, locked
 from agents.preferences.records import Candidates, Ranking
 from agents.preferences.settings import CollectionSettings
@@ -31,7 +29,7 @@ from llm_env.lm.names import LoadSettings
 if TYPE_CHECKING:
     from agents.preferences.judge import Judge
 
-console = Console(soft_wrap=True)
+console = PlainConsole()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +61,8 @@ class Args(CollectionSettings):
     """Where models run: auto (a GPU where there is one), cpu or cuda."""
     trust_remote_code: bool = False
     """Run model code that a hub repository brings. Only for repositories that you trust."""
+    special_tokens_in_text: bool = False
+    """Turn special tokens that the prompts spell out, as </s>, into those tokens. Default: they are read as characters."""
     seed: int = 0
     """Seed of the sampling and of the judge's noise."""
 
@@ -96,7 +96,8 @@ def collect(args: Args) -> None:
     check_output_folder(args.output_dir)
     if not (args.judge or args.people or args.export_tasks or args.import_export):
         console.print("Nobody ranks: give --judge, --people or --export-tasks. Only responses are sampled.")
-    load = LoadSettings("float32", str(resolve_device(args.device)), args.trust_remote_code)
+    device = str(resolve_device(args.device))
+    load = LoadSettings("float32", device, args.trust_remote_code, args.special_tokens_in_text)
     # loaded before anything is sampled, so that a wrong name is told at once
     judge = Judge(args.judge, load, args.noise, args.seed, args.reward_limits) if args.judge else None
     with locked(args.output_dir):
@@ -153,7 +154,6 @@ def sample(args: Args, load: LoadSettings) -> list[Candidates]:
         f"{len(candidates):,} prompts with responses"
         + (f"; {short} have fewer than {args.n_responses} that differ" if short else "")
         + (f"; {missing} have fewer than two and are left out" if missing > 0 else ""),
-        highlight=False,
     )
     return candidates
 
@@ -165,7 +165,7 @@ def export(folder: Path, candidates: Sequence[Candidates]) -> None:
 
     write_json(folder / "label_studio.json", export_tasks(candidates))
     write_text(folder / "label_studio.xml", labeling_config(max(len(c.responses) for c in candidates)))
-    console.print(f"Tasks: {folder / 'label_studio.json'}   interface: label_studio.xml", highlight=False)
+    console.print(f"Tasks: {folder / 'label_studio.json'}   interface: label_studio.xml")
 
 
 def add_imported(path: Path, source: Path, candidates: Sequence[Candidates]) -> None:
@@ -190,7 +190,7 @@ def add_imported(path: Path, source: Path, candidates: Sequence[Candidates]) -> 
     fresh = [r for r in imported if text(r) not in before]
     for ranking in fresh:
         append_jsonl(path, ranking.to_json())
-    console.print(f"{len(fresh)} of {len(imported)} imported rankings are new.", highlight=False)
+    console.print(f"{len(fresh)} of {len(imported)} imported rankings are new.")
 
 
 def summarize(folder: Path, rankings: Sequence[Ranking]) -> None:
@@ -207,18 +207,16 @@ def summarize(folder: Path, rankings: Sequence[Ranking]) -> None:
     bad = sum(r.all_bad for r in rankings)
     console.print(
         f"{len(rankings):,} rankings by {len(report['annotators'])} annotator(s), {bad} of them all bad; {len(pairs):,} pairs.",
-        highlight=False,
     )
     if report["pairs_judged_twice"]:
         console.print(
             f"Agreement on {report['pairs_judged_twice']} pairs judged by two or more: "
             f"Krippendorff's α = {report['alpha']:.2f}.",
-            highlight=False,
         )
         for pair in report["between"]:
             one, other = pair["annotators"]
             console.print(f"  {one} and {other}: κ = {pair['kappa']:.2f}, {pair['agreed']:.0%} of {pair['pairs']}")
-    console.print(f"Files: {folder / 'rankings.jsonl'}, {folder / 'pairs.jsonl'}", highlight=False)
+    console.print(f"Files: {folder / 'rankings.jsonl'}, {folder / 'pairs.jsonl'}")
 
 
 def main(argv: Sequence[str]) -> int:

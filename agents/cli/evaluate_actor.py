@@ -15,12 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from agents.cli.arguments import parse_command_line
-from agents.console import attempt
+from agents.console import PlainConsole, attempt
 from agents.files import write_json
 from agents.flat_settings import read_settings
 from agents.runs.settings import RunSettings
@@ -28,7 +26,7 @@ from agents.runs.settings import RunSettings
 if TYPE_CHECKING:
     from agents.evaluation.compare import Report
 
-console = Console(soft_wrap=False)
+console = PlainConsole(soft_wrap=False)
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ def evaluate(args: Args) -> None:
         console.print(samples_table(report))
     output = args.output or args.actor.parent / "evaluation.json"
     write_json(output, report.to_json())
-    console.print(f"Numbers and samples: {output}", highlight=False)
+    console.print(f"Numbers and samples: {output}")
 
 
 def run_settings(args: Args) -> RunSettings:
@@ -191,9 +189,9 @@ def samples_table(report: Report) -> Table:
     for column in ("prompt", "reference", "actor"):
         table.add_column(column, ratio=1)
     for sample in report.samples:
-        before = f"{escape(sample['reference_response'].strip())} [dim]({sample['reference_rm_score']:.2f})[/dim]"
-        after = f"{escape(sample['response'].strip())} [dim]({sample['rm_score']:.2f})[/dim]"
-        table.add_row(escape(sample["prompt"]), before, after)
+        before = f"{sample['reference_response'].strip()} ({sample['reference_rm_score']:.2f})"
+        after = f"{sample['response'].strip()} ({sample['rm_score']:.2f})"
+        table.add_row(sample["prompt"], before, after)
     return table
 
 

@@ -18,13 +18,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.console import Console
-
 from agents.cli.arguments import parse_command_line
-from agents.console import SAME_COMMAND, attempt
+from agents.console import SAME_COMMAND, PlainConsole, attempt
 from agents.iteration.settings import IterationSettings
 
-console = Console(soft_wrap=True)
+console = PlainConsole()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +39,9 @@ def run(args: Args) -> int:
         return status
     from agents.iteration.report import rounds_table
 
-    console.print(rounds_table(evaluations), highlight=False, markup=False)
+    console.print(rounds_table(evaluations))
     folder = args.output_dir
-    console.print(f"Done. Actor: {folder / 'actor'}   picture: {folder / 'rounds.png'}", highlight=False)
+    console.print(f"Done. Actor: {folder / 'actor'}   picture: {folder / 'rounds.png'}")
     return 0
 
 

@@ -14,15 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from agents.cli.arguments import parse_command_line
-from agents.console import print_error
+from agents.console import PlainConsole, print_error
 from agents.output_folder import check_output_folder, locked
 from agents.pipeline.commands import RunCommand, run_child
 from agents.pipeline.stages import Pipeline, read_stages
 
-console = Console(soft_wrap=True)
+console = PlainConsole()
 
 
 @dataclass(frozen=True)
@@ -72,9 +70,9 @@ def run_stages(args: Args, pipeline: Pipeline) -> int:
     for number, stage in enumerate(stages, 1):
         title = f"[{number}/{len(stages)}] {stage.name}"
         if pipeline.is_done(stage):
-            console.print(f"{title}: there and unchanged", style="dim", highlight=False, markup=False)
+            console.print(f"{title}: there and unchanged", style="dim")
         else:
-            console.rule(f"{title}: {stage.script}.py".replace("[", r"\["), align="left")
+            console.rule(f"{title}: {stage.script}.py", align="left")
             status = pipeline.run(stage)
             if status:
                 console.print(f"{stage.name} stopped (status {status}). The same command goes on.", style="red")
@@ -85,7 +83,7 @@ def run_stages(args: Args, pipeline: Pipeline) -> int:
 
     path = write_page(pipeline, args.config)
     total = sum(note.seconds for s in stages if (note := pipeline.note(s)) is not None)
-    console.print(f"Report: {path}   ({total / 60:.1f} minutes in all)", highlight=False)
+    console.print(f"Report: {path}   ({total / 60:.1f} minutes in all)")
     return 0
 
 

@@ -20,15 +20,14 @@ from typing import Annotated, Any
 
 import numpy as np
 import tyro
-from rich.console import Console
 
 from agents.cli.arguments import parse_command_line
-from agents.console import print_error
+from agents.console import PlainConsole, print_error
 from agents.figures import DPI, can_draw, new_figure
 from agents.files import write_json, write_text
 from agents.pipeline.commands import RunCommand, option_words, run_child
 
-console = Console(soft_wrap=True)
+console = PlainConsole()
 
 
 @dataclass(frozen=True)
@@ -93,10 +92,10 @@ def run(args: Args, run_command: RunCommand = run_child) -> int:
     write_json(args.output_dir / "results.json", results)
     table = markdown_table(results)
     write_text(args.output_dir / "table.md", table)
-    console.print(table, highlight=False)
+    console.print(table)
     if can_draw():
         draw(args, [v for v in variants if results[label(v)]])
-        console.print(f"Picture: {args.output_dir / 'curves.png'}", highlight=False)
+        console.print(f"Picture: {args.output_dir / 'curves.png'}")
     return 1 if failed else 0
 
 
@@ -149,7 +148,7 @@ def run_one(args: Args, variant: str, seed: int, run_command: RunCommand) -> boo
     for name, argv in (("train", train), ("evaluate_actor", evaluate)):
         if run_command(name, argv, log=Path(f"{target}.log"), threads=args.threads):
             return False
-    console.print(f"done: {target}", highlight=False)
+    console.print(f"done: {target}")
     return True
 
 
@@ -222,7 +221,9 @@ def draw(args: Args, variants: Sequence[str]) -> None:
         panel.set_xlabel(x)
         panel.grid(alpha=0.3)
     if len(variants) > 1:
-        figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+        legend = figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # a dollar sign in a setting is one
     figure.savefig(args.output_dir / "curves.png", dpi=DPI)
 
 

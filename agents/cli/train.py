@@ -19,15 +19,14 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 from safetensors import SafetensorError
 
 from agents.cli.arguments import parse_command_line
-from agents.console import plain_warnings, print_error
+from agents.console import PlainConsole, plain_warnings, print_error
 from agents.flat_settings import read_settings, to_flat
 from agents.runs.settings import CHANGEABLE, RunSettings
 
-console = Console(soft_wrap=True)
+console = PlainConsole()
 NOT_DETERMINISTIC = "does not have a deterministic implementation"  # torch's words, for --deterministic
 
 
@@ -109,12 +108,11 @@ def train(settings: RunSettings, folder: Path, resume: bool) -> int:
         run = TrainingRun(settings, folder, console, resume)
         console.print(
             f"{settings.algorithm.algo} on {run.model.device}, {run.model.n_envs} slots; writing to {folder}",
-            highlight=False,
         )
         run.train()
     except KeyboardInterrupt:
         if run is not None:  # else nothing is there to go on with
-            console.print(f"Stopped. Go on with: python scripts/train.py --resume {folder}", highlight=False)
+            console.print(f"Stopped. Go on with: python scripts/train.py --resume {folder}")
         return 130
     except FloatingPointError as error:  # going on from the checkpoint would come to the same numbers
         return fail(str(error), folder, None)
@@ -135,7 +133,7 @@ def train(settings: RunSettings, folder: Path, resume: bool) -> int:
         if run is None or isinstance(error, OSError):
             return fail(str(error), folder, run)
         raise
-    console.print(f"Done. Picture: {folder / 'report.png'}   model: {folder / 'actor'}", highlight=False)
+    console.print(f"Done. Picture: {folder / 'report.png'}   model: {folder / 'actor'}")
     return 0
 
 
@@ -154,7 +152,7 @@ def fail(message: str, folder: Path | None, run: object | None) -> int:
     """
     print_error(message)
     if run is not None and folder is not None and (folder / "checkpoints").is_dir():
-        console.print(f"Go on with: python scripts/train.py --resume {folder}", highlight=False)
+        console.print(f"Go on with: python scripts/train.py --resume {folder}")
     return 1
 
 

@@ -14,13 +14,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from agents.cli.arguments import parse_command_line
-from agents.console import attempt, print_left_out, print_samples
+from agents.console import PlainConsole, attempt, print_left_out, print_samples
 from agents.supervised.settings import PreferenceSettings
 
-console = Console(soft_wrap=True)
+console = PlainConsole()
 Args = PreferenceSettings
 """The command's options."""
 
@@ -37,13 +35,12 @@ def run(settings: PreferenceSettings) -> int:
     if "rewards/accuracies" in held_out:  # not of KTO, which looks at one response at a time
         accuracy = f"{held_out['rewards/accuracies']:.1%}"
         line += f": {accuracy} of {report['heldout_pairs']:,} held-out pairs in the right order"
-    console.print(f"{line}.", highlight=False)
+    console.print(f"{line}.")
     print_left_out(report["left_out"], console)
     print_samples(report["samples"], console)
     console.print(
         f"Done. Model: {settings.output_dir / 'actor'}   numbers: {settings.output_dir / 'preference.json'}   "
         f"picture: {settings.output_dir / 'preference.png'}",
-        highlight=False,
     )
     return 0
 

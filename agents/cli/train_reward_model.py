@@ -14,13 +14,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from agents.cli.arguments import parse_command_line
-from agents.console import attempt, print_left_out
+from agents.console import PlainConsole, attempt, print_left_out
 from agents.supervised.settings import RewardSettings
 
-console = Console(soft_wrap=True)
+console = PlainConsole()
 Args = RewardSettings
 """The command's options."""
 
@@ -36,18 +34,15 @@ def run(settings: RewardSettings) -> int:
     console.print(
         f"Held-out accuracy {report['accuracy']:.1%} ({low:.1%} to {high:.1%}) on {report['pairs']:,} pairs of "
         f"{report['rankings']:,} rankings; always the longer: {report['longer_is_better']:.1%}.",
-        highlight=False,
     )
     if "gold_accuracy" in report:
         console.print(
             f"Of the gold order: {report['gold_accuracy']:.1%}; the annotators: {report['annotator_gold_accuracy']:.1%}.",
-            highlight=False,
         )
     print_left_out(report["left_out"], console)
     console.print(
         f"Done. Model: {settings.output_dir / 'reward_model'}   report: {settings.output_dir / 'report.png'}, "
         f"{settings.output_dir / 'mistakes.md'}",
-        highlight=False,
     )
     return 0
 

@@ -14,13 +14,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from agents.cli.arguments import parse_command_line
-from agents.console import attempt, print_samples
+from agents.console import PlainConsole, attempt, print_samples
 from agents.supervised.settings import SFTSettings
 
-console = Console(soft_wrap=True)
+console = PlainConsole()
 Args = SFTSettings
 """The command's options."""
 
@@ -36,12 +34,9 @@ def run(settings: SFTSettings) -> int:
     console.print(
         f"Perplexity of {report['heldout_texts']:,} held-out texts: {before:.2f} before, {after:.2f} after "
         f"{report['train_texts']:,} texts.",
-        highlight=False,
     )
     print_samples(report["samples"], console)
-    console.print(
-        f"Done. Model: {settings.output_dir / 'actor'}   numbers: {settings.output_dir / 'sft.json'}", highlight=False
-    )
+    console.print(f"Done. Model: {settings.output_dir / 'actor'}   numbers: {settings.output_dir / 'sft.json'}")
     return 0
 
 

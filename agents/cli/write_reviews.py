@@ -15,10 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from agents.cli.arguments import parse_command_line
-from agents.console import print_error
+from agents.console import PlainConsole, print_error
 from agents.files import write_text
 from agents.output_folder import check_output_folder, locked
 from llm_env.default_task.grammar import HELD_OUT_TOPICS, all_prompts, topic_of, write_review
@@ -61,7 +59,7 @@ def run(args: Args) -> int:
     except OSError as error:
         print_error(error)
         return 1
-    Console().print(f"{args.reviews:,} reviews in {args.output_dir}", highlight=False)
+    PlainConsole().print(f"{args.reviews:,} reviews in {args.output_dir}")
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from agents.console import say
 from agents.evaluation.diversity import diversity
 from agents.evaluation.gold import load_gold
 from agents.evaluation.settings import SAMPLE_SEED
@@ -33,7 +34,7 @@ def evaluate(state: RoundsState, number: int) -> None:
         line += f", gold {evaluation['gold_score']:.2f}"
         if (gain := evaluation.get("gold_gain")) is not None:
             line += f" ({gain[0]:+.2f} ± {gain[1]:.2f})"
-    state.console.print(line, highlight=False)
+    say(state.console, line)
 
 
 def evaluate_actor(state: RoundsState, number: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from agents.console import say
 from agents.files import write_json
 from agents.iteration.settings import PEOPLE, REJECTION_SAMPLING
 from agents.iteration.state import RoundsState
@@ -100,7 +101,7 @@ def select(state: RoundsState, number: int) -> None:
         raise ValueError(f"Round {number}: nothing is left to train on ({counts}). Select less strictly.")
     write_jsonl(folder / "train.jsonl", records)
     write_json(folder / "selection.json", counts, indent=None)
-    state.console.print(f"chosen: {', '.join(f'{v:,} {k}' for k, v in counts.items())}", highlight=False)
+    say(state.console, f"chosen: {', '.join(f'{v:,} {k}' for k, v in counts.items())}")
 
 
 def text_records(rankings: list[Ranking], first: list[Ranking], counts: dict[str, int]) -> list[dict[str, object]]:

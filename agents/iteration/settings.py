@@ -98,7 +98,7 @@ class IterationSettings(CollectionSettings, UpdateSettings):
         """
         names = (
             "max_prompt_length", "max_new_tokens", "temperature", "reward_timeout", "reward_wait", "mixed_precision", "device",
-            "trust_remote_code",
+            "trust_remote_code", "special_tokens_in_text",
         )  # fmt: skip
         return TaskSettings(**{**{name: getattr(self, name) for name in names}, **arguments})
 

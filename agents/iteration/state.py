@@ -66,7 +66,8 @@ class RoundsState:
         self.folder = settings.output_dir
         self.first = settings.model or DEFAULT_MODEL
         self.judges = settings.judge or (DEFAULT_REWARD_MODEL,)
-        self.load = LoadSettings("float32", str(resolve_device(settings.device)), settings.trust_remote_code)
+        device = str(resolve_device(settings.device))
+        self.load = LoadSettings("float32", device, settings.trust_remote_code, settings.special_tokens_in_text)
         self.prompts, self.held_out = split_prompts(settings)
         self._keep_settings()
 
@@ -126,7 +127,9 @@ class RoundsState:
         path = self.folder / "settings.json"
         if path.is_file():
             before = json.loads(path.read_text(encoding="utf-8"))
-            changed = [k for k, v in values.items() if before.get(k) != v]
+            # A setting that is newer than the rounds had its default then.
+            defaults = {f.name: f.default for f in dataclasses.fields(self.settings)}
+            changed = [k for k, v in values.items() if before.get(k, defaults[k]) != v]
             if not changed:
                 return
             if any(self.folder.glob("round_*/*")):

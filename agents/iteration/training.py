@@ -130,6 +130,7 @@ def train_judge(state: RoundsState, number: int) -> None:
         resume=has_files(target),
         device=settings.device,
         trust_remote_code=settings.trust_remote_code,
+        special_tokens_in_text=settings.special_tokens_in_text,
         seed=settings.seed + number,
     )
     train_reward_model(reward, state.console)
@@ -184,6 +185,7 @@ def run_settings(state: RoundsState, number: int) -> RunSettings:
             mixed_precision=settings.mixed_precision,
             device=settings.device,
             trust_remote_code=settings.trust_remote_code,
+            special_tokens_in_text=settings.special_tokens_in_text,
         ),
         algorithm=AlgorithmSettings(
             algo=settings.method,

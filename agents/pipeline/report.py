@@ -15,6 +15,7 @@ import yaml
 from agents.figures import DPI, can_draw, new_figure
 from agents.pipeline.stages import Pipeline, Stage
 from agents.runs.figure import read_progress
+from llm_env.text.records import jsonl_lines
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; padding: 0 1em; color: #1c1c1c; }
@@ -129,9 +130,9 @@ def sft(stage: Stage, folder: Path) -> str:
 
 def preferences(stage: Stage, folder: Path) -> str:
     """Makes the section of collected preferences: who ranked, how well they agree, an example."""
-    lines = (folder / "rankings.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = jsonl_lines((folder / "rankings.jsonl").read_text(encoding="utf-8"))
     agreement = load(folder / "agreement.json")
-    pairs = len((folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines())
+    pairs = len(jsonl_lines((folder / "pairs.jsonl").read_text(encoding="utf-8")))
     text = f"<p>{len(lines):,} rankings by {html.escape(', '.join(agreement['annotators']))}; {pairs:,} pairs."
     if agreement["pairs_judged_twice"]:
         text += (

@@ -59,7 +59,7 @@ class Actor:
         max_length: int,
         lora_rank: int = 0,
         lora_alpha: float | None = None,
-        reference_load: tuple[str, str, bool] | None = None,
+        reference_load: tuple[str, str, bool, bool] | None = None,
         mixed_precision: str = "no",
         use_cache: bool = True,
         trust_remote_code: bool = False,

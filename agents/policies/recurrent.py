@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from agents.policies.observations import split_observation
 from agents.policies.sampled_actions import ActionTensor
 from llm_env.episode import Episode
+from llm_env.lm.weights import read_tensors
 from llm_env.slots import EpisodeSlots
 from llm_env.task import TextTask
 from llm_env.text.prompts import Prompt
@@ -148,15 +149,21 @@ def load_recurrent_actor(folder: Path, task: TextTask) -> RecurrentTextPolicy:
 
     Raises:
         FileNotFoundError: there is no such actor in the folder.
-        ValueError: it was trained for another vocabulary or text length.
+        ValueError: a file is damaged, or it was trained for another vocabulary or text length.
     """
     if not (folder / "policy.json").is_file():
         raise FileNotFoundError(f"{str(folder)!r} holds no recurrent actor (no policy.json in it).")
-    settings = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
-    settings.pop("class")
-    policy = RecurrentTextPolicy(task.observation_space, task.action_space, lambda _: 0.0, **settings)
     try:
-        policy.load_state_dict(load_file(folder / "policy.safetensors"))
+        settings = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
+        settings.pop("class")
+        policy = RecurrentTextPolicy(task.observation_space, task.action_space, lambda _: 0.0, **settings)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{str(folder / 'policy.json')!r} is not what a recurrent actor is saved as ({error})."
+        ) from error
+    weights = read_tensors(folder / "policy.safetensors")
+    try:
+        policy.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"{str(folder)!r} does not fit a vocabulary of {task.vocab_size} tokens: {error}") from error
     return policy

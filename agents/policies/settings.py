@@ -45,7 +45,7 @@ class PolicySettings:
     reward_model: str | None = None
     lora_rank: int = 0
     lora_alpha: float | None = None
-    reference_load: tuple[str, str, bool] | None = None
+    reference_load: tuple[str, str, bool, bool] | None = None
     mixed_precision: str = "no"
     gradient_checkpointing: bool = False
     micro_batch_tokens: int | None = None

@@ -43,7 +43,11 @@ class Judge:
         check_noise(noise)
         self.name = DEFAULT_GOLD if name == "gold" else name
         is_text_reward = reads_texts(self.name)
-        self.tokenizer = None if is_text_reward else load_tokenizer(self.name, "judge", load.trust_remote_code)
+        self.tokenizer = (
+            None
+            if is_text_reward
+            else load_tokenizer(self.name, "judge", load.trust_remote_code, load.special_tokens_in_text)
+        )
         self.model: RewardModel = (
             load_text_reward(self.name, "judge", limits)
             if self.tokenizer is None

@@ -6,12 +6,12 @@ and responses in one bucket tie.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from agents.preferences.records import Candidates, Ranking, prompt_key
+from llm_env.text.records import file_text, parsed_json
 
 ALL_BAD = "all bad"
 """The choice that stands for: no response is any good."""
@@ -59,22 +59,23 @@ def import_rankings(path: Path, candidates: Sequence[Candidates]) -> list[Rankin
     """
     if not path.is_file():
         raise FileNotFoundError(f"import={str(path)!r}: there is no such file.")
-    try:
-        tasks = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}).") from error
+    tasks = parsed_json(file_text(path, f"import={str(path)!r}"), str(path))
     if not isinstance(tasks, list):
         raise ValueError(f"{path}: Label Studio's JSON export is a list of tasks.")
     by_id = {c.id: c for c in candidates}
     rankings = []
     for number, task in enumerate(tasks, 1):
         where = f"{path}, task {number}"
-        name = str(task.get("data", {}).get("id")) if isinstance(task, dict) else "?"
+        data = task.get("data") if isinstance(task, dict) else None
+        name = str(data.get("id")) if isinstance(data, dict) else "?"
         if name not in by_id:
             raise ValueError(f"{where}: its data.id={name!r} is none of the prompts that were exported.")
-        for annotation in task.get("annotations", []):
-            if not annotation.get("was_cancelled"):
-                rankings.append(_ranking(where, by_id[name], annotation))
+        try:
+            for annotation in task.get("annotations", []):
+                if not annotation.get("was_cancelled"):
+                    rankings.append(_ranking(where, by_id[name], annotation))
+        except (AttributeError, TypeError, KeyError) as error:
+            raise ValueError(f"{where}: its annotations are not as Label Studio exports them ({error}).") from error
     return rankings
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from agents.console import say
 from agents.preferences.answers import Answers, Question
 from agents.preferences.records import Candidates
 from llm_env.extras import require
@@ -194,10 +195,10 @@ def serve(
         raise ValueError("--people needs gradio: pip install '.[people]'.") from error
     page.launch(server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, footer_links=[])
     end = "It goes on when all are answered; Ctrl-C stops." if until_complete else "Ctrl-C ends."
-    console.print(f"Rank at http://{host}:{port}  ({len(answers.questions)} prompts). {end}", highlight=False)
+    say(console, f"Rank at http://{host}:{port}  ({len(answers.questions)} prompts). {end}")
     try:
         while not (until_complete and answers.complete):
             time.sleep(1)
     finally:
         page.close()
-        console.print(f"{len(answers.rankings)} answers in {path}", highlight=False)
+        say(console, f"{len(answers.rankings)} answers in {path}")

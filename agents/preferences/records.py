@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -256,20 +257,25 @@ def _margin(where: str, record: dict[str, Any]) -> float | None:
     margin = record.get("margin")
     if margin is None:
         return None
-    if isinstance(margin, bool) or not isinstance(margin, int | float) or margin < 0:
-        raise ValueError(f"{where}: margin={margin!r} must be a number, at least 0.")
+    if not _is_number(margin) or margin < 0:
+        raise ValueError(f"{where}: margin={margin!r:.80} must be a finite number, at least 0.")
     return float(margin)
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number that no float can hold
+        return False
 
 
 def _scores(where: str, record: dict[str, Any], ids: set[str]) -> dict[str, float] | None:
     scores = record.get("scores")
     if scores is None:
         return None
-    numbers = isinstance(scores, dict) and all(
-        isinstance(v, int | float) and not isinstance(v, bool) for v in scores.values()
-    )
+    numbers = isinstance(scores, dict) and all(map(_is_number, scores.values()))
     if not numbers or not set(scores) <= ids:
-        raise ValueError(f"{where}: 'scores' must give numbers to response ids; got {scores!r:.80}.")
+        raise ValueError(f"{where}: 'scores' must give finite numbers to response ids; got {scores!r:.80}.")
     return {str(k): float(v) for k, v in scores.items()}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from agents.flat_settings import read_settings
@@ -15,6 +14,7 @@ from llm_env.lm.causal_lm import CausalLM, end_token_ids, load_causal_lm
 from llm_env.lm.loading import freeze, load_tokenizer
 from llm_env.lm.names import LoadSettings
 from llm_env.lm.registry import SharedLM
+from llm_env.lm.weights import read_tensors
 
 _ACTOR = "actor."
 
@@ -33,7 +33,7 @@ def load_checkpoint_actor(folder: Path, load: LoadSettings) -> SharedLM:
 
     Raises:
         FileNotFoundError: the run's ``config.yaml`` is not there.
-        ValueError: the run's policy is no language model, or the checkpoint does not fit the model.
+        ValueError: the checkpoint is damaged, does not fit the model, or its policy is no language model.
     """
     config = folder.parent.parent / "config.yaml"
     if not config.is_file():
@@ -42,7 +42,7 @@ def load_checkpoint_actor(folder: Path, load: LoadSettings) -> SharedLM:
     name = settings.task.model or DEFAULT_MODEL
     weights = {
         key.removeprefix(_ACTOR): value
-        for key, value in load_file(folder / "policy.safetensors").items()
+        for key, value in read_tensors(folder / "policy.safetensors").items()
         if key.startswith(_ACTOR)
     }
     if not weights:
@@ -53,18 +53,24 @@ def load_checkpoint_actor(folder: Path, load: LoadSettings) -> SharedLM:
     if rank:  # the checkpoint's names are those of the model with its adapters in it
         alpha = settings.algorithm_arguments().get("lora_alpha")
         adapted = add_adapters(lm.model, rank, alpha)
-    result = lm.model.load_state_dict(weights, strict=False)
-    if result.unexpected_keys or (not rank and set(result.missing_keys) - _tied(lm)):
+    try:
+        result = lm.model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:  # tensors of another shape
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"actor={str(folder)!r} does not fit model={name!r}: {reason}") from error
+    # Beside adapters the checkpoint may leave the frozen weights out.
+    missing = [k for k in result.missing_keys if k not in _tied(lm) and (not rank or "lora_" in k)]
+    if result.unexpected_keys or missing:
         raise ValueError(
             f"actor={str(folder)!r} does not fit model={name!r}: unknown {result.unexpected_keys[:3]}, "
-            f"missing {result.missing_keys[:3]}."
+            f"missing {missing[:3]}."
         )
     if adapted is not None:
         merged = adapted.merge_and_unload()
         assert isinstance(merged, PreTrainedModel)
         lm = CausalLM(merged, name)
     freeze(lm.model)
-    tokenizer = load_tokenizer(name, trust_remote_code=load.trust_remote_code)
+    tokenizer = load_tokenizer(name, "model", load.trust_remote_code, load.special_tokens_in_text)
     return SharedLM(lm, tokenizer, end_token_ids(lm.model, tokenizer, name), load)
 
 

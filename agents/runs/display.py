@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from agents.callbacks.metrics import TextMetricsCallback
+from agents.console import say
 
 LINE_EVERY = 5  # iterations
 
@@ -63,4 +64,4 @@ class RunDisplay:
             self._progress.update(self._bar, completed=timestep, description=text)
         elif callback.iteration % LINE_EVERY == 1 or timestep >= total:
             done = timestep / max(1, total)
-            self.console.print(f"iteration {callback.iteration:4d}  {done:4.0%}  {text}", highlight=False)
+            say(self.console, f"iteration {callback.iteration:4d}  {done:4.0%}  {text}")

@@ -37,7 +37,7 @@ def draw_report(progress: Mapping[str, np.ndarray], path: Path, title: str) -> N
         title: Heading of the figure.
     """
     figure = new_figure(10, 6.5)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)  # a dollar sign in a folder's name is one
     for index, (name, label, spread) in enumerate(PANELS):
         axes = figure.add_subplot(2, 2, index + 1)
         axes.set_title(label, fontsize=10)

@@ -20,6 +20,7 @@ from agents.callbacks.alarms import Alarms
 from agents.callbacks.mask_refresh import MaskRefresh
 from agents.callbacks.metrics import TextMetricsCallback
 from agents.callbacks.reference_refresh import ReferenceRefresh
+from agents.console import say
 from agents.evaluation.gold import load_gold
 from agents.files import write_json
 from agents.output_folder import locked
@@ -235,7 +236,7 @@ class TrainingRun:
 
     def say(self, text: str) -> None:
         """Prints a line."""
-        self.console.print(text, highlight=False, markup=False)
+        say(self.console, text)
 
     def train(self) -> None:
         """Trains to the end, and writes the actor and the report.
@@ -255,7 +256,7 @@ class TrainingRun:
         total = self.settings.training.total_timesteps
         steps_left = total - self.model.num_timesteps
         if steps_left <= 0:
-            self.console.print(f"The run in {self.folder.path} has already reached {total:,} timesteps.")
+            self.say(f"The run in {self.folder.path} has already reached {total:,} timesteps.")
             self.finish()
             return
         # Ctrl-C and SIGTERM wait for the iteration's end, where a checkpoint can be written.

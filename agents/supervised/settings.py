@@ -46,6 +46,8 @@ class UpdateSettings:
     """Where models run: auto (a GPU where there is one), cpu or cuda."""
     trust_remote_code: bool = False
     """Run model code that a hub repository brings. Only for repositories that you trust."""
+    special_tokens_in_text: bool = False
+    """Turn special tokens that the records spell out, as </s>, into those tokens. Default: they are read as characters."""
     seed: int = 0
     """Seed of all that is drawn at random, such as new weights and the order of the records."""
 

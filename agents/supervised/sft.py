@@ -46,7 +46,7 @@ def fine_tune(settings: SFTSettings, console: Console | None = None) -> dict[str
     """
     settings.check()
     name = settings.model or DEFAULT_MODEL
-    tokenizer = load_tokenizer(name, trust_remote_code=settings.trust_remote_code)
+    tokenizer = load_tokenizer(name, "model", settings.trust_remote_code, settings.special_tokens_in_text)
     train, held_out = _read_split(settings)
     encoded = _encode(train, tokenizer, settings.max_length, "texts")
     encoded_held_out = _encode(held_out, tokenizer, settings.max_length, "held-out texts")

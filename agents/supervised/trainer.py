@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from agents.checksums import damaged_file, read_object, set_aside, write_checksums
+from agents.console import say
 from agents.files import replacing_folder
 from agents.supervised.faults import StopAtFaults
 from agents.supervised.settings import TrainerSettings
@@ -76,11 +77,7 @@ def newest_checkpoint(settings: TrainerSettings, console: Console) -> str | None
         if (reason := _damage(checkpoint)) is None:
             return str(checkpoint)
         aside = set_aside(checkpoint)
-        console.print(
-            f"note: {checkpoint} is damaged: {reason}. It is {aside.name} now; training goes on from before.",
-            highlight=False,
-            markup=False,
-        )
+        say(console, f"note: {checkpoint} is damaged: {reason}. It is {aside.name} now; training goes on from before.")
     return None
 
 
@@ -183,7 +180,7 @@ class StageProgress(TrainerCallback):
         held_out = any(k.startswith("eval_") for k in values)
         if held_out or (self.progress is None and tenth != self._shown_tenth):
             self._shown_tenth = tenth
-            self.console.print(f"step {state.global_step:5d} of {state.max_steps}  {text}", highlight=False)
+            say(self.console, f"step {state.global_step:5d} of {state.max_steps}  {text}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Closes the bar."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from transformers.utils import logging as transformers_logging
 
 from llm_env.lm.names import LoadSettings, check_dtype
 from llm_env.lm.runtime import use_onednn
+from llm_env.lm.weights import damaged_file, pickle_only, refuse_other_weights
+from llm_env.text.encoding import take_special_tokens
 
 _DTYPES = {
     "float32": torch.float32,
@@ -117,6 +119,29 @@ def _check_name(name: str, kind: str, option: str) -> None:
         raise FileNotFoundError(f"{option}={name!r}: there is no such folder. Give a model folder or a hub id.")
 
 
+def _not_loaded(option: str, name: str, kind: str, error: Exception) -> str:
+    """Why something could not be loaded, on one line, with the file that is to blame where it can be told."""
+    start = f"{option}={name!r}: no {kind} could be loaded from there"
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    if lines and "custom code" in lines[0]:
+        return (
+            f"{start}: it needs Python code of its own, which is not run while trust_remote_code is off. Read the .py files "
+            "in that place; where you trust them, turn trust_remote_code on."
+        )
+    if kind != "tokenizer" and (damaged := damaged_file(name)) is not None:
+        return (
+            f"{start}: {damaged.name} is cut off or damaged ({lines[0] if lines else 'empty'}). Copy or write it again."
+        )
+    if kind != "tokenizer" and (pickled := pickle_only(name)) is not None:
+        return (
+            f"{start}: its weights are in {pickled.name}, which can run code when it is loaded, so only safetensors is read. "
+            "Where you trust the file, load the model with transformers and write it again: model.save_pretrained(folder)."
+        )
+    # transformers' messages go on for many lines; the first says what is wrong, or the second where that ends with a colon.
+    reason = " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else type(error).__name__
+    return f"{start} ({reason})."
+
+
 def load_config(name: str, kind: str, option: str, trust_remote_code: bool = False) -> Any:
     """A model's configuration, with dropout off.
 
@@ -134,32 +159,50 @@ def load_config(name: str, kind: str, option: str, trust_remote_code: bool = Fal
     try:
         with quiet_loading():
             config = AutoConfig.from_pretrained(str(Path(name).expanduser()), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        # transformers' messages go on for many lines; the first says what is wrong.
-        raise ValueError(f"{option}={name!r}: no {kind} could be loaded from there ({first_line}).") from error
+    except Exception as error:  # transformers raises many kinds here
+        raise ValueError(_not_loaded(option, name, kind, error)) from error
     return without_dropout(config)
 
 
-def load_tokenizer(name: str, option: str = "model", trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    name: str, option: str = "model", trust_remote_code: bool = False, special_tokens_in_text: bool = False
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder or hub id.
 
     Args:
         name: Model folder or hub id.
         option: The option that the name came from, for error messages.
         trust_remote_code: Whether tokenizer code from a hub may run.
+        special_tokens_in_text: Whether it takes special tokens in texts for what they name; see `llm_env.text.encoding`.
 
     Raises:
         FileNotFoundError: the name looks like a folder that does not exist.
-        ValueError: no tokenizer can be loaded from there.
+        ValueError: no tokenizer can be loaded from there, or it has more tokens than the model beside it.
     """
     _check_name(name, "model", option)
     try:
         with quiet_loading():
-            return AutoTokenizer.from_pretrained(str(Path(name).expanduser()), trust_remote_code=trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(str(Path(name).expanduser()), trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises many kinds here
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{option}={name!r}: no tokenizer could be loaded from there ({first_line}).") from error
+        raise ValueError(_not_loaded(option, name, "tokenizer", error)) from error
+    _refuse_larger_tokenizer(tokenizer, load_config(name, "model", option, trust_remote_code), name, option)
+    if special_tokens_in_text:
+        take_special_tokens(tokenizer)
+    return tokenizer
+
+
+def _refuse_larger_tokenizer(tokenizer: PreTrainedTokenizerBase, config: Any, name: str, option: str) -> None:
+    """Refuses a tokenizer that gives ids for which the model beside it has no embedding."""
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    # Some tokenizer classes add an unknown token to vocabularies of bytes, which have a token for everything.
+    unused = {tokenizer.unk_token_id} - {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    highest = max((i for i in tokenizer.get_vocab().values() if i not in unused), default=0)
+    if rows is not None and highest >= rows:
+        raise ValueError(
+            f"{option}={name!r}: the tokenizer gives ids up to {highest}, the model has {rows} embeddings (vocab_size): they "
+            "do not belong together. Save the tokenizer that the model was trained with beside it, or resize the model's "
+            f"embeddings to {highest + 1}."
+        )
 
 
 def _architectures(config: Any) -> str:
@@ -176,17 +219,6 @@ def refuse_classifier(config: Any, name: str, option: str) -> None:
         )
 
 
-def _refuse_random_weights(missing: Iterable[str], config: Any, name: str, kind: str, option: str) -> None:
-    """Refuses a model of which some weights are not in the folder and not tied to others that are."""
-    names = sorted(missing)
-    if names:
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise ValueError(
-            f"{option}={name!r} ({_architectures(config)}) is no complete {kind}: {', '.join(names[:3])}{more} would be "
-            f"random, because the folder's weights do not have them. Give {option} a folder that was saved as a {kind}."
-        )
-
-
 def load_weights(
     auto_class: Any, name: str, kind: str, option: str, settings: LoadSettings, num_labels: int | None = None
 ) -> PreTrainedModel:
@@ -198,16 +230,18 @@ def load_weights(
         kind: What the folder should hold, in words, for error messages.
         option: The option that the name came from, for error messages.
         settings: dtype, device and whether remote code may run.
-        num_labels: Number of labels of a classifier that is to be trained: its head may then be new and random. None: as
-            many as the configuration says, and every weight must be in the folder.
+        num_labels: Number of labels of a classifier that is to be trained. The head is new and random where the folder holds
+            another kind of model. None: as many as the configuration says.
 
     Raises:
-        FileNotFoundError, ValueError: the model cannot be loaded, or weights would be left at random values.
+        FileNotFoundError, ValueError: the model cannot be loaded, or its weights are not exactly those in the folder.
     """
     config = load_config(name, kind, option, settings.trust_remote_code)
     if auto_class is AutoModelForCausalLM:
         refuse_classifier(config, name, option)
-    # A classifier that is to be trained may have another number of labels than the folder's model.
+    label = f"{option}={name!r} ({_architectures(config)})"
+    # A classifier that is to be trained may begin as another kind of model, which has no such head.
+    new_head = num_labels is not None and "ForSequenceClassification" not in _architectures(config)
     if num_labels is not None:
         config.num_labels = num_labels
     logging.getLogger("transformers.modeling_utils").addFilter(_NO_PADDING_ADVICE)  # the same filter is added once only
@@ -221,13 +255,11 @@ def load_weights(
                 trust_remote_code=settings.trust_remote_code,
                 use_safetensors=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
             )
-    except (OSError, ValueError, RuntimeError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise ValueError(f"{option}={name!r}: no {kind} could be loaded from there ({first_line}).") from error
-    # transformers fills missing weights at random and only logs it; that is right for a new head alone.
-    if num_labels is None:
-        _refuse_random_weights(loading["missing_keys"], config, name, kind, option)
+    except Exception as error:  # transformers and safetensors raise many kinds here
+        raise ValueError(_not_loaded(option, name, kind, error)) from error
+    refuse_other_weights(loading, model, label, kind, option, new_head)
     for module in model.modules():  # for architectures with dropout rates that no configuration names
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -15,11 +15,13 @@ class LoadSettings(NamedTuple):
         dtype: Type of the weights, one of `DTYPE_NAMES`.
         device: ``auto`` (the GPU where there is one), or a torch device.
         trust_remote_code: Whether model code from a hub may run.
+        special_tokens_in_text: Whether the model's tokenizer takes special tokens in texts for what they name.
     """
 
     dtype: str = "float32"
     device: str = "auto"
     trust_remote_code: bool = False
+    special_tokens_in_text: bool = False
 
 
 def check_dtype(name: str) -> None:

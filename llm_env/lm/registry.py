@@ -194,7 +194,7 @@ def shared_causal_lm(name: str, settings: LoadSettings, option: str = "model") -
     def load() -> SharedLM:
         lm = load_causal_lm(name, settings, option)
         freeze(lm.model)
-        tokenizer = load_tokenizer(name, option, settings.trust_remote_code)
+        tokenizer = load_tokenizer(name, option, settings.trust_remote_code, settings.special_tokens_in_text)
         return SharedLM(lm, tokenizer, end_token_ids(lm.model, tokenizer, name, option), settings)
 
     shared = MODELS.get("causal_lm", name, settings, load)

@@ -25,7 +25,8 @@ from llm_env.lm.packed_attention import packed_states
 from llm_env.lm.packing import in_groups, pack_ends
 from llm_env.lm.registry import MODELS
 from llm_env.reward.heads import Gate, combined_head, head_names, head_weights, load_gate
-from llm_env.reward.scores import RewardModelError, checked_scores
+from llm_env.reward.scores import checked_scores
+from llm_env.text.encoding import chat_ids, has_special_tokens, text_ids
 from llm_env.text.texts import response_after
 
 logger = logging.getLogger(__name__)
@@ -116,12 +117,16 @@ class ClassifierReward:
             messages = [{"role": role, "content": content} for role, content in episode.prompt.messages]
             # The conversation with the response as the assistant's last turn, in the classifier's own chat template.
             messages.append({"role": "assistant", "content": episode.response_text})
-            text = str(self.tokenizer.apply_chat_template(messages, tokenize=False))
-            # The template has written the special tokens already.
-            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            _, ids = chat_ids(messages, self.tokenizer)
         else:
             prompt = episode.prompt.text
-            ids = self.tokenizer(prompt + response_after(prompt, episode.response_text))["input_ids"]
+            text = prompt + response_after(prompt, episode.response_text)
+            # What the actor's template has written keeps its special tokens, unless somebody wrote such into a message.
+            by_hand = [episode.response_text, *(content for _, content in episode.prompt.messages or [])]
+            in_template = episode.prompt.messages is not None and not any(
+                has_special_tokens(t, self.tokenizer) for t in by_hand
+            )
+            ids = text_ids(text, self.tokenizer, frame=True, special_tokens=in_template)
         # A text that is longer than the model can read loses its beginning; the score stands at its end.
         limit = getattr(self.model.config, "max_position_embeddings", None)
         if limit is not None and len(ids) > limit:
@@ -137,15 +142,6 @@ class ClassifierReward:
             RewardModelError: a score is NaN or infinite.
         """
         sequences = [self.token_ids(e) for e in episodes]
-        # An id beyond the embedding would fail on a GPU with an error that names nothing.
-        embeddings: nn.Embedding = self.model.get_input_embeddings()  # type: ignore[assignment]
-        rows = embeddings.weight.shape[0]
-        highest = max((i for s in sequences for i in s), default=0)
-        if highest >= rows:
-            raise RewardModelError(
-                f"{self.option}={self.name!r}: its tokenizer gives token {highest}, the model has {rows}: they do not belong "
-                "together. Save the tokenizer that the model was trained with beside it."
-            )
         starts = [self._prompt_length(e, ids) for e, ids in zip(episodes, sequences, strict=True)]
         raw = [0.0] * len(sequences)
 
@@ -166,7 +162,7 @@ class ClassifierReward:
         if self.shares_tokenizer:
             return len(episode.prompt.ids)
         # The text was encoded as a whole: the response's share of it is counted by encoding the response alone.
-        return max(1, len(ids) - len(self.tokenizer(episode.response_text, add_special_tokens=False)["input_ids"]))
+        return max(1, len(ids) - len(text_ids(episode.response_text, self.tokenizer)))
 
     def _forward(self, sequences: list[list[int]], starts: list[int]) -> Tensor:
         """The model's score of each sequence before normalization, shape (n,), float32.
@@ -239,7 +235,7 @@ def _load_classifier(name: str, settings: LoadSettings, option: str) -> tuple[Pr
     model = load_weights(AutoModelForSequenceClassification, name, "reward model", option, settings)
     if heads is not None and _linear_head(model) is None:
         raise ValueError(f"{option}={name!r}: reward_heads need a decoder with a linear head named 'score'.")
-    tokenizer = load_tokenizer(name, option, settings.trust_remote_code)
+    tokenizer = load_tokenizer(name, option, settings.trust_remote_code, settings.special_tokens_in_text)
     return freeze(model), tokenizer
 
 

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from llm_env.lm.weights import read_tensors
 
 GATE_FILE = "gate.safetensors"
 
@@ -54,14 +56,14 @@ def load_gate(folder: str, hidden_size: int, n_heads: int) -> Gate | None:
         None where the folder has no ``gate.safetensors``.
 
     Raises:
-        ValueError: the gate does not fit the model.
+        ValueError: the file is damaged, or the gate does not fit the model.
     """
     path = Path(folder).expanduser() / GATE_FILE
     if not path.is_file():
         return None
     gate = Gate(hidden_size, n_heads)
     try:
-        gate.linear.load_state_dict(load_file(path))
+        gate.linear.load_state_dict(read_tensors(path))
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit the model beside it: {str(error).splitlines()[-1].strip()}.") from error
     gate.requires_grad_(False)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from llm_env.text.encoding import chat_ids, text_ids
 from llm_env.text.records import read_records
 
 if TYPE_CHECKING:
@@ -120,22 +121,20 @@ def encode_prompt(
         The prompt and the number of tokens cut off.
 
     Raises:
-        ValueError: messages without a chat template, or nothing is left of the prompt.
+        ValueError: messages without a chat template or that it refuses, or nothing is left of the prompt.
     """
     if isinstance(raw, str):
-        text, ids = raw, tokenizer(raw)["input_ids"]
+        text, ids = raw, text_ids(raw, tokenizer, frame=True)
         messages = None
         if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
             ids = ids[:-1]  # some tokenizers close every text; a prompt goes on
     else:
-        # The template writes the special tokens itself, so none are added when its text is encoded.
         if tokenizer.chat_template is None:
             raise ValueError(
                 "A prompt is a list of chat messages, but the tokenizer has no chat template. "
                 "Give plain texts, or set tokenizer.chat_template and save the model folder again."
             )
-        text = str(tokenizer.apply_chat_template(raw, tokenize=False, add_generation_prompt=True))
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        text, ids = chat_ids(raw, tokenizer, add_generation_prompt=True)
         messages = tuple((m["role"], m["content"]) for m in raw)
     # A text without tokens can still be continued, from the first token.
     if not ids and tokenizer.bos_token_id is not None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from llm_env.text.encoding import text_ids
 from llm_env.text.prompts import RawPrompt, checked_prompt, encode_prompt
 from llm_env.text.records import read_records
 
@@ -118,7 +119,7 @@ def encode_text(
     """
     end = end_ids(tokenizer, record.finished)
     if record.prompt is None:
-        ids = list(tokenizer(record.response)["input_ids"])
+        ids = text_ids(record.response, tokenizer, frame=True)
         # Some tokenizers close every text with the end token themselves.
         if not end or ids[-1:] != end:
             ids += end
@@ -144,4 +145,4 @@ def end_ids(tokenizer: PreTrainedTokenizerBase, finished: bool = True) -> list[i
 
 def encode_response(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids of a text that continues another, without special tokens."""
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return text_ids(text, tokenizer)

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import tyro
-from rich.console import Console
 
 from agents.cli import sweep
+from agents.console import PlainConsole
 from agents.files import write_text
 
-console = Console(soft_wrap=True)
+console = PlainConsole()
 
 KL_TARGET = 4.0
 # Row of the table: settings that differ from the plain run.
@@ -88,7 +88,7 @@ def main(args: Args) -> int:
     status = sweep.run(settings)
     rows = {name: read(settings, change) for name, change in practices.items()}
     write_text(args.page, page(rows, args))
-    console.print(f"Page: {args.page}", highlight=False)
+    console.print(f"Page: {args.page}")
     return status
 
 

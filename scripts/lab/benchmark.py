@@ -34,8 +34,8 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from rich.console import Console
 
+from agents.console import PlainConsole
 from agents.files import write_json, write_text
 from benchmarks.case import SHAPES, Case, build_models, write_case
 from benchmarks.figures import draw_curve, draw_times
@@ -46,7 +46,7 @@ from llm_env.lm.loading import quiet_loading
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 TRL = "1.12.0"  # the last release with PPO
-console = Console(soft_wrap=True)
+console = PlainConsole()
 
 
 @dataclass(frozen=True)
@@ -214,5 +214,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(tyro.cli(Args, description=__doc__)))
     except ValueError as problem:
-        console.print(f"error: {problem}", style="bold red", markup=False)
+        console.print(f"error: {problem}", style="bold red")
         sys.exit(2)

@@ -30,7 +30,6 @@ from typing import Any, TypeVar
 
 import torch
 import tyro
-from rich.console import Console
 from rich.progress import track
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -41,12 +40,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from agents.console import PlainConsole
 from agents.files import write_json, write_text
 from llm_env.default_task.gold import gold_score, score_review
 from llm_env.default_task.grammar import HELD_OUT_TOPICS, all_prompts, spoil, topic_of, write_review
 from llm_env.lm.loading import quiet_loading
 
-console = Console()
+console = PlainConsole(soft_wrap=False)
 Item = TypeVar("Item", bound=tuple[Any, ...])
 BATCH = 32  # reviews, or pairs: for models this small, more steps teach more than larger batches
 
@@ -352,7 +352,7 @@ def main(args: Args) -> None:
     console.print_json(data=report)
     shown = rng.sample(held_out, 8)
     for prompt, ids in zip(shown, respond(actor, tokenizer, shown), strict=True):
-        console.print(f"[dim]{prompt}[/dim]{decode(tokenizer, ids)}")
+        console.print(f"{prompt}{decode(tokenizer, ids)}")
     console.print(f"built {out} in {time.time() - start:.0f} s")
 
 

@@ -26,16 +26,16 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from rich.console import Console
 
-from agents.console import plain_warnings
+from agents.console import PlainConsole, plain_warnings
 from agents.files import write_json, write_text
 from comparison.figures import draw, markdown_table, samples_table
 from comparison.jobs import BASELINES, PEERS, PREFERENCE, Job, make_peer_environment, run_job, start_worker
 from comparison.spaces import SPACES, first_trial, job_params, suggest
 from comparison.tasks import ComparedTask, Labels, MadeOtherwiseError, check_made_with, make_labels
+from llm_env.text.records import jsonl_lines
 
-console = Console(soft_wrap=True)
+console = PlainConsole()
 SEARCH_SEED = 1000
 
 
@@ -92,7 +92,7 @@ def main(args: Args) -> int:
     try:
         task = ComparedTask() if args.task is None else ComparedTask.read(args.task)
     except (ValueError, OSError) as error:
-        console.print(f"error: {error}", style="red", highlight=False, markup=False)
+        console.print(f"error: {error}", style="red")
         return 1
     if args.task is not None and any(name in PEERS for name in algos):
         console.print("error: algos: the peers run on the embedded task only.", style="red")
@@ -100,7 +100,7 @@ def main(args: Args) -> int:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for name in algos:
         if name in PEERS:
-            console.print(f"environment of {name}: {args.peer_envs / f'trl-{PEERS[name]}'}", highlight=False)
+            console.print(f"environment of {name}: {args.peer_envs / f'trl-{PEERS[name]}'}")
             make_peer_environment(args.peer_envs, PEERS[name])
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.jobs, mp_context=context, initializer=start_worker) as pool:
@@ -113,7 +113,7 @@ def main(args: Args) -> int:
             prepare_labels(args, task, sorted({*args.seeds, *(args.ppo_seeds if "ppo" in algos else ())}), pool)
             failed = compare(args, task, list(algos), pool)
         except MadeOtherwiseError as error:
-            console.print(f"error: {error}", style="red", highlight=False, markup=False)
+            console.print(f"error: {error}", style="red")
             return 1
     results = read_results(args.output_dir)
     table = markdown_table(results)
@@ -121,8 +121,8 @@ def main(args: Args) -> int:
     write_text(args.output_dir / "samples.md", samples_table(results))
     write_json(args.output_dir / "results.json", results, indent=None)
     draw(results, args.output_dir / "compare.png")
-    console.print(table, highlight=False)
-    console.print(f"Picture: {args.output_dir / 'compare.png'}", highlight=False)
+    console.print(table)
+    console.print(f"Picture: {args.output_dir / 'compare.png'}")
     return 1 if failed else 0
 
 
@@ -143,7 +143,7 @@ def prepare_labels(args: Args, task: ComparedTask, seeds: Sequence[int], pool: P
         line += f", {made['seconds']:.0f} s"
         if made["accuracy"] is not None:
             line += f", reward model right on {made['accuracy']:.1%} of held-out pairs"
-        console.print(line, highlight=False)
+        console.print(line)
 
 
 def search(args: Args, task: ComparedTask, algo: str, pool: ProcessPoolExecutor) -> None:
@@ -212,7 +212,7 @@ def finish_trial(
     try:
         result = future.result()
     except Exception as error:  # whatever went wrong there, the other trials go on
-        console.print(f"{algo} {chosen}: {error}", style="red", highlight=False, markup=False)
+        console.print(f"{algo} {chosen}: {error}", style="red")
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
         return
     objective = result["rm_score"] - result["kl_coef"] * result["kl"]
@@ -221,7 +221,7 @@ def finish_trial(
     line = {"algo": algo, "chosen": chosen, "objective": objective, **kept}
     with record.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
-    console.print(f"{algo:14s} {objective:6.3f}  {chosen}", highlight=False)
+    console.print(f"{algo:14s} {objective:6.3f}  {chosen}")
 
 
 def jobs_of(args: Args, task: ComparedTask, algos: Sequence[str]) -> list[Job]:
@@ -267,7 +267,7 @@ def compare(args: Args, task: ComparedTask, algos: list[str], pool: ProcessPoolE
                 result = future.result()
             except Exception as error:
                 failed.append(job.name)
-                console.print(f"failed: {job.name}: {error}", style="red", highlight=False, markup=False)
+                console.print(f"failed: {job.name}: {error}", style="red")
                 continue
             for name in ("peer_envs", "task", "labels", "threads"):
                 result.pop(name)
@@ -276,7 +276,6 @@ def compare(args: Args, task: ComparedTask, algos: list[str], pool: ProcessPoolE
             console.print(
                 f"{job.name:32s} score {result['rm_score']:5.2f}  gold {result['gold_score']:5.2f}  KL {result['kl']:5.2f}"
                 f"  ({len(running)} to go)",
-                highlight=False,
             )
     return failed
 
@@ -313,7 +312,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """A JSONL file's records; none where there is no file."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    return [json.loads(line) for line in jsonl_lines(path.read_text(encoding="utf-8")) if line]
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:

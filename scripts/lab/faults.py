@@ -28,14 +28,14 @@ os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
 import numpy as np
 import torch
 import tyro
-from rich.console import Console
 
+from agents.console import PlainConsole
 from agents.files import write_json, write_text
 from campaign.commands import Command, commands, import_all, make_inputs
 from campaign.faults import Fault
 from campaign.trials import Outcome, damaged, faulty, newest_checkpoint, second_process, undisturbed
 
-console = Console(soft_wrap=True)
+console = PlainConsole()
 DAMAGE = ("flipped", "cut", "empty", "missing")
 
 
@@ -127,13 +127,11 @@ def run_command(command: Command, number: int, kills: int, args: Args, pool: Pro
     futures = [pool.submit(run_trial, trial, whole, expected, usual) for trial in trials]
     outcomes = [future.result() for future in futures]
     equal = sum(not o.problem for o in outcomes)
-    console.print(
-        f"{command.title}: {len(points)} points, {equal} of {len(outcomes)} well", highlight=False, markup=False
-    )
+    console.print(f"{command.title}: {len(points)} points, {equal} of {len(outcomes)} well")
     for outcome, trial in zip(outcomes, trials, strict=True):
         if outcome.problem:
             where = whole.with_name(trial.name)
-            console.print(f"  {where}: {outcome.kind} {outcome.faults}: {outcome.problem}", style="red", markup=False)
+            console.print(f"  {where}: {outcome.kind} {outcome.faults}: {outcome.problem}", style="red")
     return outcomes
 
 
@@ -168,7 +166,7 @@ def main() -> int:
     """Runs the campaign; returns 1 where a result differs."""
     args = tyro.cli(Args, description=__doc__)
     if args.output_dir.exists():
-        console.print(f"error: output_dir={str(args.output_dir)!r} exists. Choose a new folder.", markup=False)
+        console.print(f"error: output_dir={str(args.output_dir)!r} exists. Choose a new folder.")
         return 1
     torch.set_num_threads(1)
     outcomes: list[Outcome] = []
@@ -178,16 +176,14 @@ def main() -> int:
         pool.submit(make_inputs, inputs).result()
         chosen = [c for c in commands(inputs) if not args.only or c.title in args.only]
         if not chosen:
-            console.print(
-                f"error: only={args.only} is none of {', '.join(c.title for c in commands(inputs))}.", markup=False
-            )
+            console.print(f"error: only={args.only} is none of {', '.join(c.title for c in commands(inputs))}.")
             return 1
         for number, command in enumerate(chosen):
             share = args.kills // len(chosen) + (number < args.kills % len(chosen))
             outcomes += run_command(command, number, share, args, pool)
             write_json(args.output_dir / "trials.json", [dataclasses.asdict(o) for o in outcomes])
     write_text(args.output_dir / "table.md", table(outcomes))
-    console.print(table(outcomes), highlight=False, markup=False)
+    console.print(table(outcomes))
     return 1 if any(o.problem for o in outcomes) else 0
 
 

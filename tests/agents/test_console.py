@@ -5,14 +5,31 @@ from __future__ import annotations
 import dataclasses
 import io
 import warnings
+from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
 from rich.console import Console
+from rich.table import Table
 
+from agents.cli import write_reviews
 from agents.cli.arguments import parse_command_line
-from agents.console import attempt, named_values, plain_warnings, print_left_out, print_samples
+from agents.console import (
+    PlainConsole,
+    attempt,
+    named_values,
+    plain_warnings,
+    print_error,
+    print_left_out,
+    print_samples,
+    say,
+)
+from agents.runs.figure import draw_report
 from llm_env import RewardModelError
+from llm_env.text.printable import printable
+from tests.conftest import ROOT
 
 
 def console() -> Console:
@@ -70,6 +87,65 @@ def test_texts_are_printed_as_they_are() -> None:
     on = console()
     print_samples([{"prompt": "Say [bold]:", "response": " [/dim] [1]"}], on)
     assert printed(on) == "Say [bold]: [/dim] [1]\n"
+
+
+NASTY = "a\x1b[31m\x07 [red]m[/nope] :smile: \u202egnp\u2066 \x9b0m \ud800 \u2028\r"
+SHOWN = r"a\x1b[31m\x07 [red]m[/nope] :smile: \u202egnp\u2066 \x9b0m \ud800 \u2028\x0d"
+
+
+def test_what_steers_a_terminal_is_shown_by_its_number() -> None:
+    assert printable(NASTY) == SHOWN
+    kept = "Grüße 日本 👨‍👩‍👧 [b] tab\t\nline שלום"
+    assert printable(kept) == kept
+
+
+@pytest.mark.parametrize("kind", [Console, PlainConsole])
+def test_users_texts_are_shown_as_they_are_everywhere(kind: type[Console], capsys: pytest.CaptureFixture[str]) -> None:
+    on = kind(file=io.StringIO(), soft_wrap=True, width=500)
+    say(on, NASTY)
+    print_samples([{"prompt": NASTY, "response": NASTY}], on)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        plain_warnings(on)
+        warnings.warn(NASTY, UserWarning, stacklevel=1)
+    print_left_out({NASTY: 1}, on)
+    lines = f"{SHOWN}\n{SHOWN}{SHOWN}\nnote: {SHOWN}\nTraining records, noted: 1 {SHOWN}.\n"
+    assert printed(on) == lines
+    print_error(ValueError("a\x1b[31m [red]m[/nope]\n:smile:"))
+    assert capsys.readouterr().err == "error: a\\x1b[31m [red]m[/nope] :smile:\n"
+
+
+def test_a_commands_console_shows_tables_and_rules_as_they_are() -> None:
+    on = PlainConsole(file=io.StringIO(), width=200)
+    table = Table(NASTY, title=NASTY)
+    table.add_row(NASTY)
+    on.print(NASTY)
+    on.print(table)
+    on.rule(NASTY)
+    assert printed(on).count(SHOWN) == 5
+    assert not any(c in printed(on) for c in "\x1b\x07\u202e\x9b\ud800")
+
+
+def test_no_command_prints_on_another_console() -> None:
+    for path in [*(ROOT / "agents" / "cli").glob("*.py"), *(ROOT / "scripts").rglob("*.py")]:
+        code = path.read_text(encoding="utf-8").replace("Console(quiet=True)", "").replace("PlainConsole(", "")
+        assert "Console(" not in code, path
+        assert " print(" not in code, path
+
+
+def test_a_folder_may_have_any_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "[red]m[/nope] $x_{"
+    assert write_reviews.main(["--output-dir", str(folder), "--reviews", "20", "--heldout-reviews", "5"]) == 0
+    assert "[red]m[/nope] $x_{" in " ".join(capsys.readouterr().out.split())
+    columns = {"rollout/tokens": np.arange(3.0), "rollout/rm_score": np.arange(3.0)}
+    draw_report(columns, tmp_path / "report.png", folder.name)
+    assert (tmp_path / "report.png").is_file()
+
+
+def test_an_episode_is_drawn_without_the_texts_own_escapes() -> None:
+    env = gym.make("LLMText-v0", render_mode="ansi", max_new_tokens=1)
+    env.reset(seed=0, options={"prompt": "a\x1b]0;title\x07b"})
+    assert r"a\x1b]0;title\x07b" in str(env.render())
 
 
 def test_only_reasons_that_occurred_are_printed() -> None:

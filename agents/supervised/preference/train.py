@@ -43,7 +43,7 @@ def train_on_preferences(settings: PreferenceSettings, console: Console | None =
     row = method(settings.loss)
     train, held_out = read_split(settings.preferences, settings.eval_preferences, settings.heldout_share, settings.seed)
     name = settings.model or DEFAULT_MODEL
-    tokenizer = load_tokenizer(name, trust_remote_code=settings.trust_remote_code)
+    tokenizer = load_tokenizer(name, "model", settings.trust_remote_code, settings.special_tokens_in_text)
     pairs, left_out = _encode(train, tokenizer, settings)
     held_out_pairs, _ = _encode(held_out, tokenizer, settings)
     for side, side_pairs in (("training", pairs), ("held-out", held_out_pairs)):

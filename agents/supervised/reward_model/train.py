@@ -54,7 +54,7 @@ def train_reward_model(settings: RewardSettings, console: Console | None = None)
     gold = load_gold(settings.gold or None)
     train, held_out = read_split(settings.preferences, settings.eval_preferences, settings.heldout_share, settings.seed)
     name = settings.model or DEFAULT_MODEL
-    tokenizer = load_tokenizer(name, trust_remote_code=settings.trust_remote_code)
+    tokenizer = load_tokenizer(name, "model", settings.trust_remote_code, settings.special_tokens_in_text)
     rows, left_out = _encode(train, tokenizer, settings)
     held_out_rows, _ = _encode(held_out, tokenizer, settings)
     for side, side_rows in (("training", rows), ("held-out", held_out_rows)):
@@ -137,8 +137,9 @@ def raw_scores(folder: Path, rankings: Sequence[Ranking], settings: RewardSettin
     Returns:
         For each ranking the scores by response id.
     """
-    load = LoadSettings("float32", str(resolve_device(settings.device)), settings.trust_remote_code)
-    tokenizer = load_tokenizer(str(folder), "reward_model", settings.trust_remote_code)
+    device, in_text = str(resolve_device(settings.device)), settings.special_tokens_in_text
+    load = LoadSettings("float32", device, settings.trust_remote_code, in_text)
+    tokenizer = load_tokenizer(str(folder), "reward_model", settings.trust_remote_code, in_text)
     model = ClassifierReward(str(folder), load, tokenizer)
     model.mean, model.std = 0.0, 1.0  # a folder that was normalized before says otherwise
     episodes = [episode_of(r.candidates.prompt, c, model) for r in rankings for c in r.candidates.responses]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from rich.console import Console
 from rich.table import Column, Table
 
+from agents.console import PlainConsole
 from benchmarks.case import Case
 from benchmarks.suites import DPO
 
@@ -16,7 +16,7 @@ PHASES = ("generate", "score", "train")
 TOLERANCE = {"no": 0.01, "bf16": 1.0}
 COLUMNS = ("contender", *PHASES, "total, s", "range", "tokens/s", "tokens/CPU s", "peak MiB", "x ours")
 WIDE = ("range", "tokens/CPU s")
-console = Console(soft_wrap=True)
+console = PlainConsole()
 
 
 def summary(case: Case, runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.console import plain_warnings
+from agents.console import PlainConsole, plain_warnings
 from agents.iteration.settings import REJECTION_SAMPLING
 from agents.supervised.preference.methods import METHODS
 from comparison.preference_jobs import ALONE, train_on_preferences
@@ -85,9 +85,7 @@ class Job:
 
 def start_worker() -> None:
     """Makes a pool's worker print warnings as the scripts do."""
-    from rich.console import Console
-
-    plain_warnings(Console(soft_wrap=True))
+    plain_warnings(PlainConsole())
 
 
 def run_job(job: Job) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def reward_network(folder: str) -> Any:
 
 def read_prompts(path: str) -> list[str]:
     """The prompts of a .jsonl file."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    lines = Path(path).read_text(encoding="utf-8").split("\n")  # not `splitlines`: U+2028 may stand in a text
     return [json.loads(line)["prompt"] for line in lines if line]
 
 

@@ -40,7 +40,7 @@ def test_rounds_of_the_version_before_go_on(tmp_path: Path) -> None:
     (folder / "settings.json").write_text(SETTINGS_OF_0_1_0)
     RoundsState(IterationSettings(output_dir=folder), Console(quiet=True))
     names = {*json.loads(SETTINGS_OF_0_1_0), "output_dir", "rounds", "host", "port", "evaluate_every"}
-    names |= {"reward_timeout", "reward_wait"}
+    names |= {"reward_timeout", "reward_wait", "special_tokens_in_text"}
     assert set(flat_types(IterationSettings)) == names
     with pytest.raises(ValueError, match=r"has rounds with other settings \(epochs\)"):
         RoundsState(IterationSettings(output_dir=folder, epochs=2), Console(quiet=True))

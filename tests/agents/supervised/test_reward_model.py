@@ -19,7 +19,7 @@ from llm_env.default_task import DEFAULT_HELDOUT_PROMPTS, DEFAULT_MODEL, DEFAULT
 from llm_env.lm.loading import load_tokenizer
 from llm_env.lm.names import LoadSettings
 from llm_env.reward.heads import Gate, load_gate
-from llm_env.reward.models import ClassifierReward, RewardModelError
+from llm_env.reward.models import ClassifierReward
 from llm_env.text.prompts import read_prompts
 
 CPU = LoadSettings("float32", "cpu")
@@ -280,9 +280,8 @@ def test_a_reward_model_of_another_vocabulary_is_named(model_folder: Any, tmp_pa
     tokenizer = load_tokenizer(str(folder))
     tokenizer.add_tokens(["superb"])
     tokenizer.save_pretrained(folder)
-    model = ClassifierReward(str(folder), CPU, load_tokenizer(DEFAULT_MODEL))
-    with pytest.raises(RewardModelError, match="gives token 1024, the model has 1024"):
-        model.score([episode_of("How?", Response("a", " superb"), model)])
+    with pytest.raises(ValueError, match=r"^reward_model=.*gives ids up to 1024, the model has 1024"):
+        ClassifierReward(str(folder), CPU, load_tokenizer(DEFAULT_MODEL))
 
 
 def test_encoders_can_be_reward_models(small: Path, tmp_path: Path) -> None:

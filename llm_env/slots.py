@@ -171,15 +171,22 @@ class EpisodeSlots:
         self._ids[slot, len(ids) :] = self.task.pad_value
         self._lengths[slot] = len(ids)
 
+    def clear_caches(self) -> None:
+        """Drops what is kept of the prefixes, which are read anew at the next step.
+
+        A prefix read anew rounds otherwise than one that grew token by token. So whoever wants one course of training, wherever
+        it is interrupted, drops the caches at each moment at which it could be.
+        """
+        for source in (self._reference, self.mask_source):
+            source.decoder.clear()
+
     def state_dict(self) -> dict[str, Any]:
         """The slots and the prompt order, in plain values, for a checkpoint.
 
         Caches are dropped: the run that goes on from here, and one that is resumed from it, then compute the same, bit for
         bit.
         """
-        # A prefix read anew rounds otherwise than one that grew token by token.
-        for source in (self._reference, self.mask_source):
-            source.decoder.clear()
+        self.clear_caches()
         return {"order": self.order.state_dict(), "episodes": [_episode_state(e) for e in self.episodes]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

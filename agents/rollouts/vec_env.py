@@ -270,6 +270,10 @@ class LLMTextVecEnv(VecEnv):
         """Tells which tokens may come next in each slot, boolean, shape (N, V); see `llm_env.masks`."""
         return self.batch.action_masks()
 
+    def clear_caches(self) -> None:
+        """Drops what is kept of the slots' prefixes; see `EpisodeSlots.clear_caches`."""
+        self.batch.clear_caches()
+
     def state_dict(self) -> dict[str, Any]:
         """Gives slots, prompt order, clock and β in plain values: what a checkpoint needs to go on."""
         return {"batch": self.batch.state_dict(), "clock": self._clock, "kl_coef": self.task.kl.coef}

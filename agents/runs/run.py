@@ -72,6 +72,8 @@ class RunCallback(TextMetricsCallback):
         """Shows the iteration, samples and saves where it is time, and stops where a signal asked for it."""
         run, settings = self.run, self.run.settings.folder
         run.display.show(self)
+        # After each iteration, not only with a checkpoint: Ctrl-C may put a checkpoint after any, and must not change the rest.
+        text_env(self.training_env).clear_caches()
         if self.is_last or self.iteration % settings.sample_every == 0:
             run.sample(self.model.num_timesteps)
         can_resume = algorithm(run.settings.algorithm.algo).reason("resume") is None

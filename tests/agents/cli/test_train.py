@@ -118,6 +118,25 @@ def test_killed_and_interrupted_runs_go_on_to_the_same_result(tmp_path: Path) ->
         assert len((folder / "command.txt").read_text().splitlines()) == 2
 
 
+def test_a_stop_after_any_iteration_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where episodes are under way, also between two checkpoints of the uninterrupted run."""
+    from agents.runs.run import TrainingRun
+
+    arguments = ["--algo", "recurrent_ppo", "--checkpoint-every", "4"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert run(whole, *arguments) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            TrainingRun, "stop_requested", property(lambda self: True, lambda self, value: None), raising=False
+        )
+        assert run(stopped, *arguments) == 130
+    assert len((stopped / "progress.csv").read_text().splitlines()) == 2
+    assert train.main(["--resume", str(stopped)]) == 0
+    assert (stopped / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
+    ours, theirs = (load_file(f / "actor" / "policy.safetensors") for f in (stopped, whole))
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+
+
 def test_a_model_prompts_and_reward_of_ones_own(
     tmp_path: Path, model_folder: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,10 +7,10 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import yaml
 from rich.console import Console
 from rich.text import Text
 
+from agents.flat_settings import parse_yaml
 from llm_env.extras import explained
 from llm_env.reward.scores import RewardModelError
 from llm_env.text.printable import printable
@@ -64,7 +64,7 @@ def named_values(option: str, entries: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"{option}: {entry!r} must be name=value.")
         if name in values:
             raise ValueError(f"{option}: {name} is given twice.")
-        values[name] = yaml.safe_load(text)
+        values[name] = parse_yaml(text, f"{option}: {name}")
         if isinstance(values[name], str):
             with contextlib.suppress(ValueError):  # YAML reads 3e-4 as a text
                 values[name] = float(values[name])

@@ -68,8 +68,7 @@ def from_flat(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
     Args:
         cls: The settings class: a dataclass, whose nested dataclasses are groups.
-        values: Values by name. A setting that is left out keeps its default, and so does one that is null (`None`), unless
-            its type allows null.
+        values: Values by name. A setting that is left out keeps its default, and so does a text or flag that is null (`None`).
         where: The file or place that the values come from, for error messages.
 
     Raises:
@@ -83,8 +82,8 @@ def from_flat(cls: type[T], values: Mapping[str, Any], where: str) -> T:
             near = difflib.get_close_matches(str(name), kinds, 1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"{where}: {name!r} is not a setting.{hint}")
-        if value is None and not _allows_none(kinds[name]):
-            continue
+        if value is None and not {type(None), int, float} & set(_alternatives(kinds[name])):
+            continue  # files of earlier versions say null for a flag that is off
         checked[name] = _converted(value, kinds[name], f"{where}: {name}={value!r}")
     return _build(cls, checked)
 
@@ -98,15 +97,50 @@ def read_yaml(path: Path, option: str = "config") -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not valid YAML; the line is named.
+        ValueError: the file is not UTF-8, not valid YAML, has an object tag, or a name twice; the line is named.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{option}={str(path)!r}: there is no such file.")
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text in UTF-8; save it as UTF-8.") from error
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Reads YAML of plain values; no tag makes an object.
+
+    Args:
+        text: The YAML.
+        where: The file or option that it comes from, for error messages.
+
+    Raises:
+        ValueError: it is not valid YAML, has an object tag, or a name twice; the line is named.
+    """
+    try:
+        return yaml.load(text, _PlainLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        raise ValueError(f"{path}{f', line {mark.line + 1}' if mark else ''}: not valid YAML.") from error
+        problem = getattr(error, "problem", None) or str(error)
+        line = f", line {mark.line + 1}" if mark is not None else ""
+        raise ValueError(f"{where}{line}: not valid YAML of plain values ({problem}).") from error
+    except (RecursionError, ValueError, OverflowError) as error:  # nested too deeply, or no date: 2026-13-45
+        raise ValueError(f"{where}: not valid YAML of plain values ({error}).") from error
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, which makes plain values only; a name that stands twice in a mapping is refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """PyYAML's; of a repeated name it would keep the last value without a word."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def read_settings(cls: type[T], path: Path) -> T:
@@ -184,4 +218,6 @@ def _converted(value: Any, kind: Any, what: str) -> Any:
         # In Python True is a whole number too; as a setting it is not.
         if isinstance(value, alternative) and (alternative is bool or not isinstance(value, bool)):
             return value
-    raise ValueError(f"{what} must be {' or '.join(_WORDS[a] for a in alternatives)}.")
+    words = [_WORDS.get(a, "a list") for a in alternatives]
+    hint = " Leave it out for its default." if value is None else ""
+    raise ValueError(f"{what} must be {' or '.join(words)}.{hint}")

@@ -63,3 +63,19 @@ def check_output_folder(folder: Path, option: str = "output_dir") -> None:
         raise NotADirectoryError(f"{option}={str(folder)!r}: {existing} is a file. Name a folder.")
     if not os.access(existing, os.W_OK):
         raise PermissionError(f"{option}={str(folder)!r}: {existing} may not be written to. Choose another folder.")
+
+
+def check_output_file(option: str, path: Path) -> None:
+    """Refuses a file that cannot be written, before the work whose results it gets.
+
+    Args:
+        option: The option that named it, for the error message.
+        path: The file, which need not exist.
+
+    Raises:
+        IsADirectoryError: it is a folder.
+        NotADirectoryError, PermissionError: as `check_output_folder`.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{option}={str(path)!r} is a folder. Name a file.")
+    check_output_folder(path.parent, option)

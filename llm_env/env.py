@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from llm_env.rendering import render_episode
 from llm_env.settings import check_temperature, task_settings
-from llm_env.slots import EpisodeSlots, prompt_from_options
+from llm_env.slots import EpisodeSlots, prompt_from_options, token_actions
 from llm_env.task import TextTask
 
 Observation = dict[str, NDArray[np.int64]]
@@ -131,7 +131,7 @@ class LLMTextEnv(gymnasium.Env[Observation, np.int64]):
             check_temperature(getattr(action, "temperature", None), self.task.settings.temperature)
         log_probs = None if log_prob is None else np.array([log_prob], dtype=np.float64)  # (1,)
         # One slot: N = 1 in `EpisodeSlots`. Its ended episode stays in place until `reset`, for `render`.
-        reward = self.batch.step(np.asarray(action, dtype=np.int64).reshape(1), log_probs)[0]
+        reward = self.batch.step(token_actions(action, 1), log_probs)[0]
         info: dict[str, Any] = self.task.final_info(episode) if episode.done else {}
         return self._observation(), float(reward), episode.done, False, info
 

@@ -31,7 +31,7 @@ class TokenMasks:
         vocab_size: Number of actions V.
 
     Raises:
-        ValueError: a text is not one token, a pattern is not a regular expression, or nothing is left to choose.
+        ValueError: a text is not one token, a pattern matches no token, or nothing is left to choose but end tokens.
     """
 
     def __init__(self, settings: TaskSettings, tokenizer: Any, eos_ids: frozenset[int], vocab_size: int) -> None:
@@ -42,11 +42,11 @@ class TokenMasks:
         self.eos = np.zeros(vocab_size, dtype=bool)  # (V,)
         self.eos[sorted(i for i in eos_ids if i < vocab_size)] = True
         self.allowed = self._vocabulary(settings, tokenizer)  # (V,), the same at every step
-        # While end tokens are held back by the minimum length, something else must be left.
-        if not (self.allowed & ~self.eos if self.min_new_tokens else self.allowed).any():
+        # End tokens alone would make every response empty, and a minimum length holds even those back.
+        if not (self.allowed & ~self.eos).any():
             raise ValueError(
                 f"forbidden_tokens={settings.forbidden_tokens!r}, allowed_tokens={settings.allowed_tokens!r} and "
-                f"allowed_pattern={settings.allowed_pattern!r} leave no token to choose."
+                f"allowed_pattern={settings.allowed_pattern!r} leave no token to choose but an end token."
             )
 
     @property
@@ -133,14 +133,15 @@ def token_ids(tokens: Sequence[str | int], tokenizer: Any, vocab_size: int, sett
 
 def _matching(pattern: str, tokenizer: Any, vocab_size: int) -> NDArray[np.bool_]:
     """Tokens whose whole text matches a regular expression; special tokens have no text."""
-    try:
-        rule = re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"allowed_pattern={pattern!r} is not a regular expression: {error}.") from error
+    rule = re.compile(pattern)  # `TaskSettings` has checked that it is one
     special = set(tokenizer.all_special_ids)
     ids = [i for i in range(min(vocab_size, len(tokenizer))) if i not in special]
     # One token each; clean-up would drop spaces before punctuation, which are part of a token's text.
     texts = tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
     matches = np.zeros(vocab_size, dtype=bool)
     matches[[i for i, text in zip(ids, texts, strict=True) if rule.fullmatch(text)]] = True
+    if not matches.any():
+        raise ValueError(
+            f"allowed_pattern={pattern!r} matches no token; it is compared with each token's whole text, as ' word'."
+        )
     return matches

@@ -4,20 +4,42 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from llm_env.lm.names import LoadSettings, check_dtype, check_mixed_precision
 from llm_env.reward.kl import KLPenalty
 from llm_env.reward.limits import CallLimits
-from llm_env.reward.scores import RewardSource
+from llm_env.reward.scores import RewardSource, weighted
 from llm_env.reward.server import checked_url, is_url
+from llm_env.rules import FLAG, SHARE, TOKENS, Rule, check_settings, number, whole
 from llm_env.text.prompts import RawPrompt
+
+TASK_RULES: dict[str, Rule] = {
+    "kl_coef": number(least=0),
+    "reward_shift": number(),
+    "reward_scale": number(above=0),
+    "reward_clip": number(above=0),
+    "length_penalty": number(),
+    "max_prompt_length": TOKENS,
+    "max_new_tokens": TOKENS,
+    "temperature": number(above=0),
+    "missing_eos_penalty": number(least=0),
+    "overlong_buffer": whole(0, of="tokens"),
+    "overlong_penalty": number(least=0),
+    "top_k": whole(0, of="tokens"),
+    "top_p": SHARE,
+    "min_new_tokens": whole(0, of="tokens"),
+    "reward_timeout": number(above=0),
+    "reward_wait": number(least=0),
+    "trust_remote_code": FLAG,
+    "special_tokens_in_text": FLAG,
+}
+"""What the environment's settings must be; names and sources are checked by `TaskSettings` itself."""
 
 
 @dataclass(frozen=True)
@@ -106,24 +128,13 @@ class TaskSettings:
         Raises:
             ValueError: a setting breaks its rule.
         """
+        check_settings(self, TASK_RULES)
         self._check_sources()
         self._check_masks()
-        for name in ("max_prompt_length", "max_new_tokens"):
-            _check_token_count(name, getattr(self, name), 1)
-        _check_token_count("overlong_buffer", self.overlong_buffer, 0)
         for name in ("min_new_tokens", "overlong_buffer"):
             if getattr(self, name) > self.max_new_tokens:
                 raise ValueError(f"{name}={getattr(self, name)} must be at most max_new_tokens={self.max_new_tokens}.")
-        for name in ("kl_coef", "missing_eos_penalty", "overlong_penalty"):
-            _check_number(name, getattr(self, name), at_least_zero=True)
         self.kl_penalty()
-        for name in ("reward_shift", "length_penalty"):
-            _check_number(name, getattr(self, name))
-        for name in ("reward_scale", "temperature"):
-            _check_number(name, getattr(self, name), above_zero=True)
-        if self.reward_clip is not None:
-            _check_number("reward_clip", self.reward_clip, above_zero=True)
-        CallLimits(self.reward_timeout, self.reward_wait)
         check_dtype(self.dtype)
         check_mixed_precision(self.mixed_precision)
 
@@ -131,13 +142,22 @@ class TaskSettings:
         """Refuses what names no model, reward model or prompts, and defaults that would not fit together."""
         for name in ("model", "reward_model", "prompts"):
             _check_not_blank(name, getattr(self, name))
-        reward = self.reward_model
+        for name in ("model", "device"):
+            value = getattr(self, name)
+            if not (value is None and name == "model") and not isinstance(value, str | os.PathLike):
+                raise ValueError(f"{name}={value!r} must be a text.")
+        prompts, reward = self.prompts, self.reward_model
+        if prompts is not None and not isinstance(prompts, str | os.PathLike | Sequence):
+            raise ValueError(f"prompts={prompts!r} must be a file, a dataset id, or a list of prompts.")
         if reward is not None and not callable(reward) and not isinstance(reward, str | Path | list | tuple):
             raise ValueError(
                 f"reward_model={reward!r} must be a name, a function of (prompts, responses), or a list of them."
             )
-        if isinstance(reward, list | tuple) and not reward:
-            raise ValueError(f"reward_model={reward!r} is an empty list; name at least one reward model.")
+        if isinstance(reward, list | tuple):
+            if not reward:
+                raise ValueError(f"reward_model={reward!r} is an empty list; name at least one reward model.")
+            for entry in reward:
+                weighted(entry, "reward_model")
         for name in _names(reward):
             if is_url(name):
                 checked_url(name, "reward_model")
@@ -149,13 +169,20 @@ class TaskSettings:
                     )
 
     def _check_masks(self) -> None:
-        for name in ("top_k", "min_new_tokens"):
-            _check_token_count(name, getattr(self, name), 0)
-        if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p!r} must be a probability above 0, at most 1.")
         for name in ("forbidden_tokens", "allowed_tokens"):
-            if isinstance(getattr(self, name), str):
-                raise ValueError(f"{name}={getattr(self, name)!r} must be a list of tokens, not one text.")
+            tokens = getattr(self, name)
+            if tokens is not None and (isinstance(tokens, str) or not isinstance(tokens, Sequence)):
+                raise ValueError(f"{name}={tokens!r} must be a list of tokens, not one text.")
+            for token in tokens or ():
+                if isinstance(token, bool) or not isinstance(token, str | int):
+                    raise ValueError(f"{name}: {token!r} must be a token's text or its id, a whole number.")
+        if self.allowed_pattern is not None:
+            try:
+                re.compile(self.allowed_pattern)
+            except (re.error, TypeError) as error:
+                raise ValueError(
+                    f"allowed_pattern={self.allowed_pattern!r} is not a regular expression: {error}."
+                ) from error
 
     @property
     def has_masks(self) -> bool:
@@ -229,18 +256,3 @@ def _names(reward: Any) -> list[str]:
 def _check_not_blank(name: str, value: Any) -> None:
     if isinstance(value, str) and not value.strip():
         raise ValueError(f"{name}={value!r} names nothing. Leave {name} out (None) for the embedded default.")
-
-
-def _check_token_count(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"{name}={value!r} must be a whole number of tokens, at least {least}.")
-
-
-def _check_number(name: str, value: Any, at_least_zero: bool = False, above_zero: bool = False) -> None:
-    rule = ", at least 0" if at_least_zero else " above 0" if above_zero else ""
-    if not _is_number(value) or (at_least_zero and value < 0) or (above_zero and value <= 0):
-        raise ValueError(f"{name}={value!r} must be a finite number{rule}.")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)

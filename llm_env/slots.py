@@ -259,6 +259,28 @@ def prompt_from_options(task: TextTask, options: dict[str, Any] | None) -> Promp
     return task.prompts[int(index)]
 
 
+def token_actions(actions: Any, count: int) -> NDArray[np.int64]:
+    """Actions as an array of token ids.
+
+    Args:
+        actions: One action, or `count` of them: integers, or an array of integers.
+        count: Number of slots N.
+
+    Returns:
+        Shape (N,).
+
+    Raises:
+        ValueError: something is not a whole number, as 3.7, "5" or True, or there are not N. Whether a number is a token's is
+            checked by `EpisodeSlots.step`.
+    """
+    array = np.asarray(actions)
+    if array.dtype.kind not in "iu":  # else numpy would cut 3.7 to 3, and read "5" and True as numbers
+        raise ValueError(f"action={actions!r} must be a token: a whole number, or an array of whole numbers.")
+    if array.size != count:
+        raise ValueError(f"action={actions!r} has {array.size} entries for {count} environment(s); give one for each.")
+    return array.astype(np.int64, copy=False).reshape(count)
+
+
 def check_options(options: dict[str, Any], names: Sequence[str]) -> None:
     """Refuses options of `reset` that do not exist.
 

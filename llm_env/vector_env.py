@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from llm_env.env import RENDER_MODES, Observation, check_render_mode
 from llm_env.rendering import render_episode
+from llm_env.rules import SLOTS
 from llm_env.settings import task_settings
-from llm_env.slots import RESET_OPTIONS, EpisodeSlots, check_options, prompt_from_options
+from llm_env.slots import RESET_OPTIONS, EpisodeSlots, check_options, prompt_from_options, token_actions
 from llm_env.task import TextTask
 
 
@@ -47,8 +48,7 @@ class LLMTextVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         max_episode_steps: int | None = None,
         **settings: Any,
     ) -> None:
-        if num_envs < 1:
-            raise ValueError(f"num_envs={num_envs} must be at least 1.")
+        SLOTS.check("num_envs", num_envs)
         if max_episode_steps is not None:
             raise ValueError(
                 f"max_episode_steps={max_episode_steps} is not supported here; set max_new_tokens, the length cap of a "
@@ -100,7 +100,7 @@ class LLMTextVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         """
         if self.batch.episodes[0] is None:
             raise RuntimeError("Call reset() before step().")
-        rewards = self.batch.step(np.asarray(actions, dtype=np.int64).reshape(self.num_envs))
+        rewards = self.batch.step(token_actions(actions, self.num_envs))
         terminated = np.array([e is not None and e.done for e in self.batch.episodes])
         infos: dict[str, Any] = {}
         if terminated.any():

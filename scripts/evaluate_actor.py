@@ -2,7 +2,7 @@
 
 import sys
 
-from agents.cli.evaluate_actor import main
+from agents.cli.start import start
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(start("evaluate_actor"))

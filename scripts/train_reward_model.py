@@ -2,7 +2,7 @@
 
 import sys
 
-from agents.cli.train_reward_model import main
+from agents.cli.start import start
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(start("train_reward_model"))

@@ -28,12 +28,15 @@ from tests.mistakes.agents import ADVANTAGES, FILES, WIRING
 from tests.mistakes.counterparts import COUNTERPARTS
 from tests.mistakes.environment import DECODING, PROBABILITIES, REWARDS, TEXTS
 from tests.mistakes.faults import FAULTS
+from tests.mistakes.rules import RULES
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("llm_env", "agents", "scripts", "tests", "examples", "README.md", "pyproject.toml")
 FAILED = 1  # pytest's exit status where tests ran and one failed; others say that they could not be run
 
-MUTATIONS = [*DECODING, *PROBABILITIES, *REWARDS, *TEXTS, *ADVANTAGES, *FILES, *WIRING, *COUNTERPARTS, *FAULTS]
+MUTATIONS = [
+    *(*DECODING, *PROBABILITIES, *REWARDS, *TEXTS, *ADVANTAGES, *FILES, *WIRING, *COUNTERPARTS, *FAULTS, *RULES),
+]
 
 
 class LostTextError(LookupError):

@@ -23,9 +23,11 @@ from agents.algorithms.table import (
 )
 from agents.algorithms.wiring import Settings, Wiring, device_type
 from agents.rollouts.buffer import TokenRolloutBuffer
-from agents.rollouts.vec_env import LLMTextVecEnv
+from agents.rollouts.vec_env import EPISODE_MODES, LLMTextVecEnv
 from llm_env import ENV_ID
+from llm_env.lm.names import check_choice
 from llm_env.lm.runtime import reuse_freed_memory
+from llm_env.rules import SLOTS
 from llm_env.settings import task_settings
 
 
@@ -67,6 +69,10 @@ def make_algorithm(
     """
     # Check the settings, then make or check the environment, which takes out those that are its own.
     row = algorithm(name)
+    SLOTS.check("n_envs", n_envs)
+    SLOTS.check("rounds", rounds)
+    if env_kwargs is not None and not isinstance(env_kwargs, Mapping):
+        raise TypeError(f"env_kwargs={env_kwargs!r} must be a mapping of the environment's settings.")
     chosen = {**row.defaults, **checked_settings(name, settings)}
     venv = _environment(name, row, env, n_envs, episodes, dict(env_kwargs or {}), chosen)
     base = venv.unwrapped if isinstance(venv, VecEnvWrapper) else venv
@@ -107,7 +113,7 @@ def _environment(
     name: str, row: Algorithm, env: Any, n_envs: int, episodes: str | None, env_kwargs: Settings, chosen: Settings
 ) -> VecEnv:
     """The `LLMTextVecEnv` that an algorithm needs, or the one given, checked; takes the environment's settings out."""
-    group_size = int(chosen.pop("group_size", 1))
+    group_size = chosen.pop("group_size", 1)
     default_place = row.defaults.get("kl_in", "reward")
     kl_in = chosen.pop("kl_in", default_place)
     # An environment that exists: nothing can be set any more, only checked.
@@ -139,7 +145,9 @@ def _environment(
     rules = task_settings(env_kwargs)
     check_masks(name, rules.has_masks)
     checked_settings(name, {"mixed_precision": rules.mixed_precision, "kl_in": rules.kl_in})
-    if episodes is None:
+    if episodes is not None:
+        check_choice("episodes", episodes, EPISODE_MODES)
+    else:
         episodes = "synchronous" if row.rollouts else "continuous"
     if episodes == "synchronous" and not row.rollouts:
         raise ValueError(f"{name} takes episodes='continuous': its own buffer would learn from idle slots.")

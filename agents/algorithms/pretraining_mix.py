@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from agents.rules import check_arguments
 from llm_env.lm.packing import PackedBatch, pack
 from llm_env.text.prompts import PromptOrder
 from llm_env.text.texts import EncodedText
@@ -27,10 +28,7 @@ class PretrainingMix:
     """
 
     def __init__(self, texts: list[EncodedText], coef: float, tokens: int, seed: int = 0) -> None:
-        if not coef > 0:
-            raise ValueError(f"ptx_coef={coef} must be above 0.")
-        if tokens < 2:
-            raise ValueError(f"ptx_tokens={tokens} must be at least 2.")
+        check_arguments({"ptx_coef": coef, "ptx_tokens": tokens})
         if not texts:
             raise ValueError("ptx_texts holds no text.")
         # Cut to `tokens`; a text whose prompt alone is as long has nothing left to learn.

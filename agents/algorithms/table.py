@@ -23,6 +23,7 @@ from agents.policies.q_network import LLMQPolicy
 from agents.policies.random_search import LLMSearchPolicy
 from agents.policies.recurrent import RecurrentTextPolicy
 from agents.policies.trpo import LLMTrustRegionPolicy
+from agents.rules import check_arguments
 
 ACTOR_CRITIC_SETTINGS = (
     "critic",
@@ -270,6 +271,8 @@ ALGORITHMS: dict[str, Algorithm] = {
         no={**_NO_MASKS, **_NO_CRITIC, **_NO_GROUPS},
     ),
 }
+# Settings of policies that None leaves to themselves.
+_NO_DEFAULT = frozenset({"lora_alpha", "micro_batch_tokens", "clip_range_high"})
 # Arguments of constructors that `make_algorithm` fills in itself, or that have no meaning for language.
 _NOT_SETTINGS = {
     *("self", "args", "kwargs", "policy", "env", "policy_kwargs", "rollout_buffer_class", "replay_buffer_class"),
@@ -283,7 +286,7 @@ def algorithm(name: str) -> Algorithm:
     Raises:
         ValueError: the name is not known; the nearest one is suggested.
     """
-    if name not in ALGORITHMS:
+    if not isinstance(name, str) or name not in ALGORITHMS:
         near = difflib.get_close_matches(str(name).lower().replace("-", "_"), ALGORITHMS, 1, 0.4)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"Algorithm {name!r} is not known; there is {', '.join(ALGORITHMS)}.{hint}")
@@ -311,15 +314,17 @@ def settings_of(name: str) -> list[str]:
     return sorted(names - _NOT_SETTINGS | {"policy_kwargs"})
 
 
-def _class_settings(cls: type[BaseAlgorithm]) -> set[str]:
-    """Names the arguments of a class's constructor, those that it hands on to its base classes included."""
-    names: set[str] = set()
+def _class_settings(cls: type[BaseAlgorithm]) -> dict[str, Any]:
+    """Default values of a class's constructor by name, those that it hands on to its base classes included."""
+    defaults: dict[str, Any] = {}
     for base in cls.__mro__:
         parameters = inspect.signature(vars(base)["__init__"]).parameters
-        names.update(parameters)
+        defaults = {
+            name: p.default for name, p in parameters.items()
+        } | defaults  # the class's own go before its base's
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):  # no **kwargs: nothing is handed on
             break
-    return names
+    return defaults
 
 
 def checked_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -329,15 +334,17 @@ def checked_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         The settings, without those that the algorithm does not have and whose value asks for nothing (``lora_rank=0``).
 
     Raises:
-        ValueError: the algorithm is not known, or its row of the table excludes a setting; the reason is given.
+        ValueError: the algorithm is not known, its row of the table excludes a setting (the reason is given), or a value breaks
+            its rule in `agents.rules`.
         TypeError: the algorithm has no such setting; the nearest one is named, or what took its place, and all there are.
     """
     row = algorithm(name)
+    # A value of another kind than compared with here is refused by its rule below.
     if settings.get("lora_rank"):
         _refuse(name, row, "lora", f"lora_rank={settings['lora_rank']}")
     if settings.get("mixed_precision", "no") != "no":
         _refuse(name, row, "bf16", f"mixed_precision={settings['mixed_precision']!r}")
-    if settings.get("group_size", 1) > 1:
+    if settings.get("group_size", 1) not in (0, 1):
         _refuse(name, row, "groups", f"group_size={settings['group_size']}")
     if settings.get("critic") not in (None, "none"):
         _refuse(name, row, "separate_critic", f"critic={settings['critic']!r}")
@@ -350,6 +357,7 @@ def checked_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
             if setting in RENAMED:
                 hint = f"{RENAMED[setting][0].upper()}{RENAMED[setting][1:]}. "
             raise TypeError(f"{name} has no setting {setting!r}. {hint}It has {', '.join(has)}.")
+    check_arguments(settings, _NO_DEFAULT | {s for s, default in _class_settings(row.cls).items() if default is None})
     return {setting: value for setting, value in settings.items() if setting in has}
 
 

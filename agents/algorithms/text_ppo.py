@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from agents.rollouts.buffer import TokenRolloutBuffer
 from agents.rollouts.minibatches import TokenSamples
 from agents.rollouts.segments import Segment
 from agents.rollouts.vec_env import LLMTextVecEnv
+from agents.rules import check_arguments
 from llm_env.lm.loading import load_tokenizer
 from llm_env.text.texts import encode_text, read_texts
 
@@ -73,10 +75,11 @@ class TextPPO(PPO):
         **kwargs: Any,
     ) -> None:
         check_aggregation(loss_aggregation)
-        if clip_range_high is not None and clip_range_high <= 0:
-            raise ValueError(f"clip_range_high={clip_range_high} must be above 0, or None for clip_range.")
-        if max_resamples < 0:
-            raise ValueError(f"max_resamples={max_resamples} must be at least 0.")
+        # PPO's own arguments too, by their names.
+        given = inspect.signature(PPO.__init__).bind_partial(self, *args, **kwargs).arguments
+        own = {"max_resamples": max_resamples, "ptx_coef": ptx_coef, "ptx_tokens": ptx_tokens}
+        may_be_none = frozenset({"clip_range_high", "clip_range_vf", "target_kl", "seed"})
+        check_arguments({**given, **own, "clip_range_high": clip_range_high}, may_be_none)
         self.clip_range_high = clip_range_high
         self.loss_aggregation = loss_aggregation
         self.max_resamples = max_resamples

@@ -9,6 +9,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents.callbacks.metrics import TextMetricsCallback
 from agents.rollouts.vec_env import text_env
+from agents.rules import check_arguments
 
 MOST_ERROR = 0.2
 """Where the relative error of the KL is clipped, so that one rollout far off moves β by a share of K at most."""
@@ -45,11 +46,7 @@ class AdaptiveKL(BaseCallback):
 
     def __init__(self, metrics: TextMetricsCallback, target: float, gain: float = 0.1) -> None:
         super().__init__()
-        for name, value in (("kl_target", target), ("kl_gain", gain)):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name}={value} must be a finite number above 0.")
-        if gain * MOST_ERROR >= 1:
-            raise ValueError(f"kl_gain={gain} must be below {1 / MOST_ERROR:g}: beta would fall to 0 and stay there.")
+        check_arguments({"kl_target": target, "kl_gain": gain})
         self.metrics = metrics
         self.target = target
         self.gain = gain

@@ -8,6 +8,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.policies.maskable import MaskableLLMPolicy
 from agents.rollouts.vec_env import text_env
+from agents.rules import check_arguments
 
 
 class MaskRefresh(BaseCallback):
@@ -25,8 +26,7 @@ class MaskRefresh(BaseCallback):
 
     def __init__(self, every: int) -> None:
         super().__init__()
-        if every < 1:
-            raise ValueError(f"mask_refresh={every} must be at least 1 rollout.")
+        check_arguments({"mask_refresh": every})
         self.every = every
         self.rollouts = 0
         """Rollouts so far; a checkpoint keeps it."""

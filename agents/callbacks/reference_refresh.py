@@ -8,6 +8,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.policies.actor_critic import LLMActorCriticPolicy
 from agents.rollouts.vec_env import text_env
+from agents.rules import check_arguments
 
 
 class ReferenceRefresh(BaseCallback):
@@ -30,10 +31,7 @@ class ReferenceRefresh(BaseCallback):
 
     def __init__(self, every: int, share: float = 1.0) -> None:
         super().__init__()
-        if every < 1:
-            raise ValueError(f"ref_refresh_every={every} must be at least 1.")
-        if not 0 < share <= 1:
-            raise ValueError(f"ref_refresh_share={share} must be above 0, at most 1.")
+        check_arguments({"ref_refresh_every": every, "ref_refresh_share": share})
         self.every = every
         self.share = share
         self.rollouts = 0

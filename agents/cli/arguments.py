@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import re
 import typing
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -36,13 +39,50 @@ def parse_command_line(
             one of the wrong type; with status 0 after ``--help``.
     """
     try:
-        refuse_old_forms(cls, argv)
-        refuse_missing_values(cls, argv)
+        return read_command_line(cls, argv, description, default)
     except ValueError as error:
         print_error(error)
         raise SystemExit(2) from error
+
+
+def read_command_line(
+    cls: type[Settings], argv: Sequence[str], description: str | None = None, default: Settings | None = None
+) -> Settings:
+    """Reads a command line; see `parse_command_line` for the arguments.
+
+    Raises:
+        ValueError: an option is unknown, lacks its value or has one of the wrong type.
+        SystemExit: with status 0 after ``--help``.
+    """
+    refuse_old_forms(cls, argv)
+    refuse_missing_values(cls, argv)
     arguments: dict[str, Any] = {} if default is None else {"default": default}
-    return tyro.cli(cls, args=argv, description=description, **arguments)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(cls, args=argv, description=description, **arguments)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ValueError(one_line(said.getvalue())) from None
+
+
+def one_line(box: str) -> str:
+    """The words of tyro's error, which stand in a box of several lines, with the options' help below.
+
+    Args:
+        box: What tyro wrote to the standard error stream.
+    """
+    paragraphs: list[list[str]] = [[]]  # between horizontal lines
+    for line in box.splitlines():
+        words = line.strip(" │|")
+        if not words.strip("╭╮╰╯─-"):
+            paragraphs.append([])
+        elif not words.startswith(("╭", "╰")):
+            paragraphs[-1].append(words)
+    text = " ".join(" ".join(p) for p in paragraphs if p and not p[0].startswith(("Argument helptext", "For full")))
+    text = re.sub(r"Missing from \S+:", "Required options are missing:", text).replace(" (required)", "")
+    return f"{text.rstrip('.')}. See --help." if text else "the command line cannot be read. See --help."
 
 
 def refuse_old_forms(cls: type[Any], argv: Sequence[str]) -> None:

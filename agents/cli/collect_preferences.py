@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agents.cli.arguments import parse_command_line
+from agents.cli.arguments import parse_command_line, read_command_line
 from agents.console import SAME_COMMAND, PlainConsole, attempt
 from agents.output_folder import check_output_folder, locked
 from agents.preferences.records import Candidates, Ranking
 from agents.preferences.settings import CollectionSettings
-from agents.runs.settings import check_at_least
 from llm_env.lm.names import LoadSettings
+from llm_env.rules import SEED, Each, Rule, check_settings, number, whole
 
 if TYPE_CHECKING:
     from agents.preferences.judge import Judge
@@ -66,16 +66,20 @@ class Args(CollectionSettings):
     seed: int = 0
     """Seed of the sampling and of the judge's noise."""
 
-    def check(self) -> None:
+    def check_values(self) -> None:
         """Checks the numbers.
 
         Raises:
             ValueError: one breaks its rule.
         """
         self.check_collection()
-        check_at_least(self, 1, "n_prompts", "repeats")
-        if not self.temperatures or min(self.temperatures) <= 0:
-            raise ValueError(f"temperatures={self.temperatures} must all be above 0.")
+        rules: dict[str, Rule] = {
+            "temperatures": Each(number(above=0), least=1),
+            "n_prompts": whole(1),
+            "repeats": whole(1),
+            "seed": SEED,
+        }
+        check_settings(self, rules)
 
 
 def run(args: Args) -> int:
@@ -90,10 +94,15 @@ def collect(args: Args) -> None:
         FileNotFoundError, ValueError: something cannot be loaded, or a setting breaks its rule.
     """
     from agents.preferences.judge import Judge
+    from agents.preferences.page import check_page
     from llm_env.lm.loading import resolve_device
 
-    args.check()
+    args.check_values()
     check_output_folder(args.output_dir)
+    if args.import_export is not None and not args.import_export.is_file():
+        raise FileNotFoundError(f"import_export={str(args.import_export)!r}: there is no such file.")
+    if args.people:
+        check_page(args.host, args.port)
     if not (args.judge or args.people or args.export_tasks or args.import_export):
         console.print("Nobody ranks: give --judge, --people or --export-tasks. Only responses are sampled.")
     device = str(resolve_device(args.device))
@@ -217,6 +226,11 @@ def summarize(folder: Path, rankings: Sequence[Ranking]) -> None:
             one, other = pair["annotators"]
             console.print(f"  {one} and {other}: κ = {pair['kappa']:.2f}, {pair['agreed']:.0%} of {pair['pairs']}")
     console.print(f"Files: {folder / 'rankings.jsonl'}, {folder / 'pairs.jsonl'}")
+
+
+def check(argv: Sequence[str]) -> None:
+    """Checks a command line without reading or writing anything else; see `agents.pipeline.commands.check_command`."""
+    read_command_line(Args, argv).check_values()
 
 
 def main(argv: Sequence[str]) -> int:

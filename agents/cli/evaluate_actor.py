@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from agents.cli.arguments import parse_command_line
+from agents.cli.arguments import parse_command_line, read_command_line
 from agents.console import PlainConsole, attempt
+from agents.evaluation.settings import EvaluationSettings
 from agents.files import write_json
 from agents.flat_settings import read_settings
+from agents.output_folder import check_output_file
 from agents.runs.settings import RunSettings
+from llm_env.rules import TOKENS, Rule, check_settings, number, whole
 
 if TYPE_CHECKING:
     from agents.evaluation.compare import Report
@@ -72,6 +75,20 @@ class Args:
     output: Path | None = None
     """JSON file to write. Default: evaluation.json beside the actor's folder."""
 
+    def check_values(self) -> None:
+        """Checks the numbers.
+
+        Raises:
+            ValueError: one breaks its rule.
+        """
+        rules: dict[str, Rule] = {"n_prompts": whole(1), "max_new_tokens": TOKENS, "temperature": number(above=0)}
+        check_settings(self, rules)
+        self.sampling()
+
+    def sampling(self) -> EvaluationSettings:
+        """How the actor responds."""
+        return EvaluationSettings(self.seed, self.greedy, self.n_samples, self.best_of_n)
+
 
 def run(args: Args) -> int:
     """Evaluates the actor; returns the exit status."""
@@ -86,35 +103,39 @@ def evaluate(args: Args) -> None:
     """
     from agents.evaluation.compare import compare_actors
     from agents.evaluation.gold import load_gold
-    from agents.evaluation.settings import EvaluationSettings
     from agents.policies.text_policy import load_actor
     from llm_env.task import TextTask
     from llm_env.text.texts import encode_text, read_texts
 
-    if args.n_prompts < 1:
-        raise ValueError(f"n_prompts={args.n_prompts} must be at least 1.")
+    # All that can be wrong without a model is found before one is loaded.
+    args.check_values()
+    for option, folder in (("actor", args.actor), ("against", args.against)):
+        if folder is not None and not folder.is_dir():
+            raise FileNotFoundError(f"{option}={str(folder)!r}: there is no such folder. Name a run's RUN/actor.")
+    output = args.output or args.actor.parent / "evaluation.json"
+    check_output_file("output", output)
     settings = run_settings(args)
+    gold = load_gold(settings.gold_name, settings.task.reward_limits)
+    records = read_texts(args.texts) if args.texts else []
     # The actor samples under the masks that it was trained under, from the model that made them.
     mask = "none"
     if settings.algorithm.algo == "maskable_ppo":
         mask = "actor" if settings.algorithm.mask_refresh else "reference"
-    how = EvaluationSettings(args.seed, args.greedy, args.n_samples, args.best_of_n)
     task = TextTask(settings.task.task_settings(settings.task.prompts))
     length = settings.task.max_prompt_length
-    texts = [encode_text(t, task.tokenizer, length) for t in read_texts(args.texts)] if args.texts else []
+    texts = [encode_text(record, task.tokenizer, length) for record in records]
     report = compare_actors(
         load_actor(args.actor, task, mask),
         task,
         task.prompts.spread(args.n_prompts),
-        how,
-        gold=load_gold(settings.gold_name, settings.task.reward_limits),
+        args.sampling(),
+        gold=gold,
         texts=texts,
         other=(str(args.against), load_actor(args.against, task, mask)) if args.against else None,
     )
     console.print(report_table(report, args))
     if report.samples:
         console.print(samples_table(report))
-    output = args.output or args.actor.parent / "evaluation.json"
     write_json(output, report.to_json())
     console.print(f"Numbers and samples: {output}")
 
@@ -193,6 +214,11 @@ def samples_table(report: Report) -> Table:
         after = f"{sample['response'].strip()} ({sample['rm_score']:.2f})"
         table.add_row(sample["prompt"], before, after)
     return table
+
+
+def check(argv: Sequence[str]) -> None:
+    """Checks a command line without reading or writing anything else; see `agents.pipeline.commands.check_command`."""
+    read_command_line(Args, argv).check_values()
 
 
 def main(argv: Sequence[str]) -> int:

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agents.cli.arguments import parse_command_line
+from agents.cli.arguments import parse_command_line, read_command_line
 from agents.console import SAME_COMMAND, PlainConsole, attempt
 from agents.iteration.settings import IterationSettings
 
@@ -43,6 +43,15 @@ def run(args: Args) -> int:
     folder = args.output_dir
     console.print(f"Done. Actor: {folder / 'actor'}   picture: {folder / 'rounds.png'}")
     return 0
+
+
+def check(argv: Sequence[str]) -> None:
+    """Checks a command line without reading or writing anything else; see `agents.pipeline.commands.check_command`."""
+    from agents.iteration.training import check_training  # imports torch
+
+    args = read_command_line(Args, argv)
+    args.check()
+    check_training(args)
 
 
 def main(argv: Sequence[str]) -> int:

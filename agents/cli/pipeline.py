@@ -17,8 +17,9 @@ from pathlib import Path
 from agents.cli.arguments import parse_command_line
 from agents.console import PlainConsole, print_error
 from agents.output_folder import check_output_folder, locked
-from agents.pipeline.commands import RunCommand, run_child
+from agents.pipeline.commands import RunCommand, check_command, run_child
 from agents.pipeline.stages import Pipeline, read_stages
+from llm_env.rules import SEED
 
 console = PlainConsole()
 
@@ -48,9 +49,13 @@ def run(args: Args, run_command: RunCommand = run_child) -> int:
         stages = read_stages(args.config)
         if args.stop_after is not None and args.stop_after not in [s.name for s in stages]:
             raise ValueError(f"stop_after={args.stop_after!r} is none of {', '.join(s.name for s in stages)}.")
+        SEED.check("seed", args.seed)
         check_output_folder(args.output_dir)
+        pipeline = Pipeline(stages, args.output_dir, args.seed, run_command)
+        for stage in stages:  # all of them before the first runs, which may take hours
+            check_command(stage.script, pipeline.command_line(stage), f"{args.config}, stage {stage.name!r}")
         with locked(args.output_dir):
-            return run_stages(args, Pipeline(stages, args.output_dir, args.seed, run_command))
+            return run_stages(args, pipeline)
     except KeyboardInterrupt:
         console.print("Stopped. The same command goes on.")
         return 130

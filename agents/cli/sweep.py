@@ -25,7 +25,9 @@ from agents.cli.arguments import parse_command_line
 from agents.console import PlainConsole, print_error
 from agents.figures import DPI, can_draw, new_figure
 from agents.files import write_json, write_text
-from agents.pipeline.commands import RunCommand, option_words, run_child
+from agents.output_folder import check_output_folder
+from agents.pipeline.commands import RunCommand, check_command, option_words, run_child
+from llm_env.rules import SEED, Each, Rule, check_settings, whole
 
 console = PlainConsole()
 
@@ -51,6 +53,22 @@ class Args:
     texts: Path | None = None
     """Held-out text, whose perplexity each evaluation measures."""
 
+    def check_values(self) -> None:
+        """Checks the numbers, and that the file of texts is there.
+
+        Raises:
+            ValueError, FileNotFoundError: a number breaks its rule, or there is no such file.
+        """
+        rules: dict[str, Rule] = {
+            "seeds": Each(SEED, least=1),
+            "jobs": whole(1, 1_000),
+            "threads": whole(0),
+            "n_prompts": whole(1),
+        }
+        check_settings(self, rules)
+        if self.texts is not None and not self.texts.is_file():
+            raise FileNotFoundError(f"texts={str(self.texts)!r}: there is no such file.")
+
 
 def run(args: Args, run_command: RunCommand = run_child) -> int:
     """Trains and evaluates what is missing, writes table and picture; returns the exit status.
@@ -61,9 +79,12 @@ def run(args: Args, run_command: RunCommand = run_child) -> int:
     """
     variants = args.vary or ("",)
     try:
+        args.check_values()
+        check_output_folder(args.output_dir)
         for variant in variants:
-            variant_options(variant)
-    except ValueError as error:
+            where = f"vary {variant!r}" if variant else "sweep"
+            check_command("train", train_words(args, variant, args.seeds[0]), where)
+    except (ValueError, OSError) as error:
         print_error(error)
         return 1
     # Seed by seed, so that an interrupted sweep has compared all variants on some seeds.
@@ -129,6 +150,16 @@ def variant_options(variant: str) -> list[str]:
     return words
 
 
+def train_words(args: Args, variant: str, seed: int) -> list[str]:
+    """Gives the command line of train that starts a variant's run with a seed.
+
+    Raises:
+        ValueError: the variant is not of the form setting=value.
+    """
+    words = ["--output-dir", str(folder(args, variant, seed)), "--seed", str(seed), *variant_options(variant)]
+    return words + (["--config", str(args.config)] if args.config else [])
+
+
 def run_one(args: Args, variant: str, seed: int, run_command: RunCommand) -> bool:
     """Trains and evaluates one run, unless it is there already.
 
@@ -138,11 +169,8 @@ def run_one(args: Args, variant: str, seed: int, run_command: RunCommand) -> boo
     target = folder(args, variant, seed)
     if (target / "evaluation.json").is_file():
         return True
-    if (target / "config.yaml").is_file():  # interrupted
-        train = ["--resume", str(target)]
-    else:
-        train = ["--output-dir", str(target), "--seed", str(seed), *variant_options(variant)]
-        train += ["--config", str(args.config)] if args.config else []
+    interrupted = (target / "config.yaml").is_file()
+    train = ["--resume", str(target)] if interrupted else train_words(args, variant, seed)
     evaluate = ["--actor", str(target / "actor"), "--n-prompts", str(args.n_prompts)]
     evaluate += ["--texts", str(args.texts)] if args.texts else []
     for name, argv in (("train", train), ("evaluate_actor", evaluate)):

@@ -14,14 +14,14 @@ import argparse
 import dataclasses
 import errno
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from safetensors import SafetensorError
 
-from agents.cli.arguments import parse_command_line
+from agents.cli.arguments import parse_command_line, read_command_line
 from agents.console import PlainConsole, plain_warnings, print_error
 from agents.flat_settings import read_settings, to_flat
 from agents.runs.settings import CHANGEABLE, RunSettings
@@ -47,8 +47,12 @@ class Args:
     """Settings of the run."""
 
 
-def parse(argv: Sequence[str]) -> Args:
+def parse(argv: Sequence[str], read: Callable[..., Args] = parse_command_line) -> Args:
     """Reads the command line over the YAML file over the defaults.
+
+    Args:
+        argv: The command line without the program's name.
+        read: Reads it: `parse_command_line`, or `read_command_line`, which raises a ValueError instead of leaving.
 
     Raises:
         FileNotFoundError, ValueError: the YAML file is missing or wrong, or --resume stands beside other settings.
@@ -66,13 +70,21 @@ def parse(argv: Sequence[str]) -> Args:
         resume=paths.resume,
         settings=RunSettings() if source is None else read_settings(RunSettings, source),
     )
-    args = parse_command_line(Args, argv, __doc__, default)
+    args = read(Args, argv, __doc__, default)
     if paths.resume is not None:
         changed = [name for name, value in to_flat(args.settings).items() if value != to_flat(default.settings)[name]]
         changed += [name for name in ("config", "output_dir") if getattr(args, name) is not None]
         if refused := [name for name in changed if name not in CHANGEABLE]:
             raise ValueError(f"--resume uses the run's own settings; {', '.join(refused)} cannot be changed.")
     return args
+
+
+def check(argv: Sequence[str]) -> None:
+    """Checks a command line without loading a model or writing anything; see `agents.pipeline.commands.check_command`."""
+    from agents.algorithms.table import checked_settings  # imports torch
+
+    settings = parse(argv, read_command_line).settings.checked()
+    checked_settings(settings.algorithm.algo, settings.algorithm_arguments())
 
 
 def main(argv: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from agents.cli.arguments import parse_command_line
+from agents.cli.arguments import parse_command_line, read_command_line
 from agents.console import PlainConsole, attempt, print_left_out, print_samples
 from agents.supervised.settings import PreferenceSettings
 
@@ -43,6 +43,11 @@ def run(settings: PreferenceSettings) -> int:
         f"picture: {settings.output_dir / 'preference.png'}",
     )
     return 0
+
+
+def check(argv: Sequence[str]) -> None:
+    """Checks a command line without reading or writing anything else; see `agents.pipeline.commands.check_command`."""
+    read_command_line(Args, argv).check_values()
 
 
 def main(argv: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from agents.cli.arguments import parse_command_line
+from agents.cli.arguments import parse_command_line, read_command_line
 from agents.console import PlainConsole, attempt, print_left_out
 from agents.supervised.settings import RewardSettings
 
@@ -45,6 +45,11 @@ def run(settings: RewardSettings) -> int:
         f"{settings.output_dir / 'mistakes.md'}",
     )
     return 0
+
+
+def check(argv: Sequence[str]) -> None:
+    """Checks a command line without reading or writing anything else; see `agents.pipeline.commands.check_command`."""
+    read_command_line(Args, argv).check_values()
 
 
 def main(argv: Sequence[str]) -> int:

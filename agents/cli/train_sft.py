@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from agents.cli.arguments import parse_command_line
+from agents.cli.arguments import parse_command_line, read_command_line
 from agents.console import PlainConsole, attempt, print_samples
 from agents.supervised.settings import SFTSettings
 
@@ -38,6 +38,11 @@ def run(settings: SFTSettings) -> int:
     print_samples(report["samples"], console)
     console.print(f"Done. Model: {settings.output_dir / 'actor'}   numbers: {settings.output_dir / 'sft.json'}")
     return 0
+
+
+def check(argv: Sequence[str]) -> None:
+    """Checks a command line without reading or writing anything else; see `agents.pipeline.commands.check_command`."""
+    read_command_line(Args, argv).check_values()
 
 
 def main(argv: Sequence[str]) -> int:

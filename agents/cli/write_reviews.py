@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.cli.arguments import parse_command_line
-from agents.console import PlainConsole, print_error
+from agents.cli.arguments import parse_command_line, read_command_line
+from agents.console import PlainConsole, attempt
 from agents.files import write_text
 from agents.output_folder import check_output_folder, locked
 from llm_env.default_task.grammar import HELD_OUT_TOPICS, all_prompts, topic_of, write_review
+from llm_env.rules import SEED, check_settings, whole
 
 
 @dataclass(frozen=True)
@@ -38,34 +39,49 @@ class Args:
     seed: int = 0
     """Seed of the prompts' draw and of the reviews' text."""
 
+    def check_values(self) -> None:
+        """Checks the numbers.
+
+        Raises:
+            ValueError: one breaks its rule.
+        """
+        check_settings(self, {"reviews": whole(1), "heldout_reviews": whole(1), "seed": SEED})
+
 
 def run(args: Args) -> int:
     """Writes the four files; returns the exit status."""
-    if min(args.reviews, args.heldout_reviews) < 1:
-        print_error(f"reviews={args.reviews} and heldout_reviews={args.heldout_reviews} must be at least 1.")
-        return 1
+    return attempt(lambda: write_all(args), PlainConsole(), go_on="")[1]
+
+
+def write_all(args: Args) -> None:
+    """Draws the prompts, writes the reviews, and puts both into four files.
+
+    Raises:
+        ValueError, OSError: a number breaks its rule, or the folder cannot be written to.
+    """
+    args.check_values()
+    check_output_folder(args.output_dir)
     rng = random.Random(args.seed)
     held_out = [p for p in all_prompts() if topic_of(p) in HELD_OUT_TOPICS]
     kept = [p for p in all_prompts() if topic_of(p) not in HELD_OUT_TOPICS]
-    try:
-        check_output_folder(args.output_dir)
-        with locked(args.output_dir):
-            for name, prompts, count in (("", kept, args.reviews), ("heldout_", held_out, args.heldout_reviews)):
-                # All prompts are drawn before the first review is written: the seed's text depends on that order.
-                drawn = [rng.choice(all_prompts() if args.all_topics else prompts) for _ in range(count)]
-                reviews = [{"prompt": p, "response": " " + write_review(rng, p)} for p in drawn]
-                write(args.output_dir / f"{name}reviews.jsonl", reviews)
-                write(args.output_dir / f"{name}prompts.jsonl", [{"prompt": p} for p in prompts])
-    except OSError as error:
-        print_error(error)
-        return 1
+    with locked(args.output_dir):
+        for name, prompts, count in (("", kept, args.reviews), ("heldout_", held_out, args.heldout_reviews)):
+            # All prompts are drawn before the first review is written: the seed's text depends on that order.
+            drawn = [rng.choice(all_prompts() if args.all_topics else prompts) for _ in range(count)]
+            reviews = [{"prompt": p, "response": " " + write_review(rng, p)} for p in drawn]
+            write(args.output_dir / f"{name}reviews.jsonl", reviews)
+            write(args.output_dir / f"{name}prompts.jsonl", [{"prompt": p} for p in prompts])
     PlainConsole().print(f"{args.reviews:,} reviews in {args.output_dir}")
-    return 0
 
 
 def write(path: Path, records: list[dict[str, str]]) -> None:
     """Writes records as JSON, one a line."""
     write_text(path, "".join(json.dumps(r) + "\n" for r in records))
+
+
+def check(argv: Sequence[str]) -> None:
+    """Checks a command line without reading or writing anything else; see `agents.pipeline.commands.check_command`."""
+    read_command_line(Args, argv).check_values()
 
 
 def main(argv: Sequence[str]) -> int:

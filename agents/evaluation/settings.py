@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llm_env.rules import FLAG, SEED, Rule, check_settings, whole
+
 SAMPLE_SEED = 12_345
 """Seed of responses to held-out prompts wherever a run or a round evaluates itself: with the same draws each time, what
 differs comes from the weights."""
+
+EVALUATION_RULES: dict[str, Rule] = {"seed": SEED, "greedy": FLAG, "n_samples": whole(0), "best_of_n": whole(1)}
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,8 @@ class EvaluationSettings:
         """Checks the numbers.
 
         Raises:
-            ValueError: `best_of_n` is below 1, or above it although there is one greedy response only.
+            ValueError: one breaks its rule, or `best_of_n` is above 1 although there is one greedy response only.
         """
-        if self.best_of_n < 1 or (self.best_of_n > 1 and self.greedy):
-            raise ValueError(
-                f"best_of_n={self.best_of_n} must be at least 1, and without --greedy, which has one response."
-            )
+        check_settings(self, EVALUATION_RULES)
+        if self.best_of_n > 1 and self.greedy:
+            raise ValueError(f"best_of_n={self.best_of_n} must be without --greedy, which has one response.")

@@ -4,23 +4,53 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from agents.console import say
+from agents.evaluation.gold import load_gold
 from agents.files import write_json
 from agents.iteration.settings import PEOPLE, REJECTION_SAMPLING
-from agents.iteration.state import RoundsState
+from agents.iteration.state import RoundsState, reward_name
 from agents.preferences.folder import candidates_in, rank_in
 from agents.preferences.judge import Judge
 from agents.preferences.records import Ranking, read_candidates, read_rankings, write_jsonl
 from agents.preferences.sampling import Sampling, Source
 from agents.preferences.selection import best_texts, clearest, disputed_first, lost, pairs_of
+from agents.runs.checkpoint_actor import is_checkpoint
+from llm_env.lm.loading import load_config
+from llm_env.reward.models import load_text_reward, reads_texts
 from llm_env.text.prompts import RawPrompt
 
 # Seeds of a round are the run's plus a multiple of the round's number, a large prime, so that seeds of neighboring runs differ.
 SAMPLING_SEED_STEP = 7919
 JUDGE_SEED_STEP = 104_729
+
+
+def check_sources(state: RoundsState) -> None:
+    """Looks for all that the rounds will need, before anything is written or sampled.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: a judge, the gold function, the opponent, the first preferences or the page
+            is not there, or cannot be used.
+    """
+    settings = state.settings
+    load_gold(state.gold)
+    for name in (*state.judges, *([settings.reward_model] if settings.reward_model else [])):
+        option = "judge" if name in state.judges else "reward_model"
+        if name == PEOPLE:
+            from agents.preferences.page import check_page  # needs gradio
+
+            check_page(settings.host, settings.port)
+        elif reads_texts(reward_name(name)):
+            load_text_reward(reward_name(name), option)
+        else:
+            load_config(name, "reward model", option, settings.trust_remote_code)
+    if settings.opponent is not None and not is_checkpoint(Path(settings.opponent)):
+        load_config(settings.opponent, "causal language model", "opponent", settings.trust_remote_code)
+    if settings.first_preferences:
+        read_rankings(settings.first_preferences, "first_preferences")
 
 
 def respond(state: RoundsState, number: int) -> None:

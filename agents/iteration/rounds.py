@@ -13,14 +13,13 @@ from rich.console import Console
 from agents.figures import can_draw
 from agents.files import write_json, write_text
 from agents.iteration.evaluate import evaluate
-from agents.iteration.judging import rank, respond, select
+from agents.iteration.judging import check_sources, rank, respond, select
 from agents.iteration.report import draw_rounds, rounds_table
 from agents.iteration.settings import PEOPLE, IterationSettings
-from agents.iteration.state import RoundsState, reward_name
-from agents.iteration.training import train, train_judge, train_with_algorithm
-from agents.output_folder import locked
+from agents.iteration.state import RoundsState
+from agents.iteration.training import check_training, train, train_judge, train_with_algorithm
+from agents.output_folder import check_output_folder, locked
 from llm_env.lm.registry import MODELS
-from llm_env.reward.models import load_text_reward, reads_texts
 
 
 def iterate(settings: IterationSettings, console: Console | None = None) -> list[dict[str, Any]]:
@@ -38,9 +37,14 @@ def iterate(settings: IterationSettings, console: Console | None = None) -> list
             other settings.
     """
     settings.check()
-    check_scorers(settings)
+    check_training(settings)
+    check_output_folder(settings.output_dir)
+    state = RoundsState(settings, console or Console(quiet=True))
+    state.check_folder()
+    check_sources(state)
     with locked(settings.output_dir):
-        return _iterate(RoundsState(settings, console or Console(quiet=True)))
+        state.keep_settings()
+        return _iterate(state)
 
 
 def _iterate(state: RoundsState) -> list[dict[str, Any]]:
@@ -57,19 +61,6 @@ def _iterate(state: RoundsState) -> list[dict[str, Any]]:
         draw_rounds(report, state.folder / "rounds.png", settings.method)
     state.keep_actor()
     return report
-
-
-def check_scorers(settings: IterationSettings) -> None:
-    """Imports the functions, and reads the addresses, that will rank and score, before anything is generated for them.
-
-    Raises:
-        ValueError: a module or function is missing or fails when it is imported, or an address is malformed.
-    """
-    named: list[tuple[str, str | None]] = [("judge", reward_name(judge)) for judge in settings.judge if judge != PEOPLE]
-    named += [("gold", settings.gold), ("reward_model", settings.reward_model)]
-    for option, name in named:
-        if name is not None and (option == "gold" or reads_texts(name)):
-            load_text_reward(name, option)
 
 
 def run_round(state: RoundsState, number: int) -> None:

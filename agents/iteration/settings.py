@@ -8,15 +8,28 @@ from typing import Any
 from agents.console import named_values
 from agents.preferences.selection import check_pairs
 from agents.preferences.settings import CollectionSettings
-from agents.runs.settings import TrainingSettings, check_at_least
+from agents.runs.settings import TrainingSettings
 from agents.supervised.preference.methods import METHODS
-from agents.supervised.settings import UpdateSettings, check_above_zero
+from agents.supervised.settings import UpdateSettings
+from llm_env.lm.names import check_choice
+from llm_env.rules import SEED, SHARE, Rule, check_settings, number, whole
 from llm_env.settings import TaskSettings
 
 REJECTION_SAMPLING = "rejection_sampling"
 PEOPLE = "people"
 SELECTIONS = ("lost", "margin", "disputed")
 REFERENCES = ("first", "previous")
+ITERATION_RULES: dict[str, Rule] = {
+    "rounds": whole(1),
+    "prompts_per_round": whole(1),
+    "select_share": SHARE,
+    "keep_rounds": whole(0),
+    "learning_rate": number(least=0),
+    "beta": number(least=0),
+    "checkpoints": whole(1),
+    "n_eval": whole(1),
+    "evaluate_every": whole(1),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +124,8 @@ class IterationSettings(CollectionSettings, UpdateSettings):
         self._check_method()
         self.check_collection()
         self.check_updates()
-        check_at_least(self, 1, "rounds", "prompts_per_round", "checkpoints", "n_eval", "evaluate_every")
-        check_at_least(self, 0, "keep_rounds")
+        check_settings(self, ITERATION_RULES)
+        SEED.check("seed + rounds", self.seed + self.rounds)  # each round has a seed of its own
         self.task_settings()
         TrainingSettings(total_timesteps=self.total_timesteps, n_envs=self.n_envs).check()
         self._check_selection()
@@ -124,12 +137,12 @@ class IterationSettings(CollectionSettings, UpdateSettings):
         methods = [*METHODS, REJECTION_SAMPLING, *ALGORITHMS]
         if self.method not in methods:
             raise ValueError(f"method={self.method!r} is not known; use one of {', '.join(methods)}.")
-        if self.reference is not None and self.reference not in REFERENCES:
-            raise ValueError(f"reference={self.reference!r} is not known; use {' or '.join(REFERENCES)}.")
+        if self.reference is not None:
+            check_choice("reference", self.reference, REFERENCES)
         if named_values("method_kwargs", self.method_kwargs) and self.method == REJECTION_SAMPLING:
             raise ValueError("method_kwargs: rejection_sampling has no other settings.")
         if not self.is_algorithm:
-            check_above_zero(self, "learning_rate", "beta")
+            check_settings(self, {"learning_rate": number(above=0), "beta": number(above=0)})
             return
         if not ALGORITHMS[self.method].trains_language_model:
             raise ValueError(f"method={self.method!r} trains no language model further; it cannot be iterated.")
@@ -148,8 +161,6 @@ class IterationSettings(CollectionSettings, UpdateSettings):
         for name in self.select:
             if name not in SELECTIONS:
                 raise ValueError(f"select: {name!r} is not known; use {', '.join(SELECTIONS)}.")
-        if not 0 < self.select_share <= 1:
-            raise ValueError(f"select_share={self.select_share} must be above 0 and at most 1.")
         if "lost" in self.select and self.opponent is None:
             raise ValueError("select lost: prompts are lost against somebody; give --opponent.")
         if "disputed" in self.select and len(self.judge) < 2 and PEOPLE not in self.judge:

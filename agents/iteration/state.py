@@ -40,6 +40,9 @@ from llm_env.text.split import hold_out
 CHANGEABLE = ("output_dir", "rounds", "host", "port", "evaluate_every", "reward_timeout", "reward_wait")
 """Settings that may differ when the rounds of a folder go on."""
 
+RESULTS = ("rankings.jsonl", "training", "reward_modelling", "evaluation.json")
+"""What a round's folder holds once there is something to keep; responses alone are sampled again."""
+
 
 class RoundsState:
     """The rounds of a folder.
@@ -56,8 +59,7 @@ class RoundsState:
         held_out: The prompts of the evaluations.
 
     Raises:
-        FileNotFoundError, ValueError: the prompts cannot be read, or the folder holds something else or rounds with other
-            settings.
+        FileNotFoundError, ValueError: the prompts cannot be read.
     """
 
     def __init__(self, settings: IterationSettings, console: Console) -> None:
@@ -69,7 +71,6 @@ class RoundsState:
         device = str(resolve_device(settings.device))
         self.load = LoadSettings("float32", device, settings.trust_remote_code, settings.special_tokens_in_text)
         self.prompts, self.held_out = split_prompts(settings)
-        self._keep_settings()
 
     @property
     def gold(self) -> str | None:
@@ -120,8 +121,25 @@ class RoundsState:
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
 
-    def _keep_settings(self) -> None:
-        """Writes the settings to the folder, or compares them with those of the rounds in it."""
+    def check_folder(self) -> None:
+        """Refuses a folder with files of something else.
+
+        Raises:
+            ValueError: it has some.
+        """
+        if has_files(self.folder) and not (self.folder / "settings.json").is_file():
+            raise ValueError(
+                f"output_dir={str(self.folder)!r} is not empty and holds no rounds. Choose another folder."
+            )
+
+    def keep_settings(self) -> None:
+        """Writes the settings to the folder, or compares them with those of the rounds in it.
+
+        A first attempt that came to no ranking and no training left no results: its files make room.
+
+        Raises:
+            ValueError: the folder holds something else, or rounds with other settings.
+        """
         values = {k: v for k, v in dataclasses.asdict(self.settings).items() if k not in CHANGEABLE}
         values = json.loads(json.dumps(values))  # tuples as JSON gives them back, as lists
         path = self.folder / "settings.json"
@@ -132,17 +150,17 @@ class RoundsState:
             changed = [k for k, v in values.items() if before.get(k, defaults[k]) != v]
             if not changed:
                 return
-            if any(self.folder.glob("round_*/*")):
+            if any(path for name in RESULTS for path in self.folder.glob(f"round_*/{name}")):
                 raise ValueError(
                     f"output_dir={str(self.folder)!r} has rounds with other settings ({', '.join(changed)}). Choose another "
                     "folder, or the same settings."
                 )
-            for name in ("settings.json", "steps.json", "evaluation.json"):  # a first attempt that came to no round
+            for name in ("settings.json", "steps.json", "evaluation.json"):
                 (self.folder / name).unlink(missing_ok=True)
-        elif has_files(self.folder):
-            raise ValueError(
-                f"output_dir={str(self.folder)!r} is not empty and holds no rounds. Choose another folder."
-            )
+            for round_folder in self.folder.glob("round_*"):
+                remove_folder(round_folder)
+        else:
+            self.check_folder()
         write_text(path, json.dumps(values, indent=1) + "\n")
 
 

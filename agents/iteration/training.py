@@ -7,16 +7,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from agents.algorithms.table import checked_settings
 from agents.console import named_values
 from agents.files import write_text
 from agents.flat_settings import read_settings
-from agents.iteration.settings import PEOPLE, REJECTION_SAMPLING
+from agents.iteration.settings import PEOPLE, REJECTION_SAMPLING, IterationSettings
 from agents.iteration.state import RoundsState, remove_folder, reward_name
 from agents.output_folder import has_files
 from agents.preferences.records import Ranking, read_rankings, write_jsonl
 from agents.runs.prompts import write_prompts
 from agents.runs.run import TrainingRun
 from agents.runs.settings import AlgorithmSettings, FolderSettings, RunSettings, TaskOptions, TrainingSettings
+from agents.supervised.preference.build import check_trl_kwargs
 from agents.supervised.preference.methods import METHODS
 from agents.supervised.preference.train import train_on_preferences
 from agents.supervised.reward_model.train import train_reward_model
@@ -52,10 +54,7 @@ def train_on_texts(state: RoundsState, number: int, data: Path) -> None:
         number: Number of the round, from 1.
         data: Texts, one JSON record a line.
     """
-    settings = state.settings
-    length = settings.max_prompt_length + settings.max_new_tokens + 1  # and an end token
-    trainer = trainer_settings(state, number, TEXTS_LEARNING_RATE)
-    fine_tune(SFTSettings(**trainer, texts=str(data), max_length=length, n_samples=0), state.console)
+    fine_tune(text_settings(state.settings, data, trainer_settings(state, number, TEXTS_LEARNING_RATE)), state.console)
 
 
 def train_on_pairs(state: RoundsState, number: int, data: Path) -> None:
@@ -67,28 +66,78 @@ def train_on_pairs(state: RoundsState, number: int, data: Path) -> None:
         data: Pairs, one JSON record a line.
     """
     settings = state.settings
+    has_first_reference = settings.reference_name == "first" and METHODS[settings.method].reference
+    own = trainer_settings(state, number, PAIRS_LEARNING_RATE)
+    own["ref_model"] = state.first if has_first_reference else None
+    train_on_preferences(pair_settings(settings, data, own), state.console)
+
+
+def text_settings(settings: IterationSettings, data: Path, own: dict[str, Any]) -> SFTSettings:
+    """A round's training on texts.
+
+    Args:
+        settings: The settings of the rounds.
+        data: The texts.
+        own: What is this round's own, as `trainer_settings` gives it.
+    """
+    length = settings.max_prompt_length + settings.max_new_tokens + 1  # and an end token
+    return SFTSettings(**own, texts=str(data), max_length=length, n_samples=0)
+
+
+def pair_settings(settings: IterationSettings, data: Path, own: dict[str, Any]) -> PreferenceSettings:
+    """A round's training on pairs; the arguments are those of `text_settings`."""
     values = named_values("method_kwargs", settings.method_kwargs)
     options = {k: v for k, v in values.items() if k in METHOD_OPTIONS}  # ours; the others are TRL's
-    has_first_reference = settings.reference_name == "first" and METHODS[settings.method].reference
-    train_on_preferences(
-        PreferenceSettings(
-            **trainer_settings(state, number, PAIRS_LEARNING_RATE),
-            preferences=str(data),
-            loss=settings.method,
-            beta=settings.beta,
-            ref_model=state.first if has_first_reference else None,
-            max_prompt_length=settings.max_prompt_length,
-            max_length=max(LEAST_MAX_LENGTH, settings.max_prompt_length + settings.max_new_tokens + 1),
-            n_samples=0,
-            trl_kwargs=tuple(k for k in settings.method_kwargs if k.partition("=")[0].strip() not in options),
-            **options,
-        ),
-        state.console,
+    return PreferenceSettings(
+        **own,
+        preferences=str(data),
+        loss=settings.method,
+        beta=settings.beta,
+        max_prompt_length=settings.max_prompt_length,
+        max_length=max(LEAST_MAX_LENGTH, settings.max_prompt_length + settings.max_new_tokens + 1),
+        n_samples=0,
+        trl_kwargs=tuple(k for k in settings.method_kwargs if k.partition("=")[0].strip() not in options),
+        **options,
     )
 
 
+def check_training(settings: IterationSettings) -> None:
+    """Checks the settings of the rounds' trainings, before the first round samples anything.
+
+    Raises:
+        ValueError, TypeError: the training would refuse one.
+    """
+    folder = settings.output_dir
+    if settings.is_algorithm:
+        run = algorithm_settings(settings, str(folder), "gold", folder)
+        checked_settings(settings.method, run.algorithm_arguments())
+        return
+    rate = TEXTS_LEARNING_RATE if settings.method == REJECTION_SAMPLING else PAIRS_LEARNING_RATE
+    own = {**shared_settings(settings, rate), "output_dir": folder}
+    if settings.method == REJECTION_SAMPLING:
+        text_settings(settings, folder, own).check_values()
+    else:
+        pairs = pair_settings(settings, folder, own)
+        pairs.check_values()
+        check_trl_kwargs(pairs)
+
+
+def shared_settings(settings: IterationSettings, default_rate: float) -> dict[str, Any]:
+    """What the rounds' trainings on pairs and on texts share, as keyword arguments of `TrainerSettings`.
+
+    Args:
+        settings: The settings of the rounds.
+        default_rate: Learning rate where the settings say none.
+    """
+    return {
+        **{field.name: getattr(settings, field.name) for field in dataclasses.fields(UpdateSettings)},
+        "learning_rate": default_rate if settings.learning_rate is None else settings.learning_rate,
+        "evaluations": settings.checkpoints,
+    }
+
+
 def trainer_settings(state: RoundsState, number: int, default_rate: float) -> dict[str, Any]:
-    """Gives the settings that training on pairs and on texts share, as keyword arguments of `TrainerSettings`.
+    """Gives `shared_settings` with what is a round's own: its folder, model and seed, and whether it goes on.
 
     An actor of this round that is there already was interrupted while it was written, and is removed.
 
@@ -99,15 +148,11 @@ def trainer_settings(state: RoundsState, number: int, default_rate: float) -> di
     """
     settings, target = state.settings, state.round_folder(number) / "training"
     shutil.rmtree(target / "actor", ignore_errors=True)
-    # A round differs from the next in what it starts from and in its seed; the rest is the same in all.
-    shared = {field.name: getattr(settings, field.name) for field in dataclasses.fields(UpdateSettings)}
     return {
-        **shared,
+        **shared_settings(settings, default_rate),
         "output_dir": target,
         "model": str(state.actor(number - 1)),
         "seed": settings.seed + number,
-        "learning_rate": default_rate if settings.learning_rate is None else settings.learning_rate,
-        "evaluations": settings.checkpoints,
         "resume": has_files(target),
     }
 
@@ -171,9 +216,26 @@ def run_settings(state: RoundsState, number: int) -> RunSettings:
     write_prompts(folder / "eval_prompts.jsonl", state.held_out)
     judge = state.judges[0]
     reward_model = str(judge_folder(state, number) / "reward_model") if judge == PEOPLE else reward_name(judge)
+    run = algorithm_settings(settings, str(state.actor(number - 1)), reward_model, folder)
+    training = dataclasses.replace(run.training, seed=settings.seed + number)
+    return dataclasses.replace(run, training=training, folder=dataclasses.replace(run.folder, gold=state.gold))
+
+
+def algorithm_settings(settings: IterationSettings, model: str, reward_model: str, folder: Path) -> RunSettings:
+    """A round's training with an algorithm, checked.
+
+    Args:
+        settings: The settings of the rounds.
+        model: The actor that the round starts from.
+        reward_model: What scores.
+        folder: The round's folder, with its prompts.
+
+    Raises:
+        ValueError: a setting breaks its rule.
+    """
     return RunSettings(
         task=TaskOptions(
-            model=str(state.actor(number - 1)),
+            model=model,
             reward_model=(reward_model,),
             prompts=str(folder / "prompts.jsonl"),
             kl_coef=TaskOptions.kl_coef if settings.beta is None else settings.beta,
@@ -193,8 +255,6 @@ def run_settings(state: RoundsState, number: int) -> RunSettings:
             lora_rank=settings.lora_rank,
             algo_kwargs=settings.method_kwargs,
         ),
-        training=TrainingSettings(
-            total_timesteps=settings.total_timesteps, n_envs=settings.n_envs, seed=settings.seed + number
-        ),
-        folder=FolderSettings(eval_prompts=str(folder / "eval_prompts.jsonl"), gold=state.gold),
+        training=TrainingSettings(total_timesteps=settings.total_timesteps, n_envs=settings.n_envs, seed=settings.seed),
+        folder=FolderSettings(eval_prompts=str(folder / "eval_prompts.jsonl")),
     ).checked()

@@ -43,6 +43,23 @@ def run_here(name: str, argv: Sequence[str], log: Path | None = None, threads: i
         return int(stop.code or 0)
 
 
+def check_command(name: str, argv: Sequence[str], where: str) -> None:
+    """Checks a command's line, and that its values keep their rules, before anything runs.
+
+    Args:
+        name: The command's module in `agents.cli`; its function `check` does the work.
+        argv: Its command line, without the name.
+        where: The stage or variant that it comes from, for the error.
+
+    Raises:
+        ValueError: the command would refuse it.
+    """
+    try:
+        importlib.import_module(f"agents.cli.{name}").check(list(argv))
+    except (ValueError, TypeError, OSError) as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
 def option_words(name: str, value: Any) -> list[str]:
     """Gives the words that set an option on a command line.
 

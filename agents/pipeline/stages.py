@@ -200,6 +200,10 @@ class Pipeline:
             and note.outputs == fingerprint(folder)
         )
 
+    def command_line(self, stage: Stage) -> list[str]:
+        """The words with which a stage's command starts."""
+        return [*output_option(stage, self.folders[stage.name]), *stage_options(stage, self.folders, self.seed)]
+
     def run(self, stage: Stage) -> int:
         """Runs a stage, from where it stopped if it is the same still; returns the exit status.
 
@@ -207,7 +211,7 @@ class Pipeline:
             FileExistsError: the stage's folder has files that no stage of this pipeline wrote.
         """
         folder, inputs, note = self.folders[stage.name], self.inputs(stage), self.note(stage)
-        argv = [*output_option(stage, folder), *stage_options(stage, self.folders, self.seed)]
+        argv = self.command_line(stage)
         # A folder with files: go on in it if the same stage was interrupted there, begin again if something changed.
         seconds_before = 0.0
         if has_files(folder):

@@ -28,6 +28,7 @@ from agents.policies.actor import PlainActor, load_actor_network, optimizer_defa
 from agents.policies.critic import Critic, CriticSource, make_critic
 from agents.policies.observations import sequences_of, split_observation
 from agents.policies.sampled_actions import ActionTensor
+from agents.rules import check_arguments
 from llm_env.default_task import DEFAULT_REWARD_MODEL
 from llm_env.lm.causal_lm import CausalLM
 from llm_env.lm.decoding import CachedDecoder
@@ -160,8 +161,9 @@ class LLMQPolicy(PlainActor, BasePolicy):
             raise ValueError(
                 "critic='none': Q = τ·log π + V needs a V. Choose reward_model, actor, head or detached_head."
             )
-        if q_scale <= 0:
-            raise ValueError(f"q_scale={q_scale} must be above 0.")
+        check_arguments({"q_scale": q_scale, "temperature": temperature, "trust_remote_code": trust_remote_code})
+        if n_quantiles:
+            check_arguments({"n_quantiles": n_quantiles})
         if reward_model is None and model is None:
             reward_model = DEFAULT_REWARD_MODEL
         if optimizer_kwargs is None:

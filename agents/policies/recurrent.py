@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from agents.policies.observations import split_observation
 from agents.policies.sampled_actions import ActionTensor
+from agents.rules import check_arguments
 from llm_env.episode import Episode
 from llm_env.lm.weights import read_tensors
 from llm_env.slots import EpisodeSlots
@@ -72,6 +73,7 @@ class RecurrentTextPolicy(RecurrentActorCriticPolicy):
     """Arithmetic is float32: the LSTM is too small to gain from bf16."""
 
     def __init__(self, *args: Any, temperature: float = 1.0, embedding_dim: int = 64, **kwargs: Any) -> None:
+        check_arguments({**kwargs, "temperature": temperature, "embedding_dim": embedding_dim})
         self.temperature = temperature
         self.embedding_dim = embedding_dim
         kwargs.setdefault("features_extractor_class", TokenFeatures)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agents.policies.critic import check_critic
+from agents.rules import check_arguments
 from llm_env.default_task import DEFAULT_REWARD_MODEL
 from llm_env.lm.names import check_mixed_precision
 
@@ -58,13 +59,7 @@ class PolicySettings:
         """Checks what can be checked before anything is loaded."""
         check_critic(self.critic)
         check_mixed_precision(self.mixed_precision)
-        if self.micro_batch_tokens is not None and self.micro_batch_tokens < 1:
-            raise ValueError(f"micro_batch_tokens={self.micro_batch_tokens} must be at least 1, or None for no limit.")
-        if self.lora_rank < 0:
-            raise ValueError(f"lora_rank={self.lora_rank} must be at least 0 (0 trains all weights).")
-        # Written so that NaN fails too.
-        if not self.critic_lr_scale > 0:
-            raise ValueError(f"critic_lr_scale={self.critic_lr_scale} must be above 0.")
+        check_arguments(vars(self), may_be_none=frozenset({"lora_alpha", "micro_batch_tokens"}))
         if self.critic == "none" and self.critic_lr_scale != 1.0:
             raise ValueError(f"critic_lr_scale={self.critic_lr_scale}, but there is no critic.")
 

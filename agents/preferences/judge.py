@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from agents.preferences.records import Candidates, Ranking, Response
-from agents.preferences.settings import check_noise
+from agents.preferences.settings import COLLECTION_RULES
 from llm_env.default_task import DEFAULT_GOLD
 from llm_env.episode import Episode
 from llm_env.lm.loading import load_tokenizer
@@ -40,7 +40,7 @@ class Judge:
     def __init__(
         self, name: str, load: LoadSettings, noise: float = 0.0, seed: int = 0, limits: CallLimits | None = None
     ) -> None:
-        check_noise(noise)
+        COLLECTION_RULES["noise"].check("noise", noise)
         self.name = DEFAULT_GOLD if name == "gold" else name
         is_text_reward = reads_texts(self.name)
         self.tokenizer = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import string
 import time
 from collections.abc import Sequence
@@ -162,6 +163,28 @@ def build(answers: Answers) -> Any:
         ImportError: gradio is not installed.
     """
     return RankingPage(answers).layout()
+
+
+def check_page(host: str, port: int) -> None:
+    """Makes sure that the page can be shown, before the work whose results it shows.
+
+    Args:
+        host: Address of the page.
+        port: Its port; 0: any.
+
+    Raises:
+        ImportError: gradio is not installed.
+        ValueError: the address or port is taken or none of this machine's.
+    """
+    require("gradio", "people")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ValueError(
+                f"port={port} at host={host!r} cannot be used ({error}). Choose another --port."
+            ) from error
 
 
 def serve(

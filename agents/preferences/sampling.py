@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agents.preferences.records import Candidates, Response
-from agents.preferences.settings import check_n_responses
+from agents.preferences.settings import COLLECTION_RULES
 from agents.runs.checkpoint_actor import is_checkpoint, load_checkpoint_actor
 from llm_env.lm.generate import continue_prompts
 from llm_env.lm.names import LoadSettings
@@ -65,7 +65,8 @@ class Sampling:
         Raises:
             ValueError: there are fewer than two responses to a prompt, or no source.
         """
-        check_n_responses(self.n_responses)
+        for name in ("n_responses", "max_prompt_length", "max_new_tokens"):
+            COLLECTION_RULES[name].check(name, getattr(self, name))
         if not self.sources:
             raise ValueError("At least one actor is needed.")
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from agents.runs.settings import check_at_least
 from llm_env.reward.limits import CallLimits
-from llm_env.settings import TaskSettings
+from llm_env.rules import TOKENS, Rule, check_settings, number, whole
+from llm_env.settings import TASK_RULES, TaskSettings
+
+COLLECTION_RULES: dict[str, Rule] = {
+    "n_responses": whole(2),  # one response cannot be ranked
+    "max_prompt_length": TOKENS,
+    "max_new_tokens": TOKENS,
+    "noise": number(least=0),
+    "reward_timeout": TASK_RULES["reward_timeout"],
+    "reward_wait": TASK_RULES["reward_wait"],
+    "port": whole(0, 65_535),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,27 +53,4 @@ class CollectionSettings:
         Raises:
             ValueError: one breaks its rule.
         """
-        check_at_least(self, 1, "max_prompt_length", "max_new_tokens")
-        CallLimits(self.reward_timeout, self.reward_wait)
-        check_n_responses(self.n_responses)
-        check_noise(self.noise)
-
-
-def check_n_responses(n_responses: int) -> None:
-    """Refuses fewer than two responses to a prompt.
-
-    Raises:
-        ValueError: there are fewer.
-    """
-    if n_responses < 2:
-        raise ValueError(f"n_responses={n_responses} must be at least 2: one response cannot be ranked.")
-
-
-def check_noise(noise: float) -> None:
-    """Refuses a temperature of a judge that is negative or not finite.
-
-    Raises:
-        ValueError: it is.
-    """
-    if not math.isfinite(noise) or noise < 0:
-        raise ValueError(f"noise={noise} must be a finite number, at least 0.")
+        check_settings(self, COLLECTION_RULES)

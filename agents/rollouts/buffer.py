@@ -21,6 +21,7 @@ from agents.rollouts.minibatches import TokenSamples, balanced_groups
 from agents.rollouts.scoring import greedy_scores, rescore, score_rewards
 from agents.rollouts.segments import RolloutPolicy, Segment, masks_of
 from agents.rollouts.vec_env import LLMTextVecEnv, text_env
+from agents.rules import check_arguments
 from llm_env.lm.packing import pack
 from llm_env.lm.sampling import pack_bits
 from llm_env.task import TextTask
@@ -80,6 +81,9 @@ class TokenRolloutBuffer(RolloutBuffer):
     ) -> None:
         check_observation_space("TokenRolloutBuffer", observation_space)
         # Checked before SB3's constructor, which calls `reset`.
+        counts = {"buffer_size": buffer_size, "group_size": group_size}
+        check_arguments({**counts, "gamma": gamma, "gae_lambda": gae_lambda})
+        check_arguments({"whiten_advantages": whiten_advantages, "whiten_rewards": whiten_rewards})
         if estimator(advantages).groups and group_size < 2:
             raise ValueError(
                 f"advantages={advantages!r} compares the responses of a group: group_size must be at least 2."

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from agents.policies.observations import check_observation_space
 from agents.policies.sampled_actions import carried_log_probs
+from agents.rules import check_arguments
 from llm_env.lm.packing import pack
 
 
@@ -74,8 +75,7 @@ class TokenReplayBuffer(ReplayBuffer):
         entropy_coef: float = 0.0,
     ) -> None:
         check_observation_space("TokenReplayBuffer", observation_space)
-        if n_steps < 1:
-            raise ValueError(f"n_steps={n_steps} must be at least 1.")
+        check_arguments({"buffer_size": buffer_size, "n_steps": n_steps, "gamma": gamma, "entropy_coef": entropy_coef})
         # BaseBuffer's, not ReplayBuffer's, which would make arrays of all prefixes.
         super(ReplayBuffer, self).__init__(buffer_size, observation_space, action_space, device, n_envs=n_envs)
         self.n_steps = n_steps

@@ -21,8 +21,9 @@ from llm_env.lm.causal_lm import CausalLM
 from llm_env.lm.registry import SharedLM
 from llm_env.rendering import render_episode
 from llm_env.reward.reference import Reference, StepwiseReference
+from llm_env.rules import FLAG, SLOTS
 from llm_env.settings import task_settings
-from llm_env.slots import EpisodeSlots, prompt_from_options
+from llm_env.slots import EpisodeSlots, prompt_from_options, token_actions
 from llm_env.task import TextTask
 from llm_env.text.prompts import Prompt
 
@@ -71,14 +72,15 @@ class LLMTextVecEnv(VecEnv):
         render_mode: str | None = None,
         **settings: Any,
     ) -> None:
-        if n_envs < 1:
-            raise ValueError(f"n_envs={n_envs} must be at least 1.")
+        SLOTS.check("n_envs", n_envs)
+        SLOTS.check("group_size", group_size)
+        FLAG.check("pay_policy_kl", pay_policy_kl)
         if episodes not in EPISODE_MODES:
             raise ValueError(f"episodes={episodes!r} is not known; use one of {', '.join(EPISODE_MODES)}.")
         if scoring not in SCORING_MODES:
             raise ValueError(f"scoring={scoring!r} is not known; use one of {', '.join(SCORING_MODES)}.")
-        if group_size < 1 or n_envs % group_size:
-            raise ValueError(f"group_size={group_size} must be at least 1 and divide n_envs={n_envs}.")
+        if n_envs % group_size:
+            raise ValueError(f"group_size={group_size} must divide n_envs={n_envs}.")
         if group_size > 1 and episodes != "synchronous":
             raise ValueError(f"group_size={group_size} needs episodes='synchronous': a group starts together.")
         check_render_mode(render_mode)
@@ -143,7 +145,7 @@ class LLMTextVecEnv(VecEnv):
         """
         # The actions, and the log-probs that they may carry, both (N,).
         log_probs = carried_log_probs(self._actions, self.task.settings.temperature)
-        actions = np.asarray(self._actions, dtype=np.int64).reshape(self.num_envs)
+        actions = token_actions(self._actions, self.num_envs)
         # Before the step, for ended slots will have other episodes after it.
         self.acted = acted = list(self.batch.episodes)
         self.batch.score_steps = not self.defers

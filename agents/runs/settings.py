@@ -7,19 +7,37 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from agents.console import named_values
 from agents.flat_settings import flat_types
+from agents.rules import ALGORITHM_RULES, check_arguments
 from llm_env.default_task import DEFAULT_GOLD
+from llm_env.lm.names import check_choice
+from llm_env.rules import FLAG, SEED, SLOTS, Each, Rule, check_settings, number, whole
 from llm_env.settings import TaskSettings
 
 BEST_BY = ("objective", "rm_score")
 LR_SCHEDULES = ("linear", "constant")
 CHANGEABLE = ("total_timesteps", "reward_timeout", "reward_wait")
 """Settings that may differ when a run goes on: how long it is, and how patient."""
+EPISODES = ("synchronous", "continuous")
+TRAINING_RULES: dict[str, Rule] = {
+    "total_timesteps": whole(1),
+    "n_envs": SLOTS,
+    "rounds": whole(1),
+    "ref_refresh_every": whole(0),
+    "seed": SEED,
+    "deterministic": FLAG,
+}
+FOLDER_RULES: dict[str, Rule] = {
+    "checkpoint_every": whole(1),
+    "sample_every": whole(1),
+    "n_samples": whole(0),
+    "eval_every": whole(0),
+    "n_eval": whole(1),
+}
 
 
 @dataclass(frozen=True)
@@ -70,6 +88,8 @@ class TaskOptions(TaskSettings):
         """
         if self.reward_model is not None and not self.reward_model:
             raise ValueError("reward_model names nothing: give at least one, or leave it out for the embedded one.")
+        if self.reward_weights is not None:
+            Each(number()).check("reward_weights", self.reward_weights)
         if self.reward_weights is not None and len(self.reward_weights) != len(self.reward_model or ()):
             raise ValueError(
                 f"reward_weights has {len(self.reward_weights)} entries for {len(self.reward_model or ())} reward models."
@@ -138,13 +158,12 @@ class AlgorithmSettings:
         Raises:
             ValueError: a setting breaks its rule.
         """
-        check_at_least(self, 1, "n_epochs", "group_size", "ptx_tokens")
+        rules = {f.name: ALGORITHM_RULES[f.name] for f in dataclasses.fields(self) if f.name in ALGORITHM_RULES}
+        check_settings(self, rules)
+        check_arguments(named_values("algo_kwargs", self.algo_kwargs))
+        check_choice("lr_schedule", self.lr_schedule, LR_SCHEDULES)
         if self.ptx_texts is None and (self.ptx_coef is not None or self.ptx_tokens is not None):
             raise ValueError("ptx_coef and ptx_tokens say how ptx_texts are mixed in: give ptx_texts too.")
-        if self.learning_rate is not None and (not math.isfinite(self.learning_rate) or self.learning_rate < 0):
-            raise ValueError(f"learning_rate={self.learning_rate} must be a finite number, at least 0.")
-        if self.lr_schedule not in LR_SCHEDULES:
-            raise ValueError(f"lr_schedule={self.lr_schedule!r} is not known; use 'linear' or 'constant'.")
 
     def arguments(self) -> dict[str, Any]:
         """Gives the algorithm's arguments that differ from the defaults here, without those of `algo_kwargs`."""
@@ -185,8 +204,10 @@ class TrainingSettings:
         Raises:
             ValueError: a setting breaks its rule.
         """
-        check_at_least(self, 1, "total_timesteps", "n_envs", "rounds")
-        check_at_least(self, 0, "ref_refresh_every")
+        rules = {name: ALGORITHM_RULES[name] for name in ("kl_target", "kl_gain", "ref_refresh_share")}
+        check_settings(self, {**TRAINING_RULES, **rules})
+        if self.episodes is not None:
+            check_choice("episodes", self.episodes, EPISODES)
 
 
 @dataclass(frozen=True)
@@ -216,10 +237,8 @@ class FolderSettings:
         Raises:
             ValueError: a setting breaks its rule.
         """
-        check_at_least(self, 1, "checkpoint_every", "sample_every", "n_eval")
-        check_at_least(self, 0, "eval_every", "n_samples")
-        if self.best_by not in BEST_BY:
-            raise ValueError(f"best_by={self.best_by!r} is not known; use one of {', '.join(BEST_BY)}.")
+        check_settings(self, FOLDER_RULES)
+        check_choice("best_by", self.best_by, BEST_BY)
 
 
 @dataclass(frozen=True)
@@ -247,13 +266,13 @@ class RunSettings:
         """
         for group in (self.training, self.algorithm, self.folder):
             group.check()
+        self.task.task_settings(self.task.prompts)
         rollout = self.training.n_envs * self.training.rounds * self.task.max_new_tokens
         if self.training.episodes != "continuous" and self.training.total_timesteps < rollout:
             raise ValueError(
                 f"total_timesteps={self.training.total_timesteps} is less than one rollout: "
                 f"n_envs x rounds x max_new_tokens = {rollout}."
             )
-        self.task.task_settings(self.task.prompts)
         return self
 
     def algorithm_arguments(self) -> dict[str, Any]:
@@ -277,20 +296,3 @@ class RunSettings:
         if self.folder.gold is None and self.task.model is None and self.task.reward_model is None:
             return DEFAULT_GOLD
         return self.folder.gold
-
-
-def check_at_least(settings: Any, least: int, *names: str) -> None:
-    """Refuses settings below a bound; one that is None is left to its default.
-
-    Args:
-        settings: The object whose attributes are checked.
-        least: The smallest value allowed.
-        names: The attributes to check.
-
-    Raises:
-        ValueError: one of them is smaller.
-    """
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and value < least:
-            raise ValueError(f"{name}={value} must be at least {least}.")

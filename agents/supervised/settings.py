@@ -2,21 +2,71 @@
 
 from __future__ import annotations
 
-import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from agents.console import named_values
-from agents.output_folder import check_output_folder, has_files
+from agents.output_folder import LOCK_FILE, check_output_folder
 from agents.preferences.selection import check_pairs
-from agents.runs.settings import check_at_least
 from agents.supervised.preference.methods import METHODS, method
-from llm_env.lm.names import check_mixed_precision
+from llm_env.lm.names import check_choice, check_mixed_precision
+from llm_env.rules import FLAG, SEED, TOKENS, Each, Rule, check_settings, number, whole
 
+REFERENCE_CACHE = "reference_log_probs"
+"""Folder of the reference's cached log-probs in a preference stage's output folder."""
 LR_SCHEDULES = ("cosine", "linear", "constant")
 RANKING_LOSSES = ("bradley_terry", "k_wise", "plackett_luce")
 MARGINS = ("none", "given", "rank")
+_WRONG_SHARE = number(least=0, below=0.5)  # from a half on, labels say the contrary
+UPDATE_RULES: dict[str, Rule] = {
+    "epochs": number(above=0),
+    "batch_size": whole(1),
+    "micro_batch_size": whole(1),
+    "lora_rank": whole(0),
+    "trust_remote_code": FLAG,
+    "special_tokens_in_text": FLAG,
+    "seed": SEED,
+}
+TRAINER_RULES: dict[str, Rule] = {
+    "learning_rate": number(above=0),
+    "warmup": number(least=0, below=1),
+    "weight_decay": number(least=0),
+    "max_grad_norm": number(above=0),
+    "gradient_checkpointing": FLAG,
+    "evaluations": whole(1),
+    "heldout_share": number(above=0, below=1),
+    "resume": FLAG,
+}
+SFT_RULES: dict[str, Rule] = {
+    "response_only": FLAG,
+    "from_scratch": FLAG,
+    "max_length": whole(2, of="tokens"),
+    "n_samples": whole(0),
+}
+REWARD_RULES: dict[str, Rule] = {
+    "margin_scale": number(least=0),
+    "center_rewards_coefficient": number(least=0),
+    "label_smoothing": _WRONG_SHARE,
+    "max_length": whole(2, of="tokens"),
+    "freeze_layers": whole(0),
+    "dropout": number(least=0, below=1),
+    "early_stopping": whole(0),
+    "head_weights": Each(number()),
+    "gate": FLAG,
+}
+PREFERENCE_RULES: dict[str, Rule] = {
+    "beta": number(above=0),
+    "cache_reference": FLAG,
+    "dpop_lambda": number(least=0),
+    "tdpo_alpha": number(least=0),
+    "label_smoothing": _WRONG_SHARE,
+    "simpo_gamma": number(least=0),
+    "sft_coef": number(least=0),
+    "max_prompt_length": TOKENS,
+    "max_length": TOKENS,
+    "n_samples": whole(0),
+}
 METHOD_OPTIONS = ("dpop_lambda", "tdpo_alpha", "label_smoothing", "simpo_gamma", "sft_coef")
 """Settings of `PreferenceSettings` that only some methods have."""
 
@@ -57,15 +107,11 @@ class UpdateSettings:
         Raises:
             ValueError: a setting breaks its rule.
         """
-        check_above_zero(self, "epochs")
-        check_at_least(self, 1, "batch_size")
-        if self.micro_batch_size is not None and (self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size):
+        check_settings(self, UPDATE_RULES)
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
             raise ValueError(f"micro_batch_size={self.micro_batch_size} must divide batch_size={self.batch_size}.")
-        if self.lr_schedule not in LR_SCHEDULES:
-            raise ValueError(f"lr_schedule={self.lr_schedule!r} is not known; use 'cosine', 'linear' or 'constant'.")
+        check_choice("lr_schedule", self.lr_schedule, LR_SCHEDULES)
         check_mixed_precision(self.mixed_precision)
-        if self.lora_rank < 0:
-            raise ValueError(f"lora_rank={self.lora_rank} must be at least 0 (0 trains all weights).")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,30 +136,40 @@ class TrainerSettings(UpdateSettings):
     """Go on at the newest checkpoint in output_dir. All other settings must be those of the run that stopped."""
 
     def check(self) -> None:
-        """Checks the numbers, and that the folder is free.
+        """Checks the values, and that the folder is free.
 
         Raises:
             ValueError: a setting breaks its rule.
             FileExistsError: the folder is not empty, and `resume` is off.
             FileNotFoundError: `resume` is on, and the folder is empty.
+            NotADirectoryError, PermissionError: the folder cannot be written to.
         """
-        self.check_updates()
-        check_above_zero(self, "learning_rate", "max_grad_norm")
-        check_at_least(self, 1, "evaluations")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup={self.warmup} must be a share of the steps, at least 0 and below 1.")
-        if not 0 < self.heldout_share < 1:
-            raise ValueError(f"heldout_share={self.heldout_share} must be above 0 and below 1.")
+        self.check_values()
+        check_output_folder(self.output_dir)
         self._check_folder()
 
+    def check_values(self) -> None:
+        """Checks the values, before anything is read.
+
+        Raises:
+            ValueError: a setting breaks its rule.
+        """
+        self.check_updates()
+        check_settings(self, TRAINER_RULES)
+
     def _check_folder(self) -> None:
-        check_output_folder(self.output_dir)
-        used = has_files(self.output_dir)
+        # A stage that failed before its first checkpoint leaves TensorBoard's files and cached log-probs: no results.
+        leftovers = (self.output_dir / "checkpoints" / "runs", self.output_dir / REFERENCE_CACHE)
+        files = [path for path in self.output_dir.rglob("*") if not path.is_dir() and path.name != LOCK_FILE]
+        used = any(not any(path.is_relative_to(folder) for folder in leftovers) for path in files)
+        if files and not used and not self.resume:
+            for folder in leftovers:
+                shutil.rmtree(folder, ignore_errors=True)
         if used and not self.resume:
             raise FileExistsError(
                 f"output_dir={str(self.output_dir)!r} is not empty. Choose another folder, or go on in it: --resume"
             )
-        if self.resume and not used:
+        if self.resume and not files:
             raise FileNotFoundError(f"output_dir={str(self.output_dir)!r}: there is nothing to go on with.")
 
 
@@ -134,15 +190,10 @@ class SFTSettings(TrainerSettings):
     n_samples: int = 8
     """Held-out prompts to respond to after training."""
 
-    def check(self) -> None:
-        """Checks the numbers, and that the folder is free.
-
-        Raises:
-            ValueError, FileExistsError, FileNotFoundError: as `TrainerSettings.check`.
-        """
-        super().check()
-        if self.max_length < 2:
-            raise ValueError(f"max_length={self.max_length} must be at least 2 tokens.")
+    def check_values(self) -> None:
+        """Checks the values; see `TrainerSettings.check_values`."""
+        super().check_values()
+        check_settings(self, SFT_RULES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,22 +242,11 @@ class RewardSettings(RankingsSettings):
     normalize_on: str | None = None
     """File of rankings whose responses are to score mean 0, variance 1. Default: the training preferences."""
 
-    def check(self) -> None:
-        """Checks what can be checked before anything is read.
-
-        Raises:
-            ValueError, FileExistsError, FileNotFoundError: as `TrainerSettings.check`.
-        """
-        super().check()
+    def check_values(self) -> None:
+        """Checks the values; see `TrainerSettings.check_values`."""
+        super().check_values()
+        check_settings(self, REWARD_RULES)
         self._check_loss()
-        if self.max_length < 2:
-            raise ValueError(f"max_length={self.max_length} must be at least 2 tokens.")
-        if self.freeze_layers < 0 or self.early_stopping < 0:
-            raise ValueError(
-                f"freeze_layers={self.freeze_layers} and early_stopping={self.early_stopping} must be at least 0."
-            )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1.")
         if len(self.heads) == 1 or len(set(self.heads)) < len(self.heads):
             raise ValueError(f"heads={self.heads} must be two or more different aspects, or none.")
         if self.head_weights and (self.gate or len(self.head_weights) != len(self.heads)):
@@ -217,17 +257,8 @@ class RewardSettings(RankingsSettings):
             raise ValueError("gate=True weighs several heads; name them: --heads helpful polite.")
 
     def _check_loss(self) -> None:
-        if self.loss not in RANKING_LOSSES:
-            raise ValueError(f"loss={self.loss!r} is not known; use one of {', '.join(RANKING_LOSSES)}.")
-        if self.margins not in MARGINS:
-            raise ValueError(f"margins={self.margins!r} is not known; use one of {', '.join(MARGINS)}.")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(f"label_smoothing={self.label_smoothing} must be at least 0 and below 0.5.")
-        if self.center_rewards_coefficient < 0 or self.margin_scale < 0:
-            raise ValueError(
-                f"center_rewards_coefficient={self.center_rewards_coefficient} and margin_scale={self.margin_scale} must be "
-                "at least 0."
-            )
+        check_choice("loss", self.loss, RANKING_LOSSES)
+        check_choice("margins", self.margins, MARGINS)
         if self.loss == "plackett_luce" and (self.margins != "none" or self.label_smoothing):
             raise ValueError("plackett_luce has neither margins nor label smoothing; use k_wise.")
 
@@ -273,19 +304,15 @@ class PreferenceSettings(RankingsSettings):
     trl_kwargs: tuple[str, ...] = ()
     """Any other setting of TRL's configuration, as name=value, for example f_divergence_type=js_divergence."""
 
-    def check(self) -> None:
-        """Checks the numbers, that the method has the settings given, and that the folder is free.
-
-        Raises:
-            ValueError, FileExistsError, FileNotFoundError: as `TrainerSettings.check`.
-        """
-        super().check()
+    def check_values(self) -> None:
+        """Checks the values, and that the method has the settings given; see `TrainerSettings.check_values`."""
+        super().check_values()
+        check_settings(self, PREFERENCE_RULES)
         self._check_method()
-        if not 1 <= self.max_prompt_length < self.max_length:
+        if self.max_prompt_length >= self.max_length:
             raise ValueError(
-                f"max_prompt_length={self.max_prompt_length} must be at least 1 and below max_length={self.max_length}."
+                f"max_prompt_length={self.max_prompt_length} must be below max_length={self.max_length} tokens."
             )
-        check_at_least(self, 0, "n_samples")
         check_pairs(self.pairs)
         named_values("trl_kwargs", self.trl_kwargs)
 
@@ -298,11 +325,6 @@ class PreferenceSettings(RankingsSettings):
             if name not in row.options:
                 able = ", ".join(n for n, m in METHODS.items() if name in m.options)
                 raise ValueError(f"{name}: loss={self.loss!r} does not have it; {able} do.")
-            if not math.isfinite(value) or value < 0:
-                raise ValueError(f"{name}={value} must be a finite number, at least 0.")
-        if self.label_smoothing is not None and self.label_smoothing >= 0.5:
-            raise ValueError(f"label_smoothing={self.label_smoothing} must be below 0.5.")
-        check_above_zero(self, "beta")
         if not row.reference and (self.ref_model is not None or self.cache_reference):
             raise ValueError(f"loss={self.loss!r} has no reference: leave ref_model and cache_reference out.")
         if row.whole_distributions and self.cache_reference:
@@ -310,19 +332,3 @@ class PreferenceSettings(RankingsSettings):
                 f"loss={self.loss!r} compares whole distributions with the reference's; cached log-probs do not hold them. "
                 "Leave cache_reference out."
             )
-
-
-def check_above_zero(settings: Any, *names: str) -> None:
-    """Refuses settings that are not above 0 or not finite; one that is None is left to its default.
-
-    Args:
-        settings: The object whose attributes are checked.
-        names: The attributes to check.
-
-    Raises:
-        ValueError: one of them is not a finite number above 0.
-    """
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and (not math.isfinite(value) or value <= 0):
-            raise ValueError(f"{name}={value} must be a finite number above 0.")

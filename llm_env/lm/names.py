@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import difflib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 DTYPE_NAMES = ("float32", "fp32", "bfloat16", "bf16", "float16", "fp16")
 PRECISIONS = ("no", "bf16")
@@ -30,8 +32,7 @@ def check_dtype(name: str) -> None:
     Raises:
         ValueError: the name is none of `DTYPE_NAMES`.
     """
-    if name not in DTYPE_NAMES:
-        raise ValueError(f"dtype={name!r} is not known; use one of {', '.join(DTYPE_NAMES)}.")
+    check_choice("dtype", name, DTYPE_NAMES)
 
 
 def check_mixed_precision(value: str) -> None:
@@ -40,5 +41,21 @@ def check_mixed_precision(value: str) -> None:
     Raises:
         ValueError: it is neither ``"no"`` nor ``"bf16"``.
     """
-    if value not in PRECISIONS:
-        raise ValueError(f"mixed_precision={value!r} is not known; use 'no' or 'bf16'.")
+    check_choice("mixed_precision", value, PRECISIONS)
+
+
+def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
+    """Refuses a value that is none of the names that there are.
+
+    Args:
+        name: The setting's name, for the error.
+        value: What it was set to.
+        known: The names.
+
+    Raises:
+        ValueError: it is none of them; the nearest one is suggested.
+    """
+    if value not in known:
+        near = difflib.get_close_matches(str(value), known, 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{name}={value!r} is not known; use one of {', '.join(known)}.{hint}")

@@ -13,10 +13,8 @@ A run's settings are written to a file, so there only names are possible; a func
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -25,7 +23,7 @@ from llm_env.lm.names import LoadSettings
 from llm_env.reward.classifier import ClassifierReward, scalar_head
 from llm_env.reward.functions import FunctionReward
 from llm_env.reward.limits import CallLimits
-from llm_env.reward.scores import RewardFunction, RewardModel, RewardModelError, RewardSource, TextReward
+from llm_env.reward.scores import RewardFunction, RewardModel, RewardModelError, RewardSource, TextReward, weighted
 from llm_env.reward.server import ServerReward, is_url
 
 __all__ = [
@@ -113,23 +111,9 @@ def load_reward_model(
             return load_text_reward(name, option, limits)
         return ClassifierReward(name, settings, actor_tokenizer, mixed_precision, option)
     parts: list[tuple[RewardModel, float]] = []
-    # A list: each entry is loaded by itself, and may be a list again.
-    for item in source:
-        part, weight = _weighted(item, option)
+    # A list: each entry is loaded by itself, and may be a list again; none before all of them are checked.
+    for part, weight in [weighted(entry, option) for entry in source]:
         parts.append((load_reward_model(part, settings, actor_tokenizer, mixed_precision, option, limits), weight))
     if not parts:
         raise ValueError(f"{option} is an empty list; name at least one reward model.")
     return WeightedSum(parts)
-
-
-def _weighted(item: Any, option: str) -> tuple[Any, float]:
-    """An entry of a list of reward models as (reward model, weight); one without a weight counts once."""
-    if isinstance(item, str | Path) or callable(item):
-        return item, 1.0
-    # Pairs may come from YAML or JSON, so lists count as tuples.
-    if not isinstance(item, list | tuple) or len(item) != 2:
-        raise ValueError(f"{option}: an entry is a name, a function, or a pair [reward model, weight]; got {item!r}.")
-    part, weight = item
-    if not isinstance(weight, int | float) or not math.isfinite(weight):
-        raise ValueError(f"{option}: the weight of {part!r} must be a finite number; got {weight!r}.")
-    return part, float(weight)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from llm_env.episode import Episode
 from llm_env.reward.shown import one_line, quoted
+from llm_env.rules import number
 
 RewardFunction: TypeAlias = Callable[[list[str], list[str]], Sequence[float]]
 """Scores responses: takes prompts and responses, two lists of texts, and returns one float for each response."""
@@ -103,3 +105,24 @@ def _number(value: Any) -> float:
     if isinstance(value, str | bytes):  # float() would read the number in it
         raise TypeError("a text")
     return float(value)
+
+
+def weighted(entry: Any, option: str) -> tuple[Any, float]:
+    """An entry of a list of reward models as (reward model, weight); one without a weight counts once.
+
+    Args:
+        entry: A name, a function, or a pair ``[reward model, weight]``.
+        option: The option that the list came from, for error messages.
+
+    Raises:
+        ValueError: it is none of these, or the weight is not a finite number.
+    """
+    if isinstance(entry, str | Path) or callable(entry):
+        return entry, 1.0
+    # Pairs may come from YAML or JSON, so lists count as tuples.
+    if not isinstance(entry, list | tuple) or len(entry) != 2:
+        raise ValueError(f"{option}: an entry is a name, a function, or a pair [reward model, weight]; got {entry!r}.")
+    part, weight = entry
+    if not number().allows(weight):
+        raise ValueError(f"{option}: the weight of {part!r} must be {number()}; got {weight!r}.")
+    return part, float(weight)

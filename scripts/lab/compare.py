@@ -27,12 +27,15 @@ from typing import Any
 
 import tyro
 
-from agents.console import PlainConsole, plain_warnings
+from agents.console import PlainConsole, plain_warnings, print_error
 from agents.files import write_json, write_text
+from agents.output_folder import check_output_folder
 from comparison.figures import draw, markdown_table, samples_table
 from comparison.jobs import BASELINES, PEERS, PREFERENCE, Job, make_peer_environment, run_job, start_worker
 from comparison.spaces import SPACES, first_trial, job_params, suggest
 from comparison.tasks import ComparedTask, Labels, MadeOtherwiseError, check_made_with, make_labels
+from llm_env.extras import installed
+from llm_env.rules import SEED, Each, Rule, check_settings, number, whole
 from llm_env.text.records import jsonl_lines
 
 console = PlainConsole()
@@ -78,24 +81,45 @@ class Args:
     """CPU threads of each run."""
 
 
+def check_values(args: Args) -> None:
+    """Checks the numbers, the folder, and that Optuna is there for a search.
+
+    Raises:
+        ValueError, OSError, ImportError: one of them is wrong.
+    """
+    counts = ("tokens", "n_prompts", "trials", "search_tokens", "jobs", "threads")
+    rules: dict[str, Rule] = {name: whole(1) for name in counts}
+    seeds = Each(SEED, least=1)
+    rules |= {"labels": whole(0), "seeds": seeds, "ppo_seeds": seeds, "kl_coefs": Each(number(least=0), least=1)}
+    check_settings(args, rules)
+    check_output_folder(args.output_dir)
+    if args.search and not installed("optuna"):
+        raise ImportError("--search needs optuna, which is not installed: pip install optuna")
+
+
 def main(args: Args) -> int:
     """Searches or compares; returns the exit status."""
     from agents.algorithms.table import ALGORITHMS
 
     plain_warnings(console)
+    try:
+        check_values(args)
+    except (ValueError, OSError, ImportError) as error:
+        print_error(error)
+        return 1
     names = [*ALGORITHMS, *PREFERENCE, *PEERS]
     algos = args.algos or [*ALGORITHMS, *(PEERS if args.peers else ())]
     for name in algos:
         if name not in names:
-            console.print(f"error: algos: {name!r} is not known; there is {', '.join(names)}.", style="red")
+            print_error(f"algos: {name!r} is not known; there is {', '.join(names)}.")
             return 1
     try:
         task = ComparedTask() if args.task is None else ComparedTask.read(args.task)
     except (ValueError, OSError) as error:
-        console.print(f"error: {error}", style="red")
+        print_error(error)
         return 1
     if args.task is not None and any(name in PEERS for name in algos):
-        console.print("error: algos: the peers run on the embedded task only.", style="red")
+        print_error("algos: the peers run on the embedded task only.")
         return 1
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for name in algos:
@@ -113,7 +137,7 @@ def main(args: Args) -> int:
             prepare_labels(args, task, sorted({*args.seeds, *(args.ppo_seeds if "ppo" in algos else ())}), pool)
             failed = compare(args, task, list(algos), pool)
         except MadeOtherwiseError as error:
-            console.print(f"error: {error}", style="red")
+            print_error(error)
             return 1
     results = read_results(args.output_dir)
     table = markdown_table(results)

@@ -79,9 +79,11 @@ def test_no_end_before_the_minimum_length() -> None:
         ({"forbidden_tokens": [5000]}, "5000 is not a token; tokens are 0 … 1023"),
         ({"allowed_pattern": "("}, r"allowed_pattern='\(' is not a regular expression"),
         ({"allowed_tokens": [2], "min_new_tokens": 2}, "leave no token to choose"),
+        ({"allowed_tokens": [2]}, "leave no token to choose but an end token"),
+        ({"allowed_pattern": "nosuchtext"}, "allowed_pattern='nosuchtext' matches no token"),
         ({"forbidden_tokens": " lovely"}, "must be a list of tokens, not one text"),
         ({"top_k": -1}, "top_k=-1 must be a whole number"),
-        ({"top_p": 0.0}, "top_p=0.0 must be a probability"),
+        ({"top_p": 0.0}, "top_p=0.0 must be a finite number above 0, at most 1"),
         ({"min_new_tokens": 7}, "min_new_tokens=7 must be at most max_new_tokens=6"),
     ],
 )
@@ -207,7 +209,7 @@ def test_masks_from_an_older_actor_are_refreshed_every_n_rollouts() -> None:
     assert ages == [False, True, False, True, False]  # what each rollout's masks looked at
     assert policy.mask_model == "actor"
     assert env.batch.mask_source is not source
-    with pytest.raises(ValueError, match="mask_refresh=0 must be at least 1"):
+    with pytest.raises(ValueError, match="mask_refresh=0 must be a whole number, at least 1"):
         MaskRefresh(0)
     with pytest.raises(ValueError, match="mask_refresh: PPO knows no masks"):
         make_algorithm("ppo", n_envs=4, env_kwargs={"max_new_tokens": 6}).learn(24, callback=MaskRefresh(1))

@@ -45,7 +45,7 @@ def test_nothing_does_not_mean_the_embedded_default(name: str, value: Any, messa
         ("min_new_tokens", True, "min_new_tokens=True must be a whole number of tokens, at least 0"),
         ("min_new_tokens", 33, "min_new_tokens=33 must be at most max_new_tokens=32"),
         ("overlong_buffer", 33, "overlong_buffer=33 must be at most max_new_tokens=32"),
-        ("top_p", 0.0, "top_p=0.0 must be a probability above 0, at most 1"),
+        ("top_p", 0.0, "top_p=0.0 must be a finite number above 0, at most 1"),
         ("forbidden_tokens", "the", "forbidden_tokens='the' must be a list of tokens, not one text"),
         ("overlong_penalty", -1, "overlong_penalty=-1 must be a finite number, at least 0"),
         ("kl_estimator", "k4", "kl_estimator='k4' is not known; use one of k1, k2, k3, exact"),

@@ -109,7 +109,7 @@ def test_table_and_picture(tmp_path: Path) -> None:
 
 def test_unknown_algorithms_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compare.main(compare.Args(tmp_path, algos=("pppo",))) == 1
-    assert "'pppo' is not known" in capsys.readouterr().out
+    assert "'pppo' is not known" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("algo", ["reference", "best_of_4", "grpo", pytest.param("dqn", marks=pytest.mark.slow)])
@@ -204,7 +204,7 @@ def test_results_and_labels_of_other_settings_are_not_taken_for_these(
     )
     again = compare.Args(tmp_path, algos=("ppo",), seeds=(0,), ppo_seeds=(0,))
     assert compare.main(again) == 1
-    printed = capsys.readouterr().out
+    printed = capsys.readouterr().err
     assert "ppo-beta0.05-seed0.json was made with params={'n_envs': 3}" in printed
     assert "Remove it to make it again" in printed
     job = Job("reference", n_prompts=4)
@@ -242,7 +242,7 @@ def test_a_task_of_ones_own_from_yaml(tmp_path: Path, capsys: pytest.CaptureFixt
     assert got["gold_score"] == sum(text.count(".") for _, text, _ in got["samples"]) / 2
     path.write_text("promts: x\n")
     assert compare.main(compare.Args(tmp_path / "out", task=path)) == 1
-    assert "'promts' is not a setting" in capsys.readouterr().out
+    assert "'promts' is not a setting" in capsys.readouterr().err
     for name in ("compare.yaml", "compare_pairs.yaml"):
         film = ComparedTask.read(ROOT / "examples" / "film_reviews" / name)
         assert {"ppo", "dpo"} < set(film.params) <= {*ALGORITHMS, *PREFERENCE}

@@ -12,7 +12,7 @@ from agents.policies.actor import adapter_config
 from agents.supervised.preference import trainers
 from agents.supervised.preference.losses import dpo_loss, dpop_loss, tdpo1_loss, tdpo2_loss
 from agents.supervised.preference.methods import CONTRASTIVE, ODDS, UNPAIRED, Method, method
-from agents.supervised.settings import PreferenceSettings
+from agents.supervised.settings import REFERENCE_CACHE, PreferenceSettings
 from agents.supervised.sft import load_model
 from agents.supervised.trainer import quiet_trainer, trainer_arguments
 from llm_env.default_task import DEFAULT_MODEL
@@ -107,7 +107,7 @@ def _with_reference(
     elif settings.sft_coef is not None:
         # TRL adds up several losses; its "sft" is the preferred response's negative log-likelihood
         entries |= {"loss_type": [*entries["loss_type"], "sft"], "loss_weights": [1.0, settings.sft_coef]}
-    cache = settings.output_dir / "reference_log_probs" if settings.cache_reference else None
+    cache = settings.output_dir / REFERENCE_CACHE if settings.cache_reference else None
     for side, side_rows in rows.items():
         common[f"{side}_dataset"] = _dataset(side_rows, cache / side if cache else None)
     args = _config(row, entries, settings)
@@ -160,6 +160,17 @@ def _config(row: Method, entries: dict[str, Any], settings: PreferenceSettings) 
         if name not in {f.name for f in dataclasses.fields(config_class)}:
             raise ValueError(f"trl_kwargs: {config_class.__name__} has no {name!r}.")
     return config_class(**entries, **extra)
+
+
+def check_trl_kwargs(settings: PreferenceSettings) -> None:
+    """Checks `trl_kwargs` before anything is read or loaded.
+
+    Raises:
+        ValueError, TypeError: TRL's configuration does not know an entry, or refuses its value.
+    """
+    if settings.trl_kwargs:
+        row = method(settings.loss)
+        _config(row, _shared_entries(settings, row, records=1), settings)
 
 
 def _dataset(rows: list[dict[str, Any]], folder: Path | None = None) -> Any:

@@ -12,7 +12,7 @@ from agents.files import write_json
 from agents.output_folder import locked
 from agents.preferences.records import Ranking, prompt_key
 from agents.preferences.selection import pairs_of
-from agents.supervised.preference.build import make_trainer
+from agents.supervised.preference.build import check_trl_kwargs, make_trainer
 from agents.supervised.preference.figure import draw
 from agents.supervised.preference.methods import method
 from agents.supervised.preference.trainers import pair_rows
@@ -40,6 +40,7 @@ def train_on_preferences(settings: PreferenceSettings, console: Console | None =
             record, file and line are named.
     """
     settings.check()
+    check_trl_kwargs(settings)
     row = method(settings.loss)
     train, held_out = read_split(settings.preferences, settings.eval_preferences, settings.heldout_share, settings.seed)
     name = settings.model or DEFAULT_MODEL

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,10 @@ def train_reward_model(settings: RewardSettings, console: Console | None = None)
         if not side_rows:
             raise ValueError(f"No {side} preference is left to learn from; left out: {left_out}.")
 
+    if settings.margins == "given" and all(math.isnan(row["margin"]) for row in rows):
+        raise ValueError(
+            f"margins='given': no record of preferences={settings.preferences!r} has a margin. Take margins='rank' or 'none'."
+        )
     with locked(settings.output_dir):
         model = load_base(name, settings, tokenizer)
         trainer = _make_trainer(settings, model, tokenizer, rows, held_out_rows)

@@ -158,8 +158,8 @@ def test_a_rollout_without_any_spread_is_kept_as_it_is() -> None:
     ("settings", "message"),
     [
         ({"loss_aggregation": "mean"}, "loss_aggregation='mean' is not known"),
-        ({"clip_range_high": 0.0}, "clip_range_high=0.0 must be above 0"),
-        ({"max_resamples": -1}, "max_resamples=-1 must be at least 0"),
+        ({"clip_range_high": 0.0}, "clip_range_high=0.0 must be a finite number above 0"),
+        ({"max_resamples": -1}, "max_resamples=-1 must be a whole number, at least 0"),
         ({"group_size": 3}, "n_envs=4 must be a multiple of group_size=3"),
         ({"group_size": 1}, "group_size must be at least 2"),
         ({"episodes": "continuous"}, "needs episodes='synchronous'"),

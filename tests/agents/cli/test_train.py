@@ -192,7 +192,7 @@ BAD: list[tuple[list[str], str]] = [
     (["--algo", "pppo"], "Did you mean 'ppo'"),
     (["--algo", "a2c", "--n-epochs", "3"], "a2c has no setting 'n_epochs'"),
     (["--gold", "no.such:function"], "gold='no.such:function': module 'no.such' cannot be imported"),
-    (["--micro-batch-tokens", "0"], "micro_batch_tokens=0 must be at least 1"),
+    (["--micro-batch-tokens", "0"], "micro_batch_tokens=0 must be a whole number of tokens, at least 1"),
     (["--algo", "dqn", "--kl-target", "4"], "kl_target: the backup of DQN is made for one beta"),
     (["--algo", "ars", "--total-timesteps", "200"], "total_timesteps=200 is less than one iteration of ars"),
     (["--eval-prompts", "/no/such.txt"], "eval_prompts='/no/such.txt': there is no such file"),

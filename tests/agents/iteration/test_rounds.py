@@ -94,6 +94,7 @@ def test_prompts_come_round_again_in_another_order(tmp_path: Path) -> None:
         output_dir=tmp_path / "out", prompts=str(prompts), eval_prompts=str(prompts), prompts_per_round=4
     )
     state = RoundsState(settings, Console(quiet=True))
+    state.keep_settings()
     rounds = [judging.prompts_of_round(state.prompts, 4, number, seed=0) for number in range(1, 7)]
     laps = [[p for prompts in rounds[i : i + 3] for p in prompts] for i in (0, 3)]
     assert sorted(laps[0]) == sorted(laps[1]) == sorted(state.prompts)
@@ -202,8 +203,13 @@ def test_rounds_can_be_added_and_other_settings_are_refused(
 def test_a_first_attempt_that_failed_can_be_mended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path / "out", "--judge", "./nothing", "--rounds", "1") == 1
     assert "./nothing" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    # A judge that fails when it is asked leaves responses, and no results.
+    scored = ("--reward-model", "llm_env.default_task.gold:gold_score", "--rounds", "1")
+    assert run(tmp_path / "out", "--judge", "math:dist", *scored) == 1
+    assert (tmp_path / "out" / "round_1" / "responses.jsonl").is_file()
     (tmp_path / "out" / "mine.txt").write_text("precious")
-    assert run(tmp_path / "out", "--judge", "gold", "--rounds", "1") == 0
+    assert run(tmp_path / "out", "--judge", "gold", *scored) == 0
     assert (tmp_path / "out" / "mine.txt").read_text() == "precious"
 
 
@@ -247,6 +253,7 @@ def test_judges_that_disagree(tmp_path: Path) -> None:
 
 def test_each_round_trains_from_a_seed_of_its_own_and_not_over_half_an_actor(tmp_path: Path) -> None:
     state = RoundsState(IterationSettings(output_dir=tmp_path / "out"), Console(quiet=True))
+    state.keep_settings()
     half = tmp_path / "out" / "round_1" / "training" / "actor" / "model-00002.safetensors"
     half.parent.mkdir(parents=True)
     half.write_bytes(b"half")
@@ -260,6 +267,7 @@ def test_noisy_judges_err_each_in_their_own_way_and_in_each_round_anew(tmp_path:
     judges = ("tests.conftest:count_dots", "tests.conftest:count_words")
     settings = IterationSettings(output_dir=tmp_path / "out", judge=judges, noise=1.0)
     state = RoundsState(settings, Console(quiet=True))
+    state.keep_settings()
     candidates = [
         Candidates(f"p{i}", f"Prompt {i}:", tuple(Response(f"r{j}", f" word{j}") for j in range(4))) for i in range(8)
     ]
@@ -351,7 +359,7 @@ def test_the_table_says_where_the_gold_score_does_not_rise() -> None:
         (("--select", "best"), "select: 'best' is not known"),
         (("--method", "ppo", "--reference", "first"), "ppo starts at its reference"),
         (("--method", "rejection_sampling", "--select", "margin"), "trains on texts, not on pairs"),
-        (("--n-responses", "1"), "n_responses=1 must be at least 2"),
+        (("--n-responses", "1"), "n_responses=1 must be a whole number, at least 2"),
         (("--judge", "./nothing"), "./nothing"),
         (("--first-preferences", "/no/such.jsonl"), "first_preferences='/no/such.jsonl': there is no such file"),
         (("--eval-prompts", "/no/such.txt"), "eval_prompts='/no/such.txt': there is no such file"),

@@ -36,14 +36,14 @@ SETTINGS_OF_0_1_0 = """
 def test_rounds_of_the_version_before_go_on(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     (folder / "round_1").mkdir(parents=True)
-    (folder / "round_1" / "responses.jsonl").write_text("")
+    (folder / "round_1" / "rankings.jsonl").write_text("")
     (folder / "settings.json").write_text(SETTINGS_OF_0_1_0)
-    RoundsState(IterationSettings(output_dir=folder), Console(quiet=True))
+    RoundsState(IterationSettings(output_dir=folder), Console(quiet=True)).keep_settings()
     names = {*json.loads(SETTINGS_OF_0_1_0), "output_dir", "rounds", "host", "port", "evaluate_every"}
     names |= {"reward_timeout", "reward_wait", "special_tokens_in_text"}
     assert set(flat_types(IterationSettings)) == names
     with pytest.raises(ValueError, match=r"has rounds with other settings \(epochs\)"):
-        RoundsState(IterationSettings(output_dir=folder, epochs=2), Console(quiet=True))
+        RoundsState(IterationSettings(output_dir=folder, epochs=2), Console(quiet=True)).keep_settings()
 
 
 def test_no_shared_setting_is_declared_again() -> None:
@@ -69,10 +69,10 @@ def test_no_shared_setting_is_declared_again() -> None:
     [
         ({"epochs": 0.0}, r"epochs=0.0 must be a finite number above 0"),
         ({"learning_rate": 0.0}, r"learning_rate=0.0 must be a finite number above 0"),
-        ({"lr_schedule": "step"}, r"lr_schedule='step' is not known; use 'cosine', 'linear' or 'constant'"),
+        ({"lr_schedule": "step"}, r"lr_schedule='step' is not known; use one of cosine, linear, constant"),
         ({"micro_batch_size": 5}, r"micro_batch_size=5 must divide batch_size=32"),
         ({"noise": -1.0}, r"noise=-1.0 must be a finite number, at least 0"),
-        ({"n_envs": 0}, r"n_envs=0 must be at least 1"),
+        ({"n_envs": 0}, r"n_envs=0 must be a whole number, at least 1"),
         ({"temperature": 0.0}, r"temperature=0.0 must be"),
     ],
 )

@@ -154,7 +154,7 @@ def test_stages_in_this_process_end_in_a_report(tmp_path: Path) -> None:
     assert page.count("data:image/png;base64,") == 2
     assert "Evaluation on 4 held-out prompts" in page
     broken = {"evaluation": {"script": "evaluate_actor", "actor": "x", "no_such": 1}}
-    assert pipeline.run(pipeline.Args(config(tmp_path / "d.yaml", broken), tmp_path / "other"), run_here) == 2
+    assert pipeline.run(pipeline.Args(config(tmp_path / "d.yaml", broken), tmp_path / "other"), run_here) == 1
 
 
 @pytest.mark.slow

@@ -103,7 +103,7 @@ def test_the_environment_pays_q_learning_its_own_part_only() -> None:
     [
         ({"train_freq": 2}, "train_freq=2 must be a number of steps, at least max_new_tokens=6"),
         ({"backup": "firm"}, "backup='firm' is not known"),
-        ({"q_scale": 0.0}, "q_scale=0.0 must be above 0"),
+        ({"q_scale": 0.0}, "q_scale=0.0 must be a finite number above 0"),
         ({"critic": "none"}, "needs a V"),
         ({"episodes": "synchronous"}, "takes episodes='continuous'"),
     ],

@@ -272,8 +272,8 @@ def test_the_script_goes_on_where_it_stopped_and_ends_the_same(
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (("--n-responses", "1"), "n_responses=1 must be at least 2"),
-        (("--temperatures", "0"), "must all be above 0"),
+        (("--n-responses", "1"), "n_responses=1 must be a whole number, at least 2"),
+        (("--temperatures", "0"), "each entry a finite number above 0"),
         (("--judge", "no.such:function"), "cannot be imported"),
         (("--actors", "/no/such/folder"), "actors='/no/such/folder': there is no such folder"),
     ],

@@ -105,7 +105,7 @@ def test_nothing_finished_is_an_error_that_says_what_to_do(venv: LLMTextVecEnv) 
     buffer = TokenReplayBuffer(100, venv.observation_space, venv.action_space, "cpu", 3)
     with pytest.raises(RuntimeError, match="train_freq must be at least max_new_tokens"):
         buffer.sample(4)
-    with pytest.raises(ValueError, match="n_steps=0 must be at least 1"):
+    with pytest.raises(ValueError, match="n_steps=0 must be a whole number, at least 1"):
         TokenReplayBuffer(100, venv.observation_space, venv.action_space, "cpu", 3, n_steps=0)
 
 

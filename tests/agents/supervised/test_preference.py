@@ -174,8 +174,11 @@ def test_interrupted_it_goes_on_to_the_same_weights(
         (["--loss", "tdpo2", "--cache-reference"], "whole distributions"),
         (["--pairs", "some"], "pairs='some' is not known; use one of all, best_worst"),
         (["--beta", "0"], "beta=0.0 must be a finite number above 0"),
-        (["--loss", "robust", "--label-smoothing", "0.5"], "label_smoothing=0.5 must be below 0.5"),
-        (["--max-prompt-length", "512"], "must be at least 1 and below max_length=512"),
+        (
+            ["--loss", "robust", "--label-smoothing", "0.5"],
+            "label_smoothing=0.5 must be a finite number, at least 0, below",
+        ),
+        (["--max-prompt-length", "512"], "max_prompt_length=512 must be below max_length=512 tokens"),
         (["--trl-kwargs", "what=1"], "DPOConfig has no 'what'"),
         (["--trl-kwargs", "beta=1"], "beta is set by the other options already"),
         (["--trl-kwargs", "nonsense"], "must be name=value"),

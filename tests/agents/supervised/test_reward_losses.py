@@ -93,15 +93,15 @@ def test_margins_by_rank_and_centering() -> None:
         ({"loss": "plackett_luce", "margins": "rank"}, "neither margins nor label smoothing"),
         (
             {"center_rewards_coefficient": -1.0},
-            "center_rewards_coefficient=-1.0 and margin_scale=1.0 must be at least 0",
+            "center_rewards_coefficient=-1.0 must be a finite number, at least 0",
         ),
-        ({"max_length": 1}, "max_length=1 must be at least 2 tokens"),
+        ({"max_length": 1}, "max_length=1 must be a whole number of tokens, at least 2"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"gate": True}, "name them: --heads"),
         ({"heads": ("good",)}, "two or more different aspects"),
         ({"heads": ("a", "b"), "head_weights": (1.0,)}, "must be one for each"),
         ({"batch_size": 32, "micro_batch_size": 5}, "must divide batch_size"),
-        ({"mixed_precision": "fp16"}, "mixed_precision='fp16' is not known; use 'no' or 'bf16'"),
+        ({"mixed_precision": "fp16"}, "mixed_precision='fp16' is not known; use one of no, bf16"),
     ],
 )
 def test_unusable_settings(changes: dict[str, Any], message: str) -> None:

@@ -110,7 +110,7 @@ def test_a_run_that_stopped_goes_on(text: Path, tmp_path: Path, model_folder: An
     [
         (("--learning-rate", "-1"), "learning_rate=-1.0"),
         (("--lr-schedule", "wavy"), "lr_schedule='wavy' is not known"),
-        (("--mixed-precision", "fp16"), "mixed_precision='fp16' is not known; use 'no' or 'bf16'"),
+        (("--mixed-precision", "fp16"), "mixed_precision='fp16' is not known; use one of no, bf16"),
         (("--max-length", "1"), "max_length=1"),
         (("--max-length", "5"), "No token is left to learn"),
         (("--texts", "/no/such.jsonl"), "texts='/no/such.jsonl': there is no such file"),

@@ -25,6 +25,7 @@ from rich.table import Table
 from stable_baselines3.common.callbacks import BaseCallback
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from agents.console import PlainConsole
 from agents.runs.run import Interrupted, TrainingRun
 from agents.runs.settings import AlgorithmSettings, FolderSettings, RunSettings, TaskOptions, TrainingSettings
 from llm_env.default_task import DEFAULT_GOLD, DEFAULT_MODEL
@@ -171,7 +172,7 @@ def soak(folder: Path, iterations: int, every: int, console: Console, algo: str 
             checkpoint_every=every, sample_every=every, eval_every=every, n_samples=2, n_eval=4, gold=DEFAULT_GOLD
         ),
     ).checked()
-    run = TrainingRun(settings, folder / "run", Console(quiet=True))
+    run = TrainingRun(settings, folder / "run", PlainConsole(quiet=True))
     meter = Meter(run, every, console)
     run.callbacks.append(meter)
     with contextlib.suppress(Interrupted):
@@ -239,7 +240,7 @@ def main(argv: Sequence[str]) -> int:
         parser.error(
             f"--iterations {args.iterations} must be at least 9 times --every {args.every}, which is at least 1."
         )
-    console = Console(soft_wrap=True)
+    console = PlainConsole()
     measurements = soak(args.output_dir, args.iterations, args.every, console, args.algo)
     table = Table(*(field.name for field in fields(Measurement)))
     for m in measurements[:: max(1, len(measurements) // 10)]:

@@ -146,7 +146,7 @@ def build_models(name: str, folder: Path) -> dict[str, str]:
     # Ids are scripted, never text: the tokenizer only has to be of the right size.
     vocab_size = actor.config.vocab_size
     words = Tokenizer(WordLevel({f"t{i}": i for i in range(vocab_size)}, unk_token="t0"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="t0")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="t0", unk_token="t0")
     actor.config.eos_token_id = EOS
     actor.save_pretrained(folders["actor"])
     # The reference: 2 % of noise on every weight.

@@ -97,11 +97,12 @@ def commands(inputs: Path) -> list[Command]:
         return Command(title, "train", filled([*RUN, "--total-timesteps", str(ROLLOUT * 5), *words]), "run")
 
     groups = ("grpo", "dr_grpo", "rloo")
+    few_updates = ["--batch-size", "24", "--algo-kwargs", "gradient_steps=4"]
     algorithms = [
         run(row.cls.__name__ if name not in (*groups, "remax", "reinforce_pp") else name, "--algo", name, *more)
         for name, row in ALGORITHMS.items()
         if row.reason("resume") is None
-        for more in [["--group-size", "2"] if name in groups else []]
+        for more in [["--group-size", "2"] if name in groups else few_updates if "dqn" in name else []]
     ]
     practices = [run(title, *words) for title, words in PRACTICES.items()]
     small = ["--batch-size", "8", "--epochs", "1", "--evaluations", "3"]

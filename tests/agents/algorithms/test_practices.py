@@ -163,5 +163,5 @@ def test_a_run_with_all_practices_resumes_bit_for_bit(tmp_path: Path) -> None:
 def test_settings_that_cannot_work_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: tuple[str, ...], message: str
 ) -> None:
-    assert run(tmp_path / "run", 1, *extra) == 1
+    assert run(tmp_path / "run", 2, *extra) == 1
     assert message in capsys.readouterr().err

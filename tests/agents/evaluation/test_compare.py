@@ -50,7 +50,7 @@ def test_best_of_n_against_the_reference() -> None:
     assert report.kl.mean == pytest.approx(math.log(4) - 3 / 4, abs=1e-4)  # the bound; the actor is the reference
     assert report.rm_score.mean > report.reference_rm_score.mean + 0.5
     assert report.win_rate >= 0.5
-    with pytest.raises(ValueError, match="n=0 must be at least 1"):
+    with pytest.raises(ValueError, match="best_of_n=0 must be a whole number, at least 1"):
         EvaluationSettings(best_of_n=0)
 
 

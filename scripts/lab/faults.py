@@ -33,7 +33,7 @@ from agents.console import PlainConsole
 from agents.files import write_json, write_text
 from campaign.commands import Command, commands, import_all, make_inputs
 from campaign.faults import Fault
-from campaign.trials import Outcome, damaged, faulty, newest_checkpoint, second_process, undisturbed
+from campaign.trials import Outcome, damaged, faulty, killed_alone, newest_checkpoint, second_process, undisturbed
 
 console = PlainConsole()
 DAMAGE = ("flipped", "cut", "empty", "missing")
@@ -57,12 +57,13 @@ class Args:
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial of a command: faults one after another, or damage to a checkpoint, or a second process."""
+    """A trial of a command: faults one after another, damage to a checkpoint, who is killed alone, else a second process."""
 
     command: Command
     name: str
     faults: tuple[Fault, ...] = ()
     damage: tuple[str, str] | None = None
+    alone: tuple[str, float] | None = None
 
 
 def plan(command: Command, points: Sequence[str], whole: Path, kills: int, rng: np.random.Generator) -> list[Trial]:
@@ -100,6 +101,12 @@ def plan(command: Command, points: Sequence[str], whole: Path, kills: int, rng: 
         files = sorted(p.name for p in newest_checkpoint(whole).iterdir())
         chosen = [(file, DAMAGE[int(rng.integers(4))]) for file in files]
         trials += [Trial(command, f"damage-{i:02d}", damage=d) for i, d in enumerate(chosen)]
+    if command.script == "pipeline":
+        trials += [
+            Trial(command, f"{who}-{i}", alone=(who, float(rng.uniform())))
+            for who in ("child", "parent")
+            for i in range(2)
+        ]
     return [*trials, Trial(command, "second")]
 
 
@@ -108,6 +115,8 @@ def run_trial(trial: Trial, whole: Path, expected: dict[str, str], usual: float)
     folder = whole.with_name(trial.name)
     if trial.damage is not None:
         outcome = damaged(trial.command, whole, *trial.damage, folder, expected)
+    elif trial.alone is not None:
+        outcome = killed_alone(trial.command, *trial.alone, folder, expected)
     elif trial.faults:
         outcome = faulty(trial.command, trial.faults, folder, expected, usual)
     else:
@@ -149,6 +158,8 @@ def table(outcomes: Sequence[Outcome]) -> str:
         "clock": "the clock jumps back by a day",
         "damage": "a file of the newest checkpoint damaged",
         "lock": "a second process in the same folder",
+        "child": "a pipeline's child killed alone",
+        "parent": "a pipeline killed alone, while its child lives on",
     }
     for kind, name in names.items():
         some = [o for o in outcomes if (" then " in o.kind) == (kind == "then") and (kind == "then" or o.kind == kind)]

@@ -53,12 +53,15 @@ class Command:
         options: Its options, without the output folder.
         resume: ``run``: by ``--resume FOLDER`` alone; ``flag``: by the same command with ``--resume``; ``same``: by the same
             command.
+        children: Whether a pipeline runs its stages in child processes, as it does for users; else in its own, where faults
+            are.
     """
 
     title: str
     script: str
     options: tuple[str, ...]
     resume: str
+    children: bool = False
 
     def arguments(self, folder: Path) -> list[str]:
         """The command line for a folder: of a start, or of going on with what is there."""
@@ -71,7 +74,7 @@ class Command:
         """Runs the command in this process; returns its exit status."""
         module = importlib.import_module(f"agents.cli.{self.script}")
         arguments = self.arguments(folder)
-        if self.script == "pipeline":  # its stages too, where the faults are
+        if self.script == "pipeline" and not self.children:
             from agents.pipeline.commands import run_here
 
             return int(module.run(module.parse_command_line(module.Args, arguments, ""), run_here))

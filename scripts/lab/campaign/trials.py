@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import signal
@@ -20,6 +21,8 @@ from campaign.faults import Fault, points_in
 TIME_LIMIT = 300.0
 """Seconds after which a process counts as hung."""
 HUNG = 9999
+CHILD_SECONDS = 20.0
+"""A stage's first seconds, most of which it imports."""
 ATTEMPTS = 3
 """Attempts without a fault that a command may take after its faults: a full disk, or a signal, may end one more early."""
 
@@ -194,6 +197,34 @@ def second_process(command: Command, folder: Path, expected: dict[str, str], usu
     ok = refused != 0 and "another process is writing there" in text and "Traceback" not in text
     problem = outcome.problem or ("" if ok else f"the second process: status {refused}")
     return Outcome(command.title, "lock", "", outcome.equal and ok, True, problem, _lines(other))
+
+
+def killed_alone(command: Command, whose: str, share: float, folder: Path, expected: dict[str, str]) -> Outcome:
+    """Kills a pipeline's child alone, or the pipeline alone while its child lives on; then the same command is given again.
+
+    Args:
+        command: The pipeline.
+        whose: ``child`` or ``parent``: who is killed.
+        share: When, as a share of the first seconds of the child.
+        folder: A new folder.
+        expected: The result of the undisturbed command.
+    """
+    command = dataclasses.replace(command, children=True)
+    log = folder.with_suffix(".log")
+    parent = os.fork()
+    if parent == 0:
+        _in_child(command, folder, log, None, None)
+    children = Path(f"/proc/{parent}/task/{parent}/children")
+    while not (found := children.read_text().split()):
+        time.sleep(0.02)
+    time.sleep(CHILD_SECONDS * share)
+    os.kill(int(found[0]) if whose == "child" else parent, signal.SIGKILL)
+    _, code = os.waitpid(parent, 0)
+    statuses = [os.waitstatus_to_exitcode(code)]
+    deadline = time.monotonic() + TIME_LIMIT
+    while statuses[-1] != 0 and time.monotonic() < deadline:  # refused as long as the child lives
+        statuses.append(attempt(command, folder, log))
+    return _outcome(command, whose, f"after {share:.2f}", folder, expected, statuses, statuses[0] != 0)
 
 
 def _has_results(folder: Path) -> bool:

@@ -28,6 +28,7 @@ from tests.mistakes.agents import ADVANTAGES, FILES, WIRING
 from tests.mistakes.counterparts import COUNTERPARTS
 from tests.mistakes.environment import DECODING, PROBABILITIES, REWARDS, TEXTS
 from tests.mistakes.faults import FAULTS
+from tests.mistakes.pages import PAGES
 from tests.mistakes.rules import RULES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +36,19 @@ COPIED = ("llm_env", "agents", "scripts", "tests", "examples", "README.md", "pyp
 FAILED = 1  # pytest's exit status where tests ran and one failed; others say that they could not be run
 
 MUTATIONS = [
-    *(*DECODING, *PROBABILITIES, *REWARDS, *TEXTS, *ADVANTAGES, *FILES, *WIRING, *COUNTERPARTS, *FAULTS, *RULES),
+    *(
+        *DECODING,
+        *PROBABILITIES,
+        *REWARDS,
+        *TEXTS,
+        *ADVANTAGES,
+        *FILES,
+        *WIRING,
+        *COUNTERPARTS,
+        *FAULTS,
+        *PAGES,
+        *RULES,
+    ),
 ]
 
 

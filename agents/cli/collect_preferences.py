@@ -93,8 +93,8 @@ def collect(args: Args) -> None:
     Raises:
         FileNotFoundError, ValueError: something cannot be loaded, or a setting breaks its rule.
     """
+    from agents.local_page import check_page
     from agents.preferences.judge import Judge
-    from agents.preferences.page import check_page
     from llm_env.lm.loading import resolve_device
 
     args.check_values()

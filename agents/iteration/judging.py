@@ -40,7 +40,7 @@ def check_sources(state: RoundsState) -> None:
     for name in (*state.judges, *([settings.reward_model] if settings.reward_model else [])):
         option = "judge" if name in state.judges else "reward_model"
         if name == PEOPLE:
-            from agents.preferences.page import check_page  # needs gradio
+            from agents.local_page import check_page  # needs gradio
 
             check_page(settings.host, settings.port)
         elif reads_texts(reward_name(name)):

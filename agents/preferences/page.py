@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import socket
+import re
 import string
 import time
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from agents.console import say
+from agents.local_page import launch
 from agents.preferences.answers import Answers, Question
 from agents.preferences.records import Candidates
 from llm_env.extras import require
@@ -23,6 +24,11 @@ def prompt_text(candidates: Candidates) -> str:
     if isinstance(candidates.prompt, str):
         return candidates.prompt
     return "\n\n".join(f"{m['role']}: {m['content']}" for m in candidates.prompt)
+
+
+def as_text(text: str) -> str:
+    """A text as Markdown that shows it as it is: neither markup nor links, images or HTML."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)  # a backslash before each punctuation mark of ASCII
 
 
 class RankingPage:
@@ -53,9 +59,9 @@ class RankingPage:
         total = len(self.answers.questions)
         if number is None:
             hidden = [self.gr.update(visible=False) for _ in range(1 + 2 * self.places + 3)]
-            return [None, f"All {total} are done. Thank you, {annotator}.", "", *hidden]
+            return [None, f"All {total} are done. Thank you.", "", *hidden]
         question = self.answers.questions[number]
-        asked = f"Which is more {question.aspect}? " if question.aspect else ""
+        asked = f"Which is more {as_text(question.aspect)}? " if question.aspect else ""
         title = f"{asked}{self.answers.done(annotator)} of {total} done. 1 is the best; equal numbers are ties."
         prompt = self.gr.update(value=prompt_text(question.candidates), visible=True)
         texts, ranks = self._responses(question, annotator)
@@ -147,12 +153,14 @@ class RankingPage:
                     save = gr.Button("Save ranking", variant="primary", elem_id="submit")
                     bad = gr.Button("All bad", elem_id="all_bad")
                     skip = gr.Button("Skip", elem_id="skip")
+            # Called by the page alone: no part of an API that others could ask for.
+            quiet: Any = {"show_progress": "hidden", "api_visibility": "private"}
             shown = [current, title, note, prompt, *texts, *ranks, save, bad, skip]
-            begin.click(self.start, [name], [annotator, entrance, ranking, *shown], show_progress="hidden")
-            name.submit(self.start, [name], [annotator, entrance, ranking, *shown], show_progress="hidden")
-            save.click(self.submit, [annotator, current, *ranks], shown, show_progress="hidden")
-            bad.click(self.all_bad, [annotator, current], shown, show_progress="hidden")
-            skip.click(self.skip, [annotator, current], shown, show_progress="hidden")
+            begin.click(self.start, [name], [annotator, entrance, ranking, *shown], **quiet)
+            name.submit(self.start, [name], [annotator, entrance, ranking, *shown], **quiet)
+            save.click(self.submit, [annotator, current, *ranks], shown, **quiet)
+            bad.click(self.all_bad, [annotator, current], shown, **quiet)
+            skip.click(self.skip, [annotator, current], shown, **quiet)
         return page
 
 
@@ -163,28 +171,6 @@ def build(answers: Answers) -> Any:
         ImportError: gradio is not installed.
     """
     return RankingPage(answers).layout()
-
-
-def check_page(host: str, port: int) -> None:
-    """Makes sure that the page can be shown, before the work whose results it shows.
-
-    Args:
-        host: Address of the page.
-        port: Its port; 0: any.
-
-    Raises:
-        ImportError: gradio is not installed.
-        ValueError: the address or port is taken or none of this machine's.
-    """
-    require("gradio", "people")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ValueError(
-                f"port={port} at host={host!r} cannot be used ({error}). Choose another --port."
-            ) from error
 
 
 def serve(
@@ -216,9 +202,9 @@ def serve(
         page = build(answers)
     except ImportError as error:
         raise ValueError("--people needs gradio: pip install '.[people]'.") from error
-    page.launch(server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, footer_links=[])
+    address = launch(page, host, port)
     end = "It goes on when all are answered; Ctrl-C stops." if until_complete else "Ctrl-C ends."
-    say(console, f"Rank at http://{host}:{port}  ({len(answers.questions)} prompts). {end}")
+    say(console, f"Rank at {address}  ({len(answers.questions)} prompts). {end}")
     try:
         while not (until_complete and answers.complete):
             time.sleep(1)

@@ -38,7 +38,7 @@ class CollectionSettings:
     reward_wait: float | None = TaskSettings.reward_wait
     """Seconds for which such a call that fails is repeated, with growing pauses. Default: 0 for functions, 600 for servers."""
     host: str = "127.0.0.1"
-    """Address of the page on which people rank. 0.0.0.0 lets others in your network rank too."""
+    """Address of the page on which people rank. 0.0.0.0 lets others in your network rank, by the token that is printed."""
     port: int = 7860
     """Port of the page on which people rank."""
 

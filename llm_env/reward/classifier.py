@@ -1,10 +1,10 @@
 """Reward models that are frozen sequence classifiers.
 
 A classifier that shares the actor's tokenizer reads exactly the actor's ids, end token included; one with another
-tokenizer reads the decoded text, encoded anew. Its score is the scalar head at the last real token, the same number
-that the model gives for that sequence alone, unpadded. If its configuration has ``score_mean`` and ``score_std`` (over
-reference responses), the reported score is (score - mean) / std. One with several named heads (`llm_env.reward.heads`) is
-put together into one score first.
+tokenizer reads the decoded text, encoded anew. Its score is the number that its own `forward` gives for that sequence alone,
+unpadded (`llm_env.reward.reading`). If its configuration has ``score_mean`` and ``score_std`` (over reference responses), the
+reported score is (score - mean) / std. One with several named heads (`llm_env.reward.heads`) is put together into one score
+first.
 """
 
 from __future__ import annotations
@@ -20,18 +20,23 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from llm_env.episode import Episode
 from llm_env.lm.loading import autocast, freeze, load_config, load_tokenizer, load_weights
+from llm_env.lm.memory import is_out_of_memory
 from llm_env.lm.names import LoadSettings
 from llm_env.lm.packed_attention import packed_states
 from llm_env.lm.packing import in_groups, pack_ends
 from llm_env.lm.registry import MODELS
 from llm_env.reward.heads import Gate, combined_head, head_names, head_weights, load_gate
-from llm_env.reward.scores import checked_scores
+from llm_env.reward.reading import linear_head, logits, way_of_reading
+from llm_env.reward.scores import RewardModelError, checked_scores
 from llm_env.text.encoding import chat_ids, has_special_tokens, text_ids
 from llm_env.text.texts import response_after
 
 logger = logging.getLogger(__name__)
 
 SCORE_TOKENS = 16_384  # tokens read at once, padding included
+
+LIMITLESS = 10**9
+"""Tokens that a text may have for a model that names no limit."""
 
 _TEXT_READERS: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
 """Models of which the log already says that they read text."""
@@ -82,10 +87,10 @@ class ClassifierReward:
         self.gate: Gate | None = None
         if self.heads is not None:
             # Several heads come from a decoder with a linear head; `_load_classifier` has checked that.
-            hidden_size = _linear_head(self.model).in_features  # type: ignore[union-attr]
+            hidden_size = linear_head(self.model).in_features  # type: ignore[union-attr]
             gate = load_gate(name, hidden_size, len(self.heads))
             self.gate = None if gate is None else gate.to(self.model.device)
-        self._head = scalar_head(self.model)
+        self._weights = torch.tensor(head_weights(self.model.config))  # (heads,)
         self.mean = float(getattr(self.model.config, "score_mean", 0.0))
         self.std = float(getattr(self.model.config, "score_std", 1.0))
         if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
@@ -113,11 +118,14 @@ class ClassifierReward:
         """What the model reads of an episode: the actor's ids if the tokenizers are the same, or the text encoded anew."""
         if self.shares_tokenizer:
             return episode.ids
+        # A text that is longer than the model can read loses its beginning: the response stands at its end.
+        positions = getattr(self.model.config, "max_position_embeddings", None) or LIMITLESS
+        limit = int(min(positions, self.tokenizer.model_max_length, LIMITLESS))
         if episode.prompt.messages is not None and self.tokenizer.chat_template is not None:
             messages = [{"role": role, "content": content} for role, content in episode.prompt.messages]
             # The conversation with the response as the assistant's last turn, in the classifier's own chat template.
             messages.append({"role": "assistant", "content": episode.response_text})
-            _, ids = chat_ids(messages, self.tokenizer)
+            ids = chat_ids(messages, self.tokenizer)[1][-limit:]
         else:
             prompt = episode.prompt.text
             text = prompt + response_after(prompt, episode.response_text)
@@ -127,10 +135,8 @@ class ClassifierReward:
                 has_special_tokens(t, self.tokenizer) for t in by_hand
             )
             ids = text_ids(text, self.tokenizer, frame=True, special_tokens=in_template)
-        # A text that is longer than the model can read loses its beginning; the score stands at its end.
-        limit = getattr(self.model.config, "max_position_embeddings", None)
-        if limit is not None and len(ids) > limit:
-            ids = ids[-limit:]
+            if len(ids) > limit:
+                ids = _cut(ids, text_ids(text, self.tokenizer, special_tokens=in_template), limit)
         # An empty text has no last token to be scored at; one token stands for it.
         return list(ids) or [self.tokenizer.eos_token_id or 0]
 
@@ -139,15 +145,24 @@ class ClassifierReward:
         """One score for each episode, (head's output - mean) / std; episodes of similar length are read together.
 
         Raises:
-            RewardModelError: a score is NaN or infinite.
+            RewardModelError: a score is NaN or infinite, or the model refuses a text.
         """
         sequences = [self.token_ids(e) for e in episodes]
         starts = [self._prompt_length(e, ids) for e, ids in zip(episodes, sequences, strict=True)]
         raw = [0.0] * len(sequences)
 
         def run(group: list[int]) -> None:
-            with autocast(self.model.device, self.mixed_precision):
-                values = self._forward([sequences[i] for i in group], [starts[i] for i in group]).tolist()
+            try:
+                with autocast(self.model.device, self.mixed_precision):
+                    values = self._forward([sequences[i] for i in group], [starts[i] for i in group]).tolist()
+            except (ValueError, IndexError, RuntimeError) as error:
+                if is_out_of_memory(error):
+                    raise
+                raise RewardModelError(
+                    f"{self.option}={self.name!r}: {type(self.model).__name__} cannot score one of these texts, of "
+                    f"{min(len(sequences[i]) for i in group)} to {len(sequences[group[0]])} tokens: "
+                    f"{(str(error).strip() or type(error).__name__).splitlines()[0]}"
+                ) from error
             for i, value in zip(group, values, strict=True):
                 raw[i] = (value - self.mean) / self.std
 
@@ -171,44 +186,39 @@ class ClassifierReward:
             sequences: Token ids of n episodes.
             starts: Number of prompt tokens of each.
         """
-        device = self.model.device
-        if self.gate is not None:  # heads weighted by the prompt
-            head = _linear_head(self.model)
-            assert head is not None
-            batch = pack_ends(sequences, device)
-            prompts = pack_ends([s[:start] for s, start in zip(sequences, starts, strict=True)], device)
-            ends = packed_states(self.model.base_model, batch)[batch.index]  # (n, H), at each sequence's last token
-            weights = self.gate(packed_states(self.model.base_model, prompts)[prompts.index])  # (n, heads)
-            return (self._exactly(head, ends) * weights).sum(-1)
-        if self._head is not None:  # a decoder with one head: nothing needs padding
-            batch = pack_ends(sequences, device)
-            return self._exactly(self._head, packed_states(self.model.base_model, batch)[batch.index])[:, 0]
-        # Any other classifier, such as an encoder: its own forward pass on a right-padded batch, with an attention mask.
-        lengths = torch.tensor([len(s) for s in sequences])
-        inside = torch.arange(int(lengths.max())) < lengths[:, None]
-        ids = torch.zeros(inside.shape, dtype=torch.long)
-        ids[inside] = torch.tensor([t for s in sequences for t in s])
-        return self.model(input_ids=ids.to(device), attention_mask=inside.long().to(device)).logits[:, 0].float()
-
-    def _exactly(self, head: nn.Module, states: Tensor) -> Tensor:
-        """The head's output outside of autocast: rounded to bf16, scores would be steps of a hundredth."""
-        with torch.autocast(states.device.type, enabled=False):
-            return head(states.to(self.model.dtype)).float()
+        values = logits(self.model, sequences)  # (n, labels)
+        if self.heads is None:
+            return values[:, 0]
+        if self.gate is None:
+            return values @ self._weights.to(values.device)
+        # Heads weighted by the prompt, of which the gate reads the last token's state.
+        prompts = pack_ends([s[:start] for s, start in zip(sequences, starts, strict=True)], self.model.device)
+        return (values * self.gate(packed_states(self.model.base_model, prompts)[prompts.index])).sum(-1)
 
 
-def _linear_head(model: PreTrainedModel) -> nn.Linear | None:
-    """The linear layer ``score`` that decoders have on their trunk, or None."""
-    head = getattr(model, "score", None)
-    return head if isinstance(head, nn.Linear) and model.base_model is not model else None
+def _cut(framed: list[int], text: list[int], limit: int) -> list[int]:
+    """A text's last tokens in the tokenizer's frame, of which encoders pool the first token or the last.
+
+    Args:
+        framed: The text with the tokenizer's special tokens around it.
+        text: The text without.
+        limit: Most tokens, above those of the frame.
+    """
+    before = next((i for i in range(len(framed) - len(text) + 1) if framed[i : i + len(text)] == text), 0)
+    after = before + len(text)
+    room = max(1, limit - (len(framed) - len(text)))
+    return [*framed[:before], *text[-room:], *framed[after:]][-limit:]
 
 
 def scalar_head(model: PreTrainedModel) -> nn.Module | None:
-    """The linear head with which a decoder scores its last token, or None for other classifiers.
+    """The linear head with which a decoder scores one token's state, or None for other classifiers.
 
     Several heads with fixed weights are combined into one. With a gate the weights depend on the prompt, so there is none.
     """
-    head = _linear_head(model)
-    if head is None or head_names(model.config) is None:
+    head = linear_head(model)
+    if head is None or way_of_reading(model) != "packed":  # some encoders call their head by the same name
+        return None
+    if head_names(model.config) is None:
         return head
     if getattr(model.config, "reward_gate", False):
         return None
@@ -233,7 +243,7 @@ def _load_classifier(name: str, settings: LoadSettings, option: str) -> tuple[Pr
             "classifier, wrap it in a function and give its name as 'package.module:function'."
         )
     model = load_weights(AutoModelForSequenceClassification, name, "reward model", option, settings)
-    if heads is not None and _linear_head(model) is None:
+    if heads is not None and linear_head(model) is None:
         raise ValueError(f"{option}={name!r}: reward_heads need a decoder with a linear head named 'score'.")
     tokenizer = load_tokenizer(name, option, settings.trust_remote_code, settings.special_tokens_in_text)
     return freeze(model), tokenizer

@@ -16,6 +16,7 @@ from agents.supervised.reward_model.losses import RankingLoss
 from llm_env.lm.packed_attention import packed_states
 from llm_env.lm.packing import pack_ends
 from llm_env.reward.heads import Gate
+from llm_env.reward.reading import pad_token, pooled_length, way_of_reading
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -61,8 +62,12 @@ class RankingTrainer(RewardTrainer):
     ) -> None:
         self.ranking_loss = ranking_loss
         self.head_weights = head_weights
+        model = kwargs["model"]
+        # Trained is what is scored later: a decoder's head on packed texts, or the model's own forward pass.
+        self.is_packed = way_of_reading(model) == "packed"
         with _single_label(kwargs["model"].config):
             super().__init__(*args, **{**kwargs, "data_collator": collate})
+        self.pad = pad_token(model)  # which `RewardTrainer` has set
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset  # encoded already
@@ -82,11 +87,12 @@ class RankingTrainer(RewardTrainer):
         """
         plain = self.accelerator.unwrap_model(model)
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        head = getattr(plain, "score", None)
-        if head is None:  # an encoder, which pools by itself
+        if not self.is_packed:  # an encoder, which pools by itself
+            if self.pad is not None:  # RoBERTa and its like count positions by the pad id
+                ids = ids.masked_fill(mask == 0, self.pad)
             return model(input_ids=ids, attention_mask=mask).logits[:, 0].float()
         ends, prompt_ends = (states.float() for states in self._states(model, plain, inputs))
-        values = head(ends)  # (n, heads)
+        values = plain.score(ends)  # (n, heads)
         if values.shape[1] == 1:
             return values[:, 0]
         rows = torch.arange(len(ids), device=values.device)
@@ -102,17 +108,22 @@ class RankingTrainer(RewardTrainer):
         return torch.where(heads < 0, overall, values[rows, heads.clamp(min=0)])
 
     def _states(self, model: Any, plain: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Hidden states at the last token of each response, and of each prompt, shape (n, H) each."""
+        """Hidden states at the token of each text that is scored, and at its prompt's last one, shape (n, H) each.
+
+        The scored token is the one that the model's own forward pools, which the reward model's users will read: with a pad
+        token that is the end token too, the one before the end.
+        """
         lengths, prompts = inputs["lengths"], inputs["prompt_lengths"]
+        sequences = [ids[:n].tolist() for ids, n in zip(inputs["input_ids"], lengths.tolist(), strict=True)]
+        pooled = torch.tensor([pooled_length(s, self.pad) for s in sequences], device=lengths.device)  # (n,)
         if self.accelerator.num_processes == 1 and not self.args.gradient_checkpointing:  # without padding
-            sequences = [ids[:n].tolist() for ids, n in zip(inputs["input_ids"], lengths.tolist(), strict=True)]
             batch = pack_ends(sequences, lengths.device)
             without_adapters: Any = plain.get_base_model() if isinstance(plain, PeftModel) else plain
             with self.accelerator.autocast():  # which wraps the forward of the whole model, and that is not called here
                 states = packed_states(without_adapters.base_model, batch)  # (tokens, H)
-            return states[batch.index], states[batch.index - (lengths - prompts)]
-        # Through the whole model, for the wrappers of distributed training. Its pooled logits look for the pad id and are not
-        # used: an end token that is also the pad would be passed over.
+            return states[batch.index - (lengths - pooled)], states[batch.index - (lengths - prompts)]
+        # Through the whole model, for the wrappers of distributed training. Its logits are not used: with several heads the
+        # prompts' states are needed too.
         out = model(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
@@ -120,7 +131,7 @@ class RankingTrainer(RewardTrainer):
             use_cache=False,
         )
         rows = torch.arange(len(lengths), device=lengths.device)
-        return out.hidden_states[-1][rows, lengths - 1], out.hidden_states[-1][rows, prompts - 1]
+        return out.hidden_states[-1][rows, pooled - 1], out.hidden_states[-1][rows, prompts - 1]
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -96,7 +96,7 @@ def test_ranks_on_the_page_are_those_of_the_responses_that_stand_there(page: Ran
     assert page.show("ann")[1].startswith("Which is more polite? 1 of 2 done.")
     page.all_bad("ann", 1)
     thanks = page.show("ann")
-    assert thanks[1] == "All 2 are done. Thank you, ann."
+    assert thanks[1] == "All 2 are done. Thank you."
     assert not any(update["visible"] for update in thanks[3:])
 
 

@@ -15,12 +15,18 @@ from agents.cli import train_reward_model as script
 from agents.preferences.judge import Judge, episode_of
 from agents.preferences.records import Response, read_rankings, write_jsonl
 from agents.preferences.sampling import Sampling, Source, collect_responses
+from agents.supervised.reward_model.model import load_base
+from agents.supervised.reward_model.train import _encode, _make_trainer
+from agents.supervised.reward_model.trainer import collate
+from agents.supervised.settings import RewardSettings
 from llm_env.default_task import DEFAULT_HELDOUT_PROMPTS, DEFAULT_MODEL, DEFAULT_PROMPTS
 from llm_env.lm.loading import load_tokenizer
 from llm_env.lm.names import LoadSettings
 from llm_env.reward.heads import Gate, load_gate
 from llm_env.reward.models import ClassifierReward
 from llm_env.text.prompts import read_prompts
+from tests.conftest import save_model
+from tests.llm_env.reward.families import classifier
 
 CPU = LoadSettings("float32", "cpu")
 
@@ -287,8 +293,6 @@ def test_a_reward_model_of_another_vocabulary_is_named(model_folder: Any, tmp_pa
 def test_encoders_can_be_reward_models(small: Path, tmp_path: Path) -> None:
     import transformers
 
-    from tests.conftest import save_model
-
     config = transformers.BertConfig(
         vocab_size=1024, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, num_labels=1
     )
@@ -296,3 +300,33 @@ def test_encoders_can_be_reward_models(small: Path, tmp_path: Path) -> None:
     folder = save_model(tmp_path / "bert", transformers.BertForSequenceClassification(config))
     assert train(small, tmp_path / "rm", "--model", folder, *QUICK) == 0
     assert report_of(tmp_path / "rm")["pairs"] > 0
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("pad", [0, 2])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "roberta", "bert"])
+def test_what_is_trained_is_what_is_scored(
+    tiny: Path, tmp_path: Path, family: str, pad: int, checkpointing: bool
+) -> None:
+    """The scores of a training batch are those that the saved model's own forward gives: with pad = eos too."""
+    tokenizer: Any = load_tokenizer(DEFAULT_MODEL)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+    folder = save_model(tmp_path / "start", classifier(family, pad), tokenizer)
+    settings = RewardSettings(
+        preferences=str(tiny / "train.jsonl"),
+        model=folder,
+        output_dir=tmp_path / "rm",
+        device="cpu",
+        gradient_checkpointing=checkpointing,
+    )
+    rows, _ = _encode(read_rankings(tiny / "train.jsonl"), tokenizer, settings)
+    assert all(ids[-1] == 2 for row in rows for ids in row["ids"])
+    rows[0]["ids"][0] = [*rows[0]["ids"][0][:-1], 9, 9, 9, 2]  # ragged
+    trainer = _make_trainer(settings, load_base(folder, settings, tokenizer), tokenizer, rows, rows)
+    model: Any = trainer.model
+    model.eval()
+    with torch.no_grad():
+        got = trainer.scores(model, collate(rows))
+        want = [model(input_ids=torch.tensor([ids])).logits[0, 0] for row in rows for ids in row["ids"]]
+    assert model.config.pad_token_id == pad
+    torch.testing.assert_close(got, torch.stack(want), rtol=0, atol=1e-4)

@@ -102,8 +102,7 @@ def attempt(stage: Callable[[], T], console: Console, go_on: str = RESUME) -> tu
 
     Returns:
         (report, 0); (None, 130) after Ctrl-C; (None, 1) after an error in the settings, the files or a reward model, or
-        numbers that are not finite any more. Other
-        errors are raised: they are mistakes of ours.
+        numbers that are not finite any more. Other errors are raised: they are mistakes of ours.
     """
     with warnings.catch_warnings():
         plain_warnings(console)

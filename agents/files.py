@@ -46,12 +46,17 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-        for file in partial.iterdir():
+        written = sorted(partial.rglob("*"))
+        for file in written:
             flush(file)
         if path.exists():
-            for file in partial.iterdir():
-                file.replace(path / file.name)
-            partial.rmdir()
+            for file in written:  # a folder comes before what is in it
+                target = path / file.relative_to(partial)
+                if file.is_dir():
+                    target.mkdir(exist_ok=True)
+                else:
+                    file.replace(target)
+            shutil.rmtree(partial)
         else:
             partial.rename(path)
     except BaseException:
@@ -71,7 +76,9 @@ def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
 
 
 def flush(path: Path) -> None:
-    """Writes a file or folder to the disk, so that it is not only in the system's cache."""
+    """Writes a file or folder to the disk, so that it is not only in the system's cache; Windows has no such call for these."""
+    if os.name == "nt":
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -132,15 +132,16 @@ def parse_yaml(text: str, where: str) -> Any:
 class _PlainLoader(yaml.SafeLoader):
     """PyYAML's safe loader, which makes plain values only; a name that stands twice in a mapping is refused."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """PyYAML's; of a repeated name it would keep the last value without a word."""
+        node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+        for key, _ in node.value:  # before << puts another mapping's names here
+            if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
                 seen.add(key.value)
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def read_settings(cls: type[T], path: Path) -> T:

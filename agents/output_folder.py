@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,20 @@ def locked(folder: Path, option: str = "output_dir") -> Iterator[None]:
         lock.release()
 
 
+def empty_folder(folder: Path) -> None:
+    """Removes a folder's files and folders, but for the lock file, by which processes would miss each other if it went.
+
+    Raises:
+        FileExistsError: another process is writing there.
+    """
+    with locked(folder):
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != LOCK_FILE:
+                path.unlink()
+
+
 def has_files(folder: Path) -> bool:
     """Whether a folder is there and has files; the lock file alone does not count."""
     return folder.is_dir() and any(path.name != LOCK_FILE for path in folder.iterdir())
@@ -57,10 +72,19 @@ def check_output_folder(folder: Path, option: str = "output_dir") -> None:
         PermissionError: this user may not write there.
     """
     existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
+    if "\0" in str(existing):  # `exists` says no, and what makes the folder fails later
+        raise NotADirectoryError(f"{option}={str(folder)!r:.80} can be no folder: a name has no NUL in it.")
+    try:
+        while not existing.exists() and not existing.is_symlink():
+            existing = existing.parent
+    except OSError as error:  # a name that is too long
+        raise NotADirectoryError(
+            f"{option}={str(folder)!r:.80} can be no folder ({error}). Choose another name."
+        ) from error
     if not existing.is_dir():
-        raise NotADirectoryError(f"{option}={str(folder)!r}: {existing} is a file. Name a folder.")
+        raise NotADirectoryError(
+            f"{option}={str(folder)!r}: {existing} is a file, or a link to nothing. Name a folder."
+        )
     if not os.access(existing, os.W_OK):
         raise PermissionError(f"{option}={str(folder)!r}: {existing} may not be written to. Choose another folder.")
 

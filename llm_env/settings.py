@@ -13,7 +13,7 @@ from typing import Any
 
 from llm_env.lm.names import LoadSettings, check_dtype, check_mixed_precision
 from llm_env.reward.kl import KLPenalty
-from llm_env.reward.limits import CallLimits
+from llm_env.reward.limits import LIMIT_RULES, CallLimits
 from llm_env.reward.scores import RewardSource, weighted
 from llm_env.reward.server import checked_url, is_url
 from llm_env.rules import FLAG, SHARE, TOKENS, Rule, check_settings, number, whole
@@ -34,8 +34,7 @@ TASK_RULES: dict[str, Rule] = {
     "top_k": whole(0, of="tokens"),
     "top_p": SHARE,
     "min_new_tokens": whole(0, of="tokens"),
-    "reward_timeout": number(above=0),
-    "reward_wait": number(least=0),
+    **LIMIT_RULES,
     "trust_remote_code": FLAG,
     "special_tokens_in_text": FLAG,
 }
@@ -142,9 +141,11 @@ class TaskSettings:
         """Refuses what names no model, reward model or prompts, and defaults that would not fit together."""
         for name in ("model", "reward_model", "prompts"):
             _check_not_blank(name, getattr(self, name))
+        if isinstance(self.model, os.PathLike):
+            object.__setattr__(self, "model", os.fspath(self.model))  # a name like any other from here on
         for name in ("model", "device"):
             value = getattr(self, name)
-            if not (value is None and name == "model") and not isinstance(value, str | os.PathLike):
+            if not (value is None and name == "model") and not isinstance(value, str):
                 raise ValueError(f"{name}={value!r} must be a text.")
         prompts, reward = self.prompts, self.reward_model
         if prompts is not None and not isinstance(prompts, str | os.PathLike | Sequence):

@@ -103,7 +103,7 @@ def make_algorithm(
     environment = {
         "n_envs": base.num_envs,
         "episodes": base.episodes,
-        "env_kwargs": dataclasses.asdict(base.task.settings),
+        "env_kwargs": {f.name: getattr(base.task.settings, f.name) for f in dataclasses.fields(base.task.settings)},
     }
     setattr(model, RECORD, record_of(name=name, settings=settings, rounds=rounds, **environment))
     return model

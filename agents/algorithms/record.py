@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 
 RECORD = "made_with"
@@ -20,25 +22,41 @@ def record_of(**arguments: Any) -> dict[str, Any]:
     """Makes the record of `make_algorithm`'s arguments.
 
     Returns:
-        Plain values, with schedules as lists of their numbers; under ``left_out`` the names of what JSON cannot say, such as a
-        reward function.
+        Plain values, with schedules as what they say of themselves; under ``left_out`` the names of what JSON cannot say, such
+        as ``env_kwargs.reward_model`` where that is a function.
     """
     left_out: list[str] = []
+    record = _plain(arguments, "", left_out)
+    return {**record, "left_out": left_out}
 
-    def plain(value: Any, name: str) -> Any:
+
+def _plain(values: Mapping[str, Any], inside: str, left_out: list[str]) -> dict[str, Any]:
+    """A mapping's values as JSON has them; the names of others, with those of the mappings around them, go to `left_out`."""
+    plain: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{inside}{key}"
         if isinstance(value, Mapping):
-            entries = {str(k): plain(v, str(k)) for k, v in value.items()}
-            return {k: v for k, v in entries.items() if k not in left_out}
-        if isinstance(value, ConstantSchedule | LinearSchedule | FloatSchedule):
-            return {_SCHEDULE: repr(value)}
-        try:
-            return json.loads(json.dumps(value, allow_nan=False))
-        except (TypeError, ValueError):
-            left_out.append(name)
-            return None
+            plain[str(key)] = _plain(value, f"{name}.", left_out)
+        elif (
+            isinstance(value, ConstantSchedule | LinearSchedule | FloatSchedule)
+            and schedule_from(repr(value)) is not None
+        ):
+            plain[str(key)] = {_SCHEDULE: repr(value)}
+        else:
+            try:
+                plain[str(key)] = json.loads(json.dumps(value, allow_nan=False, default=_path_or_number))
+            except (TypeError, ValueError):
+                left_out.append(name)
+    return plain
 
-    record = {k: plain(v, k) for k, v in arguments.items()}
-    return {**{k: v for k, v in record.items() if k not in left_out}, "left_out": left_out}
+
+def _path_or_number(value: Any) -> Any:
+    """What JSON writes for a path, and for numpy's numbers."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError
 
 
 def schedules_made(value: Any) -> Any:

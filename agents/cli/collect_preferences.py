@@ -11,6 +11,7 @@ again; a page goes on where it stopped. For Label Studio: --export-tasks, and la
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -97,6 +98,8 @@ def collect(args: Args) -> None:
     from agents.preferences.judge import Judge
     from llm_env.lm.loading import resolve_device
 
+    # As it is now: a judge may change the current folder.
+    args = dataclasses.replace(args, output_dir=args.output_dir.absolute())
     args.check_values()
     check_output_folder(args.output_dir)
     if args.import_export is not None and not args.import_export.is_file():

@@ -25,7 +25,7 @@ from agents.cli.arguments import parse_command_line
 from agents.console import PlainConsole, print_error
 from agents.figures import DPI, can_draw, new_figure
 from agents.files import write_json, write_text
-from agents.output_folder import check_output_folder
+from agents.output_folder import check_output_folder, locked
 from agents.pipeline.commands import RunCommand, check_command, option_words, run_child
 from llm_env.rules import SEED, Each, Rule, check_settings, whole
 
@@ -87,9 +87,19 @@ def run(args: Args, run_command: RunCommand = run_child) -> int:
     except (ValueError, OSError) as error:
         print_error(error)
         return 1
+    try:
+        with locked(args.output_dir):
+            return run_all(args, run_command)
+    except FileExistsError as error:
+        print_error(error)
+        return 1
+
+
+def run_all(args: Args, run_command: RunCommand) -> int:
+    """Does what `run` says, in a folder that no other process writes to."""
+    variants = args.vary or ("",)
     # Seed by seed, so that an interrupted sweep has compared all variants on some seeds.
     jobs = [(variant, seed) for seed in args.seeds for variant in variants]
-    args.output_dir.mkdir(parents=True, exist_ok=True)
 
     def run_job(job: tuple[str, int]) -> bool:
         return run_one(args, *job, run_command)

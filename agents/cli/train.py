@@ -64,6 +64,8 @@ def parse(argv: Sequence[str], read: Callable[..., Args] = parse_command_line) -
     paths, _ = first.parse_known_args(argv)
     if paths.resume is not None and not (paths.resume / "config.yaml").is_file():
         raise FileNotFoundError(f"resume={str(paths.resume)!r}: no run there (no config.yaml in it).")
+    if paths.resume is not None and not (paths.resume / "config.yaml").read_bytes().strip():
+        raise ValueError(f"{paths.resume / 'config.yaml'} is empty, which said what the run is. Put it back.")
     source = paths.resume / "config.yaml" if paths.resume is not None else paths.config
     default = Args(
         config=paths.config if paths.resume is None else None,
@@ -130,11 +132,8 @@ def train(settings: RunSettings, folder: Path, resume: bool) -> int:
         return fail(str(error), folder, None)
     except RewardModelError as error:
         return fail(str(error), folder, run)
-    except (
-        CheckpointError,
-        FileExistsError,
-    ) as error:  # nothing was trained, and a second try would end in the same way
-        return fail(str(error), None, None)
+    except (CheckpointError, FileExistsError) as error:
+        return fail(str(error), None, None)  # nothing was trained, and a second try would end in the same way
     except RuntimeError as error:
         if NOT_DETERMINISTIC not in str(error):
             raise

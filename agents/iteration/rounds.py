@@ -6,6 +6,7 @@ starts again from the same seeds, so that an interrupted run ends with the same 
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from rich.console import Console
@@ -36,6 +37,8 @@ def iterate(settings: IterationSettings, console: Console | None = None) -> list
         FileNotFoundError, ValueError: something cannot be loaded, a setting breaks its rule, or the folder holds rounds with
             other settings.
     """
+    # As it is now: a judge or gold function may change the current folder.
+    settings = dataclasses.replace(settings, output_dir=settings.output_dir.absolute())
     settings.check()
     check_training(settings)
     check_output_folder(settings.output_dir)

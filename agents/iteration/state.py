@@ -22,6 +22,7 @@ from typing import Any
 
 from rich.console import Console
 
+from agents.checksums import read_object
 from agents.files import write_json, write_text
 from agents.iteration.settings import IterationSettings
 from agents.output_folder import has_files
@@ -144,7 +145,12 @@ class RoundsState:
         values = json.loads(json.dumps(values))  # tuples as JSON gives them back, as lists
         path = self.folder / "settings.json"
         if path.is_file():
-            before = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                before = read_object(path)
+            except ValueError as error:
+                raise ValueError(
+                    f"{path} is damaged ({error}), which says what the rounds are. Put it back."
+                ) from error
             # A setting that is newer than the rounds had its default then.
             defaults = {f.name: f.default for f in dataclasses.fields(self.settings)}
             changed = [k for k, v in values.items() if before.get(k, defaults[k]) != v]

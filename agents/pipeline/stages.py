@@ -11,7 +11,6 @@ import difflib
 import hashlib
 import json
 import re
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any
 
 from agents.files import write_json
 from agents.flat_settings import read_yaml
-from agents.output_folder import LOCK_FILE, has_files
+from agents.output_folder import LOCK_FILE, empty_folder, has_files
 from agents.pipeline.commands import RunCommand, option_words, run_child
 
 SCRIPTS = {
@@ -221,7 +220,7 @@ class Pipeline:
                 seconds_before = note.seconds
                 argv = resumed(stage, folder, argv)
             else:
-                shutil.rmtree(folder)
+                empty_folder(folder)
         # Without outputs the record says that the stage is under way, also if this process is killed now.
         self.keep(stage, Note(inputs, None, seconds_before))
         if stage.script == "evaluate_actor":  # it writes a file, and makes no folder for it

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.files import write_text
+from llm_env.rules import number
 from llm_env.text.prompts import RawPrompt, checked_prompt
 from llm_env.text.records import read_records
 
@@ -257,23 +257,16 @@ def _margin(where: str, record: dict[str, Any]) -> float | None:
     margin = record.get("margin")
     if margin is None:
         return None
-    if not _is_number(margin) or margin < 0:
+    if not number(least=0).allows(margin):
         raise ValueError(f"{where}: margin={margin!r:.80} must be a finite number, at least 0.")
     return float(margin)
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # a whole number that no float can hold
-        return False
 
 
 def _scores(where: str, record: dict[str, Any], ids: set[str]) -> dict[str, float] | None:
     scores = record.get("scores")
     if scores is None:
         return None
-    numbers = isinstance(scores, dict) and all(map(_is_number, scores.values()))
+    numbers = isinstance(scores, dict) and all(map(number().allows, scores.values()))
     if not numbers or not set(scores) <= ids:
         raise ValueError(f"{where}: 'scores' must give finite numbers to response ids; got {scores!r:.80}.")
     return {str(k): float(v) for k, v in scores.items()}

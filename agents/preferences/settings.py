@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llm_env.reward.limits import CallLimits
+from llm_env.reward.limits import LIMIT_RULES, CallLimits
 from llm_env.rules import TOKENS, Rule, check_settings, number, whole
-from llm_env.settings import TASK_RULES, TaskSettings
+from llm_env.settings import TaskSettings
 
 COLLECTION_RULES: dict[str, Rule] = {
     "n_responses": whole(2),  # one response cannot be ranked
     "max_prompt_length": TOKENS,
     "max_new_tokens": TOKENS,
     "noise": number(least=0),
-    "reward_timeout": TASK_RULES["reward_timeout"],
-    "reward_wait": TASK_RULES["reward_wait"],
+    **LIMIT_RULES,
     "port": whole(0, 65_535),
 }
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
@@ -150,6 +151,14 @@ def load_checkpoint(model: BaseAlgorithm, checkpoint: Path) -> dict[str, Any]:
         raise CheckpointError(f"{checkpoint} has format {state['format']}; this version reads 1 to {FORMAT}.")
     if len(state["episode_starts"]) != model.n_envs:
         raise CheckpointError(f"{checkpoint} has {len(state['episode_starts'])} slots, the environment {model.n_envs}.")
+    try:
+        return _load_files(model, checkpoint, state)
+    except SafetensorError as error:  # of an earlier version, which wrote no checksums
+        raise CheckpointError(f"{checkpoint} is damaged: {error}. Take another checkpoint.") from error
+
+
+def _load_files(model: BaseAlgorithm, checkpoint: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """Puts an algorithm where a checkpoint, whose ``state.json`` is read, left off; returns the caller's values."""
     # Weights and optimizer first, then what the algorithm counts and keeps, then the environment, and last the random states,
     # which what comes before may have used.
     try:

@@ -44,8 +44,11 @@ class CsvRows(KVWriter):
         data = self.path.read_bytes() if self.path.is_file() else b""
         rows: list[list[str]] = []
         try:
-            for line in data.split(LINE_END.encode())[:-1]:  # behind the last end there is nothing, or half a row
-                row = next(csv.reader([line.decode("utf-8")], strict=True), [])
+            lines = data.split(b"\n")[:-1]  # behind the last end there is nothing, or half a row
+            if data and not lines:  # the header is written whole, with the first row
+                raise ValueError("no line with an end")
+            for line in lines:
+                row = next(csv.reader([line.removesuffix(b"\r").decode("utf-8")], strict=True), [])
                 if rows:
                     float(dict(zip(rows[0], row, strict=True))[STEP])
                 elif STEP not in row:

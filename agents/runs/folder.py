@@ -111,12 +111,12 @@ class RunFolder:
         check_manifest(self.path, settings)
         count = max(0, self.progress.read_bytes().count(b"\n") - 1) if self.progress.is_file() else 0
         # The first checkpoint comes after the row of its iteration, so with more rows there was one.
-        if not list_checkpoints(self.checkpoints) and (
-            count > settings.folder.checkpoint_every or (self.path / "actor").exists()
-        ):
+        # A damaged one that was set aside counts: what it was saved at has been reached.
+        had_one = count > settings.folder.checkpoint_every or any(self.checkpoints.glob("damaged_step_*"))
+        if not list_checkpoints(self.checkpoints) and (had_one or (self.path / "actor").exists()):
             raise ValueError(
-                f"{self.checkpoints} has no checkpoint, though the run has {count} iterations behind it. Put the checkpoints "
-                f"back, or start another run: --config {self.path / 'config.yaml'} and a new --output-dir."
+                f"{self.checkpoints} has no whole checkpoint, though the run has {count} iterations behind it. Put the "
+                f"checkpoints back, or start another run: --config {self.path / 'config.yaml'} and a new --output-dir."
             )
 
     def note_command(self) -> None:
@@ -151,7 +151,8 @@ class RunFolder:
             if (reason := damage(checkpoint)) is None:
                 return checkpoint
             aside = set_aside(checkpoint)
-            say(f"note: {checkpoint} is damaged: {reason}. It is {aside.name} now; the checkpoint before it is taken.")
+            before = "; the checkpoint before it is next" if checkpoint != checkpoints[0] else ""
+            say(f"note: {checkpoint} is damaged: {reason}. It is {aside.name} now{before}.")
         if checkpoints:
             raise CheckpointError(
                 f"{self.checkpoints} has no whole checkpoint. Start another run: --config {self.path / 'config.yaml'} and a "

@@ -30,9 +30,8 @@ class _Refusal:
         spec = PathFinder.find_spec(name, path, target)
         if spec is None:
             return None
-        places = [] if spec.origin is None else [spec.origin]
-        places += spec.submodule_search_locations or []
-        if any(Path(place).resolve().is_relative_to(self.folder) for place in places):
+        # A folder without code in it has no origin; modules below it are found, and refused, by themselves.
+        if spec.origin is not None and Path(spec.origin).resolve().is_relative_to(self.folder):
             raise ImportError(
                 f"{name} lies in the run's folder {self.folder}, from which a resumed run imports nothing"
             )

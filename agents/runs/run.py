@@ -149,7 +149,7 @@ class TrainingRun:
         self.rows = CsvRows(self.folder.progress)
         # What can fail comes first: nothing is written before all of it is loaded.
         self.gold = load_gold(settings.gold_name, settings.task.reward_limits)
-        self.prompts = run_prompts(settings, folder, resume)
+        self.prompts = run_prompts(settings, self.folder.path, resume)
         self.model = self._make_model()
         keep_rate_of_a_single_rollout(self.model, settings.training.total_timesteps)
         self.task = text_env(self.model.env).task
@@ -192,9 +192,8 @@ class TrainingRun:
             callbacks.append(self.mask_refresh)
         if training.kl_target is not None:
             callbacks.append(AdaptiveKL(self.callback, training.kl_target, training.kl_gain))
-        for (
-            callback
-        ) in callbacks:  # as `learn` will; here, so that what does not fit is refused before anything is written
+        # As `learn` will; here, so that what does not fit is refused before anything is written.
+        for callback in callbacks:
             callback.init_callback(self.model)
         return callbacks
 

@@ -22,6 +22,9 @@ from agents.algorithms.factory import make_algorithm
 from agents.algorithms.record import RECORD, schedule_from, schedules_made
 from agents.algorithms.table import algorithm, settings_of
 from agents.runs.checkpoint import COUNTERS, MORE_COUNTERS
+from llm_env.reward.models import reads_texts
+from llm_env.reward.server import is_url
+from llm_env.rules import number
 
 MADE_AGAIN = frozenset(
     (
@@ -51,7 +54,7 @@ def load_algorithm(
     `agents.load_checkpoint` is for.
 
     Args:
-        path: The zip file.
+        path: The zip file; ``.zip`` may be left out, as in `save`.
         env: As in `make_algorithm`. None: made from the settings in the file.
         algo: The algorithm's name, as in `make_algorithm`; only needed for one that `make_algorithm` did not make.
         trust_remote_code: Whether model code from a hub may run, if the file asks for it.
@@ -64,6 +67,8 @@ def load_algorithm(
             a Python function as the reward, which would have to be imported.
     """
     path = Path(path)
+    if not path.suffix and not path.exists():  # SB3's `save` adds it too
+        path = path.with_suffix(".zip")
     data = _read_data(path)
     record = _read_record(path, data)
     name = algo or (None if record is None else record["name"])
@@ -73,7 +78,11 @@ def load_algorithm(
         )
     _refuse_pickles(path, data, settings)
     # The settings of make_algorithm's call, or of what was made by hand; then the environment.
-    saved = _plain_settings(path, name, data, settings) if record is None else _record_settings(path, record, settings)
+    saved = (
+        _plain_settings(path, name, data, settings)
+        if record is None
+        else _record_settings(path, name, record, settings)
+    )
     chosen = {**saved, **settings}
     _check_remote_code(path, chosen, trust_remote_code)
     if env is not None:
@@ -85,7 +94,7 @@ def load_algorithm(
     model = make_algorithm(name, **arguments, **chosen)
     _load_weights(model, path)
     for counter in (*COUNTERS, *MORE_COUNTERS):
-        if isinstance(data.get(counter), int | float) and hasattr(model, counter):
+        if number(least=0).allows(data.get(counter)) and hasattr(model, counter):
             setattr(model, counter, data[counter])
     return model
 
@@ -135,22 +144,28 @@ def _refuse_pickles(path: Path, data: Mapping[str, Any], given: Mapping[str, Any
         )
 
 
-def _record_settings(path: Path, record: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that `make_algorithm` was called with."""
-    settings = {**schedules_made(record["settings"]), "rounds": record["rounds"]}
-    left_out = [key for key in record["left_out"] if key in settings_of(record["name"]) and key not in given]
-    if left_out:
+def _record_settings(path: Path, name: str, record: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that `make_algorithm` was called with: those of the algorithm, and nothing else that the file may have."""
+    settings = {k: v for k, v in schedules_made(record["settings"]).items() if k != "tensorboard_log"}
+    if unknown := sorted(settings.keys() - _names(name)):
+        raise ValueError(f"{path}: its {RECORD} has {', '.join(unknown)}, which are no settings of {name}.")
+    left_out = [n.removeprefix("settings.") for n in record["left_out"] if str(n).startswith("settings.")]
+    if missing := [n for n in left_out if n.partition(".")[0] not in given]:
         raise ValueError(
-            f"{path}: {', '.join(left_out)} could not be saved as plain values. Say what they are as keyword arguments."
+            f"{path}: {', '.join(missing)} could not be saved as plain values. Say what they are as keyword arguments."
         )
-    return settings
+    return {**settings, "rounds": record["rounds"]}
+
+
+def _names(name: str) -> set[str]:
+    """The settings of an algorithm that a file may have."""
+    return {*settings_of(name), "kl_in", "policy_kwargs", "rollout_buffer_kwargs", "replay_buffer_kwargs"}
 
 
 def _plain_settings(path: Path, name: str, data: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of an algorithm that was made by hand: its own attributes, where they are plain values or schedules."""
     row, settings = algorithm(name), {}
-    kinds = {*settings_of(name), "policy_kwargs", "rollout_buffer_kwargs", "replay_buffer_kwargs"}
-    for key in kinds & data.keys() - {"seed", "device"}:
+    for key in _names(name) & data.keys() - {"seed", "device", "tensorboard_log"}:
         value = data[key]
         if isinstance(value, dict) and _PICKLED in value:
             # SB3 writes beside each pickle what its parts say of themselves.
@@ -169,23 +184,19 @@ def _plain_settings(path: Path, name: str, data: Mapping[str, Any], given: Mappi
 def _environment_arguments(path: Path, record: Mapping[str, Any], trust_remote_code: bool) -> dict[str, Any]:
     """The arguments of `make_algorithm` that say which environment it is."""
     kwargs = dict(record["env_kwargs"])
-    if "reward_model" not in kwargs:
-        raise ValueError(f"{path}: the reward was a Python function, which is not saved. Give the environment: env=…")
-    rewards = kwargs["reward_model"] if isinstance(kwargs["reward_model"], list) else [kwargs["reward_model"]]
-    functions = [str(r) for r in rewards if r is not None and _is_function_name(r)]
-    if functions:
+    if left_out := [str(n).removeprefix("env_kwargs.") for n in record["left_out"] if str(n).startswith("env_kwargs.")]:
+        raise ValueError(
+            f"{path}: {', '.join(left_out)} could not be saved as plain values. Give the environment: env=…"
+        )
+    rewards = kwargs["reward_model"] if isinstance(kwargs.get("reward_model"), list) else [kwargs.get("reward_model")]
+    names = [str(r[0] if isinstance(r, list) and r else r) for r in rewards if r is not None]
+    if functions := [n for n in names if reads_texts(n) and not is_url(n)]:
         raise ValueError(
             f"{path} names a Python function as its reward ({', '.join(functions)}), which would be imported and called. If "
             "you trust it, give the environment yourself: env=…"
         )
     _check_remote_code(path, kwargs, trust_remote_code)
     return {"env_kwargs": kwargs, "n_envs": record["n_envs"], "episodes": record["episodes"]}
-
-
-def _is_function_name(name: Any) -> bool:
-    """Whether an entry of `reward_model` names a function: ``module:function``, alone or with a weight."""
-    first = name[0] if isinstance(name, list) and name else name
-    return ":" in str(first) and not Path(str(first)).exists()
 
 
 def _check_remote_code(path: Path, settings: Mapping[str, Any], trusted: bool) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from agents.console import named_values
-from agents.output_folder import LOCK_FILE, check_output_folder
+from agents.output_folder import LOCK_FILE, check_output_folder, locked
 from agents.preferences.selection import check_pairs
 from agents.supervised.preference.methods import METHODS, method
 from llm_env.lm.names import check_choice, check_mixed_precision
@@ -157,14 +159,27 @@ class TrainerSettings(UpdateSettings):
         self.check_updates()
         check_settings(self, TRAINER_RULES)
 
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keeps other processes from writing to the folder during a `with` block.
+
+        Raises:
+            FileExistsError: another process writes there, or has done so since `check`.
+        """
+        with locked(self.output_dir):
+            self._check_folder()
+            if not self.resume:
+                for folder in self._leftovers():
+                    shutil.rmtree(folder, ignore_errors=True)
+            yield
+
+    def _leftovers(self) -> tuple[Path, ...]:
+        """What a stage that failed before its first checkpoint leaves: TensorBoard's files and cached log-probs, no results."""
+        return (self.output_dir / "checkpoints" / "runs", self.output_dir / REFERENCE_CACHE)
+
     def _check_folder(self) -> None:
-        # A stage that failed before its first checkpoint leaves TensorBoard's files and cached log-probs: no results.
-        leftovers = (self.output_dir / "checkpoints" / "runs", self.output_dir / REFERENCE_CACHE)
         files = [path for path in self.output_dir.rglob("*") if not path.is_dir() and path.name != LOCK_FILE]
-        used = any(not any(path.is_relative_to(folder) for folder in leftovers) for path in files)
-        if files and not used and not self.resume:
-            for folder in leftovers:
-                shutil.rmtree(folder, ignore_errors=True)
+        used = any(not any(path.is_relative_to(folder) for folder in self._leftovers()) for path in files)
         if used and not self.resume:
             raise FileExistsError(
                 f"output_dir={str(self.output_dir)!r} is not empty. Choose another folder, or go on in it: --resume"

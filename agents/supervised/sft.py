@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from agents.figures import DPI, can_draw, new_figure
 from agents.files import write_json
-from agents.output_folder import locked
 from agents.policies.actor import adapter_config
 from agents.supervised.settings import SFTSettings, TrainerSettings
 from agents.supervised.trainer import quiet_trainer, run_trainer, save_model, trainer_arguments, training_log
@@ -51,7 +50,7 @@ def fine_tune(settings: SFTSettings, console: Console | None = None) -> dict[str
     encoded = _encode(train, tokenizer, settings.max_length, "texts")
     encoded_held_out = _encode(held_out, tokenizer, settings.max_length, "held-out texts")
 
-    with locked(settings.output_dir):
+    with settings.writing():
         model = load_model(name, settings, settings.from_scratch)
         before = text_perplexity(model, tokenizer, encoded_held_out)
         trainer = _make_trainer(settings, model, tokenizer, encoded, encoded_held_out)

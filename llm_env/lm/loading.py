@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 from llm_env.lm.names import LoadSettings, check_dtype
 from llm_env.lm.runtime import use_onednn
 from llm_env.lm.weights import damaged_file, pickle_only, refuse_other_weights
-from llm_env.text.encoding import take_special_tokens
+from llm_env.text.encoding import take_special_tokens, takes_special_tokens
 
 _DTYPES = {
     "float32": torch.float32,
@@ -185,17 +185,20 @@ def load_tokenizer(
             tokenizer = AutoTokenizer.from_pretrained(str(Path(name).expanduser()), trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises many kinds here
         raise ValueError(_not_loaded(option, name, "tokenizer", error)) from error
-    _refuse_larger_tokenizer(tokenizer, load_config(name, "model", option, trust_remote_code), name, option)
     if special_tokens_in_text:
         take_special_tokens(tokenizer)
+    _refuse_larger_tokenizer(tokenizer, load_config(name, "model", option, trust_remote_code), name, option)
     return tokenizer
 
 
 def _refuse_larger_tokenizer(tokenizer: PreTrainedTokenizerBase, config: Any, name: str, option: str) -> None:
     """Refuses a tokenizer that gives ids for which the model beside it has no embedding."""
     rows = getattr(config.get_text_config(), "vocab_size", None)
-    # Some tokenizer classes add an unknown token to vocabularies of bytes, which have a token for everything.
-    unused = {tokenizer.unk_token_id} - {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    # Special tokens that no text becomes need no embedding: padding, an image's, the unknown one of a vocabulary of bytes.
+    unused = {tokenizer.unk_token_id}
+    if not takes_special_tokens(tokenizer):
+        unused |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    unused -= {tokenizer.bos_token_id, tokenizer.eos_token_id}
     highest = max((i for i in tokenizer.get_vocab().values() if i not in unused), default=0)
     if rows is not None and highest >= rows:
         raise ValueError(

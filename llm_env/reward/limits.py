@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import random
 import signal
 import threading
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from llm_env.reward.scores import RewardModelError
+from llm_env.rules import Rule, number
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -22,6 +22,8 @@ SERVER_WAIT = 600.0
 """Seconds for which a server that does not answer is asked again: time to start one that loads a large model."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
 """Seconds between two attempts: the first pause, and what doubling it ends at."""
+LIMIT_RULES: dict[str, Rule] = {"reward_timeout": number(above=0), "reward_wait": number(least=0)}
+"""The rules of the settings that the limits come from, in seconds."""
 AGAIN = 1.0
 """Seconds after which code that went on in spite of the interruption is interrupted again."""
 
@@ -44,15 +46,10 @@ class CallLimits:
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
-        if self.timeout is not None and not (is_number(self.timeout) and self.timeout > 0):
-            raise ValueError(f"reward_timeout={self.timeout!r} must be a finite number above 0, in seconds.")
-        if self.wait is not None and not (is_number(self.wait) and self.wait >= 0):
-            raise ValueError(f"reward_wait={self.wait!r} must be a finite number, at least 0, in seconds.")
-
-
-def is_number(value: object) -> bool:
-    """Whether a value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        for name, rule in LIMIT_RULES.items():
+            value = getattr(self, name.removeprefix("reward_"))
+            if value is not None:
+                rule.check(name, value)
 
 
 class UnavailableError(Exception):

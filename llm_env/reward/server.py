@@ -179,7 +179,10 @@ def checked_url(url: str, option: str) -> SplitResult:
     try:
         parts = urlsplit(url)
         is_whole = parts.hostname is not None and parts.port != 0 and not parts.fragment
-    except ValueError as error:  # the port is no number, a bracket is missing
+        (parts.hostname or "").encode("idna")  # as the connection will
+    except (
+        ValueError
+    ) as error:  # the port is no number, a bracket is missing, a part of the host's name is empty or too long
         raise ValueError(f"{option}={url!r} {rule}: {error}.") from error
     if parts.username is not None or parts.password is not None:
         # Not repeated: the address would be printed, and written to the run's config.yaml.
@@ -228,7 +231,7 @@ def retry_after(value: str | None) -> float:
     """Seconds that a ``Retry-After`` header asks for, given as a number or as a date; 0 where it says nothing."""
     if value is None:
         return 0.0
-    if value.strip().isdigit():
+    if value.strip().isascii() and value.strip().isdigit():
         return float(value)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())

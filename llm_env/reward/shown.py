@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from llm_env.text.printable import printable
+
 
 def quoted(text: str, most: int = 80) -> str:
     """A prompt or a response in quotes; of a long one its beginning and its end."""
@@ -12,6 +14,4 @@ def quoted(text: str, most: int = 80) -> str:
 def one_line(text: str, most: int = 300) -> str:
     """A message on one line, cut to a length, with control characters written out."""
     line = " ".join(text.split())
-    line = line if len(line) <= most else f"{line[:most]} …"
-    # Not only ASCII's control characters: those that turn the direction of writing are not printable either.
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    return printable(line if len(line) <= most else f"{line[:most]} …")

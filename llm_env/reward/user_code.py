@@ -16,6 +16,8 @@ from llm_env.reward.shown import one_line
 
 _STANDARD = tuple({os.path.realpath(sysconfig.get_path(name)) + os.sep for name in ("stdlib", "platstdlib")})
 """Where Python's own library lies."""
+_OURS = tuple(str(Path(__file__).parents[2] / name) for name in ("llm_env", "agents"))
+"""Our own packages, where they are not installed."""
 _INSTALLED = {"site-packages", "dist-packages"}
 """Names of folders that packages are installed to."""
 
@@ -82,7 +84,7 @@ def place_of_error(error: BaseException) -> str:
     trace = error.__traceback__
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
-        is_ours = os.path.dirname(file) == os.path.dirname(__file__)
+        is_ours = os.path.dirname(file).startswith(_OURS)
         if not (is_ours or file.startswith("<frozen") or _is_standard(file)):
             frames.append((file, trace.tb_lineno))
         trace = trace.tb_next

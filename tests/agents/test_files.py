@@ -53,6 +53,15 @@ def test_a_folder_is_replaced_file_by_file_when_all_are_written(tmp_path: Path) 
     assert [p.name for p in tmp_path.iterdir()] == ["best"]
 
 
+def test_folders_in_a_folder_are_replaced_too(tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        with replacing_folder(tmp_path / "actor") as partial:
+            (partial / "templates").mkdir()
+            (partial / "templates" / "tools.jinja").write_text(text)
+        assert (tmp_path / "actor" / "templates" / "tools.jinja").read_text() == text
+    assert [p.name for p in tmp_path.iterdir()] == ["actor"]
+
+
 def test_a_file_under_way_is_known_by_the_name_that_it_will_have(tmp_path: Path) -> None:
     with replacing(tmp_path / "run.json") as partial:
         partial.write_text("{}")

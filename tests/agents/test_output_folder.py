@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agents.checksums import damaged_file, set_aside, write_checksums
-from agents.output_folder import LOCK_FILE, check_output_folder, has_files, locked
+from agents.output_folder import LOCK_FILE, check_output_folder, empty_folder, has_files, locked
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
@@ -24,6 +24,26 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     (tmp_path / "out" / "x").touch()
     assert has_files(tmp_path / "out")
     assert not has_files(tmp_path / "nothing")
+
+
+def test_an_emptied_folder_keeps_its_lock(tmp_path: Path) -> None:
+    (tmp_path / "out" / "deep").mkdir(parents=True)
+    (tmp_path / "out" / "deep" / "x").touch()
+    with locked(tmp_path / "out"):
+        before = (tmp_path / "out" / LOCK_FILE).stat().st_ino
+        with pytest.raises(FileExistsError, match="another process"):
+            empty_folder(tmp_path / "out")
+    assert has_files(tmp_path / "out")
+    empty_folder(tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [LOCK_FILE]
+    assert (tmp_path / "out" / LOCK_FILE).stat().st_ino == before
+
+
+def test_names_that_no_folder_can_have(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for path in (tmp_path / ("n" * 300), tmp_path / "a\0b", tmp_path / "link"):
+        with pytest.raises(NotADirectoryError, match="output_dir="):
+            check_output_folder(path)
 
 
 def test_a_process_that_is_killed_leaves_no_lock(tmp_path: Path) -> None:

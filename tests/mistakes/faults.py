@@ -75,8 +75,8 @@ FAULTS = [
     Mutation(
         "half a row of the log is kept",
         _CSV,
-        "data.split(LINE_END.encode())[:-1]:",
-        "data.split(LINE_END.encode()):",
+        'data.split(b"\\n")[:-1]',
+        'data.split(b"\\n")',
         _CSV_TESTS,
     ),
     Mutation(

@@ -9,7 +9,6 @@ from rich.console import Console
 
 from agents.figures import can_draw
 from agents.files import write_json
-from agents.output_folder import locked
 from agents.preferences.records import Ranking, prompt_key
 from agents.preferences.selection import pairs_of
 from agents.supervised.preference.build import check_trl_kwargs, make_trainer
@@ -51,7 +50,7 @@ def train_on_preferences(settings: PreferenceSettings, console: Console | None =
         if not side_pairs:
             raise ValueError(f"No {side} pair is left to learn from; left out: {left_out}.")
 
-    with locked(settings.output_dir):
+    with settings.writing():
         trainer = make_trainer(settings, tokenizer, pairs, held_out_pairs)
         trained = run_trainer(trainer, settings, console or Console(quiet=True))
         log = training_log(trainer)

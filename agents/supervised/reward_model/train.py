@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -14,7 +15,6 @@ from transformers import EarlyStoppingCallback, PreTrainedModel
 
 from agents.evaluation.gold import load_gold
 from agents.files import write_json
-from agents.output_folder import locked
 from agents.policies.actor import adapter_config
 from agents.preferences.judge import episode_of
 from agents.preferences.records import Ranking, prompt_key, read_rankings
@@ -51,6 +51,8 @@ def train_reward_model(settings: RewardSettings, console: Console | None = None)
         FileNotFoundError, FileExistsError, ValueError: something cannot be read, or a setting breaks its rule; of a bad
             record, file and line are named.
     """
+    # As it is now: the gold function may change the current folder.
+    settings = dataclasses.replace(settings, output_dir=settings.output_dir.absolute())
     settings.check()
     gold = load_gold(settings.gold or None)
     train, held_out = read_split(settings.preferences, settings.eval_preferences, settings.heldout_share, settings.seed)
@@ -66,7 +68,7 @@ def train_reward_model(settings: RewardSettings, console: Console | None = None)
         raise ValueError(
             f"margins='given': no record of preferences={settings.preferences!r} has a margin. Take margins='rank' or 'none'."
         )
-    with locked(settings.output_dir):
+    with settings.writing():
         model = load_base(name, settings, tokenizer)
         trainer = _make_trainer(settings, model, tokenizer, rows, held_out_rows)
         trained = run_trainer(trainer, settings, console or Console(quiet=True))

@@ -26,7 +26,8 @@ def test_a_stage_that_failed_before_its_first_checkpoint_leaves_its_folder_free(
     log.parent.mkdir(parents=True)
     log.write_text("x")
     settings.check()
-    assert not log.exists()
+    with settings.writing():
+        assert not log.exists()
     state = tmp_path / "checkpoints" / "checkpoint-1" / "trainer_state.json"
     state.parent.mkdir(parents=True)
     state.write_text("{}")

@@ -112,6 +112,9 @@ BROKEN: dict[str, tuple[bytes, int]] = {
     "no number": (f"a,{STEP}\r\n1,two\r\n".encode(), 2),
     "an open quote": (f'a,{STEP}\r\n"1,2\r\n'.encode(), 2),
     "a row without cells": (f"a,{STEP}\r\n\r\n".encode(), 2),
+    "other line ends": (b"hello\nworld\n", 1),
+    "half a header": (b"rollout/kl,time/tot", 1),
+    "bytes without a line": (b"\x00\x01\x02", 1),
 }
 
 
@@ -127,10 +130,17 @@ def test_a_file_that_is_no_log_is_named_with_its_line(case: str, tmp_path: Path)
     assert path.read_bytes() == BROKEN[case][0]
 
 
-@pytest.mark.parametrize("beginning", [b"", b"rollout/kl,time/tot", b"\x00\x01\x02"])
-def test_a_header_that_was_cut_begins_anew(beginning: bytes, tmp_path: Path) -> None:
+def test_an_empty_file_begins_anew(tmp_path: Path) -> None:
     path = tmp_path / "progress.csv"
-    path.write_bytes(beginning)
+    path.touch()
     rows = CsvRows(path)
     rows.write({STEP: 10}, {})
     assert path.read_bytes() == f"{STEP}\r\n10\r\n".encode()
+
+
+def test_a_log_that_an_editor_saved_with_other_line_ends_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "progress.csv"
+    path.write_bytes(f"a,{STEP}\n1,10\n2,20\n3,3".encode())
+    rows = CsvRows(path)
+    rows.drop_after(20)
+    assert path.read_bytes() == f"a,{STEP}\r\n1,10\r\n2,20\r\n".encode()

@@ -71,12 +71,13 @@ CHANGES: list[tuple[str, Callable[[Path], None], str]] = [
     ("beta", edited(kl_coef=0.3), "kl_coef=0.3 (it began with 0.05)"),
     ("length", edited(max_new_tokens=4), "max_new_tokens=4 (it began with 6)"),
     ("seed", edited(seed=1), "seed=1 (it began with 0)"),
-    ("empty config", lambda f: (f / "config.yaml").write_text("") and None, "prompts=None (it began with"),
+    ("empty config", lambda f: (f / "config.yaml").write_text("") and None, "config.yaml is empty"),
+    ("other config", lambda f: (f / "config.yaml").write_text("seed: 0\n") and None, "prompts=None (it began with"),
     ("no prompts", lambda f: (f / "train_prompts.jsonl").unlink(), "train_prompts.jsonl is missing"),
     ("no held-out", lambda f: (f / "heldout_prompts.jsonl").unlink(), "heldout_prompts.jsonl is missing"),
     ("prompts", lambda f: (f / "train_prompts.jsonl").write_text("x\n") and None, "train_prompts.jsonl was changed"),
     ("manifest", lambda f: (f / "run.json").write_text("{") and None, "run.json is damaged"),
-    ("no checkpoints", emptied("checkpoints"), "has no checkpoint, though the run has 4 iterations behind it"),
+    ("no checkpoints", emptied("checkpoints"), "has no whole checkpoint, though the run has 4 iterations behind it"),
 ]
 
 
@@ -128,9 +129,15 @@ def test_without_a_whole_checkpoint_nothing_is_begun_again(folder: Path, capfd: 
         (checkpoint / "state.json").write_text("{}")
     progress = (folder / "progress.csv").read_bytes()
     assert train.main(["--resume", str(folder)]) == 1
+    captured = capfd.readouterr()
+    assert "has no whole checkpoint" in captured.err
+    assert captured.out.count("the checkpoint before it is next") == 1  # there is none before the older one
+    shutil.rmtree(folder / "actor")
+    assert (
+        train.main(["--resume", str(folder), "--total-timesteps", str(ROLLOUT * 5)]) == 1
+    )  # and no second time either
     assert "has no whole checkpoint" in capfd.readouterr().err
     assert (folder / "progress.csv").read_bytes() == progress
-    assert (folder / "actor").exists()
 
 
 def test_two_processes_do_not_write_to_one_folder(
@@ -198,5 +205,5 @@ def test_a_folder_that_cannot_be_is_refused_before_anything_is_loaded(
 ) -> None:
     (tmp_path / "file").write_text("mine")
     assert start(tmp_path / path, prompts) == 1
-    assert f"{tmp_path / 'file'} is a file. Name a folder." in capfd.readouterr().err
+    assert f"{tmp_path / 'file'} is a file, or a link to nothing. Name a folder." in capfd.readouterr().err
     assert (tmp_path / "file").read_text() == "mine"

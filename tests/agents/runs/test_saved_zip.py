@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import pickle
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import cloudpickle
 import pytest
 import torch
 from stable_baselines3 import PPO
-from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
 from agents import LLMActorCriticPolicy, LLMTextVecEnv, TokenRolloutBuffer, load_algorithm, make_algorithm
 from agents.algorithms.table import ALGORITHMS
@@ -167,13 +168,25 @@ BAD: list[tuple[str, Callable[[dict[str, Any]], None], str]] = [
         lambda d: d["made_with"]["env_kwargs"].update(trust_remote_code=True),
         "model code",
     ),
-    ("remote code in the policy", lambda d: d["made_with"]["settings"].update(trust_remote_code=True), "model code"),
+    (
+        "remote code in the policy",
+        lambda d: d["made_with"]["settings"].update(policy_kwargs={"trust_remote_code": True}),
+        "model code",
+    ),
     ("a function", lambda d: d["made_with"]["env_kwargs"].update(reward_model="subprocess:call"), "subprocess:call"),
     ("functions", lambda d: d["made_with"]["env_kwargs"].update(reward_model=[["os:system", 1.0]]), "os:system"),
-    ("no reward", lambda d: d["made_with"]["env_kwargs"].pop("reward_model"), "was a Python function"),
+    (
+        "no reward",
+        lambda d: d["made_with"].update(left_out=["env_kwargs.reward_model"]),
+        "reward_model could not be saved",
+    ),
     ("another algorithm", lambda d: d["made_with"].update(name="nosuch"), "nosuch"),
     ("no record", lambda d: d.update(made_with=3), "made_with is not what make_algorithm notes"),
-    ("left out", lambda d: d["made_with"].update(left_out=["learning_rate"]), "learning_rate could not be saved"),
+    (
+        "left out",
+        lambda d: d["made_with"].update(left_out=["settings.learning_rate"]),
+        "learning_rate could not be saved",
+    ),
     ("other weights", lambda d: d["made_with"]["settings"].update(critic="head"), "its weights do not fit"),
 ]
 
@@ -185,6 +198,47 @@ def test_what_a_zip_asks_for_is_not_done_unasked(
     _, path = saved(tmp_path)
     with pytest.raises(ValueError, match=message):
         load_algorithm(rewritten(path, change))
+
+
+def test_with_an_environment_of_ones_own_the_file_names_no_other(tmp_path: Path) -> None:
+    _, path = saved(tmp_path)
+    for extra in ({"env_kwargs": {"reward_model": "evil:f"}}, {"n_envs": 3}, {"trust_remote_code": True}):
+        bad = rewritten(path, lambda d, extra=extra: d["made_with"]["settings"].update(extra))  # type: ignore[misc]
+        with pytest.raises(ValueError, match=r"are no settings of ppo|model code from a hub"):
+            load_algorithm(bad, "LLMText-v0")
+
+
+def test_counters_and_paths_from_a_file_are_not_believed(tmp_path: Path) -> None:
+    _, path = saved(tmp_path)
+    odd = {"num_timesteps": float("nan"), "_n_updates": True, "_episode_num": -3}
+    model: Any = load_algorithm(rewritten(path, lambda d: d.update(odd)))
+    assert (model.num_timesteps, model._n_updates, model._episode_num) == (0, 0, 0)
+    bad = rewritten(path, lambda d: d["made_with"]["settings"].update(tensorboard_log="/elsewhere"))
+    assert load_algorithm(bad).tensorboard_log is None  # type: ignore[attr-defined]
+
+
+class Client:
+    """A reward that can be neither copied nor pickled."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def __call__(self, prompts: list[str], responses: list[str]) -> list[float]:
+        return [float(len(r)) for r in responses]
+
+
+def test_what_json_cannot_say_is_asked_for(tmp_path: Path) -> None:
+    client, wave = Client(), FloatSchedule(lambda progress: 1e-3 * progress)
+    env = {**SMALL, "reward_model": client, "temperature": 1.0}
+    model = make_algorithm("ppo", n_envs=8, env_kwargs=env, critic="head", learning_rate=wave)
+    assert model.env.task.settings.reward_model is client  # type: ignore[union-attr]
+    model.save(tmp_path / "model")
+    with pytest.raises(ValueError, match="learning_rate could not be saved"):
+        load_algorithm(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"reward_model could not be saved.*env="):
+        load_algorithm(tmp_path / "model", learning_rate=1e-3)
+    again = load_algorithm(tmp_path / "model", model.env, learning_rate=1e-3)
+    assert all(torch.equal(v, model.policy.state_dict()[k]) for k, v in again.policy.state_dict().items())
 
 
 def test_what_is_no_zip_of_an_algorithm(tmp_path: Path) -> None:

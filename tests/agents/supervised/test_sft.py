@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from agents.cli import train_sft, write_reviews
+from agents.output_folder import locked
+from agents.supervised.settings import SFTSettings
 from agents.supervised.sft import text_perplexity
 from llm_env.default_task import DEFAULT_MODEL, DEFAULT_REWARD_MODEL
 from llm_env.lm.loading import load_tokenizer
@@ -103,6 +105,29 @@ def test_a_run_that_stopped_goes_on(text: Path, tmp_path: Path, model_folder: An
     assert tune(text, tmp_path / "parts", *settings, "--resume") == 0
     one, other = (load_file(tmp_path / n / "actor" / "model.safetensors") for n in ("whole", "parts"))
     assert all(torch.equal(one[n], other[n]) for n in one)
+
+
+def test_a_second_stage_takes_nothing_from_the_first(tmp_path: Path) -> None:
+    settings = SFTSettings(texts="x.jsonl", output_dir=tmp_path)
+    cache = tmp_path / "reference_log_probs" / "0.json"
+    cache.parent.mkdir()
+    cache.touch()
+
+    def second() -> None:
+        settings.check()
+        with settings.writing():
+            raise AssertionError
+
+    with locked(tmp_path):
+        with pytest.raises(FileExistsError, match="another process is writing there"):
+            second()
+        assert cache.exists()
+    with settings.writing():
+        assert not cache.exists()  # a stage that failed before its first checkpoint left it
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / "x").touch()
+    with pytest.raises(FileExistsError, match="is not empty"), settings.writing():
+        pass
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,7 @@ OTHERS = [
     ("iterate --output-dir out --prompts nosuch.jsonl", "prompts='nosuch.jsonl'", "no such file"),
     ("iterate --output-dir out --eval-prompts nosuch.txt", "eval_prompts='nosuch.txt'", "no such file"),
     ("iterate --output-dir out --first-preferences nosuch.jsonl", "first_preferences='nosuch.jsonl'", "no such file"),
-    ("iterate --output-dir full", "output_dir='full'", "not empty"),
+    ("iterate --output-dir full", "full' is not empty", "not empty"),
     ("iterate --output-dir pairs.jsonl", "output_dir", "is a file"),
     ("pipeline --config nosuch.yaml --output-dir out", "config='nosuch.yaml'", "no such file"),
     ("pipeline --config stages.yaml --output-dir out", "stage 'sft'", "epochs=-1.0"),

@@ -90,8 +90,9 @@ class Case:
     def script(self, vocab_size: int) -> tuple[list[list[int]], list[list[int]]]:
         """Prompts and responses: random ids; a response shorter than the longest ends with the end token."""
         rng = np.random.default_rng(0)
-        prompts = rng.integers(1, vocab_size, (self.batch, self.prompt)).tolist()
-        responses = rng.integers(1, vocab_size, (self.batch, self.response)).tolist()
+        # Without the last id, which is the padding: a reward model passes over it at a text's end.
+        prompts = rng.integers(1, vocab_size - 1, (self.batch, self.prompt)).tolist()
+        responses = rng.integers(1, vocab_size - 1, (self.batch, self.response)).tolist()
         cut = [
             [*r[: n - 1], EOS] if n < self.response else r
             for r, n in zip(responses, self.response_lengths(), strict=True)
@@ -155,7 +156,7 @@ def build_models(name: str, folder: Path) -> dict[str, str]:
             parameter.add_(torch.randn_like(parameter) * 0.02 * parameter.abs().mean())
     actor.save_pretrained(folders["reference"])
     reward = AutoModelForSequenceClassification.from_pretrained(
-        folders["actor"], num_labels=1, dtype=torch.float32, pad_token_id=EOS
+        folders["actor"], num_labels=1, dtype=torch.float32, pad_token_id=vocab_size - 1
     )
     reward.save_pretrained(folders["reward"])
     for path in folders.values():

@@ -287,6 +287,8 @@ def test_people_rank_on_the_page_and_the_round_goes_on(tmp_path: Path, monkeypat
     from agents.preferences import page
 
     class Quiet:
+        server_port = 7860
+
         def launch(self, **kwargs: Any) -> None:
             """No server: the answers come from a thread."""
 

@@ -122,9 +122,11 @@ def run_trainer(trainer: Any, settings: TrainerSettings, console: Console) -> Pr
 def training_log(trainer: Any) -> list[dict[str, float]]:
     """The losses and evaluations of a training, by step.
 
-    Without `Trainer`'s last entry, which sums up this process's part: it would differ where training was interrupted.
+    Without what would differ where training was interrupted: `Trainer`'s last entry, which sums up this process's part, and
+    TRL's count of tokens, which begins anew.
     """
-    return [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
+    entries = [entry for entry in trainer.state.log_history if "train_runtime" not in entry]
+    return [{name: value for name, value in entry.items() if "num_tokens" not in name} for entry in entries]
 
 
 def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path) -> None:

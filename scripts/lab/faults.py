@@ -29,6 +29,7 @@ import numpy as np
 import torch
 import tyro
 
+from agents.checksums import CHECKSUMS
 from agents.console import PlainConsole
 from agents.files import write_json, write_text
 from campaign.commands import Command, commands, import_all, make_inputs
@@ -100,6 +101,10 @@ def plan(command: Command, points: Sequence[str], whole: Path, kills: int, rng: 
     if (whole / "checkpoints").is_dir():
         files = sorted(p.name for p in newest_checkpoint(whole).iterdir())
         chosen = [(file, DAMAGE[int(rng.integers(4))]) for file in files]
+        if (
+            command.resume == "flag"
+        ):  # Killed before the checksums, `Trainer` leaves a whole checkpoint; before its state, none
+            chosen = [d for d in chosen if d[1] != "missing" or d[0] not in (CHECKSUMS, "trainer_state.json")]
         trials += [Trial(command, f"damage-{i:02d}", damage=d) for i, d in enumerate(chosen)]
     if command.script == "pipeline":
         trials += [

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.algorithms.table import ALGORITHMS
-from agents.output_folder import has_files
+from agents.output_folder import LOCK_FILE
 
 RUN = [
     "--n-envs",
@@ -68,7 +68,12 @@ class Command:
         start = ["--output-dir", str(folder), *self.options]
         if self.resume == "run" and (folder / "config.yaml").is_file():
             return ["--resume", str(folder)]
-        return [*start, "--resume"] if self.resume == "flag" and has_files(folder) else start
+        return [*start, "--resume"] if self.resume == "flag" and self._has_begun(folder) else start
+
+    @staticmethod
+    def _has_begun(folder: Path) -> bool:
+        """Whether there is a file to go on with; empty folders are none."""
+        return any(path.is_file() and path.name != LOCK_FILE for path in folder.rglob("*"))
 
     def run(self, folder: Path) -> int:
         """Runs the command in this process; returns its exit status."""

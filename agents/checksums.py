@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,24 @@ def set_aside(folder: Path) -> Path:
     aside = folder.with_name(f"damaged_{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
     return folder.rename(aside)
+
+
+def newest_whole(
+    folders: Sequence[Path], damage: Callable[[Path], str | None], say: Callable[[str], None]
+) -> Path | None:
+    """The last of some folders that is whole; damaged ones behind it are set aside, so that they are not counted again.
+
+    Args:
+        folders: Checkpoints, oldest first.
+        damage: Says what is wrong with one; None where each file is as it was written.
+        say: Is told of each damaged one.
+    """
+    for folder in reversed(folders):
+        if (reason := damage(folder)) is None:
+            return folder
+        before = "; the one before it is next" if folder != folders[0] else ""
+        say(f"note: {folder} is damaged: {reason}. It is {set_aside(folder).name} now{before}.")
+    return None
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def locked(folder: Path, option: str = "output_dir") -> Iterator[None]:
     The system gives the lock back when this process ends, however it ends.
 
     Args:
-        folder: The folder.
+        folder: Where the command writes; made with the folders above it.
         option: The option that named it, for the error message.
 
     Raises:
@@ -94,7 +94,7 @@ def check_output_file(option: str, path: Path) -> None:
 
     Args:
         option: The option that named it, for the error message.
-        path: The file, which need not exist.
+        path: Where the results will be written; neither it nor its folder need exist.
 
     Raises:
         IsADirectoryError: it is a folder.

@@ -64,10 +64,10 @@ def read_command_line(
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ValueError(one_line(said.getvalue())) from None
+        raise ValueError(words_of_box(said.getvalue())) from None
 
 
-def one_line(box: str) -> str:
+def words_of_box(box: str) -> str:
     """The words of tyro's error, which stand in a box of several lines, with the options' help below.
 
     Args:

@@ -77,7 +77,7 @@ def text_settings(settings: IterationSettings, data: Path, own: dict[str, Any]) 
 
     Args:
         settings: The settings of the rounds.
-        data: The texts.
+        data: File of the texts to learn, JSONL with prompt and response.
         own: What is this round's own, as `trainer_settings` gives it.
     """
     length = settings.max_prompt_length + settings.max_new_tokens + 1  # and an end token
@@ -227,7 +227,7 @@ def algorithm_settings(settings: IterationSettings, model: str, reward_model: st
     Args:
         settings: The settings of the rounds.
         model: The actor that the round starts from.
-        reward_model: What scores.
+        reward_model: Name of the reward model that scores the responses, as `--reward-model` takes it.
         folder: The round's folder, with its prompts.
 
     Raises:

@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -28,6 +27,7 @@ from agents.checksums import CHECKSUMS, damaged_file, read_object, write_checksu
 from agents.files import flush
 from agents.rollouts.replay import TokenReplayBuffer
 from agents.rollouts.vec_env import text_env
+from llm_env.lm.weights import read_tensors
 
 FORMAT = 2
 """Format 1, of earlier versions, is the same without ``checksums.json``."""
@@ -125,7 +125,7 @@ def damage(checkpoint: Path) -> str | None:
     return None if sums.keys() >= _ALWAYS_THERE else f"{CHECKSUMS} is missing, or lacks a file"
 
 
-def load_checkpoint(model: BaseAlgorithm, checkpoint: Path) -> dict[str, Any]:
+def load_checkpoint(model: BaseAlgorithm, checkpoint: Path, check: bool = True) -> dict[str, Any]:
     """Puts an algorithm where `save_checkpoint` left off.
 
     Go on with ``model.learn(total - model.num_timesteps, reset_num_timesteps=False)``.
@@ -133,6 +133,7 @@ def load_checkpoint(model: BaseAlgorithm, checkpoint: Path) -> dict[str, Any]:
     Args:
         model: An algorithm made with the same settings as the saved one.
         checkpoint: The checkpoint's folder.
+        check: Whether its files are compared with their checksums first; off where the caller has just done so.
 
     Returns:
         The plain values that were saved as `extra`.
@@ -144,33 +145,25 @@ def load_checkpoint(model: BaseAlgorithm, checkpoint: Path) -> dict[str, Any]:
     """
     if not (checkpoint / "state.json").is_file():
         raise FileNotFoundError(f"{checkpoint} holds no checkpoint.")
-    if (reason := damage(checkpoint)) is not None:
+    if check and (reason := damage(checkpoint)) is not None:
         raise CheckpointError(f"{checkpoint} is damaged: {reason}. Take another checkpoint.")
     state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     if state["format"] not in range(1, FORMAT + 1):
         raise CheckpointError(f"{checkpoint} has format {state['format']}; this version reads 1 to {FORMAT}.")
     if len(state["episode_starts"]) != model.n_envs:
         raise CheckpointError(f"{checkpoint} has {len(state['episode_starts'])} slots, the environment {model.n_envs}.")
-    try:
-        return _load_files(model, checkpoint, state)
-    except SafetensorError as error:  # of an earlier version, which wrote no checksums
-        raise CheckpointError(f"{checkpoint} is damaged: {error}. Take another checkpoint.") from error
-
-
-def _load_files(model: BaseAlgorithm, checkpoint: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """Puts an algorithm where a checkpoint, whose ``state.json`` is read, left off; returns the caller's values."""
     # Weights and optimizer first, then what the algorithm counts and keeps, then the environment, and last the random states,
     # which what comes before may have used.
     try:
-        model.policy.load_state_dict(load_file(checkpoint / "policy.safetensors", device="cpu"))
+        model.policy.load_state_dict(_read(checkpoint / "policy.safetensors"))
     except RuntimeError as error:  # as torch says it, on many lines
         raise CheckpointError(f"{checkpoint} does not fit: {' '.join(str(error).split())}") from error
-    _load_optimizer(model.policy.optimizer, load_file(checkpoint / "optimizer.safetensors"), state["optimizer"])
+    _load_optimizer(model.policy.optimizer, _read(checkpoint / "optimizer.safetensors"), state["optimizer"])
     for name, value in state["counters"].items():
         setattr(model, name, value)
     extra = dict(state["extra"])
     if (checkpoint / "algorithm.safetensors").is_file():
-        tensors = load_file(checkpoint / "algorithm.safetensors")
+        tensors = _read(checkpoint / "algorithm.safetensors")
         if "rollouts" in tensors:  # earlier versions kept the age of the masks' actor here
             extra["mask_rollouts"] = int(tensors.pop("rollouts"))
         _load_algorithm_tensors(model, tensors)
@@ -180,8 +173,16 @@ def _load_files(model: BaseAlgorithm, checkpoint: Path, state: dict[str, Any]) -
     model.ep_success_buffer = deque(maxlen=model._stats_window_size)
     model._last_obs = text_env(model.env).load_state_dict(state["env"])  # type: ignore[assignment]
     model._last_episode_starts = np.array(state["episode_starts"], dtype=bool)
-    _load_random_state(model, state["random"], load_file(checkpoint / "random.safetensors"))
+    _load_random_state(model, state["random"], _read(checkpoint / "random.safetensors"))
     return extra
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file of a checkpoint; an earlier version wrote no checksums, by which damage would be known."""
+    try:
+        return read_tensors(path)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _algorithm_tensors(model: BaseAlgorithm) -> dict[str, torch.Tensor]:

@@ -28,7 +28,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from agents.checksums import read_object, set_aside
+from agents.checksums import newest_whole, read_object
 from agents.figures import can_draw
 from agents.files import original_name, replacing, replacing_folder, write_json
 from agents.flat_settings import write_settings
@@ -147,18 +147,13 @@ class RunFolder:
             CheckpointError: each checkpoint is damaged.
         """
         checkpoints = list_checkpoints(self.checkpoints)
-        for checkpoint in reversed(checkpoints):
-            if (reason := damage(checkpoint)) is None:
-                return checkpoint
-            aside = set_aside(checkpoint)
-            before = "; the checkpoint before it is next" if checkpoint != checkpoints[0] else ""
-            say(f"note: {checkpoint} is damaged: {reason}. It is {aside.name} now{before}.")
-        if checkpoints:
-            raise CheckpointError(
-                f"{self.checkpoints} has no whole checkpoint. Start another run: --config {self.path / 'config.yaml'} and a "
-                "new --output-dir."
-            )
-        return None
+        whole = newest_whole(checkpoints, damage, say)
+        if whole is not None or not checkpoints:
+            return whole
+        raise CheckpointError(
+            f"{self.checkpoints} has no whole checkpoint. Start another run: --config {self.path / 'config.yaml'} and a new "
+            "--output-dir."
+        )
 
     def drop_after(self, timestep: int, rows: CsvRows) -> None:
         """Forgets log rows and samples that were written after the checkpoint that the run goes back to.

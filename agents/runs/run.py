@@ -201,12 +201,12 @@ class TrainingRun:
         """Begins the folder, or goes back to the newest checkpoint in it; then opens the log."""
         if not self.folder.resume:
             self.folder.begin(self.settings, self.prompts)
-        # Rows and samples behind the checkpoint are written again, by the same steps.
-        if self.folder.resume:
+        else:
             for name, (then, now) in self.folder.changed_versions().items():
                 self.say(
                     f"note: {name} was {then} when the run began and is {now} now: the result may differ in its digits."
                 )
+            # Rows and samples behind the checkpoint are written again, by the same steps.
             self.folder.drop_after(self._load_newest_checkpoint(), self.rows)
         self.folder.note_command()
         formats: list[KVWriter] = [self.rows]
@@ -223,7 +223,7 @@ class TrainingRun:
         checkpoint = self.folder.newest_checkpoint(self.say)
         if checkpoint is None:
             return -1
-        extra = load_checkpoint(self.model, checkpoint)
+        extra = load_checkpoint(self.model, checkpoint, check=False)
         self.callback.iteration, self.callback.tokens = extra["iteration"], extra["tokens"]
         self.best = extra.get("best")
         self.callback.constant_scores.load(extra.get("constant_scores", {}))  # checkpoints of before have none

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
-from agents.checksums import damaged_file, read_object, set_aside, write_checksums
+from agents.checksums import damaged_file, newest_whole, read_object, write_checksums
 from agents.console import say
 from agents.files import replacing_folder
 from agents.supervised.faults import StopAtFaults
@@ -73,20 +73,16 @@ def newest_checkpoint(settings: TrainerSettings, console: Console) -> str | None
         return None
     # `Trainer` writes trainer_state.json last: a folder without it was cut off.
     written = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
-    for checkpoint in sorted(written, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True):
-        if (reason := _damage(checkpoint)) is None:
-            return str(checkpoint)
-        aside = set_aside(checkpoint)
-        say(console, f"note: {checkpoint} is damaged: {reason}. It is {aside.name} now; training goes on from before.")
-    return None
+    written.sort(key=lambda p: int(p.name.rpartition("-")[2]))
+    whole = newest_whole(written, _damage, lambda text: say(console, text))
+    return None if whole is None else str(whole)
 
 
 def _damage(checkpoint: Path) -> str | None:
     """Says what is wrong with a checkpoint's files; None where each is as it was written."""
     try:
-        read_object(
-            checkpoint / "trainer_state.json"
-        )  # it has no checksum yet where the process was killed right after it
+        # It has no checksum yet where the process was killed right after it.
+        read_object(checkpoint / "trainer_state.json")
     except ValueError as error:
         return str(error)
     return damaged_file(checkpoint)

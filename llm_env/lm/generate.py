@@ -51,10 +51,11 @@ def continue_prompts(
             ids[row, : len(prompt.ids)] = torch.tensor(prompt.ids)
         responses: list[list[int]] = [[] for _ in group]
         decoder = CachedDecoder(lm, longest)
+        steps: list[tuple[torch.Tensor, torch.Tensor]] = []  # each step's log-probs, and which rows count
         while lengths.any():
             logits = lm.logits(decoder.hidden(ids, lengths[:, None])).float() / temperature
             drawn, log_probs = sample_tokens(logits, False, generator)  # (rows,)
-            check_log_probs(log_probs.cpu().numpy()[lengths.numpy() > 0])
+            steps.append((log_probs, lengths > 0))
             tokens = drawn.cpu()
             # Append each unfinished row's token; an end token or the cap finishes the row.
             for row in torch.nonzero(lengths)[:, 0].tolist():
@@ -64,5 +65,8 @@ def continue_prompts(
                 lengths[row] += 1
                 if token in eos_ids or len(responses[row]) == max_new_tokens:
                     lengths[row] = 0
+        # At the end, so that a GPU hands over the tokens at each step and nothing else.
+        log_probs, busy = (torch.stack(side).cpu() for side in zip(*steps, strict=True))
+        check_log_probs(log_probs[busy].numpy())
         finished += responses
     return finished

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from llm_env.lm.names import LoadSettings, check_dtype
 from llm_env.lm.runtime import use_onednn
-from llm_env.lm.weights import damaged_file, pickle_only, refuse_other_weights
+from llm_env.lm.weights import damaged_weights, pickle_only, refuse_other_weights
 from llm_env.text.encoding import take_special_tokens, takes_special_tokens
 
 _DTYPES = {
@@ -128,7 +128,7 @@ def _not_loaded(option: str, name: str, kind: str, error: Exception) -> str:
             f"{start}: it needs Python code of its own, which is not run while trust_remote_code is off. Read the .py files "
             "in that place; where you trust them, turn trust_remote_code on."
         )
-    if kind != "tokenizer" and (damaged := damaged_file(name)) is not None:
+    if kind != "tokenizer" and (damaged := damaged_weights(name)) is not None:
         return (
             f"{start}: {damaged.name} is cut off or damaged ({lines[0] if lines else 'empty'}). Copy or write it again."
         )

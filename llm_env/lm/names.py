@@ -50,7 +50,7 @@ def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
     Args:
         name: The setting's name, for the error.
         value: What it was set to.
-        known: The names.
+        known: The names that the setting can have, as the error lists them.
 
     Raises:
         ValueError: it is none of them; the nearest one is suggested.

@@ -31,7 +31,7 @@ def read_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
     """The tensors of a safetensors file by name.
 
     Args:
-        path: The file.
+        path: A ``.safetensors`` file.
         device: Where the tensors are put.
 
     Raises:
@@ -44,7 +44,7 @@ def read_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
         raise ValueError(f"{str(path)!r} is cut off or damaged ({error}). Copy or write it again.") from error
 
 
-def damaged_file(name: str) -> Path | None:
+def damaged_weights(name: str) -> Path | None:
     """The first safetensors file in a model folder that is cut off or damaged; None where none is, or for a hub id."""
     folder = Path(name).expanduser()
     for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():

@@ -82,7 +82,7 @@ def call_within(seconds: float, call: Callable[[], T]) -> T:
 
     Args:
         seconds: How long it may take, above 0.
-        call: The function.
+        call: What is to be done, a function without arguments; it runs in this thread.
 
     Raises:
         OutOfTimeError: it took longer; the traceback ends where it was. Compiled code that neither returns nor looks for

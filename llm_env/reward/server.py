@@ -47,7 +47,7 @@ class ServerReward(TextReward):
             `SERVER_TIMEOUT` and `SERVER_WAIT` seconds.
 
     Attributes:
-        name: The address.
+        name: The address, as it was given.
 
     Raises:
         ValueError: that is no address, or `KEYS_VARIABLE` is malformed.
@@ -167,7 +167,7 @@ def checked_url(url: str, option: str) -> SplitResult:
     """The parts of an address.
 
     Args:
-        url: The address.
+        url: Scheme, host, port and path, in ASCII.
         option: The option that it came from, for error messages.
 
     Raises:
@@ -179,10 +179,8 @@ def checked_url(url: str, option: str) -> SplitResult:
     try:
         parts = urlsplit(url)
         is_whole = parts.hostname is not None and parts.port != 0 and not parts.fragment
-        (parts.hostname or "").encode("idna")  # as the connection will
-    except (
-        ValueError
-    ) as error:  # the port is no number, a bracket is missing, a part of the host's name is empty or too long
+        (parts.hostname or "").encode("idna")  # as the connection will; no part of a name is empty or too long
+    except ValueError as error:  # or the port is no number, or a bracket is missing
         raise ValueError(f"{option}={url!r} {rule}: {error}.") from error
     if parts.username is not None or parts.password is not None:
         # Not repeated: the address would be printed, and written to the run's config.yaml.

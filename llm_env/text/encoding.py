@@ -35,11 +35,13 @@ class SpecialTokens(NamedTuple):
         ids: Their ids.
         unknown: The one that stands for what the vocabulary lacks, which any text may have; None where there is none.
         pattern: Matches any of their texts; None where there are none.
+        frame: Those that the tokenizer puts around any text of its own accord, sorted.
     """
 
     ids: frozenset[int]
     unknown: int | None
     pattern: re.Pattern[str] | None
+    frame: list[int]
 
 
 _TAKES = "special_tokens_in_text"
@@ -72,7 +74,8 @@ def special_tokens_of(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
     texts = {i: text for i, text in texts.items() if text.strip() and not BYTE_TOKEN.fullmatch(text)}
     longest_first = sorted(texts.values(), key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
-    found = SpecialTokens(frozenset(texts), tokenizer.unk_token_id, pattern)
+    frame = sorted(i for i in _ids("", tokenizer, frame=True) if i in texts)
+    found = SpecialTokens(frozenset(texts), tokenizer.unk_token_id, pattern, frame)
     _KNOWN[tokenizer] = (size, found)
     return found
 
@@ -100,9 +103,16 @@ def text_ids(
     Raises:
         ValueError: the tokenizer cannot read the text without making a special token of it.
     """
-    if special_tokens or takes_special_tokens(tokenizer) or not has_special_tokens(text, tokenizer):
+    if special_tokens or takes_special_tokens(tokenizer):
         return _ids(text, tokenizer, frame)
     special = special_tokens_of(tokenizer)
+    # Nearly every text: no special token is spelled out in it, and there is none but those of the frame.
+    if special.pattern is None or special.pattern.search(text) is None:
+        ids = _ids(text, tokenizer, frame)
+        if sorted(i for i in ids if i in special.ids) == (special.frame if frame else []):
+            return ids
+    if not has_special_tokens(text, tokenizer):
+        return _ids(text, tokenizer, frame)
     forbidden = special.ids - {special.unknown}
     if forbidden.isdisjoint(_ids(text, tokenizer, split_special_tokens=True)):
         return _ids(text, tokenizer, frame, split_special_tokens=True)

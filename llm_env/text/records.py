@@ -68,7 +68,7 @@ def file_text(path: Path, label: str) -> str:
     """The text of a UTF-8 file, with or without a byte order mark.
 
     Args:
-        path: The file.
+        path: A text file: .txt, .jsonl, .csv or JSON.
         label: The option and the file's name, for error messages.
 
     Raises:

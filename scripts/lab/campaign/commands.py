@@ -43,6 +43,32 @@ PRACTICES: dict[str, list[str]] = {
 }
 
 
+IMPORTED = (
+    "agents.cli.collect_preferences",
+    "agents.cli.evaluate_actor",
+    "agents.cli.iterate",
+    "agents.cli.pipeline",
+    "agents.cli.train",
+    "agents.cli.train_preference",
+    "agents.cli.train_reward_model",
+    "agents.cli.train_sft",
+    "agents.evaluation.compare",
+    "agents.iteration.rounds",
+    "agents.pipeline.report",
+    "agents.preferences.folder",
+    "agents.runs.run",
+    "agents.supervised.preference.train",
+    "agents.supervised.reward_model.train",
+    "agents.supervised.sft",
+    "matplotlib.pyplot",
+    "torch.utils.tensorboard",
+    "transformers.models.llama.modeling_llama",
+    "trl.trainer.dpo_trainer",
+    "trl.trainer.sft_trainer",
+)
+"""Modules that the commands import when they are needed."""
+
+
 @dataclass(frozen=True)
 class Command:
     """A command line, and how it goes on after a fault.
@@ -133,30 +159,7 @@ def commands(inputs: Path) -> list[Command]:
 
 def import_all() -> None:
     """Imports what the commands import when they start, so that the processes of the trials, which are forked, need not."""
-    for module in (
-        *("agents.cli." + name for name in ("train", "train_sft", "train_reward_model", "train_preference", "iterate")),
-        *(
-            "agents.cli.pipeline",
-            "agents.cli.collect_preferences",
-            "agents.cli.evaluate_actor",
-            "agents.pipeline.report",
-        ),
-        *(
-            "agents.runs.run",
-            "agents.supervised.sft",
-            "agents.supervised.reward_model.train",
-            "agents.iteration.rounds",
-        ),
-        *(
-            "agents.supervised.preference.train",
-            "agents.evaluation.compare",
-            "agents.preferences.folder",
-            "matplotlib.pyplot",
-        ),
-        *("trl", "trl.trainer.sft_trainer", "trl.trainer.dpo_trainer", "peft", "datasets", "tensorboard"),
-        *("transformers.trainer", "transformers.modeling_utils", "transformers.models.llama.modeling_llama"),
-        *("torch.utils.tensorboard", "accelerate"),
-    ):
+    for module in IMPORTED:
         importlib.import_module(module)
 
 

@@ -182,7 +182,10 @@ def test_a_spike_is_said_once_and_counted_each_time() -> None:
 
 
 def test_there_is_no_alarm_without_enough_to_compare_with() -> None:
-    read(watch_of(alarms_module.LEAST_UPDATES - 1), 1000.0)
+    watch = watch_of(alarms_module.LEAST_UPDATES - 1)
+    read(watch, 1000.0)
+    assert watch._alarms == 0
+    assert max(watch.norms) == pytest.approx(1000.0)  # it counts as usual
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_without_a_whole_checkpoint_nothing_is_begun_again(folder: Path, capfd: 
     assert train.main(["--resume", str(folder)]) == 1
     captured = capfd.readouterr()
     assert "has no whole checkpoint" in captured.err
-    assert captured.out.count("the checkpoint before it is next") == 1  # there is none before the older one
+    assert captured.out.count("the one before it is next") == 1  # there is none before the older one
     shutil.rmtree(folder / "actor")
     assert (
         train.main(["--resume", str(folder), "--total-timesteps", str(ROLLOUT * 5)]) == 1

@@ -67,7 +67,10 @@ def test_weights_that_are_not_exactly_the_models_are_named(tmp_path: Path, chang
 
 def test_only_what_older_versions_saved_may_be_left_over(tmp_path: Path) -> None:
     harmless = ("model.layers.0.self_attn.rotary_emb.inv_freq", "h.0.attn.bias", "v_head.summary.weight")
-    load_causal_lm(edit(copy(tmp_path), lambda w: w.update({name: torch.zeros(2) for name in harmless})), LOAD)
+    folder = edit(copy(tmp_path), lambda w: w.update({name: torch.zeros(2) for name in harmless}))
+    weights, whole = (load_causal_lm(f, LOAD).model.state_dict() for f in (folder, DEFAULT_MODEL))
+    assert all(torch.equal(weights[name], tensor) for name, tensor in whole.items())
+    assert not any(name.startswith("v_head") for name in weights)
 
 
 def test_a_reward_model_without_its_head_neither_scores_nor_trains(tmp_path: Path) -> None:

@@ -25,6 +25,9 @@ RUN = [
     "2",
     "--checkpoint-every",
     "2",
+    # Under a linear schedule SB3's last update has a learning rate of 0, which hides what a resume has forgotten.
+    "--lr-schedule",
+    "constant",
 ]
 ROLLOUT = 4 * 6
 NOT_COMPARED = {"checkpoints", "tensorboard", "command.txt", "versions.json", "run.json", "config.yaml", "steps.json"}

@@ -215,17 +215,27 @@ def killed_alone(command: Command, whose: str, share: float, folder: Path, expec
     parent = os.fork()
     if parent == 0:
         _in_child(command, folder, log, None, None)
-    children = Path(f"/proc/{parent}/task/{parent}/children")
-    while not (found := children.read_text().split()):
-        time.sleep(0.02)
+    _child_of(parent)
     time.sleep(CHILD_SECONDS * share)
-    os.kill(int(found[0]) if whose == "child" else parent, signal.SIGKILL)
+    killed = parent if whose == "parent" else _child_of(parent)
+    with contextlib.suppress(ProcessLookupError):  # it may have ended meanwhile
+        os.kill(killed, signal.SIGKILL)
     _, code = os.waitpid(parent, 0)
     statuses = [os.waitstatus_to_exitcode(code)]
     deadline = time.monotonic() + TIME_LIMIT
     while statuses[-1] != 0 and time.monotonic() < deadline:  # refused as long as the child lives
         statuses.append(attempt(command, folder, log))
     return _outcome(command, whose, f"after {share:.2f}", folder, expected, statuses, statuses[0] != 0)
+
+
+def _child_of(parent: int) -> int:
+    """Waits until a process has a child; returns the child's id, or the parent's where it has ended."""
+    children = Path(f"/proc/{parent}/task/{parent}/children")
+    while os.waitid(os.P_PID, parent, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if found := children.read_text().split():
+            return int(found[0])
+        time.sleep(0.002)
+    return parent
 
 
 def _has_results(folder: Path) -> bool:

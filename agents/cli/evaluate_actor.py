@@ -122,6 +122,8 @@ def evaluate(args: Args) -> None:
     if settings.algorithm.algo == "maskable_ppo":
         mask = "actor" if settings.algorithm.mask_refresh else "reference"
     task = TextTask(settings.task.task_settings(settings.task.prompts))
+    if gold is not None:
+        gold.check_prompts(task.prompts.records)
     length = settings.task.max_prompt_length
     texts = [encode_text(record, task.tokenizer, length) for record in records]
     report = compare_actors(

@@ -18,6 +18,7 @@ from llm_env.episode import Episode
 from llm_env.lm.causal_lm import CausalLM
 from llm_env.lm.perplexity import perplexity
 from llm_env.lm.registry import SharedLM
+from llm_env.reward.models import load_text_reward
 from llm_env.rollout import respond
 from llm_env.task import TextTask
 from llm_env.text.prompts import Prompt
@@ -150,15 +151,14 @@ def _win_rate(scores: list[float], other_scores: list[float]) -> tuple[float, tu
 
 
 def _gold_score(episodes: list[Episode], gold: GoldFunction | None) -> Estimate | None:
-    if gold is None:
-        return None
-    return Estimate.of(gold([e.prompt.text for e in episodes], [e.response_text for e in episodes]))
+    return None if gold is None else Estimate.of(load_text_reward(gold, "gold").score(episodes))
 
 
 def _sample(ours: Episode, theirs: Episode) -> dict[str, Any]:
     """The actor's and the reference's response to one prompt, with their scores."""
     return {
         "prompt": ours.prompt.text,
+        **({"columns": dict(ours.prompt.columns)} if ours.prompt.columns else {}),
         "response": ours.response_text,
         "rm_score": ours.rm_score,
         "kl": ours.kl,

@@ -58,7 +58,7 @@ class Judge:
 
     def scores(self, candidates: Sequence[Candidates]) -> list[list[float]]:
         """Scores each response of each prompt, in the order of the responses."""
-        episodes = [self._episode(c.prompt, r) for c in candidates for r in c.responses]
+        episodes = [self._episode(c, r) for c in candidates for r in c.responses]
         flat = iter(self.model.score(episodes))
         return [[next(flat) for _ in c.responses] for c in candidates]
 
@@ -78,10 +78,12 @@ class Judge:
         by_id = None if self.noise else dict(zip([r.id for r in candidates.responses], scores, strict=True))
         return Ranking(candidates, ordered, self.name, scores=by_id)
 
-    def _episode(self, raw: RawPrompt, response: Response) -> Episode:
+    def _episode(self, candidates: Candidates, response: Response) -> Episode:
+        raw = candidates.prompt
         if self.tokenizer is None:  # a function or server reads texts; the ids are never looked at
             text = raw if isinstance(raw, str) else raw[-1]["content"]
-            return Episode(Prompt(text, (0,)), done=True, has_end=response.finished, response_text=response.text)
+            prompt = Prompt(text, (0,), columns=candidates.columns)
+            return Episode(prompt, done=True, has_end=response.finished, response_text=response.text)
         assert isinstance(self.model, ClassifierReward)
         return episode_of(raw, response, self.model)
 

@@ -3,8 +3,8 @@
 A reward model scores finished episodes. The option ``reward_model`` is
 
 - a model folder or hub id of an `AutoModelForSequenceClassification` with one label (`llm_env.reward.classifier`),
-- a function of ``(prompts, responses)`` that returns one float for each, or its name ``"package.module:function"``
-  (`llm_env.reward.functions`),
+- a function of ``(prompts, responses)``, and of columns of the prompts' records that it names, which returns one float for
+  each, or its name ``"package.module:function"`` (`llm_env.reward.functions`),
 - the address of a server, ``"http://host:port/path"`` (`llm_env.reward.server`), or
 - a list of such, or of ``[reward_model, weight]`` pairs, which are summed.
 
@@ -25,6 +25,7 @@ from llm_env.reward.functions import FunctionReward
 from llm_env.reward.limits import CallLimits
 from llm_env.reward.scores import RewardFunction, RewardModel, RewardModelError, RewardSource, TextReward, weighted
 from llm_env.reward.server import ServerReward, is_url
+from llm_env.text.prompts import PromptRecord
 
 __all__ = [
     "ClassifierReward",
@@ -50,6 +51,11 @@ class WeightedSum:
     def __init__(self, parts: list[tuple[RewardModel, float]]) -> None:
         self.parts = parts
 
+    def check_prompts(self, records: Sequence[PromptRecord]) -> None:
+        """See `llm_env.reward.scores.RewardModel.check_prompts`."""
+        for model, _ in self.parts:
+            model.check_prompts(records)
+
     def score(self, episodes: Sequence[Episode]) -> list[float]:
         """The weighted sum of the parts' scores, one for each episode."""
         totals = [0.0] * len(episodes)
@@ -65,18 +71,20 @@ def reads_texts(name: str) -> bool:
 
 
 def load_text_reward(
-    source: str | RewardFunction, option: str = "reward_model", limits: CallLimits | None = None
+    source: str | RewardFunction | TextReward, option: str = "reward_model", limits: CallLimits | None = None
 ) -> TextReward:
     """The reward model of a function, of its name, or of a server's address.
 
     Args:
-        source: The function, ``package.module:function``, or an address.
+        source: The function, ``package.module:function``, or an address. What is a reward model already is returned.
         option: The option that the source came from, for error messages.
         limits: How long a call may take, and for how long one that fails is repeated.
 
     Raises:
         ValueError: there is no such module or function, or the address is malformed.
     """
+    if isinstance(source, TextReward):
+        return source
     if isinstance(source, str) and is_url(source):
         return ServerReward(source, option, limits)
     return FunctionReward(source, option, limits)

@@ -9,10 +9,11 @@ import json
 import os
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
+from llm_env.reward.columns import EVERYTHING
 from llm_env.reward.limits import (
     SERVER_TIMEOUT,
     SERVER_WAIT,
@@ -25,6 +26,7 @@ from llm_env.reward.limits import (
 )
 from llm_env.reward.scores import RewardModelError, TextReward, checked_scores
 from llm_env.reward.shown import one_line
+from llm_env.text.prompts import PromptRecord
 
 KEYS_VARIABLE = "LLM_ENV_REWARD_KEYS"
 """Environment variable with the servers' keys, ``host=key`` or ``host:port=key``, with spaces between them."""
@@ -63,14 +65,20 @@ class ServerReward(TextReward):
         self._address = checked_url(url, option)
         self._key = server_key(self._address, os.environ.get(KEYS_VARIABLE, ""))
 
-    def score_texts(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-        """Asks the server, and waits for it where it does not answer.
+    def check_prompts(self, records: Sequence[PromptRecord]) -> None:
+        """See `RewardModel.check_prompts`: what the server needs, it says itself."""
+
+    def score_texts(
+        self, prompts: Sequence[str], responses: Sequence[str], columns: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[float]:
+        """Asks the server, and waits for it where it does not answer; see `TextReward.score_texts`.
 
         Raises:
             RewardModelError: it did not answer for too long, or did not give one finite score for each response.
         """
         # In ASCII, so that any text there is can be sent, half of a surrogate pair too.
-        body = json.dumps({"prompts": list(prompts), "responses": list(responses)}).encode("ascii")
+        further = {} if columns is None else EVERYTHING.select(columns, prompts, self._label)
+        body = json.dumps({"prompts": list(prompts), "responses": list(responses), **further}).encode("ascii")
         most = ANSWER_BYTES + SCORE_BYTES * len(responses)
         answer = ask_until_answered(lambda: self._attempt(body, most), self.wait, self._label)
         try:

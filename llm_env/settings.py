@@ -16,6 +16,7 @@ from llm_env.reward.kl import KLPenalty
 from llm_env.reward.limits import LIMIT_RULES, CallLimits
 from llm_env.reward.scores import RewardSource, weighted
 from llm_env.reward.server import checked_url, is_url
+from llm_env.reward.verifiers.named import is_verifier, make_verifier
 from llm_env.rules import FLAG, SHARE, TOKENS, Rule, check_settings, number, whole
 from llm_env.text.prompts import PromptSource
 
@@ -47,8 +48,8 @@ class TaskSettings:
 
     Attributes:
         model: Folder or hub id of the reference model, which also gives the tokenizer. None: the embedded default.
-        reward_model: What scores a finished response: a folder, hub id, function, server's address, or list of them, as in
-            `llm_env.reward.models`. None: the embedded default, which needs the default model.
+        reward_model: What scores a finished response: a folder, hub id, function, server's address, verifier, or list of them,
+            as in `llm_env.reward.models`. None: the embedded default, which needs the default model.
         prompts: What is asked: a file, a dataset id, or a list of texts, chats or records of either, as in
             `llm_env.text.prompts`. None: the embedded default, which needs the default model.
         kl_coef: β ≥ 0, in score per nat. The default suits scores of standard deviation 1.
@@ -162,6 +163,8 @@ class TaskSettings:
         for name in _names(reward):
             if is_url(name):
                 checked_url(name, "reward_model")
+            elif is_verifier(name):
+                make_verifier(name)
         if self.model is not None:
             for name in ("reward_model", "prompts"):
                 if getattr(self, name) is None:

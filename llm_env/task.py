@@ -255,4 +255,5 @@ class TextTask:
             "ref_log_prob": episode.ref_log_prob,
             "response_length": len(episode.response_ids),
             "has_end": episode.has_end,
+            **({"reward_parts": dict(episode.part_scores)} if episode.part_scores else {}),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ def episode_statistics(infos: list[dict[str, Any]]) -> dict[str, float]:
     kl = np.array([info["kl"] for info in infos])
     length = np.array([info["response_length"] for info in infos])
     score = np.array([info["rm_score"] for info in infos])
+    parts = [info["reward_parts"] for info in infos if "reward_parts" in info]
     return {
         "rollout/rm_score": float(score.mean()),
         "rollout/rm_score_std": float(score.std()),
@@ -42,7 +44,13 @@ def episode_statistics(infos: list[dict[str, Any]]) -> dict[str, float]:
         "rollout/kl_per_token": float(kl.sum() / length.sum()),
         "rollout/eos_rate": float(np.mean([info["has_end"] for info in infos])),
         "rollout/response_length": float(length.mean()),
+        **{f"rollout/reward/{name}": value for name, value in mean_of_parts(parts).items()},
     }
+
+
+def mean_of_parts(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean score of each of several reward models, by its short name; empty where there is one alone."""
+    return {name: float(np.mean([part[name] for part in parts])) for name in (parts[0] if parts else ())}
 
 
 class TextMetricsCallback(BaseCallback):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,8 @@ class Report:
     samples: list[dict[str, Any]]
     perplexity: float | None = None
     reference_perplexity: float | None = None
+    parts: dict[str, tuple[Estimate, Estimate]] = field(default_factory=dict)
+    """Of several reward models, each one's score by its short name: the actor's and the reference's, unweighted."""
     against: dict[str, Any] | None = None
     """Beside another actor: its name, score, and how often this one's response to a prompt scores higher."""
 
@@ -109,6 +111,10 @@ def compare_actors(
         if texts and isinstance(actor, LoadedActor)
         else None,
         reference_perplexity=perplexity(task.model, texts, half) if texts else None,
+        parts={
+            name: (Estimate.of([e.part_scores[name] for e in ours]), Estimate.of([e.part_scores[name] for e in theirs]))
+            for name in ours[0].part_scores
+        },
         against=_against(other, scores, task, prompts, settings) if other else None,
         samples=[_sample(a, b) for a, b in list(zip(ours, theirs, strict=True))[: settings.n_samples]],
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from agents.callbacks.metrics import mean_of_parts
 from agents.evaluation.settings import SAMPLE_SEED
 from agents.policies.text_policy import Responder
 from llm_env.reward.scores import TextReward
@@ -51,6 +52,7 @@ class HeldOutPrompts:
                 **({"columns": dict(episode.prompt.columns)} if episode.prompt.columns else {}),
                 "response": episode.response_text,
                 "rm_score": episode.rm_score,
+                **({"reward_parts": episode.part_scores} if episode.part_scores else {}),
                 "kl": episode.kl,
             }
             for episode in policy.respond(self.task, prompts, SAMPLE_SEED)
@@ -70,6 +72,7 @@ class HeldOutPrompts:
         scores = [e.rm_score for e in episodes if e.rm_score is not None]
         kl = float(np.mean([e.kl for e in episodes]))
         values = {"rm_score": float(np.mean(scores)), "kl": kl}
+        values |= {f"reward/{name}": v for name, v in mean_of_parts([e.part_scores for e in episodes]).items()}
         values["objective"] = values["rm_score"] - kl_coef * kl
         if self.gold is not None:
             values["gold_score"] = float(np.mean(self.gold.score(episodes)))

@@ -48,8 +48,9 @@ class TaskOptions(TaskSettings):
     still replace a value that the YAML file has.
 
     Attributes:
-        reward_model: Folder or hub id of a classifier with one label, package.module:function, or the address of a server
-            (docs/reward_server.md). Several are summed. Default: the embedded one, with the embedded model.
+        reward_model: Folder or hub id of a classifier with one label, package.module:function, the address of a server
+            (docs/reward_server.md), or verifier:NAME?option=value (docs/verifiers.md). Several are summed. Default: the
+            embedded one, with the embedded model.
         reward_weights: One weight for each reward model.
         prompts: Prompts to train on: a .txt, .jsonl, .csv or .parquet file, or a dataset id. Default: the embedded ones, with
             the embedded model.

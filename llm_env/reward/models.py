@@ -5,7 +5,8 @@ A reward model scores finished episodes. The option ``reward_model`` is
 - a model folder or hub id of an `AutoModelForSequenceClassification` with one label (`llm_env.reward.classifier`),
 - a function of ``(prompts, responses)``, and of columns of the prompts' records that it names, which returns one float for
   each, or its name ``"package.module:function"`` (`llm_env.reward.functions`),
-- the address of a server, ``"http://host:port/path"`` (`llm_env.reward.server`), or
+- the address of a server, ``"http://host:port/path"`` (`llm_env.reward.server`),
+- a verifier, ``"verifier:number?column=answer"`` (`llm_env.reward.verifiers`), or
 - a list of such, or of ``[reward_model, weight]`` pairs, which are summed.
 
 A run's settings are written to a file, so there only names are possible; a function itself can be passed in Python.
@@ -21,10 +22,11 @@ from transformers import PreTrainedTokenizerBase
 from llm_env.episode import Episode
 from llm_env.lm.names import LoadSettings
 from llm_env.reward.classifier import ClassifierReward, scalar_head
-from llm_env.reward.functions import FunctionReward
+from llm_env.reward.functions import FunctionReward, function_name
 from llm_env.reward.limits import CallLimits
 from llm_env.reward.scores import RewardFunction, RewardModel, RewardModelError, RewardSource, TextReward, weighted
 from llm_env.reward.server import ServerReward, is_url
+from llm_env.reward.verifiers.named import PREFIX, VerifierReward, is_verifier
 from llm_env.text.prompts import PromptRecord
 
 __all__ = [
@@ -46,10 +48,13 @@ class WeightedSum:
 
     Args:
         parts: Pairs of a reward model and its weight.
+        names: A short name for each part, by which its score is kept in `Episode.part_scores` and logged; None for a part that
+            is a sum again.
     """
 
-    def __init__(self, parts: list[tuple[RewardModel, float]]) -> None:
+    def __init__(self, parts: list[tuple[RewardModel, float]], names: Sequence[str | None]) -> None:
         self.parts = parts
+        self.names = names
 
     def check_prompts(self, records: Sequence[PromptRecord]) -> None:
         """See `llm_env.reward.scores.RewardModel.check_prompts`."""
@@ -59,24 +64,29 @@ class WeightedSum:
     def score(self, episodes: Sequence[Episode]) -> list[float]:
         """The weighted sum of the parts' scores, one for each episode."""
         totals = [0.0] * len(episodes)
-        for model, weight in self.parts:
-            totals = [t + weight * s for t, s in zip(totals, model.score(episodes), strict=True)]
+        for (model, weight), name in zip(self.parts, self.names, strict=True):
+            scores = model.score(episodes)
+            totals = [t + weight * s for t, s in zip(totals, scores, strict=True)]
+            if name is not None:
+                for episode, score in zip(episodes, scores, strict=True):
+                    episode.part_scores[name] = score
         return totals
 
 
 def reads_texts(name: str) -> bool:
-    """Whether a name is a function's or a server's, and not a model's folder or hub id."""
+    """Whether a name is a function's, a server's or a verifier's, and not a model's folder or hub id."""
     # ``module:function``, unless a folder has a colon in its name.
-    return is_url(name) or (":" in name and not Path(name).exists())
+    return is_url(name) or is_verifier(name) or (":" in name and not Path(name).exists())
 
 
 def load_text_reward(
     source: str | RewardFunction | TextReward, option: str = "reward_model", limits: CallLimits | None = None
 ) -> TextReward:
-    """The reward model of a function, of its name, or of a server's address.
+    """The reward model of a function, of its name, of a server's address, or of a verifier.
 
     Args:
-        source: The function, ``package.module:function``, or an address. What is a reward model already is returned.
+        source: The function, ``package.module:function``, an address, or ``verifier:NAME``. What is a reward model already is
+            returned.
         option: The option that the source came from, for error messages.
         limits: How long a call may take, and for how long one that fails is repeated.
 
@@ -87,6 +97,8 @@ def load_text_reward(
         return source
     if isinstance(source, str) and is_url(source):
         return ServerReward(source, option, limits)
+    if isinstance(source, str) and is_verifier(source):
+        return VerifierReward(source, option, limits)
     return FunctionReward(source, option, limits)
 
 
@@ -119,9 +131,32 @@ def load_reward_model(
             return load_text_reward(name, option, limits)
         return ClassifierReward(name, settings, actor_tokenizer, mixed_precision, option)
     parts: list[tuple[RewardModel, float]] = []
+    names: list[str | None] = []
     # A list: each entry is loaded by itself, and may be a list again; none before all of them are checked.
     for part, weight in [weighted(entry, option) for entry in source]:
         parts.append((load_reward_model(part, settings, actor_tokenizer, mixed_precision, option, limits), weight))
+        names.append(None if isinstance(part, list | tuple) else _unlike(short_name(part), names))
     if not parts:
         raise ValueError(f"{option} is an empty list; name at least one reward model.")
-    return WeightedSum(parts)
+    return WeightedSum(parts, names)
+
+
+def short_name(source: str | Path | RewardFunction) -> str:
+    """A reward model's name in the log: a verifier's or a function's own, a server's address, or the folder's last part."""
+    if callable(source):
+        return function_name(source).rpartition(":")[2]
+    name = str(source)
+    if is_url(name):
+        return name.partition("://")[2].rstrip("/")
+    if is_verifier(name):
+        return name.removeprefix(PREFIX).partition("?")[0]
+    return name.rpartition(":")[2] if reads_texts(name) else Path(name).name
+
+
+def _unlike(name: str, others: Sequence[str | None]) -> str:
+    """A name, with a number behind it where others have it already."""
+    number, numbered = 1, name
+    while numbered in others:
+        number += 1
+        numbered = f"{name}_{number}"
+    return numbered

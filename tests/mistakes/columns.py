@@ -119,8 +119,8 @@ COLUMNS = [
     Mutation(
         "references in a schema are fetched",
         "llm_env/reward/verifiers/json_schema.py",
-        "kind(schema, registry=referencing.Registry())",
-        "kind(schema)",
+        "if elsewhere := _references_elsewhere(schema):",
+        "if elsewhere := []:",
         _VERIFIERS,
     ),
 ]

@@ -86,6 +86,24 @@ def _validator(schema: Any, name: str) -> Any:
         if not isinstance(schema, dict | bool):
             raise ValueError(f"{name} is no JSON schema: {json.dumps(schema)[:80]}")
         kind.check_schema(schema)
+        if elsewhere := _references_elsewhere(schema):
+            raise ValueError(f"{name} refers to {elsewhere[0]!r:.80}, which is no part of it: nothing is fetched")
     except jsonschema.SchemaError as error:
         raise ValueError(f"{name} is no JSON schema: {error.message[:200]}") from error
     return kind(schema, registry=referencing.Registry())  # one that fetches nothing
+
+
+def _references_elsewhere(schema: Any) -> list[str]:
+    """The references of a schema to what is none of its own parts."""
+    parts, references = [], []
+    left = [schema]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            parts += [value["$id"]] if isinstance(value.get("$id"), str) else []
+            references += [value[k] for k in ("$ref", "$dynamicRef") if isinstance(value.get(k), str)]
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+    addresses = [(reference, reference.partition("#")[0]) for reference in references]
+    return [reference for reference, address in addresses if address and not any(p.endswith(address) for p in parts)]

@@ -191,6 +191,27 @@ def test_formulas(right: str, response: str, score: float) -> None:
 
 
 @pytest.mark.skipif(not installed("math_verify"), reason="math-verify is not installed")
+def test_what_would_fill_the_memory_is_not_computed() -> None:
+    from llm_env.reward.verifiers.formula import _formulas, _is_small
+
+    for text in (
+        "9^{9^{9}}",
+        "10^{5000}",
+        "10^{-5000}",
+        "2^{3!}",
+        "5000!",
+        "(9!)!",
+        r"\sum_{i=1}^{n} i",
+        "1+(2^{2^{2}})^{2}",
+    ):
+        (formula,) = _formulas(text)
+        assert not _is_small(formula), text
+    for text in ("9^{9}", r"\sqrt[3]{2}", r"e^{x^{2}}", r"x^{\frac{1}{2}}", "20!", "10^{-3}"):
+        (formula,) = _formulas(text)
+        assert _is_small(formula), text
+
+
+@pytest.mark.skipif(not installed("math_verify"), reason="math-verify is not installed")
 def test_formulas_execute_nothing(tmp_path: Path) -> None:
     for code in (f"__import__('pathlib').Path('{tmp_path}/owned').touch()", f"open('{tmp_path}/owned','w')"):
         for text in (code, rf"\boxed{{{code}}}", f"${code}$", rf"\text{{{code}}}"):
@@ -229,8 +250,17 @@ def test_json(tmp_path: Path, response: str, any_json: float, by_schema: float) 
 
 @pytest.mark.skipif(not installed("jsonschema"), reason="jsonschema is not installed")
 def test_a_schema_fetches_nothing_and_must_be_one() -> None:
-    with pytest.raises(RewardModelError, match=r"PointerToNowhere|Unresolvable|NoSuchResource"):
-        verdict("json?column=s", "{}", {"s": {"$ref": "http://127.0.0.1:9/schema.json"}})
+    reference = {"properties": {"a": {"$ref": "http://127.0.0.1:9/schema.json#/b"}}}
+    with pytest.raises(
+        ValueError, match=r"^here: s refers to 'http://127\.0\.0\.1:9/schema\.json#/b', which is no part of it"
+    ):
+        verdict("json?column=s", "{}", {"s": reference})
+    within = {"$defs": {"n": {"$id": "http://x/n", "type": "integer"}}, "$ref": "http://x/n"}
+    assert verdict("json?column=s", "3", {"s": within}) == 1
+    assert verdict("json?column=s", "[3]", {"s": within}) == 0
+    local = {"$defs": {"n": {"type": "integer"}}, "items": {"$ref": "#/$defs/n"}}
+    assert verdict("json?column=s", "[3]", {"s": local}) == 1
+    assert verdict("json?column=s", '["3"]', {"s": local}) == 0
     with pytest.raises(ValueError, match=r"^here: s is no JSON schema: 'nothing' is not valid"):
         verdict("json?column=s", "{}", {"s": {"type": "nothing"}})
     with pytest.raises(ValueError, match=r"^here: s is no JSON schema: \[1\]"):

@@ -146,6 +146,10 @@ class LLMTextEnv(gymnasium.Env[Observation, np.int64]):
             return None
         return render_episode(self.task, self.batch.episodes[0], self.render_mode)
 
+    def close(self) -> None:
+        """Parts with the world, if there is one; the models are shared by the process."""
+        self.batch.close()
+
     def _observation(self) -> Observation:
         # Slot 0 of the batch: (1, max_length) -> (max_length,).
         return {name: values[0] for name, values in self.batch.observation().items()}

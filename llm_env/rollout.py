@@ -11,7 +11,7 @@ from llm_env.episode import Episode
 from llm_env.lm.causal_lm import CausalLM
 from llm_env.lm.decoding import CachedDecoder
 from llm_env.lm.sampling import restrict, sample_tokens
-from llm_env.slots import EpisodeSlots
+from llm_env.slots import EpisodeSlots, Start
 from llm_env.task import TextTask
 from llm_env.text.prompts import Prompt
 
@@ -20,7 +20,7 @@ from llm_env.text.prompts import Prompt
 def respond(
     lm: CausalLM,
     task: TextTask,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Prompt | None],
     seed: int,
     batch_size: int = 128,
     deterministic: bool = False,
@@ -32,8 +32,8 @@ def respond(
     Args:
         lm: The actor.
         task: Has the end tokens, the length cap, the temperature, the reference and the reward model.
-        prompts: The prompts to respond to.
-        seed: Seed of the sampling.
+        prompts: The prompts to respond to; with a world, what each is told of, None where there is none.
+        seed: Seed of the sampling, and of the worlds.
         batch_size: Number of prompts that are answered at once.
         deterministic: Whether to take the likeliest token instead of sampling.
         mixed_precision: Whether the actor computes under bf16 autocast.
@@ -52,7 +52,8 @@ def respond(
             group = prompts[start : start + batch_size]
             # A group has slots and a cache for itself; it takes as many steps as its longest response has tokens.
             batch = EpisodeSlots(task, len(group), score_steps=False)
-            episodes = [batch.begin(slot, prompt) for slot, prompt in enumerate(group)]
+            batch.seed(np.random.default_rng([seed, start]))
+            episodes = batch.begin_all([Start(slot, prompt) for slot, prompt in enumerate(group)])
             decoder = CachedDecoder(lm, task.max_length)
             while any(episode is not None for episode in batch.episodes):
                 observation = batch.observation()
@@ -70,6 +71,7 @@ def respond(
                 for slot, episode in enumerate(batch.episodes):
                     if episode is not None and episode.done:
                         batch.idle(slot)
+            batch.close()
             finished.extend(episodes)
     lm.model.train(was_training)
     # Whole responses are scored at once, in packed batches.

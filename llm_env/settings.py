@@ -6,12 +6,12 @@ import dataclasses
 import difflib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_env.lm.names import LoadSettings, check_dtype, check_mixed_precision
+from llm_env.lm.names import LoadSettings, check_choice, check_dtype, check_mixed_precision
 from llm_env.reward.kl import KLPenalty
 from llm_env.reward.limits import LIMIT_RULES, CallLimits
 from llm_env.reward.scores import RewardSource, weighted
@@ -36,10 +36,26 @@ TASK_RULES: dict[str, Rule] = {
     "top_p": SHARE,
     "min_new_tokens": whole(0, of="tokens"),
     **LIMIT_RULES,
+    "max_turns": whole(1, 1_000_000),
+    "max_turn_tokens": TOKENS,
+    "max_length": TOKENS,
+    "max_world_tokens": TOKENS,
+    "world_timeout": number(above=0),
     "trust_remote_code": FLAG,
     "special_tokens_in_text": FLAG,
 }
 """What the environment's settings must be; names and sources are checked by `TaskSettings` itself."""
+WORLD_ERRORS = ("raise", "end")
+_OF_A_WORLD = (
+    "world_kwargs",
+    "max_turns",
+    "max_turn_tokens",
+    "max_length",
+    "max_world_tokens",
+    "world_timeout",
+    "world_errors",
+)
+"""Settings that mean nothing without a world."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +99,18 @@ class TaskSettings:
         allowed_tokens: Mask rule: only these tokens, as ids or texts of exactly one token, and the end tokens.
         allowed_pattern: Mask rule: only tokens whose whole text matches this regular expression, besides `allowed_tokens`
             and the end tokens.
+        world: What answers the policy's turns (docs/turns.md): a registered Gymnasium id, ``package.module:factory``, or in
+            Python a factory of an environment of texts. None: the response has one turn, and nothing answers it.
+        world_kwargs: Arguments of the world's factory, by name.
+        max_turns: Turns of the policy in an episode, at most.
+        max_turn_tokens: Length cap of a turn, in the policy's tokens. None: `max_new_tokens`, which counts those of the whole
+            episode.
+        max_length: Length cap of the whole state, in tokens: prompt, policy's and world's. None: `max_prompt_length` +
+            `max_new_tokens` + `max_turns` times `max_world_tokens`, or what the model can read where that is less.
+        max_world_tokens: Tokens of one text of the world, at most; of a longer one the end is cut off.
+        world_timeout: Seconds that one call of the world may take.
+        world_errors: What follows when a world fails or does not answer in time: ``raise`` stops with one line, ``end`` ends
+            the episode and goes on.
         dtype: Type of the frozen models' weights: float32, bfloat16 or float16. Only in float32 is the KL exactly 0 at the
             start of training.
         mixed_precision: ``no``, or ``bf16``: reference and reward model compute under autocast, as the actor then should.
@@ -116,6 +144,14 @@ class TaskSettings:
     forbidden_tokens: Sequence[str | int] | None = None
     allowed_tokens: Sequence[str | int] | None = None
     allowed_pattern: str | None = None
+    world: str | Callable[..., Any] | None = None
+    world_kwargs: Mapping[str, Any] | None = None
+    max_turns: int = 8
+    max_turn_tokens: int | None = None
+    max_length: int | None = None
+    max_world_tokens: int = 256
+    world_timeout: float = 60.0
+    world_errors: str = "raise"
     dtype: str = "float32"
     mixed_precision: str = "no"
     device: str = "auto"
@@ -131,6 +167,7 @@ class TaskSettings:
         check_settings(self, TASK_RULES)
         self._check_sources()
         self._check_masks()
+        self._check_world()
         for name in ("min_new_tokens", "overlong_buffer"):
             if getattr(self, name) > self.max_new_tokens:
                 raise ValueError(f"{name}={getattr(self, name)} must be at most max_new_tokens={self.max_new_tokens}.")
@@ -140,7 +177,7 @@ class TaskSettings:
 
     def _check_sources(self) -> None:
         """Refuses what names no model, reward model or prompts, and defaults that would not fit together."""
-        for name in ("model", "reward_model", "prompts"):
+        for name in ("model", "reward_model", "prompts", "world"):
             _check_not_blank(name, getattr(self, name))
         if isinstance(self.model, os.PathLike):
             object.__setattr__(self, "model", os.fspath(self.model))  # a name like any other from here on
@@ -165,7 +202,7 @@ class TaskSettings:
                 checked_url(name, "reward_model")
             elif is_verifier(name):
                 make_verifier(name)
-        if self.model is not None:
+        if self.model is not None and self.world is None:
             for name in ("reward_model", "prompts"):
                 if getattr(self, name) is None:
                     raise ValueError(
@@ -187,6 +224,34 @@ class TaskSettings:
                 raise ValueError(
                     f"allowed_pattern={self.allowed_pattern!r} is not a regular expression: {error}."
                 ) from error
+
+    def _check_world(self) -> None:
+        """Refuses what is no world, and settings of one where there is none."""
+        check_choice("world_errors", self.world_errors, WORLD_ERRORS)
+        if self.world is None:
+            for name in _OF_A_WORLD:
+                if getattr(self, name) != getattr(type(self), name):
+                    raise ValueError(
+                        f"{name}={getattr(self, name)!r} goes with a world: give world too, or leave it out."
+                    )
+            return
+        if not isinstance(self.world, str) and not callable(self.world):
+            raise ValueError(
+                f"world={self.world!r} must be a registered Gymnasium id, package.module:factory, or a factory."
+            )
+        kwargs = self.world_kwargs
+        if kwargs is not None and not (isinstance(kwargs, Mapping) and all(isinstance(name, str) for name in kwargs)):
+            raise ValueError(f"world_kwargs={kwargs!r} must be a mapping of the factory's arguments by name.")
+        if self.max_turn_tokens is not None and self.max_turn_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"max_turn_tokens={self.max_turn_tokens} must be at most max_new_tokens={self.max_new_tokens}, the policy's "
+                "tokens of the whole episode."
+            )
+        if self.max_length is not None and self.max_length <= self.max_prompt_length:
+            raise ValueError(
+                f"max_length={self.max_length} must be above max_prompt_length={self.max_prompt_length}: it is the length of "
+                "the whole state."
+            )
 
     @property
     def has_masks(self) -> bool:

@@ -1,9 +1,12 @@
-"""The batched transition: N slots, each with an episode or idle. All environment classes step through it."""
+"""The batched transition: N slots, each with an episode or idle. All environment classes step through it.
+
+With a world, the step that takes the last token of a turn has the world answer it: the state grows by the world's text too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +17,26 @@ from llm_env.episode import Episode
 from llm_env.lm.sampling import check_log_probs
 from llm_env.reward.reference import StepwiseReference
 from llm_env.task import TextTask
-from llm_env.text.prompts import Prompt, PromptOrder, PromptRecord
+from llm_env.text.prompts import Prompt, PromptOrder
+from llm_env.turns import WorldStart, WorldTurns, record_of, world_state
 
 RESET_OPTIONS = ("prompt", "prompt_index")
+SEEDS = 2**31
+"""Worlds are reset with a whole number below this, drawn from the generator that shuffles the prompts."""
+
+
+class Start(NamedTuple):
+    """An episode that is to begin.
+
+    Attributes:
+        slot: The slot that it will be in; what was in it is replaced.
+        prompt: The prompt; None: the next one of the order.
+        like: A slot that begins before it, whose prompt and world seed it takes; None: it has its own.
+    """
+
+    slot: int
+    prompt: Prompt | None = None
+    like: int | None = None
 
 
 class EpisodeSlots:
@@ -49,6 +69,7 @@ class EpisodeSlots:
         self._lengths = np.zeros(n_slots, dtype=np.int64)  # (N,), in tokens; 0: idle
         self._reference = StepwiseReference(task.reference, task.max_length)
         self.mask_source = self._reference
+        self._worlds = None if task.make_world is None else WorldTurns(task, n_slots)
 
     def __len__(self) -> int:
         return len(self.episodes)
@@ -62,15 +83,33 @@ class EpisodeSlots:
         return {"input_ids": self._ids.copy(), "length": self._lengths[:, None].copy()}
 
     def begin(self, slot: int, prompt: Prompt | None = None) -> Episode:
-        """Starts an episode in a slot.
+        """Starts an episode in a slot; see `begin_all`."""
+        return self.begin_all([Start(slot, prompt)])[0]
 
-        Args:
-            slot: Index of the slot; what was in it is replaced.
-            prompt: The prompt; None: the next one of the order.
+    def begin_all(self, starts: Sequence[Start]) -> list[Episode]:
+        """Starts episodes, at most one a slot; worlds are reset side by side.
+
+        Raises:
+            WorldError: a world failed, and `world_errors` is ``raise``.
         """
-        episode = Episode(prompt if prompt is not None else self.task.prompts[self.order.next()])
-        self._place(slot, episode)
-        return episode
+        begun: dict[int, WorldStart] = {}
+        for slot, prompt, like in starts:
+            # Drawn slot by slot, so that the same seed gives the same episodes whatever their worlds take.
+            if like is not None:
+                begun[slot] = begun[like]._replace(slot=slot)
+                continue
+            record = prompt
+            if record is None and len(self.task.prompts):
+                record = self.task.prompts[self.order.next()]
+            seed = 0 if self._worlds is None else int(self.order.rng.integers(SEEDS))
+            begun[slot] = WorldStart(slot, record, seed)
+        if self._worlds is not None:
+            episodes = self._worlds.begin(list(begun.values()))
+        else:
+            episodes = [Episode(start.record) for start in begun.values() if start.record is not None]
+        for slot, episode in zip(begun, episodes, strict=True):
+            self._place(slot, episode)
+        return episodes
 
     def idle(self, slot: int) -> None:
         """Empties a slot."""
@@ -96,8 +135,8 @@ class EpisodeSlots:
             logits = logits[torch.from_numpy(busy)]
         elif rules.looks_at_a_model:
             logits = self.mask_source.logits(self._ids, self._lengths)  # (busy, V)
-        # `episodes` and `_lengths` agree on which slots are busy, so the rows match. (busy,)
-        response_lengths = np.array([len(e.response_ids) for e in self.episodes if e is not None])
+        # `episodes` and `_lengths` agree on which slots are busy, so the rows match: tokens of the turn under way. (busy,)
+        response_lengths = np.array([len(e.response_ids) - e.turn_start for e in self.episodes if e is not None])
         masks[busy] = rules.of(response_lengths, logits)
         return masks
 
@@ -118,6 +157,7 @@ class EpisodeSlots:
         Raises:
             ValueError: an action is not a token.
             FloatingPointError: a log-prob is NaN.
+            WorldError: a world failed, and `world_errors` is ``raise``.
         """
         task = self.task
         # Check all actions before anything changes, so that an error leaves the slots as they were.
@@ -134,21 +174,23 @@ class EpisodeSlots:
             _check_that_steps_can_be_scored(task)
             reference = self._reference.log_probs(self._ids, self._lengths, actions)
         # Append the tokens, to the episodes and to the observation.
-        ended = []
+        turn_ends = []
         for i in busy:
             episode = self.episodes[i]
             assert episode is not None
             token = int(actions[i])
-            if episode.append(token, task.eos_ids, task.settings.max_new_tokens):
-                ended.append(episode)
-                episode.response_text = task.decode(episode.response_ids)
+            turn_has_ended = episode.append(
+                token, task.eos_ids, task.settings.max_new_tokens, task.settings.max_turn_tokens
+            )
+            if turn_has_ended or episode.fault:  # a world that failed at its reset answers the first token
+                turn_ends.append(i)
             if log_probs is not None:
                 episode.log_probs.append(float(log_probs[i]))
             # Where earlier tokens are not scored, this one waits for `score_reference` below, which fills all in order.
             if self.score_steps and len(episode.ref_log_probs) == len(episode.response_ids) - 1:
                 episode.ref_log_probs.append(float(reference[i]))
-            self._ids[i, self._lengths[i]] = token
-            self._lengths[i] += 1
+            self._extend(i, [token])
+        ended = self._end_turns(turn_ends)
         # Pay each token; the last one of a response is paid its score too.
         rewards = np.zeros(len(self), dtype=np.float64)
         if self.score_steps:
@@ -163,6 +205,24 @@ class EpisodeSlots:
                 rewards[i] = task.rewards(episode, len(episode.response_ids) - 1, paid_log_probs)[0]
         return rewards
 
+    def _end_turns(self, slots: Sequence[int]) -> list[Episode]:
+        """Has the worlds answer the turns that ended in these slots, side by side; returns the episodes that are over."""
+        episodes: list[Episode] = [e for i in slots if (e := self.episodes[i]) is not None]
+        if self._worlds is not None:
+            calls = [self._worlds.call(i, e) for i, e in zip(slots, episodes, strict=True)]
+            for i, episode, call in zip(slots, episodes, calls, strict=True):
+                self._extend(i, self._worlds.answer(i, episode, call))
+        ended = [e for e in episodes if e.done]
+        for episode in ended:
+            episode.response_text = self.task.decode(episode.continuation)
+        return ended
+
+    def _extend(self, slot: int, ids: Sequence[int]) -> None:
+        """Appends tokens to a slot's row of the observation."""
+        start = self._lengths[slot]
+        self._ids[slot, start : start + len(ids)] = ids
+        self._lengths[slot] += len(ids)
+
     def _place(self, slot: int, episode: Episode | None) -> None:
         self.episodes[slot] = episode
         ids = [] if episode is None else episode.ids
@@ -170,6 +230,11 @@ class EpisodeSlots:
         self._ids[slot, : len(ids)] = ids
         self._ids[slot, len(ids) :] = self.task.pad_value
         self._lengths[slot] = len(ids)
+
+    def close(self) -> None:
+        """Parts with the worlds, if there are any."""
+        if self._worlds is not None:
+            self._worlds.calls.close()
 
     def clear_caches(self) -> None:
         """Drops what is kept of the prefixes, which are read anew at the next step.
@@ -193,15 +258,21 @@ class EpisodeSlots:
         """Restores what `state_dict` returned; the task must be the same."""
         self.order.load_state_dict(state["order"])
         for slot, saved in enumerate(state["episodes"]):
-            self._place(slot, None if saved is None else self._episode_from(saved))
+            self._place(slot, None if saved is None else self._episode_from(slot, saved))
 
-    def _episode_from(self, saved: dict[str, Any]) -> Episode:
+    def _episode_from(self, slot: int, saved: dict[str, Any]) -> Episode:
         fields = dict(saved)
         index_or_raw = fields.pop("prompt")
-        # An index into the prompt set, or the record of a prompt that came with reset(options=…).
+        # An index into the prompt set, the record of a prompt that came with reset(options=…), or with a world None.
+        prompt = None
         if isinstance(index_or_raw, int):
-            return Episode(self.task.prompts[index_or_raw], **fields)
-        return Episode(self.task.encode(index_or_raw), **fields)
+            prompt = self.task.prompts[index_or_raw]
+        elif index_or_raw is not None:
+            prompt = self.task.encode(index_or_raw)
+        if self._worlds is not None:
+            return self._worlds.restore(slot, saved, prompt)
+        assert prompt is not None
+        return Episode(prompt, **fields)
 
 
 def _check_that_steps_can_be_scored(task: TextTask) -> None:
@@ -222,12 +293,11 @@ def _episode_state(episode: Episode | None) -> dict[str, Any] | None:
     """An unfinished episode in plain values; its prompt by index, or raw if it is not in the prompt set."""
     if episode is None:
         return None
-    prompt = episode.prompt
-    # What `TextTask.encode` takes: a record of a conversation as messages, or of a text.
-    messages = [{"role": r, "content": c} for r, c in prompt.messages or ()]
-    raw = PromptRecord(messages or prompt.text, prompt.columns).to_json()
+    prompt = episode.prompt if episode.world_seed is None else episode.record
+    raw = None if prompt is None else prompt.index if prompt.index is not None else record_of(prompt).to_json()
     return {
-        "prompt": prompt.index if prompt.index is not None else raw,
+        "prompt": raw,
+        **({} if episode.world_seed is None else world_state(episode)),
         # No score, text or info: an unfinished episode has none yet.
         "response_ids": list(episode.response_ids),
         "log_probs": list(episode.log_probs),

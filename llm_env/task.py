@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,13 @@ from llm_env.lm.loading import freeze
 from llm_env.lm.registry import SharedLM, shared_causal_lm
 from llm_env.masks import TokenMasks
 from llm_env.reward.formula import overlong_share, shaped_score, token_rewards
-from llm_env.reward.models import load_reward_model
+from llm_env.reward.models import RewardModel, load_reward_model
 from llm_env.reward.reference import Reference
 from llm_env.settings import TaskSettings
-from llm_env.text.prompts import Prompt, PromptSet, prompt_record
+from llm_env.text.prompts import NoPrompts, Prompt, PromptSet, prompt_record
+from llm_env.text.turns import TurnEncoder
+from llm_env.worlds.base import TextWorld
+from llm_env.worlds.make import world_maker
 
 
 class TextTask:
@@ -37,11 +40,13 @@ class TextTask:
         model: The reference model as loaded, shared by all users in this process.
         tokenizer: The reference model's tokenizer.
         eos_ids: Tokens that end a response.
-        max_length: Longest observation, in tokens: longest prompt plus longest response.
+        max_length: Longest observation, in tokens: longest prompt plus longest response, and room for what a world says.
         masks: The rules for which tokens may be chosen.
         reference: Log-probabilities under π_ref; another model than `model` once the reference was refreshed.
-        reward_model: What scores finished responses.
-        prompts: The prompt set, encoded.
+        reward_model: What scores finished responses; None where only a world pays.
+        prompts: The prompt set, encoded; with a world it may be empty.
+        make_world: Makes a world for a slot; None where nothing answers the policy.
+        turns: How a world's texts become tokens; None without a world.
 
     Raises:
         FileNotFoundError, ValueError: something cannot be loaded, or the sizes do not fit the model.
@@ -51,30 +56,38 @@ class TextTask:
         self.settings = settings
         self.kl = settings.kl_penalty()
         """The KL penalty; a schedule or a controller may move its `coef` between rollouts."""
+        # What is imported comes before what is loaded: it fails sooner.
+        self.make_world: Callable[[], TextWorld] | None = None
+        if settings.world is not None:
+            self.make_world = world_maker(settings.world, settings.world_kwargs)
         # The reference model, and the sizes that it has to be able to read.
         name = DEFAULT_MODEL if settings.model is None else settings.model
         load = settings.load
         self.model = shared_causal_lm(name, load)
         self.tokenizer = self.model.tokenizer
         self.eos_ids = self.model.eos_ids
-        self.max_length = settings.max_prompt_length + settings.max_new_tokens
-        limit = self.model.lm.max_positions
-        if limit is not None and self.max_length > limit:
-            raise ValueError(
-                f"max_prompt_length={settings.max_prompt_length} + max_new_tokens={settings.max_new_tokens} = "
-                f"{self.max_length} tokens, but model={name!r} can read {limit}. Lower one of them."
-            )
+        self.max_length = _longest_state(settings, name, self.model.lm.max_positions)
         # What is built on the model: mask rules over its vocabulary, and π_ref at the policy's temperature.
         self.masks = TokenMasks(settings, self.tokenizer, self.eos_ids, self.vocab_size)
         self.reference = Reference(self.model, settings.temperature, settings.mixed_precision)
         # The reward model may read the actor's ids, so it is loaded after the tokenizer; the prompts are encoded here.
-        reward_model = DEFAULT_REWARD_MODEL if settings.reward_model is None else settings.reward_model
-        self.reward_model = load_reward_model(
-            reward_model, load, self.tokenizer, settings.mixed_precision, limits=settings.reward_limits
-        )
-        prompts = DEFAULT_PROMPTS if settings.prompts is None else settings.prompts
-        self.prompts = PromptSet(prompts, self.tokenizer, settings.max_prompt_length)
-        self.reward_model.check_prompts(self.prompts.records)
+        reward_model = settings.reward_model
+        if reward_model is None and settings.world is None:
+            reward_model = DEFAULT_REWARD_MODEL
+        self.reward_model: RewardModel | None = None
+        if reward_model is not None:
+            self.reward_model = load_reward_model(
+                reward_model, load, self.tokenizer, settings.mixed_precision, limits=settings.reward_limits
+            )
+        self.turns: TurnEncoder | None = None
+        self.prompts: PromptSet | NoPrompts = NoPrompts(self.tokenizer, settings.max_prompt_length)
+        if settings.world is not None:
+            self.turns = TurnEncoder(self.tokenizer, self.eos_ids, settings.max_world_tokens)
+        if settings.prompts is not None or settings.world is None:
+            prompts = DEFAULT_PROMPTS if settings.prompts is None else settings.prompts
+            self.prompts = PromptSet(prompts, self.tokenizer, settings.max_prompt_length)
+        if self.reward_model is not None:
+            self.reward_model.check_prompts(self.prompts.records)
 
     @property
     def vocab_size(self) -> int:
@@ -111,7 +124,8 @@ class TextTask:
             ValueError: it is empty or malformed, or has no column that the reward model needs.
         """
         record = prompt_record("options['prompt']", raw)
-        self.reward_model.check_prompts([record])
+        if self.reward_model is not None:
+            self.reward_model.check_prompts([record])
         return self.prompts.encode(record)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -123,9 +137,9 @@ class TextTask:
     def score_reference(self, episodes: Sequence[Episode]) -> None:
         """Fills in `ref_log_probs` of all tokens that lack it, in a few large batches."""
         unscored = [e for e in episodes if len(e.ref_log_probs) < len(e.response_ids)]
-        # Where scoring starts in each sequence: at the first response token that has no log π_ref yet.
-        starts = [len(e.prompt.ids) + len(e.ref_log_probs) for e in unscored]
-        for episode, values in zip(unscored, self.reference.log_probs([e.ids for e in unscored], starts), strict=True):
+        # What is scored of each sequence: the policy's tokens that have no log π_ref yet.
+        places = [e.places[len(e.ref_log_probs) :] for e in unscored]
+        for episode, values in zip(unscored, self.reference.log_probs([e.ids for e in unscored], places), strict=True):
             episode.ref_log_probs.extend(values.astype(float).tolist())
 
     def score_responses(self, episodes: Sequence[Episode]) -> None:
@@ -137,14 +151,17 @@ class TextTask:
         unscored = [e for e in episodes if e.done and e.rm_score is None]
         if not unscored:
             return
-        for episode, value in zip(unscored, self.reward_model.score(unscored), strict=True):
+        rules = self.settings
+        values = [0.0] * len(unscored) if self.reward_model is None else self.reward_model.score(unscored)
+        for episode, value in zip(unscored, values, strict=True):
             # `rm_score` is what is logged, `final_score` what the last token is paid. All terms are in units of score.
-            episode.rm_score = value
-            rules = self.settings
+            episode.rm_score = value + episode.world_return
             length = len(episode.response_ids)  # tokens, end token included
             missing_end = 0.0 if episode.has_end else rules.missing_eos_penalty
             overlong = rules.overlong_penalty * overlong_share(length, rules.max_new_tokens, rules.overlong_buffer)
-            shaped = shaped_score(value, rules.reward_shift, rules.reward_scale, rules.reward_clip)
+            shaped = 0.0
+            if self.reward_model is not None:
+                shaped = shaped_score(value, rules.reward_shift, rules.reward_scale, rules.reward_clip)
             episode.final_score = shaped - missing_end - overlong - rules.length_penalty * length
 
     def rewards(
@@ -155,6 +172,8 @@ class TextTask:
     ) -> NDArray[np.float64]:
         """The rewards of an episode's tokens from `start` on, by `llm_env.reward.formula.token_rewards`.
 
+        What a world paid for a turn is paid with the turn's last token.
+
         Args:
             episode: Its reference log-probs, and its score if it has ended, must be known.
             start: Index of the first response token whose reward is wanted, from 0.
@@ -164,10 +183,16 @@ class TextTask:
             Rewards in score, shape (n - start,), n being the number of response tokens.
         """
         score = episode.final_score if episode.done else None
+        reference = episode.ref_log_probs[start:]
         if not self.kl.in_reward:  # the loss charges the KL, so the reward has β = 0
-            return token_rewards(episode.ref_log_probs[start:], score, 0.0, log_probs)
-        exact = episode.exact_kl[start:] if self.kl.estimator == "exact" else None
-        return token_rewards(episode.ref_log_probs[start:], score, self.kl.coef, log_probs, self.kl.estimator, exact)
+            rewards = token_rewards(reference, score, 0.0, log_probs)
+        else:
+            exact = episode.exact_kl[start:] if self.kl.estimator == "exact" else None
+            rewards = token_rewards(reference, score, self.kl.coef, log_probs, self.kl.estimator, exact)
+        for turn in episode.turns:
+            if start < turn.end <= start + len(rewards):
+                rewards[turn.end - 1 - start] += turn.reward
+        return rewards
 
     def refresh_reference(self, model: PreTrainedModel, share: float = 1.0) -> None:
         """Moves the reference's weights towards those of a model.
@@ -256,4 +281,42 @@ class TextTask:
             "response_length": len(episode.response_ids),
             "has_end": episode.has_end,
             **({"reward_parts": dict(episode.part_scores)} if episode.part_scores else {}),
+            "end": episode.end,
+            **(self._world_info(episode) if self.make_world is not None else {}),
         }
+
+    @staticmethod
+    def _world_info(episode: Episode) -> dict[str, Any]:
+        """What the last step's `info` says of a world."""
+        return {
+            "turns": len(episode.turns),
+            "world_return": episode.world_return,
+            "world_seed": episode.world_seed,
+            "world_text": episode.turns[-1].reply if episode.turns else "",
+            "world_cut": episode.world_cut,
+            "world_fault": episode.fault,
+            "world_info": dict(episode.world_info),
+        }
+
+
+def _longest_state(settings: TaskSettings, model: str, limit: int | None) -> int:
+    """Tokens of the longest state.
+
+    Args:
+        settings: The sizes.
+        model: The model's name, for errors.
+        limit: Tokens that it can read; None: any number.
+
+    Raises:
+        ValueError: it cannot read as many.
+    """
+    words = f"max_prompt_length={settings.max_prompt_length} + max_new_tokens={settings.max_new_tokens}"
+    length = settings.max_prompt_length + settings.max_new_tokens
+    if settings.max_length is not None:
+        words, length = "max_length", settings.max_length
+    elif settings.world is not None and (limit is None or length < limit):
+        # A default fits the model: an episode that fills it ends, and is counted.
+        length = min(length + settings.max_turns * settings.max_world_tokens, limit or length * 10**9)
+    if limit is not None and length > limit:
+        raise ValueError(f"{words} = {length} tokens, but model={model!r} can read {limit}. Lower one of them.")
+    return length

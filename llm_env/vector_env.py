@@ -15,7 +15,7 @@ from llm_env.env import RENDER_MODES, Observation, check_render_mode
 from llm_env.rendering import render_episode
 from llm_env.rules import SLOTS
 from llm_env.settings import task_settings
-from llm_env.slots import RESET_OPTIONS, EpisodeSlots, check_options, prompt_from_options, token_actions
+from llm_env.slots import RESET_OPTIONS, EpisodeSlots, Start, check_options, prompt_from_options, token_actions
 from llm_env.task import TextTask
 
 
@@ -85,8 +85,7 @@ class LLMTextVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
         if first is not None or not self._seeded:
             self.batch.seed(self.np_random)
             self._seeded = True
-        for slot, slot_options in enumerate(per_slot):
-            self.batch.begin(slot, prompt_from_options(self.task, slot_options))
+        self.batch.begin_all([Start(i, prompt_from_options(self.task, own)) for i, own in enumerate(per_slot)])
         return self.batch.observation(), {}
 
     def step(
@@ -115,7 +114,7 @@ class LLMTextVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
                 }
                 # Gymnasium's own: arrays of N entries, and a mask `_key` of the slots that have one.
                 infos = self._add_info(infos, final, int(slot))
-                self.batch.begin(int(slot))
+            self.batch.begin_all([Start(int(slot)) for slot in np.flatnonzero(terminated)])
         return self.batch.observation(), rewards, terminated, np.zeros(self.num_envs, dtype=bool), infos
 
     def action_masks(self) -> NDArray[np.bool_]:
@@ -128,6 +127,10 @@ class LLMTextVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
             gymnasium.logger.warn("render() needs a render_mode; make the environment with 'ansi' or 'rgb_array'.")
             return None
         return tuple(render_episode(self.task, episode, self.render_mode) for episode in self.batch.episodes)
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Parts with the worlds, if there are any; the models are shared by the process."""
+        self.batch.close()
 
     def _split_options(self, options: dict[str, Any] | None) -> list[dict[str, Any]]:
         options = options or {}

@@ -29,7 +29,7 @@ def best_of_n_kl(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-def best_of_n(lm: CausalLM, task: TextTask, prompts: Sequence[Prompt], n: int, seed: int) -> list[Episode]:
+def best_of_n(lm: CausalLM, task: TextTask, prompts: Sequence[Prompt | None], n: int, seed: int) -> list[Episode]:
     """Samples n responses to each prompt, and keeps the one with the highest score, penalties included.
 
     Args:

@@ -60,7 +60,7 @@ class Report:
 def compare_actors(
     actor: Responder,
     task: TextTask,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Prompt | None],
     settings: EvaluationSettings | None = None,
     gold: GoldFunction | None = None,
     texts: Sequence[EncodedText] = (),
@@ -121,7 +121,7 @@ def compare_actors(
 
 
 def _respond(
-    actor: Responder, task: TextTask, prompts: Sequence[Prompt], settings: EvaluationSettings
+    actor: Responder, task: TextTask, prompts: Sequence[Prompt | None], settings: EvaluationSettings
 ) -> tuple[list[Episode], list[Episode]]:
     """An actor's responses to compare, and those whose KL is reported: with best of n the unselected ones, else the same."""
     if settings.best_of_n == 1:
@@ -139,7 +139,7 @@ def _against(
     other: tuple[str, Responder],
     scores: list[float],
     task: TextTask,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Prompt | None],
     settings: EvaluationSettings,
 ) -> dict[str, Any]:
     """Another actor's name and score, and how often `scores` are above its scores of the same prompts."""

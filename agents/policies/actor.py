@@ -126,7 +126,7 @@ class PlainActor(CarriesLogProbs, nn.Module):
         return self.lm.model
 
     def respond(
-        self, task: TextTask, prompts: Sequence[Prompt], seed: int, deterministic: bool = False
+        self, task: TextTask, prompts: Sequence[Prompt | None], seed: int, deterministic: bool = False
     ) -> list[Episode]:
         """Writes one scored response to each prompt; see `agents.policies.text_policy.Responder.respond`."""
         return respond(self.lm, task, prompts, seed, deterministic=deterministic)

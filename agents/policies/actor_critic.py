@@ -318,7 +318,7 @@ class LLMActorCriticPolicy(CarriesLogProbs, ScoresRollouts, ActorCriticPolicy):
         return head_log_probs(self.lm, hidden, tokens, self.temperature, self.settings.entropy_grad, masks=masks)
 
     def respond(
-        self, task: TextTask, prompts: Sequence[Prompt], seed: int, deterministic: bool = False
+        self, task: TextTask, prompts: Sequence[Prompt | None], seed: int, deterministic: bool = False
     ) -> list[Episode]:
         """One scored response to each prompt, under the task's masks if this is a masked policy; see `respond`.
 

@@ -99,7 +99,7 @@ class RecurrentTextPolicy(RecurrentActorCriticPolicy):
 
     @torch.no_grad()
     def respond(
-        self, task: TextTask, prompts: Sequence[Prompt], seed: int, deterministic: bool = False
+        self, task: TextTask, prompts: Sequence[Prompt | None], seed: int, deterministic: bool = False
     ) -> list[Episode]:
         """Writes one scored response to each prompt; see `agents.policies.text_policy.Responder.respond`."""
         self.set_training_mode(False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.policies.critic import Critic
-from llm_env.lm.packing import PackedBatch, in_groups, pack, pack_ends
+from llm_env.lm.packing import PackedBatch, Scored, in_groups, pack, pack_ends
 from llm_env.reward.reference import Reference
 
 SCORE_TOKENS = 16_384  # tokens scored at once, padding included
@@ -56,13 +56,13 @@ class ScoresRollouts:
 
     @torch.no_grad()
     def score_segments(
-        self, sequences: list[list[int]], starts: list[int], masks: Masks = None
+        self, sequences: list[list[int]], scored: Sequence[Scored], masks: Masks = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Log π and V of every token from `starts` on, as training computes them.
+        """Log π and V of every scored token, as training computes them.
 
         Args:
             sequences: Prompt and response ids.
-            starts: For each, the index of the first token asked about.
+            scored: For each, which tokens are asked about.
             masks: For each, which tokens might be chosen at each of its steps, as bits; None: all.
 
         Returns:
@@ -80,19 +80,19 @@ class ScoresRollouts:
                 log_probs = torch.zeros_like(values)
             return log_probs, values
 
-        log_probs, values = self._score_in_groups(score, sequences, starts, masks)
+        log_probs, values = self._score_in_groups(score, sequences, scored, masks)
         return log_probs, values
 
     @torch.no_grad()
     def exact_kl(
-        self, reference: Reference, sequences: list[list[int]], starts: list[int], masks: Masks = None
+        self, reference: Reference, sequences: list[list[int]], scored: Sequence[Scored], masks: Masks = None
     ) -> NDArray[np.float32]:
-        """KL(π‖π_ref) of the whole distributions before every token from `starts` on, flat, in nats.
+        """KL(π‖π_ref) of the whole distributions before every scored token, flat, in nats.
 
         Args:
             reference: π_ref.
             sequences: Prompt and response ids.
-            starts: For each, the index of the first token asked about.
+            scored: For each, which tokens are asked about.
             masks: For each, which tokens might be chosen at each of its steps, as bits; None: all.
         """
 
@@ -100,20 +100,20 @@ class ScoresRollouts:
             with self._autocast():
                 return (self._exact_kl(batch, self._packed_hidden(batch), reference),)
 
-        return self._score_in_groups(score, sequences, starts, masks)[0]
+        return self._score_in_groups(score, sequences, scored, masks)[0]
 
     def _score_in_groups(
         self,
         score: Callable[[PackedBatch], tuple[Tensor, ...]],
         sequences: list[list[int]],
-        starts: list[int],
+        scored: Sequence[Scored],
         masks: Masks,
     ) -> list[NDArray[np.float32]]:
         """Each of `score`'s outputs for all sequences, flat, computed in groups of similar length."""
         parts: list[tuple[Tensor, ...]] = [()] * len(sequences)
 
         def run(group: list[int]) -> None:
-            batch = pack([sequences[i] for i in group], [starts[i] for i in group], self.device)
+            batch = pack([sequences[i] for i in group], [scored[i] for i in group], self.device)
             if masks is not None:
                 # One row for each scored token of the group, in the caller's order. (n, ⌈V/8⌉)
                 bits = torch.from_numpy(np.concatenate([masks[i] for i in group]))

@@ -21,7 +21,7 @@ class Responder(Protocol):
     """What responds to prompts."""
 
     def respond(
-        self, task: TextTask, prompts: Sequence[Prompt], seed: int, deterministic: bool = False
+        self, task: TextTask, prompts: Sequence[Prompt | None], seed: int, deterministic: bool = False
     ) -> list[Episode]:
         """One scored response to each prompt; the sampler's state outside is untouched.
 
@@ -53,7 +53,7 @@ class LoadedActor:
     mask: str = "none"
 
     def respond(
-        self, task: TextTask, prompts: Sequence[Prompt], seed: int, deterministic: bool = False
+        self, task: TextTask, prompts: Sequence[Prompt | None], seed: int, deterministic: bool = False
     ) -> list[Episode]:
         """See `Responder.respond`."""
         return respond(self.lm, task, prompts, seed, deterministic=deterministic, mask=self.mask)

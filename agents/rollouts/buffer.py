@@ -191,8 +191,10 @@ class TokenRolloutBuffer(RolloutBuffer):
                 continue
             if segment is None:
                 segment = self._open[slot] = self._new_segment(slot, obs["input_ids"][slot, :length].tolist())
+            elif length > len(segment.ids):  # a world has answered since
+                segment.ids += obs["input_ids"][slot, len(segment.ids) : length].tolist()
             # The step belongs to the segment that is open in its slot.
-            segment.actions.append(int(tokens[slot]))
+            segment.act(int(tokens[slot]))
             segment.rewards.append(float(rewards[slot]))
             segment.values.append(float(values[slot]))
             segment.log_probs.append(float(log_probs[slot]))
@@ -209,14 +211,15 @@ class TokenRolloutBuffer(RolloutBuffer):
         """
         # Slots of a group that start in the same step share a number, which no other step or rollout gives.
         group = (self._rollouts * self.buffer_size + self.pos) * self.n_envs + slot // self.group_size
-        # The environment has appended the action already, so its episode is one token ahead of the observation.
+        # The environment has appended the action already, so its episode is one action ahead of the observation.
         episode = None if self._venv is None else self._venv.acted[slot]
-        if episode is not None and episode.ids[:-1] != context:
+        place = len(context)
+        if episode is not None and (episode.ids[:place] != context or episode.places[-1] != place):
             raise RuntimeError(
                 "The policy acted on observations that are not the environment's: somebody else reset or stepped it since the "
                 "last rollout. Evaluate on an environment of its own, or call model.learn(…) with reset_num_timesteps=True."
             )
-        segment = Segment(context, slot, group, episode)
+        segment = Segment(context, slot, group, episode, 0 if episode is None else len(episode.response_ids) - 1)
         self.segments.append(segment)
         return segment
 
@@ -257,7 +260,7 @@ class TokenRolloutBuffer(RolloutBuffer):
         after = last_values.detach().float().cpu().numpy().reshape(-1)
         if np.isnan(after).any():
             assert self._policy is not None
-            ends[unfinished] = self._policy.state_values([self.segments[i].ids for i in unfinished])
+            ends[unfinished] = self._policy.state_values([self.segments[i].ids_after for i in unfinished])
         else:
             ends[unfinished] = [after[self.segments[i].slot] for i in unfinished]
         return ends
@@ -339,7 +342,7 @@ class TokenRolloutBuffer(RolloutBuffer):
     def _samples(self, members: list[int]) -> TokenSamples:
         chosen = [self.segments[i] for i in members]
         # The texts end to end; only the tokens of the responses are scored.
-        packed = pack([s.ids for s in chosen], [len(s.context) for s in chosen], self.device)
+        packed = pack([s.ids for s in chosen], [s.places for s in chosen], self.device)
         masks = masks_of(chosen)
         if masks is not None:
             packed = dataclasses.replace(packed, masks=torch.from_numpy(np.concatenate(masks)).to(self.device))

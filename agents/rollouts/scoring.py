@@ -25,7 +25,7 @@ def rescore(segments: Sequence[Segment], policy: RolloutPolicy) -> None:
         return
     # Flat over all segments' tokens: log π in nats, V in score. (n_tokens,)
     log_probs, values = policy.score_segments(
-        [s.ids for s in segments], [len(s.context) for s in segments], masks_of(segments)
+        [s.ids for s in segments], [s.places for s in segments], masks_of(segments)
     )
     for segment, new_log_probs, new_values in zip(
         segments, _split(log_probs, segments), _split(values, segments), strict=True
@@ -63,9 +63,7 @@ def score_rewards(segments: Sequence[Segment], policy: RolloutPolicy, task: Text
 
 def _fill_in_exact_kl(segments: Sequence[Segment], policy: RolloutPolicy, task: TextTask) -> None:
     """Tells the episodes KL(π‖π_ref) before each token, which the reward charges."""
-    flat = policy.exact_kl(
-        task.reference, [s.ids for s in segments], [len(s.context) for s in segments], masks_of(segments)
-    )
+    flat = policy.exact_kl(task.reference, [s.ids for s in segments], [s.places for s in segments], masks_of(segments))
     for segment, part in zip(segments, _split(flat, segments), strict=True):
         assert segment.episode is not None
         segment.episode.exact_kl[segment.start :] = part.astype(float).tolist()

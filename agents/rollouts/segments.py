@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm_env.episode import Episode
+from llm_env.lm.packing import Scored
 from llm_env.reward.reference import Reference
 from llm_env.task import TextTask
 from llm_env.text.prompts import Prompt
@@ -24,6 +25,10 @@ class Segment:
         slot: The environment's slot that it was generated in.
         group: The number of its prompt's group; the segments of one group share it.
         episode: The episode that it is part of, where the buffer is bound to an environment.
+        start: The place of the first action in the episode's response, above 0 where the episode began in an earlier rollout.
+            Without an environment nothing earlier is known.
+        ids: Context, actions, and what a world said between them.
+        places: The place of each action among `ids`.
         actions: Token ids, one entry a step.
         rewards: What each step was paid, in score.
         values: V of the state before each step.
@@ -36,6 +41,9 @@ class Segment:
     slot: int
     group: int = 0
     episode: Episode | None = None
+    start: int = 0
+    ids: list[int] = field(init=False)
+    places: list[int] = field(default_factory=list)
     actions: list[int] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
@@ -43,16 +51,20 @@ class Segment:
     masks: list[NDArray[np.uint8]] = field(default_factory=list)
     finished: bool = False
 
-    @property
-    def ids(self) -> list[int]:
-        """Context and actions."""
-        return [*self.context, *self.actions]
+    def __post_init__(self) -> None:
+        """Begins with the context."""
+        self.ids = list(self.context)
+
+    def act(self, token: int) -> None:
+        """Appends an action."""
+        self.places.append(len(self.ids))
+        self.ids.append(token)
+        self.actions.append(token)
 
     @property
-    def start(self) -> int:
-        """The place of the first action in the episode's response."""
-        # Above 0 where the episode began in an earlier rollout. Without an environment nothing earlier is known.
-        return 0 if self.episode is None else len(self.context) - len(self.episode.prompt.ids)
+    def ids_after(self) -> list[int]:
+        """The state after its last action: what a world answered belongs to it."""
+        return self.ids if self.episode is None else self.episode.ids
 
     @property
     def is_whole(self) -> bool:
@@ -83,23 +95,23 @@ class RolloutPolicy(Protocol):
         """Whether log-probs given while collecting are not exact."""
 
     def score_segments(
-        self, sequences: list[list[int]], starts: list[int], masks: list[NDArray[np.uint8]] | None = None
+        self, sequences: list[list[int]], scored: Sequence[Scored], masks: list[NDArray[np.uint8]] | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(log π, V) of every token from `starts` on, under the masks, flat, sequence by sequence."""
+        """(log π, V) of every scored token, under the masks, flat, sequence by sequence."""
 
     def exact_kl(
         self,
         reference: Reference,
         sequences: list[list[int]],
-        starts: list[int],
+        scored: Sequence[Scored],
         masks: list[NDArray[np.uint8]] | None = None,
     ) -> NDArray[np.float32]:
-        """KL(π‖π_ref) of the whole distributions before every token from `starts` on, flat, in nats."""
+        """KL(π‖π_ref) of the whole distributions before every scored token, flat, in nats."""
 
     def state_values(self, sequences: list[list[int]]) -> NDArray[np.float32]:
         """V of the state after each sequence, shape (n,)."""
 
     def respond(
-        self, task: TextTask, prompts: Sequence[Prompt], seed: int, deterministic: bool = False
+        self, task: TextTask, prompts: Sequence[Prompt | None], seed: int, deterministic: bool = False
     ) -> list[Episode]:
         """One scored response to each prompt."""

@@ -23,7 +23,7 @@ from llm_env.rendering import render_episode
 from llm_env.reward.reference import Reference, StepwiseReference
 from llm_env.rules import FLAG, SLOTS
 from llm_env.settings import task_settings
-from llm_env.slots import EpisodeSlots, prompt_from_options, token_actions
+from llm_env.slots import EpisodeSlots, Start, prompt_from_options, token_actions
 from llm_env.task import TextTask
 from llm_env.text.prompts import Prompt
 
@@ -41,7 +41,8 @@ class LLMTextVecEnv(VecEnv):
         episodes: ``"continuous"``: a slot that ends takes the next prompt at once, as SB3's own VecEnvs do.
             ``"synchronous"``: all slots start together every `max_new_tokens` steps, and one that ends early is idle
             until then (``length`` 0); for `TokenRolloutBuffer`, which drops the idle steps.
-        group_size: Slots that share a prompt, next to each other: for advantages within a group. Needs synchronous episodes.
+        group_size: Slots that share a prompt and the world's seed, next to each other: for advantages within a group. Needs
+            synchronous episodes.
         pay_policy_kl: Whether rewards hold -β·log π where actions carry their log π. False: rewards are the environment's part
             alone, for soft Q-learning, whose backup has the rest.
         scoring: ``"step"``: every step pays its reward. ``"deferred"``: while a `TokenRolloutBuffer` that is bound to this
@@ -121,9 +122,8 @@ class LLMTextVecEnv(VecEnv):
         seed = self._seeds[0]
         if seed is not None:
             self.batch.seed(np.random.default_rng(seed))
-        for slot, options in enumerate(self._options):
-            episode = self._begin(slot, prompt_from_options(self.task, options))
-            self.reset_infos[slot] = {"prompt": episode.prompt.text}
+        episodes = self._begin_all([prompt_from_options(self.task, options) for options in self._options])
+        self.reset_infos = [{"prompt": episode.prompt.text} for episode in episodes]
         self._clock = 0
         self.collecting = False  # whoever resets may be an evaluation; a buffer says so when a rollout begins
         self._reset_seeds()
@@ -180,23 +180,24 @@ class LLMTextVecEnv(VecEnv):
             dones: Whether each slot's response has just ended, shape (N,).
         """
         if self.episodes == "continuous":
-            for slot in np.flatnonzero(dones).tolist():
-                self.batch.begin(slot)
+            self.batch.begin_all([Start(slot) for slot in np.flatnonzero(dones).tolist()])
         elif self._clock == self.task.settings.max_new_tokens:
             # Even the longest response has ended: all slots start together.
             self._clock = 0
-            for slot in range(self.num_envs):
-                self._begin(slot)
+            self._begin_all([None] * self.num_envs)
         else:
             for slot in np.flatnonzero(dones).tolist():
                 self.batch.idle(slot)
 
-    def _begin(self, slot: int, prompt: Prompt | None = None) -> Episode:
-        """Starts an episode; unless a prompt is named, all but a group's first slot take that slot's prompt."""
-        first = self.batch.episodes[slot - slot % self.group_size]
-        if prompt is None and slot % self.group_size and first is not None:
-            prompt = first.prompt
-        return self.batch.begin(slot, prompt)
+    def _begin_all(self, prompts: Sequence[Prompt | None]) -> list[Episode]:
+        """Starts an episode in each slot; unless a prompt is named, a group's slots take their first one's prompt and seed."""
+        size = self.group_size
+        return self.batch.begin_all(
+            [
+                Start(slot, prompt, like=slot - slot % size if prompt is None and slot % size else None)
+                for slot, prompt in enumerate(prompts)
+            ]
+        )
 
     @property
     def defers(self) -> bool:
@@ -301,7 +302,8 @@ class LLMTextVecEnv(VecEnv):
         return super().render(mode)
 
     def close(self) -> None:
-        """Nothing to close: the models are shared by the process."""
+        """Parts with the worlds, if there are any; the models are shared by the process."""
+        self.batch.close()
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """Gives an attribute of this object, once for each slot in `indices`."""

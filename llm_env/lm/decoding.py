@@ -3,10 +3,8 @@
 An RL environment needs the next token of N prefixes, over and over. Rows end and restart at different times, a second user
 (an evaluation callback) may ask about other prefixes in between, and the weights change between rollouts. `CachedDecoder`
 keeps `hidden` a pure function of the prefixes all the same: each row remembers which token ids its cache encodes. A row
-whose prefix is that plus one token is decoded; any other row is read from the start.
-
-The caches of transformers append one column for all rows, which needs left padding and rows of equal age. Here every row
-has a write position for itself (`RaggedLayer`); stale columns behind it are masked until they are overwritten.
+whose prefix is that plus one token is decoded; one whose prefix is that plus several, as where a world has answered, reads
+those as a chunk; any other row is read from the start.
 """
 
 from __future__ import annotations
@@ -17,105 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache
 
 from llm_env.lm.causal_lm import CausalLM, attention_span
+from llm_env.lm.ragged_cache import Positions, RaggedLayer
 
 logger = logging.getLogger(__name__)
 
 _GROW = 32  # columns are allocated in multiples of this
 _COMPACT_BELOW = 0.75  # storage is compacted when a smaller share of its rows than this is in use
-
-
-class _Positions:
-    """Where this decoding step writes, and how far it looks; all layers share one object.
-
-    Attributes:
-        rows: Stored rows that are written, shape (rows,).
-        columns: The column that each of them writes, shape (rows,).
-        kv_length: Number of columns that any row may look at.
-    """
-
-    def __init__(self) -> None:
-        self.rows = torch.empty(0, dtype=torch.long)
-        self.columns = torch.empty(0, dtype=torch.long)
-        self.kv_length = 0
-
-
-class RaggedLayer(DynamicLayer):
-    """A full-attention cache layer with a write position for each row.
-
-    Keys and values have shape (rows, heads, columns, head_dim). `update` takes one new token a row.
-    """
-
-    keys: Tensor  # type: ignore[assignment]  # None only before the first `store`
-    values: Tensor  # type: ignore[assignment]
-
-    def __init__(self, positions: _Positions) -> None:
-        super().__init__()
-        self.positions = positions
-
-    def store(self, rows: Tensor, keys: Tensor, values: Tensor, n_rows: int, n_columns: int) -> None:
-        """Writes keys and values of whole prefixes.
-
-        Args:
-            rows: Rows to write, shape (n,).
-            keys: Shape (n, heads, T, head_dim).
-            values: Shape (n, heads, T, head_dim).
-            n_rows: Rows that the storage has at least.
-            n_columns: Columns that the storage has at least.
-        """
-        if not self.is_initialized:
-            self.dtype, self.device = keys.dtype, keys.device
-            self.keys = keys.new_zeros(n_rows, keys.shape[1], n_columns, keys.shape[3])
-            self.values = values.new_zeros(n_rows, values.shape[1], n_columns, values.shape[3])
-            self.is_initialized = True
-        self.reserve(n_rows, n_columns)
-        self.keys[rows, :, : keys.shape[2]] = keys
-        self.values[rows, :, : values.shape[2]] = values
-
-    def reserve(self, n_rows: int, n_columns: int) -> None:
-        """Grows the storage to at least that many rows and columns; what is there stays."""
-        have_rows, _, have_columns, _ = self.keys.shape
-        if n_rows <= have_rows and n_columns <= have_columns:
-            return
-        shape = (max(n_rows, have_rows), max(n_columns, have_columns))
-        # Callers ask for half as many columns again (`_widen`), so that this copy is rare.
-        for name in ("keys", "values"):
-            old = getattr(self, name)
-            new = old.new_zeros(shape[0], old.shape[1], shape[1], old.shape[3])
-            new[:have_rows, :, :have_columns] = old
-            setattr(self, name, new)
-
-    def keep(self, rows: Tensor) -> None:
-        """Keeps these rows only, in this order."""
-        self.keys = self.keys.index_select(0, rows)
-        self.values = self.values.index_select(0, rows)
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Writes one token in each row, and returns keys and values of the columns that any row may look at.
-
-        Args:
-            key_states: Shape (rows, heads, 1, head_dim).
-            value_states: Shape (rows, heads, 1, head_dim).
-            args: Ignored; transformers passes the layer's index.
-            kwargs: Ignored.
-
-        Returns:
-            Keys and values, both of shape (rows, heads, kv_length, head_dim).
-        """
-        positions = self.positions
-        self.keys[positions.rows, :, positions.columns] = key_states[:, :, 0].to(self.keys.dtype)
-        self.values[positions.rows, :, positions.columns] = value_states[:, :, 0].to(self.values.dtype)
-        return self.keys[:, :, : positions.kv_length], self.values[:, :, : positions.kv_length]
-
-    def get_seq_length(self) -> int:
-        """Number of columns before this step's token, in the longest row."""
-        return self.positions.kv_length - 1
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """(Number of columns that may be looked at, offset of the first), as transformers' mask functions need them."""
-        return self.positions.kv_length, 0
 
 
 class CachedDecoder:
@@ -136,6 +44,8 @@ class CachedDecoder:
     ) -> None:
         self.lm = lm
         self._refresh = refresh
+        self._reads_chunks: bool | None = None
+        """Whether a chunk gives what a full forward pass gives; None: it was not tried yet."""
         self.max_length = max_length
         self.use_cache = use_cache
         self._checked = not use_cache
@@ -144,7 +54,7 @@ class CachedDecoder:
     def clear(self) -> None:
         """Forgets everything; must follow every change of the weights."""
         self._stale = True
-        self._positions = _Positions()
+        self._positions = Positions()
         self._layers: list[RaggedLayer] = []
         self._tokens = torch.empty(0, 0, dtype=torch.long)  # (slots, columns): what each slot's row encodes
         self._lengths = torch.empty(0, dtype=torch.long)  # (slots,)
@@ -186,12 +96,17 @@ class CachedDecoder:
         width = min(ids.shape[1], self._tokens.shape[1])
         inside = torch.arange(width) < self._lengths[:, None]  # (slots, width)
         same = ((ids[:, :width] == self._tokens[:, :width]) | ~inside).all(1) & (self._lengths > 0)
-        # Read from the start what has another prefix; one token where it grew; nothing where it is unchanged. (slots,)
-        fresh = (lengths > 0) & ~(same & ((lengths == self._lengths) | (lengths == self._lengths + 1)))
+        # Read from the start what has another prefix; what is new where it grew; nothing where it is unchanged. (slots,)
         grown = same & (lengths == self._lengths + 1)
+        longer = same & (lengths > self._lengths + 1)
+        if longer.any() and not self._can_read_chunks():
+            longer[:] = False
+        fresh = (lengths > 0) & ~(grown | longer | same & (lengths == self._lengths))
         self._release(lengths == 0)
         if grown.any():
             self._decode(ids, grown)
+        if longer.any():
+            self._append(ids, lengths, longer)
         if fresh.any():
             self._prefill(ids, lengths, fresh)
         assert self._last is not None or longest == 0
@@ -291,21 +206,55 @@ class CachedDecoder:
         tokens[rows] = ids[slots, self._lengths[slots]]
         positions = self._positions
         # All stored rows, because attention to a subset would copy the cache.
-        positions.rows = torch.arange(self._n_rows, device=device)
-        positions.columns = columns.to(device)
+        positions.rows, positions.is_part = torch.arange(self._n_rows, device=device), False
+        positions.columns = columns.to(device)[:, None]
         positions.kv_length = int(columns.max()) + 1
         # (rows, kv_length): each row looks at its prefix and its new token, not at stale columns behind them
-        mask = torch.arange(positions.kv_length, device=device) <= positions.columns[:, None]
+        mask = torch.arange(positions.kv_length, device=device) <= positions.columns
         out = self.lm.hidden(
             tokens.to(device)[:, None],
             attention_mask=mask.long(),
-            position_ids=positions.columns[:, None],
+            position_ids=positions.columns,
             past_key_values=Cache(layers=list(self._layers)),
             use_cache=True,
         )
         # The rows that only waited are not read.
         hidden = out.last_hidden_state[rows.to(device), 0]  # (grown slots, H)
         self._remember(slots, hidden, self._lengths + grown.long(), ids)
+
+    def _append(self, ids: Tensor, lengths: Tensor, longer: Tensor) -> None:
+        """Reads several new tokens in the rows of the slots that are `longer`; the other rows are not touched."""
+        device = self.lm.device
+        slots = longer.nonzero()[:, 0]
+        before, after = self._lengths[slots], lengths[slots]  # (n,)
+        chunk = int((after - before).max())
+        self._widen(int(before.max()) + chunk)
+        # (n, T): the columns behind each row's prefix. Those behind its new end are masked until they are written again.
+        columns = before[:, None] + torch.arange(chunk)
+        inside = columns < after[:, None]
+        tokens = ids[slots].gather(1, columns.clamp(max=ids.shape[1] - 1)).masked_fill(~inside, 0)
+        positions = self._positions
+        positions.rows, positions.is_part = self._row_of_slot[slots].to(device), True
+        positions.columns = columns.to(device)
+        positions.kv_length = int(columns.max()) + 1
+        # Each token looks at its prefix and at itself. (n, 1, T, kv_length)
+        mask = (torch.arange(positions.kv_length, device=device) <= positions.columns[:, :, None])[:, None]
+        out = self.lm.hidden(
+            tokens.to(device),
+            attention_mask=self._added(mask),
+            # The model may have no position behind the row's end.
+            position_ids=torch.minimum(columns, after[:, None] - 1).to(device),
+            past_key_values=Cache(layers=list(self._layers)),
+            use_cache=True,
+        )
+        last = (after - before - 1).to(device)
+        hidden = out.last_hidden_state[torch.arange(len(slots), device=device), last]  # (n, H)
+        self._remember(slots, hidden, lengths, ids)
+
+    def _added(self, mask: Tensor) -> Tensor:
+        """A mask of four dimensions as attention takes it: what is not looked at as the lowest number, added to the scores."""
+        dtype = self.lm.model.dtype
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
     def _uncached(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """The same as `hidden`, each prefix read from the start."""
@@ -326,7 +275,7 @@ class CachedDecoder:
         reason = None
         if attention_span(self.lm.config) < self.max_length:
             reason = "its cache is not plain attention over the whole prefix"
-        elif not self._agrees_with_full_forward():
+        elif not self._agrees_with_full_forward([[2, 5], [3, 6], [4, 6]]):  # both grow, then one while the other waits
             reason = "its cached step disagrees with a full forward pass"
         self.clear()
         if reason is not None:
@@ -338,20 +287,28 @@ class CachedDecoder:
                 reason,
             )
 
-    def _agrees_with_full_forward(self) -> bool:
-        """Compares cached steps with a full forward pass, on two rows of which one grows while the other waits."""
+    def _can_read_chunks(self) -> bool:
+        """Whether a text that grew by several tokens need not be read from its start: tried at the first such text."""
+        if self._reads_chunks is None:
+            # One row reads a chunk, then both chunks of different lengths, then both one token.
+            self._reads_chunks = self._agrees_with_full_forward([[2, 3], [4, 3], [6, 7], [7, 8]])
+            if not self._reads_chunks:
+                logger.info("%s reads a text from its start where it grew by several tokens.", self.lm.name)
+        return self._reads_chunks
+
+    def _agrees_with_full_forward(self, lengths: list[list[int]]) -> bool:
+        """Compares cached steps with a full forward pass, on two rows of these lengths, one step after the other."""
         trial = CachedDecoder(self.lm, self.max_length)
-        trial._checked = True
+        trial._checked = trial._reads_chunks = True
         vocab = self.lm.vocab_size
         ids = (torch.arange(2 * 8).reshape(2, 8) * 7 + 1) % vocab
         try:
-            trial.hidden(ids, torch.tensor([2, 5]))  # fills the cache with two rows of different length
-            trial.hidden(ids, torch.tensor([3, 6]))  # both grow
-            got = trial.hidden(ids, torch.tensor([4, 6])).float()  # (2, H): the first grows, the second waits
+            for step in lengths:
+                got = trial.hidden(ids, torch.tensor(step)).float()  # (2, H)
         except Exception as error:  # an architecture that refuses our cache or a ragged mask
             logger.debug("cached decoding of %s failed: %s", self.lm.name, error)
             return False
-        want = trial._uncached(ids, torch.tensor([4, 6])).float()
+        want = trial._uncached(ids, torch.tensor(lengths[-1])).float()
         # Relative to the largest state: rounding differs with the order of the sums, in half precision by percents.
         tolerance = 1e-3 if want.dtype == torch.float32 and self.lm.model.dtype == torch.float32 else 5e-2
         if torch.is_autocast_enabled(self.lm.device.type):

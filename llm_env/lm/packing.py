@@ -11,6 +11,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from torch import Tensor
 from llm_env.lm.memory import free_after, is_out_of_memory
 
 logger = logging.getLogger(__name__)
+Scored: TypeAlias = int | Sequence[int]
+"""Which tokens of a sequence are scored: all from that place on, or those at these places, in order."""
 
 
 @dataclass(frozen=True)
@@ -89,30 +92,50 @@ class PackedBatch:
         return parts
 
 
-def pack(sequences: Sequence[Sequence[int]], starts: Sequence[int], device: torch.device | str) -> PackedBatch:
-    """Packs sequences whose tokens from `starts` on are scored.
+def pack(sequences: Sequence[Sequence[int]], scored: Sequence[Scored], device: torch.device | str) -> PackedBatch:
+    """Packs sequences some of whose tokens are scored.
 
-    The last token of a sequence predicts no scored token, so it is not read.
+    What stands at and behind a sequence's last scored token predicts no scored token, so it is not read.
 
     Args:
         sequences: B token id sequences, prompt and response.
-        starts: For each, the index of the first scored token, at least 1 and at most its length.
+        scored: For each, the place of the first scored token, from which on all are, 1 to its length; or the places of
+            all scored tokens, each at least 1, rising.
         device: Where to put the batch.
 
     Raises:
-        ValueError: a start is 0, so that no token predicts the first scored one.
+        ValueError: a place is 0, so that no token predicts the one that is scored.
     """
-    if any(start < 1 for start in starts):
+    places_of = [places_in(s, which) for s, which in zip(sequences, scored, strict=True)]
+    if any(len(places) and places[0] < 1 for places in places_of):
         raise ValueError("A scored token needs at least one token before it; got a start of 0.")
-    read = [max(1, len(s) - 1) for s in sequences]  # tokens read of each sequence
-    ids, lengths, places, order = _lay_out(sequences, read)
-    # A token is predicted at the position before it: those from start to the end at start - 1 to the end - 1. (n,)
-    index = torch.cat(
-        [torch.arange(p + s - 1, p + len(t) - 1) for p, s, t in zip(places, starts, sequences, strict=True)]
+    # Tokens read of each sequence: all before its last scored one. One without scored tokens is read as one token.
+    read = [places[-1] if len(places) else max(1, len(s) - 1) for s, places in zip(sequences, places_of, strict=True)]
+    ids, lengths, firsts, order = _lay_out(sequences, read)
+    # A token is predicted at the place before it. (n,)
+    index = torch.cat([_tensor(places) + p - 1 for p, places in zip(firsts, places_of, strict=True)])
+    targets = [s[place] for s, places in zip(sequences, places_of, strict=True) for place in places]
+    counts = tuple(len(places) for places in places_of)
+    return PackedBatch(
+        ids.to(device),
+        lengths,
+        index.to(device),
+        torch.tensor(targets, dtype=torch.long).to(device),
+        counts,
+        order,
     )
-    targets = torch.tensor([t for s, start in zip(sequences, starts, strict=True) for t in s[start:]], dtype=torch.long)
-    counts = tuple(len(s) - start for s, start in zip(sequences, starts, strict=True))
-    return PackedBatch(ids.to(device), lengths, index.to(device), targets.to(device), counts, order)
+
+
+def _tensor(places: Sequence[int]) -> Tensor:
+    """Places as a tensor; most are a range."""
+    if isinstance(places, range):
+        return torch.arange(places.start, places.stop)
+    return torch.tensor(places, dtype=torch.long)
+
+
+def places_in(sequence: Sequence[int], scored: Scored) -> Sequence[int]:
+    """The places of a sequence's scored tokens."""
+    return range(scored, len(sequence)) if isinstance(scored, int) else scored
 
 
 def pack_ends(sequences: Sequence[Sequence[int]], device: torch.device | str) -> PackedBatch:

@@ -13,6 +13,7 @@ from llm_env.lm.causal_lm import CausalLM
 from llm_env.lm.decoding import CachedDecoder
 from llm_env.lm.loading import autocast
 from llm_env.lm.log_probs import head_log_probs
+from llm_env.lm.packing import Scored
 from llm_env.lm.registry import SharedLM
 from llm_env.lm.sequence_log_probs import sequence_log_probs
 
@@ -41,18 +42,18 @@ class Reference:
         with self.shared.frozen() as lm, autocast(lm.device, self.mixed_precision):
             yield lm
 
-    def log_probs(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[NDArray[np.float32]]:
-        """Log π_ref of every token from `starts` on, in nats; each sequence is read in one pass.
+    def log_probs(self, sequences: Sequence[Sequence[int]], scored: Sequence[Scored]) -> list[NDArray[np.float32]]:
+        """Log π_ref of every scored token, in nats; each sequence is read in one pass.
 
         Args:
             sequences: Prompt and response ids.
-            starts: For each sequence, the index of the first token that is scored, at least 1.
+            scored: For each sequence, which tokens are scored, none of them the first.
 
         Returns:
-            For each sequence an array of shape (its length - its start,).
+            For each sequence an array with an entry for each of its scored tokens.
         """
         with self.frozen() as lm:
-            return sequence_log_probs(lm, sequences, starts, self.temperature)
+            return sequence_log_probs(lm, sequences, scored, self.temperature)
 
 
 class StepwiseReference:

@@ -262,6 +262,35 @@ class PromptSet:
         return prompt
 
 
+class NoPrompts:
+    """Stands for a prompt set where there is none: with a world, whose episodes differ by its seed alone.
+
+    Args:
+        tokenizer: The tokenizer of the model that will continue what the world says.
+        max_prompt_length: Most tokens of a prompt from ``reset(options=…)``.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.max_prompt_length = max_prompt_length
+        self.records: list[PromptRecord] = []
+
+    def __len__(self) -> int:
+        return 0
+
+    def __getitem__(self, index: int) -> Prompt:
+        raise IndexError("There are no prompts: the world begins each episode by itself.")
+
+    def spread(self, count: int) -> list[None]:
+        """`count` episodes that begin without a prompt."""
+        return [None] * count
+
+    def encode(self, raw: Any) -> Prompt:
+        """A prompt from outside; see `PromptSet.encode`."""
+        record = prompt_record("options['prompt']", raw)
+        return encode_prompt(record.prompt, self.tokenizer, self.max_prompt_length, columns=record.columns)[0]
+
+
 class PromptOrder:
     """Indices of prompts, each once before any comes twice, shuffled anew for every pass.
 

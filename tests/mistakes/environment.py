@@ -40,8 +40,8 @@ DECODING = [
     Mutation(
         "a token is predicted from itself",
         "llm_env/lm/packing.py",
-        "torch.arange(p + s - 1, p + len(t) - 1)",
-        "torch.arange(p + s, p + len(t)).clamp(max=sum(read) - 1)",
+        "_tensor(places) + p - 1 for",
+        "(_tensor(places) + p).clamp(max=sum(read) - 1) for",
         ("tests/llm_env/lm/test_packing.py",),
     ),
     Mutation(
@@ -64,8 +64,8 @@ PROBABILITIES = [
     Mutation(
         "the temperature is left out of the reference's log-probs",
         "llm_env/reward/reference.py",
-        "sequence_log_probs(lm, sequences, starts, self.temperature)",
-        "sequence_log_probs(lm, sequences, starts, 1.0)",
+        "sequence_log_probs(lm, sequences, scored, self.temperature)",
+        "sequence_log_probs(lm, sequences, scored, 1.0)",
         ("tests/test_invariants.py::test_at_learning_rate_zero_the_ratio_is_one",),
     ),
     Mutation(

@@ -1,0 +1,108 @@
+"""A key-value cache whose rows sit at different positions.
+
+The caches of transformers append one column for all rows, which needs left padding and rows of equal age. Here every row
+has a write position for itself; stale columns behind it are masked until they are overwritten.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+
+class Positions:
+    """Where this decoding step writes, and how far it looks; all layers share one object.
+
+    Attributes:
+        rows: Stored rows that are written, shape (rows,).
+        columns: The columns that each of them writes, shape (rows, T), T being the tokens read in this step.
+        kv_length: Number of columns that any row may look at.
+        is_part: Whether other stored rows sit this step out.
+    """
+
+    def __init__(self) -> None:
+        self.rows = torch.empty(0, dtype=torch.long)
+        self.columns = torch.empty(0, 1, dtype=torch.long)
+        self.kv_length = 0
+        self.is_part = False
+
+
+class RaggedLayer(DynamicLayer):
+    """A full-attention cache layer with a write position for each row.
+
+    Keys and values have shape (rows, heads, columns, head_dim). `update` takes T new tokens a row.
+    """
+
+    keys: Tensor  # type: ignore[assignment]  # None only before the first `store`
+    values: Tensor  # type: ignore[assignment]
+
+    def __init__(self, positions: Positions) -> None:
+        super().__init__()
+        self.positions = positions
+
+    def store(self, rows: Tensor, keys: Tensor, values: Tensor, n_rows: int, n_columns: int) -> None:
+        """Writes keys and values of whole prefixes.
+
+        Args:
+            rows: Rows to write, shape (n,).
+            keys: Shape (n, heads, T, head_dim).
+            values: Shape (n, heads, T, head_dim).
+            n_rows: Rows that the storage has at least.
+            n_columns: Columns that the storage has at least.
+        """
+        if not self.is_initialized:
+            self.dtype, self.device = keys.dtype, keys.device
+            self.keys = keys.new_zeros(n_rows, keys.shape[1], n_columns, keys.shape[3])
+            self.values = values.new_zeros(n_rows, values.shape[1], n_columns, values.shape[3])
+            self.is_initialized = True
+        self.reserve(n_rows, n_columns)
+        self.keys[rows, :, : keys.shape[2]] = keys
+        self.values[rows, :, : values.shape[2]] = values
+
+    def reserve(self, n_rows: int, n_columns: int) -> None:
+        """Grows the storage to at least that many rows and columns; what is there stays."""
+        have_rows, _, have_columns, _ = self.keys.shape
+        if n_rows <= have_rows and n_columns <= have_columns:
+            return
+        shape = (max(n_rows, have_rows), max(n_columns, have_columns))
+        # Callers ask for half as many columns again (`_widen`), so that this copy is rare.
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = old.new_zeros(shape[0], old.shape[1], shape[1], old.shape[3])
+            new[:have_rows, :, :have_columns] = old
+            setattr(self, name, new)
+
+    def keep(self, rows: Tensor) -> None:
+        """Keeps these rows only, in this order."""
+        self.keys = self.keys.index_select(0, rows)
+        self.values = self.values.index_select(0, rows)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Writes T tokens in each row, and returns keys and values of the columns that any row may look at.
+
+        Args:
+            key_states: Shape (rows, heads, T, head_dim).
+            value_states: Shape (rows, heads, T, head_dim).
+            args: Ignored; transformers passes the layer's index.
+            kwargs: Ignored.
+
+        Returns:
+            Keys and values, both of shape (rows, heads, kv_length, head_dim).
+        """
+        at = self.positions
+        # Indices with a slice between them put their own dimensions first: (rows, T, heads, head_dim).
+        self.keys[at.rows[:, None], :, at.columns] = key_states.transpose(1, 2).to(self.keys.dtype)
+        self.values[at.rows[:, None], :, at.columns] = value_states.transpose(1, 2).to(self.values.dtype)
+        keys, values = self.keys[:, :, : at.kv_length], self.values[:, :, : at.kv_length]
+        return (keys[at.rows], values[at.rows]) if at.is_part else (keys, values)
+
+    def get_seq_length(self) -> int:
+        """Number of columns before this step's tokens, in the longest row."""
+        return self.positions.kv_length - self.positions.columns.shape[1]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """(Number of columns that may be looked at, offset of the first), as transformers' mask functions need them."""
+        return self.positions.kv_length, 0

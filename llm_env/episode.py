@@ -147,6 +147,14 @@ class Episode:
         return [place for span in self.spans if span.is_action for place in range(span.start, span.end)]
 
     @property
+    def said(self) -> list[tuple[str, str]]:
+        """What stands behind the prompt as (role, text): the policy is the assistant, and a world the user."""
+        if not self.turns:
+            return [("assistant", self.response_text)]
+        told = [part for turn in self.turns for part in (("assistant", turn.text), ("user", turn.reply))]
+        return told if told[-1][1] else told[:-1]
+
+    @property
     def turn_start(self) -> int:
         """Index of the first token of the turn under way among the response tokens."""
         return self.turns[-1].end if self.turns else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from llm_env.episode import Episode
     from llm_env.task import TextTask
 
+Piece: TypeAlias = tuple[str, float | None]
+"""A text and the KL of the token that it is, in nats; None for what a world said, which is drawn as the prompt is."""
 FULL_COLOR = 4.0  # nats at which the color is strongest
 WIDTH, FONT_SIZE, MARGIN, LINE_CHARS = 720, 16, 16, 70
 
@@ -35,19 +37,24 @@ def color_of(kl: float) -> tuple[int, int, int]:
     return (255, fade, fade) if kl >= 0 else (fade, fade, 255)
 
 
-def pieces(task: TextTask, episode: Episode) -> list[tuple[str, float]]:
-    """The response as (text, KL) of each token; joined, the texts are the decoded response."""
+def pieces(task: TextTask, episode: Episode) -> list[Piece]:
+    """The response as (text, KL) of each token, and what a world said as a text with None for its KL."""
     kls = token_kl(episode)
-    result, before = [], ""
+    replies = {turn.end: task.decode(turn.reply_ids) for turn in episode.turns}
+    result: list[Piece] = []
+    start, before = 0, ""
     for i, token in enumerate(episode.response_ids):
         if token in task.eos_ids:
             text = "■"
         else:
             # A token's text is what it adds to the text before it: single tokens may decode to broken characters.
-            now = task.decode(episode.response_ids[: i + 1])
+            now = task.decode(episode.response_ids[start : i + 1])
             text, before = now[len(before) :], now
         # Tokens that are not scored yet are white.
         result.append((text, float(kls[i]) if i < len(kls) else 0.0))
+        if i + 1 in replies:
+            result.append((replies[i + 1], None))
+            start, before = i + 1, ""
     return result
 
 
@@ -59,22 +66,25 @@ def render_episode(task: TextTask, episode: Episode | None, mode: str) -> str | 
     return _ansi(prompt, parts, score) if mode == "ansi" else _image(prompt, parts, score)
 
 
-def _footer(parts: list[tuple[str, float]], score: float | None) -> str:
-    total = sum(kl for _, kl in parts)
+def _footer(parts: list[Piece], score: float | None) -> str:
+    kls = [kl for _, kl in parts if kl is not None]
     scored = "" if score is None else f"score {score:.2f}   "
-    return f"{scored}KL {total:.2f} nats   {len(parts)} tokens"
+    return f"{scored}KL {sum(kls):.2f} nats   {len(kls)} tokens"
 
 
-def _ansi(prompt: str, parts: list[tuple[str, float]], score: float | None) -> str:
+def _ansi(prompt: str, parts: list[Piece], score: float | None) -> str:
     painted = []
     for text, kl in parts:
+        if kl is None:
+            painted.append(printable(text))
+            continue
         red, green, blue = color_of(kl)
         # Black on a 24-bit background color, then back to the terminal's own.
         painted.append(f"\x1b[30;48;2;{red};{green};{blue}m{printable(text)}\x1b[0m")
     return f"{printable(prompt)}{''.join(painted)}\n\x1b[2m{_footer(parts, score)}\x1b[0m\n"
 
 
-def _image(prompt: str, parts: list[tuple[str, float]], score: float | None) -> NDArray[np.uint8]:
+def _image(prompt: str, parts: list[Piece], score: float | None) -> NDArray[np.uint8]:
     require("PIL", "plots")
     require("matplotlib", "plots")
     from matplotlib import get_data_path
@@ -84,10 +94,12 @@ def _image(prompt: str, parts: list[tuple[str, float]], score: float | None) -> 
     step, height = font.getlength("M"), round(FONT_SIZE * 1.5)  # pixels per character and per line
     lines = textwrap.wrap(prompt, LINE_CHARS) or [""]
     # Lay the response out, token by token, breaking where a line is full.
-    cells: list[tuple[int, int, str, float]] = []
+    cells: list[tuple[int, int, str, float | None]] = []
     row, column = len(lines), 0
     for text, kl in parts:
-        for line_number, shown in enumerate(text.split("\n")):
+        # A token fits in a line; what a world said need not.
+        rows = text.split("\n") if kl is not None else [w for r in text.split("\n") for w in _wrapped(r)]
+        for line_number, shown in enumerate(rows):
             if line_number or column + len(shown) > LINE_CHARS:
                 # A new line; the space before a word is dropped there, unless the token is nothing else.
                 row, column, shown = row + 1, 0, shown.lstrip() or shown
@@ -100,7 +112,13 @@ def _image(prompt: str, parts: list[tuple[str, float]], score: float | None) -> 
         draw.text((MARGIN, MARGIN + number * height), line, fill=(90, 90, 90), font=font)
     for row_number, column, shown, kl in cells:
         left, top = MARGIN + column * step, MARGIN + row_number * height
-        draw.rectangle((left, top, left + len(shown) * step, top + height - 4), fill=color_of(kl))
-        draw.text((left, top), shown, fill="black", font=font)
+        if kl is not None:
+            draw.rectangle((left, top, left + len(shown) * step, top + height - 4), fill=color_of(kl))
+        draw.text((left, top), shown, fill="black" if kl is not None else (90, 90, 90), font=font)
     draw.text((MARGIN, MARGIN + (row + 2) * height), _footer(parts, score), fill=(90, 90, 90), font=font)
     return np.asarray(image, dtype=np.uint8)
+
+
+def _wrapped(line: str) -> list[str]:
+    """A line as lines that are drawn; an empty one stays."""
+    return textwrap.wrap(line, LINE_CHARS) or [""]

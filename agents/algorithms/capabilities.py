@@ -10,6 +10,7 @@ FEATURES = {
     "separate_critic": "critic of its own",
     "masks": "masks",
     "groups": "groups",
+    "worlds": "worlds",
     "gpu": "GPU (tests not yet run)",
     "bf16": "bf16",
     "resume": "resume",

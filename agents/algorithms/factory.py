@@ -18,6 +18,7 @@ from agents.algorithms.table import (
     Algorithm,
     algorithm,
     check_masks,
+    check_world,
     checked_settings,
     settings_of,
 )
@@ -80,6 +81,7 @@ def make_algorithm(
         raise TypeError(f"env must be {ENV_ID!r}, an LLMTextVecEnv or an LLMTextEnv; got {type(base).__name__}.")
     # An environment that exists already may ask for what this algorithm cannot do.
     check_masks(name, base.task.masks.active)
+    check_world(name, base.task.make_world is not None)
     if base.task.kl.in_loss and not row.text_loss:
         raise ValueError(f"kl_in={base.task.kl.place!r}: {name}'s loss has no KL term; it takes kl_in='reward'.")
     cls = row.class_for(chosen, base.task.kl.in_loss)
@@ -144,6 +146,7 @@ def _environment(
     # Combinations that the table excludes are found before any model is loaded.
     rules = task_settings(env_kwargs)
     check_masks(name, rules.has_masks)
+    check_world(name, rules.world is not None)
     checked_settings(name, {"mixed_precision": rules.mixed_precision, "kl_in": rules.kl_in})
     if episodes is not None:
         check_choice("episodes", episodes, EPISODE_MODES)

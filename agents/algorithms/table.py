@@ -83,6 +83,7 @@ _Q_NO = {
     "lora": "the target network is a second copy of all weights, which adapters on one base would not be",
     **_NO_MASKS,
     "groups": "it learns from replayed tokens, not from groups of responses",
+    "worlds": "its replay stores a response as one text, in which each token follows the one before",
     "bf16": "it regresses on small differences of Q, which bf16 rounds away",
 }
 
@@ -179,6 +180,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         no={
             "lora": "there is no language model to put adapters into",
             "separate_critic": "its critic is an LSTM of its own already",
+            "worlds": "its LSTM reads the last token of each state, and would miss all others that a world says",
             **_NO_MASKS,
             **_HAS_CRITIC,
             "bf16": "its LSTM is small: there is nothing to gain",
@@ -259,7 +261,12 @@ ALGORITHMS: dict[str, Algorithm] = {
         {**_CRITIC_FREE, "learning_rate": 3e-4, "n_epochs": 4},
         whole_episodes=True,
         buffer={"advantages": "remax", "whiten_advantages": False},
-        no={**_NO_MASKS, **_NO_CRITIC, **_NO_GROUPS},
+        no={
+            **_NO_MASKS,
+            **_NO_CRITIC,
+            **_NO_GROUPS,
+            "worlds": "its greedy baseline would need a second episode of each world, from the same state",
+        },
     ),
     "reinforce_pp": Algorithm(
         PPO,
@@ -369,6 +376,16 @@ def check_masks(name: str, masks: bool) -> None:
     """
     if masks:
         _refuse(name, algorithm(name), "masks", "top_k, top_p, min_new_tokens, allowed and forbidden tokens")
+
+
+def check_world(name: str, has_world: bool) -> None:
+    """Refuses an environment whose world answers the policy for an algorithm that could not learn from such episodes.
+
+    Raises:
+        ValueError: the algorithm's row says why it cannot.
+    """
+    if has_world:
+        _refuse(name, algorithm(name), "worlds", "a world")
 
 
 def _refuse(name: str, row: Algorithm, feature: str, what: str) -> None:

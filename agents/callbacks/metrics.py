@@ -14,6 +14,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from agents.callbacks.constant_scores import ConstantScores
 from agents.rollouts.vec_env import text_env
+from llm_env.episode import ENDS
 from llm_env.reward.models import load_text_reward
 from llm_env.reward.scores import RewardFunction, TextReward
 
@@ -37,7 +38,7 @@ def episode_statistics(infos: list[dict[str, Any]]) -> dict[str, float]:
     length = np.array([info["response_length"] for info in infos])
     score = np.array([info["rm_score"] for info in infos])
     parts = [info["reward_parts"] for info in infos if "reward_parts" in info]
-    return {
+    values = {
         "rollout/rm_score": float(score.mean()),
         "rollout/rm_score_std": float(score.std()),
         "rollout/kl": float(kl.mean()),
@@ -46,6 +47,11 @@ def episode_statistics(infos: list[dict[str, Any]]) -> dict[str, float]:
         "rollout/response_length": float(length.mean()),
         **{f"rollout/reward/{name}": value for name, value in mean_of_parts(parts).items()},
     }
+    if "turns" in infos[0]:  # of a world
+        values["rollout/turns"] = float(np.mean([info["turns"] for info in infos]))
+        for end in ENDS[1:]:  # an end token ends turns there, no episode
+            values[f"rollout/end/{end}"] = float(np.mean([info["end"] == end for info in infos]))
+    return values
 
 
 def mean_of_parts(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -161,8 +161,8 @@ def run_settings(args: Args) -> RunSettings:
     return dataclasses.replace(settings, task=task, folder=folder)
 
 
-def held_out_prompts(run: Path, settings: RunSettings) -> str:
-    """Finds a run's held-out prompts: a file or a dataset id."""
+def held_out_prompts(run: Path, settings: RunSettings) -> str | None:
+    """Finds a run's held-out prompts: a file or a dataset id; None where a world has none."""
     from agents.runs.prompts import HELD_OUT_FILE, TRAIN_FILE
     from llm_env.default_task import DEFAULT_HELDOUT_PROMPTS
 
@@ -171,6 +171,8 @@ def held_out_prompts(run: Path, settings: RunSettings) -> str:
     for name in (HELD_OUT_FILE, TRAIN_FILE):  # of a few prompts none is held out
         if (run / name).is_file():
             return str(run / name)
+    if settings.task.world is not None:
+        return settings.task.prompts  # without any, the world begins each episode by itself
     return settings.task.prompts or DEFAULT_HELDOUT_PROMPTS
 
 

@@ -9,16 +9,18 @@ import numpy as np
 from agents.callbacks.metrics import mean_of_parts
 from agents.evaluation.settings import SAMPLE_SEED
 from agents.policies.text_policy import Responder
+from llm_env.episode import Episode
 from llm_env.reward.scores import TextReward
 from llm_env.task import TextTask
-from llm_env.text.prompts import PromptSet
+from llm_env.text.prompts import NoPrompts, PromptSet
 
 
 class HeldOutPrompts:
     """Held-out prompts, which the policy responds to with the same seed each time.
 
     Args:
-        prompts: Held-out prompts, encoded for the actor; samples are of the first ones.
+        prompts: Held-out prompts, encoded for the actor; samples are of the first ones. Where a world begins each episode by
+            itself, there are none, and its seeds are the same each time.
         task: Gives the sizes, the models and the reward.
         gold: A second score that is only reported, or None.
 
@@ -26,7 +28,7 @@ class HeldOutPrompts:
         ValueError: a prompt's record has no column that the reward model or the gold function needs.
     """
 
-    def __init__(self, prompts: PromptSet, task: TextTask, gold: TextReward | None) -> None:
+    def __init__(self, prompts: PromptSet | NoPrompts, task: TextTask, gold: TextReward | None) -> None:
         for scorer in (task.reward_model, gold):
             if scorer is not None:
                 scorer.check_prompts(prompts.records)
@@ -54,6 +56,7 @@ class HeldOutPrompts:
                 "rm_score": episode.rm_score,
                 **({"reward_parts": episode.part_scores} if episode.part_scores else {}),
                 "kl": episode.kl,
+                **({} if self.task.make_world is None else {"end": episode.end, "turns": _turns(episode)}),
             }
             for episode in policy.respond(self.task, prompts, SAMPLE_SEED)
         ]
@@ -77,3 +80,8 @@ class HeldOutPrompts:
         if self.gold is not None:
             values["gold_score"] = float(np.mean(self.gold.score(episodes)))
         return values
+
+
+def _turns(episode: Episode) -> list[dict[str, Any]]:
+    """The turns of an episode: what the policy said, what the world answered and paid."""
+    return [{"said": t.text, "answer": t.reply, "reward": t.reward} for t in episode.turns]

@@ -25,13 +25,13 @@ class RunPrompts:
 
     Attributes:
         train: A file, a dataset id or a list to train on. None: the embedded prompts.
-        held_out: A file, a dataset id or a list to sample from and evaluate on.
+        held_out: A file, a dataset id or a list to sample from and evaluate on. None: a world begins each episode by itself.
         split: The two lists that the user's prompts were split into, which a new run writes to its folder; None where the
             settings or an earlier start of the run say both.
     """
 
     train: RunPromptSource | None
-    held_out: RunPromptSource
+    held_out: RunPromptSource | None
     split: tuple[list[PromptRecord], list[PromptRecord]] | None = None
 
     def write(self, folder: Path) -> None:
@@ -54,7 +54,7 @@ def run_prompts(settings: RunSettings, folder: Path, resume: bool) -> RunPrompts
     """
     prompts, eval_prompts = settings.task.prompts, settings.folder.eval_prompts
     if prompts is None or eval_prompts is not None:
-        return RunPrompts(prompts, eval_prompts or DEFAULT_HELDOUT_PROMPTS)
+        return RunPrompts(prompts, eval_prompts or (None if settings.task.world else DEFAULT_HELDOUT_PROMPTS))
     if resume:
         train_file, held_out_file = folder / TRAIN_FILE, folder / HELD_OUT_FILE
         if not train_file.is_file():  # the file that they came from has the held-out ones too

@@ -37,7 +37,7 @@ from agents.runs.prompts import run_prompts
 from agents.runs.settings import RunSettings
 from llm_env.extras import installed
 from llm_env.lm.runtime import be_deterministic
-from llm_env.text.prompts import PromptSet
+from llm_env.text.prompts import NoPrompts, PromptSet
 
 
 class Interrupted(KeyboardInterrupt):
@@ -156,9 +156,11 @@ class TrainingRun:
         if self.gold is not None:
             self.gold.check_prompts(self.task.prompts.records)
         self.policy = cast(TextPolicy, self.model.policy)
-        held_out = PromptSet(
-            self.prompts.held_out, self.task.tokenizer, settings.task.max_prompt_length, "eval_prompts"
-        )
+        held_out: PromptSet | NoPrompts = NoPrompts(self.task.tokenizer, settings.task.max_prompt_length)
+        if self.prompts.held_out is not None:
+            held_out = PromptSet(
+                self.prompts.held_out, self.task.tokenizer, settings.task.max_prompt_length, "eval_prompts"
+            )
         self.held_out = HeldOutPrompts(held_out, self.task, self.gold)
         self.display = RunDisplay(console, settings.training.total_timesteps)
         self.best: dict[str, float] | None = None

@@ -188,6 +188,11 @@ def _environment_arguments(path: Path, record: Mapping[str, Any], trust_remote_c
         raise ValueError(
             f"{path}: {', '.join(left_out)} could not be saved as plain values. Give the environment: env=…"
         )
+    if kwargs.get("world") is not None:
+        raise ValueError(
+            f"{path} names a world ({kwargs['world']!r}), which would be imported and made. If you trust it, give the "
+            "environment yourself: env=…"
+        )
     rewards = kwargs["reward_model"] if isinstance(kwargs.get("reward_model"), list) else [kwargs.get("reward_model")]
     names = [str(r[0] if isinstance(r, list) and r else r) for r in rewards if r is not None]
     if functions := [n for n in names if reads_texts(n) and not is_url(n)]:

@@ -53,12 +53,16 @@ class TaskOptions(TaskSettings):
             embedded one, with the embedded model.
         reward_weights: One weight for each reward model.
         prompts: Prompts to train on: a .txt, .jsonl, .csv or .parquet file, or a dataset id. Default: the embedded ones, with
-            the embedded model.
+            the embedded model. With a world, records that it is told of.
+        world: What answers the policy's turns (docs/turns.md): a registered Gymnasium id, or package.module:factory.
+        world_kwargs: Arguments of the world's factory, as name=value.
     """
 
     reward_model: tuple[str, ...] | None = None
     prompts: str | None = None
     reward_weights: tuple[float, ...] | None = None
+    world: str | None = None
+    world_kwargs: tuple[str, ...] | None = None  # type: ignore[assignment]  # a mapping as a command line writes it
 
     def __post_init__(self) -> None:
         """Checks nothing yet; see `task_settings`."""
@@ -69,14 +73,15 @@ class TaskOptions(TaskSettings):
         Args:
             prompts: What takes the place of the setting `prompts`: a file, a list of prompts, or None.
         """
-        names = {f.name for f in dataclasses.fields(TaskSettings)} - {"reward_model", "prompts"}
+        names = {f.name for f in dataclasses.fields(TaskSettings)} - {"reward_model", "prompts", "world_kwargs"}
         arguments = {name: getattr(self, name) for name in names}
         reward: Any = self.reward_model
         if reward is not None and self.reward_weights is not None:
             reward = [list(pair) for pair in zip(reward, self.reward_weights, strict=True)]
         elif reward is not None:
             reward = reward[0] if len(reward) == 1 else list(reward)
-        return {**arguments, "reward_model": reward, "prompts": prompts}
+        world_kwargs = None if self.world_kwargs is None else named_values("world_kwargs", self.world_kwargs)
+        return {**arguments, "reward_model": reward, "prompts": prompts, "world_kwargs": world_kwargs}
 
     def task_settings(self, prompts: Any) -> TaskSettings:
         """Makes the environment's settings, which checks them.
@@ -294,6 +299,7 @@ class RunSettings:
     @property
     def gold_name(self) -> str | None:
         """The name of the gold function: what `gold` says, or the embedded rule where model and reward are embedded too."""
-        if self.folder.gold is None and self.task.model is None and self.task.reward_model is None:
+        embedded = (self.task.model, self.task.reward_model, self.task.world) == (None, None, None)
+        if self.folder.gold is None and embedded:
             return DEFAULT_GOLD
         return self.folder.gold

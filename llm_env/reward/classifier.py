@@ -125,7 +125,7 @@ class ClassifierReward:
         if episode.prompt.messages is not None and self.tokenizer.chat_template is not None:
             messages = [{"role": role, "content": content} for role, content in episode.prompt.messages]
             # The conversation with the response as the assistant's last turn, in the classifier's own chat template.
-            messages.append({"role": "assistant", "content": episode.response_text})
+            messages += [{"role": role, "content": content} for role, content in episode.said]
             ids = chat_ids(messages, self.tokenizer)[1][-limit:]
         else:
             prompt = episode.prompt.text

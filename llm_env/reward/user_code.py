@@ -9,7 +9,7 @@ import sys
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any
 
 from llm_env.reward.shown import one_line
@@ -33,11 +33,32 @@ def import_function(name: str, option: str) -> Callable[..., Any]:
         ValueError: there is no such module or function, or the module fails when it is imported; file and line are named.
     """
     module_name, _, function_name = name.partition(":")
+    module = import_module(module_name, name, option)
+    try:
+        function: Callable[..., Any] = getattr(module, function_name)
+    except AttributeError as error:
+        raise ValueError(f"{option}={name!r}: module {module_name!r} has no {function_name!r}.") from error
+    if not callable(function):
+        raise ValueError(f"{option}={name!r} is not a function.")
+    return function
+
+
+def import_module(module_name: str, name: str, option: str) -> ModuleType:
+    """Imports a module of the user's, which is looked for in the current folder too.
+
+    Args:
+        module_name: ``package.module``.
+        name: What the user named, for error messages.
+        option: The option that it came from, for error messages.
+
+    Raises:
+        ValueError: there is no such module, or it fails when it is imported; file and line are named.
+    """
     # In sys.path the empty string stands for the current folder.
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # a script's own folder is there, the folder that it is called from is not
     try:
-        module = importlib.import_module(module_name)
+        return importlib.import_module(module_name)
     except KeyboardInterrupt:
         raise
     except ImportError as error:
@@ -49,13 +70,6 @@ def import_function(name: str, option: str) -> Callable[..., Any]:
         raise ValueError(
             f"{option}={name!r}: module {module_name!r} cannot be imported: {described(error)}{place_of_error(error)}."
         ) from error
-    try:
-        function: Callable[..., Any] = getattr(module, function_name)
-    except AttributeError as error:
-        raise ValueError(f"{option}={name!r}: module {module_name!r} has no {function_name!r}.") from error
-    if not callable(function):
-        raise ValueError(f"{option}={name!r} is not a function.")
-    return function
 
 
 def described(error: BaseException) -> str:

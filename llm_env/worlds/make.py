@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium
 from gymnasium import spaces
 
-from llm_env.reward.user_code import described, import_function, place_of_error
+from llm_env.reward.user_code import described, import_function, import_module, place_of_error
 from llm_env.worlds.base import TextWorld, WorldError, WorldSource
 
 ADAPTER = "llm_env.worlds.discrete.DiscreteWorld"
@@ -39,9 +39,12 @@ def world_maker(source: WorldSource, kwargs: Mapping[str, Any] | None = None) ->
     if _is_factory(source):
         factory = import_function(source, "world")
         return lambda: _made(source, factory, arguments)
+    module, _, environment = source.rpartition(":")
+    if module:  # it registers the environment when it is imported
+        import_module(module, source, "world")
     try:
-        spec = gymnasium.spec(source)
-    except Exception as error:  # gymnasium's own, and whatever an imported module raises
+        spec = gymnasium.spec(environment)
+    except gymnasium.error.Error as error:
         raise ValueError(
             f"world={source!r} is neither a registered Gymnasium environment nor package.module:factory ({described(error)})."
         ) from error

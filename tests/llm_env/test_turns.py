@@ -102,8 +102,7 @@ def test_two_turns_pay_what_the_hand_computes() -> None:
     tokens = [500, 501, END, 600, END]
     rewards, info = played(env, tokens)
     episode = the_episode(env)
-    lm = env.task.model.lm
-    with torch.no_grad():
+    with env.task.model.frozen() as lm:
         ids = torch.tensor([episode.ids])
         log_probs = torch.log_softmax(lm.logits(lm.hidden(ids).last_hidden_state)[0].float(), -1)
     reference = [float(log_probs[place - 1, token]) for place, token in zip(episode.places, tokens, strict=True)]

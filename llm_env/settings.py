@@ -41,6 +41,7 @@ TASK_RULES: dict[str, Rule] = {
     "max_length": TOKENS,
     "max_world_tokens": TOKENS,
     "world_timeout": number(above=0),
+    "world_lag": whole(0, 1_000_000, "steps"),
     "trust_remote_code": FLAG,
     "special_tokens_in_text": FLAG,
 }
@@ -54,6 +55,7 @@ _OF_A_WORLD = (
     "max_world_tokens",
     "world_timeout",
     "world_errors",
+    "world_lag",
 )
 """Settings that mean nothing without a world."""
 
@@ -111,6 +113,8 @@ class TaskSettings:
         world_timeout: Seconds that one call of the world may take.
         world_errors: What follows when a world fails or does not answer in time: ``raise`` stops with one line, ``end`` ends
             the episode and goes on.
+        world_lag: Steps that a slot sits out while its world answers, so that the others need not wait: in synchronous
+            episodes, while a buffer that defers scoring collects. 0: all wait for the slowest of those asked in a step.
         dtype: Type of the frozen models' weights: float32, bfloat16 or float16. Only in float32 is the KL exactly 0 at the
             start of training.
         mixed_precision: ``no``, or ``bf16``: reference and reward model compute under autocast, as the actor then should.
@@ -152,6 +156,7 @@ class TaskSettings:
     max_world_tokens: int = 256
     world_timeout: float = 60.0
     world_errors: str = "raise"
+    world_lag: int = 0
     dtype: str = "float32"
     mixed_precision: str = "no"
     device: str = "auto"
@@ -259,6 +264,11 @@ class TaskSettings:
         numbers = (self.top_k, self.top_p, self.min_new_tokens)
         tokens = (self.forbidden_tokens, self.allowed_tokens, self.allowed_pattern)
         return numbers != (0, 1.0, 0) or tokens != (None, None, None)
+
+    @property
+    def round_steps(self) -> int:
+        """Steps in which even the longest episode ends, the lag of its world included."""
+        return self.max_new_tokens + self.world_lag * self.max_turns * (self.world is not None)
 
     def kl_penalty(self) -> KLPenalty:
         """The KL penalty that these settings describe; each task has one of its own."""

@@ -19,6 +19,7 @@ from llm_env.reward.reference import StepwiseReference
 from llm_env.task import TextTask
 from llm_env.text.prompts import Prompt, PromptOrder
 from llm_env.turns import WorldStart, WorldTurns, record_of, world_state
+from llm_env.worlds.calls import Call
 
 RESET_OPTIONS = ("prompt", "prompt_index")
 SEEDS = 2**31
@@ -70,6 +71,8 @@ class EpisodeSlots:
         self._reference = StepwiseReference(task.reference, task.max_length)
         self.mask_source = self._reference
         self._worlds = None if task.make_world is None else WorldTurns(task, n_slots)
+        self._asked: dict[int, Call | None] = {}
+        """Calls of worlds that were not waited for yet, by slot: turns that have ended without an answer."""
 
     def __len__(self) -> int:
         return len(self.episodes)
@@ -141,7 +144,11 @@ class EpisodeSlots:
         return masks
 
     def step(
-        self, actions: NDArray[np.int64], log_probs: NDArray[Any] | None = None, pay_policy_kl: bool = True
+        self,
+        actions: NDArray[np.int64],
+        log_probs: NDArray[Any] | None = None,
+        pay_policy_kl: bool = True,
+        wait: bool = True,
     ) -> NDArray[np.float64]:
         """Appends one token in every busy slot; ended episodes stay in place until `begin` or `idle`.
 
@@ -149,6 +156,8 @@ class EpisodeSlots:
             actions: Next tokens, shape (N,); those of idle slots are ignored.
             log_probs: log π of the actions, in nats, shape (N,); None where the caller does not know them.
             pay_policy_kl: Whether the rewards contain the policy's part -β·log π, if `log_probs` are given.
+            wait: Whether worlds are waited for. If not, which goes with deferred scoring, slots whose turn has ended take no
+                actions until `settle`.
 
         Returns:
             Rewards, shape (N,), float64: the full formula where log π is paid, else the environment's part of it. Zeros for
@@ -161,7 +170,7 @@ class EpisodeSlots:
         """
         task = self.task
         # Check all actions before anything changes, so that an error leaves the slots as they were.
-        busy = [i for i, episode in enumerate(self.episodes) if episode is not None]
+        busy = [i for i, episode in enumerate(self.episodes) if episode is not None and i not in self._asked]
         for i in busy:
             if not 0 <= actions[i] < task.vocab_size:
                 raise ValueError(
@@ -190,7 +199,8 @@ class EpisodeSlots:
             if self.score_steps and len(episode.ref_log_probs) == len(episode.response_ids) - 1:
                 episode.ref_log_probs.append(float(reference[i]))
             self._extend(i, [token])
-        ended = self._end_turns(turn_ends)
+        self._ask(turn_ends)
+        ended = self.settle(turn_ends) if wait else []
         # Pay each token; the last one of a response is paid its score too.
         rewards = np.zeros(len(self), dtype=np.float64)
         if self.score_steps:
@@ -205,16 +215,36 @@ class EpisodeSlots:
                 rewards[i] = task.rewards(episode, len(episode.response_ids) - 1, paid_log_probs)[0]
         return rewards
 
-    def _end_turns(self, slots: Sequence[int]) -> list[Episode]:
-        """Has the worlds answer the turns that ended in these slots, side by side; returns the episodes that are over."""
-        episodes: list[Episode] = [e for i in slots if (e := self.episodes[i]) is not None]
-        if self._worlds is not None:
-            calls = [self._worlds.call(i, e) for i, e in zip(slots, episodes, strict=True)]
-            for i, episode, call in zip(slots, episodes, calls, strict=True):
+    @property
+    def waiting(self) -> frozenset[int]:
+        """Slots whose turn has ended and whose world was not waited for yet."""
+        return frozenset(self._asked)
+
+    def _ask(self, slots: Sequence[int]) -> None:
+        """Hands the worlds of these slots the turns that have just ended."""
+        for i in slots:
+            episode = self.episodes[i]
+            assert episode is not None
+            self._asked[i] = None if self._worlds is None else self._worlds.call(i, episode)
+
+    def settle(self, slots: Sequence[int]) -> list[Episode]:
+        """Waits for the worlds of slots that are `waiting`, which were asked side by side.
+
+        Returns:
+            The episodes that are over.
+
+        Raises:
+            WorldError: a world failed, and `world_errors` is ``raise``.
+        """
+        ended = []
+        for i in slots:
+            episode, call = self.episodes[i], self._asked.pop(i)
+            assert episode is not None
+            if self._worlds is not None:
                 self._extend(i, self._worlds.answer(i, episode, call))
-        ended = [e for e in episodes if e.done]
-        for episode in ended:
-            episode.response_text = self.task.decode(episode.continuation)
+            if episode.done:
+                episode.response_text = self.task.decode(episode.continuation)
+                ended.append(episode)
         return ended
 
     def _extend(self, slot: int, ids: Sequence[int]) -> None:
@@ -224,6 +254,7 @@ class EpisodeSlots:
         self._lengths[slot] += len(ids)
 
     def _place(self, slot: int, episode: Episode | None) -> None:
+        self._asked.pop(slot, None)
         self.episodes[slot] = episode
         ids = [] if episode is None else episode.ids
         # The slot's row of the observation, padded anew behind the text.

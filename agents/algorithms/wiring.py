@@ -68,13 +68,16 @@ def on_policy(w: Wiring) -> Settings:
     buffer.update({key: settings.pop(key) for key in w.buffer_settings if key in settings})
     buffer.update(settings.pop("rollout_buffer_kwargs", {}) or {})
     # SB3 counts steps per slot; a round is as many as the longest response can have.
-    n_steps = settings.setdefault("n_steps", cap * w.rounds)
-    if w.venv.episodes == "synchronous" and n_steps % cap:
+    round_steps = w.venv.round_steps
+    n_steps = settings.setdefault("n_steps", round_steps * w.rounds)
+    if w.venv.episodes == "synchronous" and n_steps % round_steps:
+        lag = " + max_turns x world_lag" * (round_steps != cap)
         raise ValueError(
-            f"n_steps={n_steps} must be a multiple of max_new_tokens={cap}, so that a rollout is whole episodes; "
+            f"n_steps={n_steps} must be a multiple of max_new_tokens{lag}={round_steps}, so that a rollout is whole episodes; "
             "or take episodes='continuous'."
         )
-    tokens = n_steps * w.venv.num_envs
+    # Steps in which a slot waits for its world have no tokens.
+    tokens = n_steps * cap // round_steps * w.venv.num_envs
     # Mini-batches are counted in tokens here, and hold whole responses.
     if w.takes_batch_size:
         settings.setdefault("batch_size", max(cap, -(-tokens // MINI_BATCHES)))

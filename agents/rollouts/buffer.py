@@ -187,7 +187,7 @@ class TokenRolloutBuffer(RolloutBuffer):
             if segment is not None and (length == 0 or episode_start[slot]):
                 segment.finished = True
                 segment = self._open[slot] = None
-            if length == 0:
+            if length == 0 or (self._venv is not None and self._venv.acted[slot] is None):  # idle, or its world answers
                 continue
             if segment is None:
                 segment = self._open[slot] = self._new_segment(slot, obs["input_ids"][slot, :length].tolist())

@@ -93,7 +93,7 @@ class LLMTextVecEnv(VecEnv):
         self.ended: list[dict[str, Any]] = []
         """Info dictionaries of episodes that ended; whoever reads them empties the list."""
         self.acted: list[Episode | None] = []
-        """The episodes that the last step appended a token to, a slot each; None for idle slots."""
+        """The episodes that the last step appended a token to, a slot each; None for slots that are idle or wait."""
         self.collecting = False
         """Whether a bound buffer collects a rollout; the buffer sets it."""
         self.generated_tokens = 0
@@ -111,6 +111,8 @@ class LLMTextVecEnv(VecEnv):
         """What `step_async` was given; `step_wait` makes the step."""
         self._clock = 0
         """Steps since synchronous slots last started together."""
+        self._due: dict[int, int] = {}
+        """The clock at which a slot that waits for its world is settled."""
         self._start_time = time.time()
 
     def reset(self) -> VecEnvObs:
@@ -125,6 +127,7 @@ class LLMTextVecEnv(VecEnv):
         episodes = self._begin_all([prompt_from_options(self.task, options) for options in self._options])
         self.reset_infos = [{"prompt": episode.prompt.text} for episode in episodes]
         self._clock = 0
+        self._due.clear()
         self.collecting = False  # whoever resets may be an evaluation; a buffer says so when a rollout begins
         self._reset_seeds()
         self._reset_options()
@@ -147,20 +150,23 @@ class LLMTextVecEnv(VecEnv):
         log_probs = carried_log_probs(self._actions, self.task.settings.temperature)
         actions = token_actions(self._actions, self.num_envs)
         # Before the step, for ended slots will have other episodes after it.
-        self.acted = acted = list(self.batch.episodes)
+        waited = self.batch.waiting
+        self.acted = [None if slot in waited else e for slot, e in enumerate(self.batch.episodes)]
+        in_slots = list(self.batch.episodes)
         self.batch.score_steps = not self.defers
-        rewards = self.batch.step(actions, log_probs, self.pay_policy_kl).astype(np.float32)
+        rewards = self.batch.step(actions, log_probs, self.pay_policy_kl, wait=not self._lags).astype(np.float32)
         if self.defers:  # NaN, so that whoever does not know about it fails at once instead of learning from zeros
             rewards[:] = np.nan
-        self.generated_tokens += sum(episode is not None for episode in acted)
+        self.generated_tokens += sum(episode is not None for episode in self.acted)
         self._clock += 1
+        self._settle()
         # What the episodes that ended now are known by: information as SB3's Monitor and its VecEnvs give it.
-        dones = np.array([episode is not None and episode.done for episode in acted])
+        dones = np.array([episode is not None and episode.done for episode in in_slots])
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         if dones.any():
             last = self.batch.observation()
             for slot in np.flatnonzero(dones).tolist():
-                episode = acted[slot]
+                episode = in_slots[slot]
                 assert episode is not None
                 infos[slot] = episode.info = {
                     **self.task.full_info(episode, self._start_time),
@@ -173,6 +179,26 @@ class LLMTextVecEnv(VecEnv):
         self._restart(dones)
         return self.batch.observation(), rewards, dones, infos  # type: ignore[return-value]
 
+    @property
+    def round_steps(self) -> int:
+        """Steps after which synchronous slots start together again."""
+        return self.task.settings.round_steps if self.episodes == "synchronous" else self.task.settings.max_new_tokens
+
+    @property
+    def _lags(self) -> bool:
+        """Whether worlds are waited for some steps later now: what a turn is paid must not be needed at once."""
+        return self.task.settings.world_lag > 0 and self.episodes == "synchronous" and self.defers
+
+    def _settle(self) -> None:
+        """Waits for the worlds whose lag is over: after a number of steps, not of seconds, so that a seed gives one course."""
+        lag = self.task.settings.world_lag if self._lags else 0
+        for slot in self.batch.waiting - self._due.keys():
+            self._due[slot] = self._clock + lag
+        due = sorted(slot for slot, clock in self._due.items() if clock <= self._clock or not self._lags)
+        self.batch.settle(due)
+        for slot in due:
+            del self._due[slot]
+
     def _restart(self, dones: np.ndarray) -> None:
         """Begins new episodes where it is time for them, and makes slots idle that have to wait for the others.
 
@@ -181,7 +207,7 @@ class LLMTextVecEnv(VecEnv):
         """
         if self.episodes == "continuous":
             self.batch.begin_all([Start(slot) for slot in np.flatnonzero(dones).tolist()])
-        elif self._clock == self.task.settings.max_new_tokens:
+        elif self._clock == self.round_steps:
             # Even the longest response has ended: all slots start together.
             self._clock = 0
             self._begin_all([None] * self.num_envs)

@@ -273,11 +273,11 @@ class RunSettings:
         for group in (self.training, self.algorithm, self.folder):
             group.check()
         self.task.task_settings(self.task.prompts)
-        rollout = self.training.n_envs * self.training.rounds * self.task.max_new_tokens
+        rollout = self.training.n_envs * self.training.rounds * self.task.round_steps
         if self.training.episodes != "continuous" and self.training.total_timesteps < rollout:
             raise ValueError(
                 f"total_timesteps={self.training.total_timesteps} is less than one rollout: "
-                f"n_envs x rounds x max_new_tokens = {rollout}."
+                f"n_envs x rounds x max_new_tokens{' (and the lag of its world)' * bool(self.task.world_lag)} = {rollout}."
             )
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from agents.rollouts.buffer import TokenRolloutBuffer
 from agents.rollouts.vec_env import text_env
 from llm_env.env import LLMTextEnv
 from llm_env.lm.packing import pack
-from tests.worlds import Echo, Hint
+from tests.worlds import Echo, Hint, Slow
 
 WORLD: dict[str, Any] = {
     "world": lambda: Echo(3),
@@ -288,3 +289,47 @@ def test_two_turns_are_learned() -> None:
         venv.ended.clear()
     assert np.mean(scores[:2]) < 0.3
     assert np.mean(scores[-3:]) > 0.8
+
+
+def test_slots_that_wait_for_their_worlds_sit_out_a_number_of_steps() -> None:
+    """With a lag the others go on; the course depends on the seed alone, and each episode is whole."""
+
+    def trained() -> Any:
+        env = {**WORLD, "world_lag": 5, "max_turns": 3}
+        model = make_algorithm("ppo", n_envs=6, env_kwargs=env, seed=0, learning_rate=0.0, critic="head")
+        assert text_env(model.env).round_steps == 12 + 5 * 3
+        model.learn(6 * 27)
+        return model
+
+    one, other = trained(), trained()
+    segments = one.rollout_buffer.segments
+    assert [s.ids for s in segments] == [s.ids for s in other.rollout_buffer.segments]
+    assert len(segments) == 6
+    for segment in segments:
+        episode = segment.episode
+        assert episode is not None
+        assert segment.is_whole
+        assert segment.places == episode.places
+        assert segment.actions == episode.response_ids
+        assert len(episode.turns) == 3
+        paid = np.zeros(len(segment.actions))
+        paid[[turn.end - 1 for turn in episode.turns]] = [1.0, 2.0, 3.0]
+        np.testing.assert_allclose(segment.rewards, paid, atol=1e-4)  # the policy is the reference
+    assert one.logger.name_to_value["train/approx_kl"] == pytest.approx(0.0, abs=1e-6)
+    assert sum(len(s.actions) for s in segments) == text_env(one.env).generated_tokens
+
+
+@pytest.mark.slow
+def test_slow_worlds_cost_less_than_twice_the_time_with_a_lag() -> None:
+    """32 worlds that take 50 ms a turn, whose turns end at different steps, against worlds that take no time."""
+
+    def seconds(world: Any) -> float:
+        env = {**WORLD, "world": world, "max_new_tokens": 32, "max_turn_tokens": 16, "max_turns": 3, "world_lag": 16}
+        model = make_algorithm("ppo", n_envs=32, env_kwargs=env, seed=0, critic="head")
+        steps = 32 * text_env(model.env).round_steps
+        model.learn(steps)  # warm
+        began = time.perf_counter()
+        model.learn(steps, reset_num_timesteps=False)
+        return time.perf_counter() - began
+
+    assert seconds(lambda: Slow(3)) < 2 * seconds(lambda: Echo(3))

@@ -14,6 +14,7 @@ from agents.flat_settings import parse_yaml
 from llm_env.extras import explained
 from llm_env.reward.scores import RewardModelError
 from llm_env.text.printable import printable
+from llm_env.worlds.base import WorldError
 
 T = TypeVar("T")
 RESUME = "Go on with the same command and --resume"
@@ -111,7 +112,7 @@ def attempt(stage: Callable[[], T], console: Console, go_on: str = RESUME) -> tu
         except KeyboardInterrupt:
             say(console, f"Stopped. {go_on}".rstrip())
             return None, 130
-        except (ValueError, TypeError, OSError, ImportError, FloatingPointError, RewardModelError) as error:
+        except (ValueError, TypeError, OSError, ImportError, FloatingPointError, RewardModelError, WorldError) as error:
             print_error(error)
             return None, 1
 

@@ -24,10 +24,10 @@ import time
 from pathlib import Path
 
 from tests.mistakes import Mutation
-from tests.mistakes.agents import ADVANTAGES, FILES, WIRING
+from tests.mistakes.agents import ADVANTAGES, FILES, WIRING, WORLDS
 from tests.mistakes.columns import COLUMNS
 from tests.mistakes.counterparts import COUNTERPARTS
-from tests.mistakes.environment import DECODING, PROBABILITIES, REWARDS, TEXTS
+from tests.mistakes.environment import DECODING, PROBABILITIES, REWARDS, TEXTS, TURNS
 from tests.mistakes.faults import FAULTS
 from tests.mistakes.pages import PAGES
 from tests.mistakes.rules import RULES
@@ -42,10 +42,12 @@ MUTATIONS = [
         *PROBABILITIES,
         *REWARDS,
         *TEXTS,
+        *TURNS,
         *ADVANTAGES,
         *FILES,
         *WIRING,
         *COLUMNS,
+        *WORLDS,
         *COUNTERPARTS,
         *FAULTS,
         *PAGES,

@@ -116,6 +116,7 @@ def train(settings: RunSettings, folder: Path, resume: bool) -> int:
     from agents.runs.checkpoint import CheckpointError
     from agents.runs.run import TrainingRun
     from llm_env.reward.models import RewardModelError
+    from llm_env.worlds.base import WorldError
 
     run = None
     try:
@@ -130,7 +131,7 @@ def train(settings: RunSettings, folder: Path, resume: bool) -> int:
         return 130
     except FloatingPointError as error:  # going on from the checkpoint would come to the same numbers
         return fail(str(error), folder, None)
-    except RewardModelError as error:
+    except (RewardModelError, WorldError) as error:
         return fail(str(error), folder, run)
     except (CheckpointError, FileExistsError) as error:
         return fail(str(error), None, None)  # nothing was trained, and a second try would end in the same way

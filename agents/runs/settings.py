@@ -20,7 +20,7 @@ from llm_env.settings import TaskSettings
 
 BEST_BY = ("objective", "rm_score")
 LR_SCHEDULES = ("linear", "constant")
-CHANGEABLE = ("total_timesteps", "reward_timeout", "reward_wait")
+CHANGEABLE = ("total_timesteps", "reward_timeout", "reward_wait", "world_timeout", "world_errors")
 """Settings that may differ when a run goes on: how long it is, and how patient."""
 EPISODES = ("synchronous", "continuous")
 TRAINING_RULES: dict[str, Rule] = {

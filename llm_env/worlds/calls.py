@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as OutOfTimeError
@@ -17,7 +18,7 @@ from llm_env.worlds.base import Answer, Fault, TextWorld, WorldError, reset_answ
 Job = tuple["Future[Answer]", Callable[[], Answer]]
 
 
-class WorldNotMadeError(WorldError):
+class WorldNotMadeError(WorldError, ValueError):
     """A world could not be made: a fault of the settings, which no further episode would be without."""
 
 
@@ -43,13 +44,19 @@ class _Home:
         self._jobs.put((future, call))
         return future
 
-    def reset(self, seed: int, row: dict[str, Any] | None) -> Answer:
-        """Resets the world, which is made first where there is none; to be called in the thread."""
+    def make(self) -> Answer:
+        """Makes the world where there is none yet; to be called in the thread."""
         if self._world is None:
             try:
                 self._world = self._make()
             except WorldError as error:
                 raise WorldNotMadeError(str(error)) from error
+        return Answer("")
+
+    def reset(self, seed: int, row: dict[str, Any] | None) -> Answer:
+        """Resets the world, which is made first where there is none; to be called in the thread."""
+        self.make()
+        assert self._world is not None
         options = {} if row is None else {"options": {"row": row}}
         return reset_answer(self._name, self._world.reset(seed=seed, **options))
 
@@ -75,6 +82,12 @@ class _Home:
                 close()
 
 
+def _leave_all(homes: list[_Home | None]) -> None:
+    for home in homes:
+        if home is not None:
+            home.leave()
+
+
 class Call:
     """A call of a world that is under way.
 
@@ -96,6 +109,9 @@ class WorldCalls:
         name: The world, as error messages call it.
         n_slots: Number of slots N.
         timeout: Seconds that one call may take.
+
+    Raises:
+        WorldNotMadeError: the first world could not be made.
     """
 
     def __init__(self, make: Callable[[], TextWorld], name: str, n_slots: int, timeout: float) -> None:
@@ -103,6 +119,13 @@ class WorldCalls:
         self._name = name
         self.timeout = timeout
         self._homes: list[_Home | None] = [None] * n_slots
+        # Threads wait for work as long as they are not told otherwise: also where nobody closes the environment.
+        weakref.finalize(self, _leave_all, self._homes)
+        # One of them now, so that a world that cannot be made is known before anything is done with the others.
+        first = self._homes[0] = _Home(make, name)
+        fault = self.wait(0, self._call(first, first.make))
+        if isinstance(fault, Fault):
+            raise WorldNotMadeError(f"{fault.message}; it was to be made.")
 
     def reset(self, slot: int, seed: int, row: dict[str, Any] | None) -> Call:
         """Begins to reset a slot's world.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 import warnings
@@ -357,9 +358,8 @@ def test_a_world_that_hangs_is_left_behind(at_reset: bool) -> None:
 
 
 def test_a_world_that_cannot_be_made_stops_the_run_in_any_case() -> None:
-    env = LLMTextEnv(**WORLD, world_kwargs={"turn": 3}, world_errors="end")
     with pytest.raises(WorldError, match=r"cannot be made: TypeError: .*'turn'"):
-        env.reset(seed=0)
+        LLMTextEnv(**WORLD, world_kwargs={"turn": 3}, world_errors="end")
 
 
 def test_a_long_text_is_cut_with_a_note() -> None:
@@ -496,7 +496,7 @@ def test_an_environment_with_numbers_for_actions_through_two_functions() -> None
     _, reward, *_ = env.step(END)
     assert reward == -0.5
     with pytest.raises(WorldError, match="DiscreteWorld"):
-        LLMTextEnv(**{**WORLD, "world": "FrozenLake-v1"}).reset(seed=0)
+        LLMTextEnv(**{**WORLD, "world": "FrozenLake-v1"})
 
 
 def test_rendering_shows_the_worlds_text_apart() -> None:
@@ -516,3 +516,27 @@ def test_rendering_shows_the_worlds_text_apart() -> None:
 def test_named_worlds() -> None:
     assert echo(3).turns == 3
     assert isinstance(gym.make("Texts-v0", disable_env_checker=True).unwrapped, Texts)
+
+
+def test_worlds_are_closed_with_the_environment_and_when_nobody_needs_it() -> None:
+    closed: list[int] = []
+
+    class Closing(Echo):
+        def close(self) -> None:
+            closed.append(1)
+
+    def wait_for(count: int) -> None:
+        deadline = time.monotonic() + 5
+        while len(closed) < count and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(closed) == count
+
+    env = LLMTextEnv(**{**WORLD, "world": Closing})
+    env.reset()
+    env.close()
+    wait_for(1)
+    venv = LLMTextVecEnv(3, **{**WORLD, "world": Closing})
+    venv.reset()
+    del venv
+    gc.collect()
+    wait_for(4)

@@ -233,3 +233,28 @@ WIRING = [
         ("tests/agents/policies/test_actor_critic.py",),
     ),
 ]
+
+_WORLD_TESTS = ("tests/agents/rollouts/test_world_rollouts.py",)
+WORLDS = [
+    Mutation(
+        "what a world said is left out of the segments",
+        "agents/rollouts/buffer.py",
+        'segment.ids += obs["input_ids"][slot, len(segment.ids) : length].tolist()',
+        "pass",
+        _WORLD_TESTS,
+    ),
+    Mutation(
+        "the value behind a rollout is of the state without the answer",
+        "agents/rollouts/buffer.py",
+        "[self.segments[i].ids_after for i in unfinished]",
+        "[self.segments[i].ids for i in unfinished]",
+        _WORLD_TESTS,
+    ),
+    Mutation(
+        "slots that wait for their worlds are trained on",
+        "agents/rollouts/vec_env.py",
+        "[None if slot in waited else e for slot, e in enumerate(self.batch.episodes)]",
+        "list(self.batch.episodes)",
+        _WORLD_TESTS,
+    ),
+]

@@ -236,3 +236,91 @@ TEXTS = [
         ("tests/llm_env/text/test_texts.py",),
     ),
 ]
+
+_TURN_TESTS = ("tests/llm_env/test_turns.py",)
+TURNS = [
+    Mutation(
+        "a turn is paid with the first token of the next one",
+        "llm_env/task.py",
+        "rewards[turn.end - 1 - start] += turn.reward",
+        "rewards[min(turn.end - start, len(rewards) - 1)] += turn.reward",
+        ("tests/llm_env/test_turns.py::test_two_turns_pay_what_the_hand_computes",),
+    ),
+    Mutation(
+        "deferred scoring forgets what earlier turns were paid",
+        "llm_env/task.py",
+        "for turn in episode.turns:",
+        "for turn in episode.turns[-1:]:",
+        (*_TURN_TESTS, "tests/agents/rollouts/test_world_rollouts.py"),
+    ),
+    Mutation(
+        "the world's tokens are scored too",
+        "llm_env/episode.py",
+        "for span in self.spans if span.is_action for",
+        "for span in self.spans[1:] for",
+        _TURN_TESTS,
+    ),
+    Mutation(
+        "a chunk looks at stale columns",
+        "llm_env/lm/decoding.py",
+        "<= positions.columns[:, :, None])[:, None]",
+        "<= positions.columns[:, :, None] + 1)[:, None]",
+        _DECODING_TESTS,
+    ),
+    Mutation(
+        "a chunk's last state is that of the longest chunk",
+        "llm_env/lm/decoding.py",
+        "last = (after - before - 1).to(device)",
+        "last = (after - before - 1).clamp(min=chunk - 1).to(device)",
+        _DECODING_TESTS,
+    ),
+    Mutation(
+        "a conversation is read from its start at each turn",
+        "llm_env/lm/decoding.py",
+        "if longer.any() and not self._can_read_chunks():",
+        "if longer.any():",
+        _DECODING_TESTS,
+    ),
+    Mutation(
+        "a turn that was cut gets no end token in a chat",
+        "llm_env/text/turns.py",
+        "missing = [] if last_id == end_token else [end_token]",
+        "missing: list[int] = []",
+        _TURN_TESTS,
+    ),
+    Mutation(
+        "templates that drop thoughts pass",
+        "llm_env/text/turns.py",
+        "                if whole[: len(frame)] != frame:",
+        "                if False:",
+        _TURN_TESTS,
+    ),
+    Mutation(
+        "a group's worlds have seeds of their own",
+        "llm_env/slots.py",
+        "begun[slot] = begun[like]._replace(slot=slot)",
+        "begun[slot] = begun[like]._replace(slot=slot, seed=begun[like].seed + slot)",
+        _TURN_TESTS,
+    ),
+    Mutation(
+        "a world is waited for without end",
+        "llm_env/worlds/calls.py",
+        "call.future.result(max(0.0, call.deadline - time.monotonic()))",
+        "call.future.result()",
+        ("tests/llm_env/test_turns.py::test_a_world_that_hangs_is_left_behind",),
+    ),
+    Mutation(
+        "a failed world is used again",
+        "llm_env/worlds/calls.py",
+        "        self.drop(slot)\n        return fault",
+        "        return fault",
+        ("tests/llm_env/test_turns.py::test_a_world_that_hangs_is_left_behind", *_TURN_TESTS),
+    ),
+    Mutation(
+        "after a checkpoint the world begins anew",
+        "llm_env/turns.py",
+        "for turn in turns:\n                answer",
+        "for turn in turns[:0]:\n                answer",
+        _TURN_TESTS,
+    ),
+]

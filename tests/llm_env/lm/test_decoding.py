@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,9 +31,10 @@ def full_forward(lm: CausalLM, ids: torch.Tensor, lengths: torch.Tensor) -> torc
 
 
 class Slots:
-    """Prefixes that grow by random tokens, with random ends, restarts and idle times."""
+    """Prefixes that grow by random tokens, with random ends, restarts and idle times; in turns, by several at once."""
 
-    def __init__(self, n: int, width: int, seed: int) -> None:
+    def __init__(self, n: int, width: int, seed: int, chunks: int = 1) -> None:
+        self.chunks = chunks
         self.rng = np.random.default_rng(seed)
         self.ids = torch.full((n, width), SIZE["vocab_size"])
         self.lengths = torch.zeros(n, dtype=torch.long)
@@ -58,8 +60,10 @@ class Slots:
             elif event < 0.2:
                 self.ids[slot], self.lengths[slot] = SIZE["vocab_size"], 0
             elif event < 0.9:  # else: the same prefix is asked about twice
-                self.ids[slot, n] = int(self.rng.integers(3, 1000))
-                self.lengths[slot] = n + 1
+                k = 1 if self.chunks == 1 or event < 0.6 else int(self.rng.integers(1, self.chunks))
+                k = min(k, self.width - n)
+                self.ids[slot, n : n + k] = torch.from_numpy(self.rng.integers(3, 1000, k))
+                self.lengths[slot] = n + k
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -169,3 +173,41 @@ def test_a_row_of_nan_gives_a_token_and_a_log_prob_that_says_so() -> None:
     check_log_probs(log_probs.numpy()[[0, 2]])
     with pytest.raises(FloatingPointError, match="logits are NaN"):
         check_log_probs(log_probs.numpy())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_chunks_equal_a_full_forward(model_folder: Callable[..., str], family: str) -> None:
+    """Invariant 2 with turns: rows grow by several tokens at once, each by another number, while others go on."""
+    lm = load_causal_lm(model_folder(family), LOAD)
+    decoder = CachedDecoder(lm, 64)
+    slots = Slots(6, 64, seed=4, chunks=9)
+    with torch.no_grad():
+        for _ in range(40):
+            got = lm.logits(decoder.hidden(slots.ids, slots.lengths))
+            want = full_forward(lm, slots.ids, slots.lengths)
+            busy = slots.lengths > 0
+            torch.testing.assert_close(got[busy], want[busy], rtol=1e-3, atol=1e-3)
+            slots.advance()
+    assert decoder.use_cache
+    assert decoder._reads_chunks == (family != "bloom")  # its positions need a mask of two dimensions
+
+
+def test_a_chunk_is_read_once(model_folder: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokens that are read are those that are new, not the whole conversation again."""
+    lm = load_causal_lm(model_folder("llama"), LOAD)
+    decoder = CachedDecoder(lm, 64)
+    ids = torch.randint(3, 1000, (2, 64), generator=torch.Generator().manual_seed(0))
+    decoder.hidden(ids, torch.tensor([20, 30]))
+    decoder.hidden(ids, torch.tensor([22, 30]))  # the first chunk: it is tried whether the model can
+    read: list[tuple[int, ...]] = []
+    real = lm.hidden
+
+    def counted(input_ids: torch.Tensor, **kwargs: Any) -> Any:
+        read.append(tuple(input_ids.shape))
+        return real(input_ids, **kwargs)
+
+    monkeypatch.setattr(lm, "hidden", counted)
+    decoder.hidden(ids, torch.tensor([29, 30]))
+    decoder.hidden(ids, torch.tensor([32, 35]))
+    decoder.hidden(ids, torch.tensor([33, 35]))
+    assert read == [(1, 7), (2, 5), (2, 1)]

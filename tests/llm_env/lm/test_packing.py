@@ -68,3 +68,23 @@ def test_micro_batches_hold_everything_once_within_the_limit() -> None:
 def test_a_first_token_cannot_be_scored() -> None:
     with pytest.raises(ValueError, match="start of 0"):
         pack([[1, 2]], [0], "cpu")
+
+
+def test_places_score_some_tokens_and_read_no_further() -> None:
+    """The tokens between are read and not scored; what stands behind the last scored one is not read."""
+    places = [[3, 4, 7], [1], [2, 10, 11], [1], [5]]
+    batch = pack(SEQUENCES, places, "cpu")
+    assert batch.counts == (3, 1, 3, 1, 1)
+    assert batch.targets.tolist() == [s[p] for s, chosen in zip(SEQUENCES, places, strict=True) for p in chosen]
+    assert batch.lengths == (11, 7, 5, 1, 1)
+    before = [s[p - 1] for s, chosen in zip(SEQUENCES, places, strict=True) for p in chosen]
+    assert batch.input_ids[batch.index].tolist() == before
+    for part, which in batch.split(12):
+        assert part.targets.tolist() == batch.targets[which].tolist()
+        assert part.input_ids[part.index].tolist() == [before[i] for i in which.tolist()]
+    whole = pack(SEQUENCES, STARTS, "cpu")
+    same = pack(SEQUENCES, [list(range(s, len(t))) for s, t in zip(STARTS, SEQUENCES, strict=True)], "cpu")
+    assert torch.equal(whole.index, same.index)
+    assert torch.equal(whole.input_ids, same.input_ids)
+    with pytest.raises(ValueError, match="start of 0"):
+        pack(SEQUENCES, [[0, 2], *places[1:]], "cpu")

@@ -51,17 +51,22 @@ class LLMTextEnv(gymnasium.Env[Observation, np.int64]):
     actions, no policy. For a deterministic agent (log π = 0) it is the full reward. The stable-baselines3 side of this
     project adds the rest by itself; `llm_env.wrappers.PolicyKLReward` does for a loop of your own.
 
+    ## Turns
+    With a `world`, a token that ends a turn has the world answer in the same step: the state grows by the answer too, and the
+    step pays what the world paid (docs/turns.md).
+
     ## Starting State
     The next prompt of a seeded shuffle of the prompt set, or the one that ``reset(options={"prompt": …})`` or
     ``{"prompt_index": …}`` names.
 
     ## Episode End
-    Terminated by an end-of-sequence token, or by `max_new_tokens` tokens; both pay the score. Never truncated, except
-    by a `TimeLimit` put around it, which pays none.
+    Terminated by an end-of-sequence token, or by `max_new_tokens` tokens; both pay the score. With a world, by the world, by
+    `max_new_tokens`, `max_turns` or `max_length`. Never truncated, except by a `TimeLimit` put around it, which pays none.
 
     ## Information
     The last step's `info` has ``prompt``, ``response``, ``rm_score`` (before any penalty), ``ref_log_prob`` (the sum
-    over the response, in nats), ``response_length`` (tokens), ``has_end``.
+    over the response, in nats), ``response_length`` (tokens), ``has_end``, ``end`` (a name of `llm_env.episode.ENDS`); with a
+    world ``turns``, ``world_return``, ``world_seed``, ``world_text``, ``world_cut``, ``world_fault`` and ``world_info`` too.
 
     ## Arguments
     Those of `llm_env.settings.TaskSettings`; and `render_mode`, ``"ansi"`` or ``"rgb_array"``. A reward model may be a

@@ -238,6 +238,18 @@ def test_a_world_is_told_of_the_prompts_record_and_seeds_reproduce() -> None:
     assert groups[0] == groups[1] != groups[2] == groups[3]
 
 
+def test_a_world_finds_the_columns_and_so_does_a_reward() -> None:
+    def answers(prompts: list[str], responses: list[str], answer: list[int]) -> list[float]:
+        return [float(a) for a in answer]
+
+    records = [{"prompt": "Apples", "answer": 3}]
+    env = LLMTextEnv(**{**WORLD, "world": lambda: told, "prompts": records, "reward_model": answers, "kl_coef": 0.0})
+    told = Echo(1)
+    env.reset(seed=0)
+    assert told.row == {"prompt": "Apples", "answer": 3}
+    assert played(env, [5, END])[0] == [0.0, 4.0]
+
+
 def test_options_name_the_record() -> None:
     env = LLMTextEnv(**WORLD)
     assert env.reset(seed=0, options={"prompt": "Cherries"})[1]["prompt"].startswith("Cherries ")

@@ -240,11 +240,11 @@ TEXTS = [
 _TURN_TESTS = ("tests/llm_env/test_turns.py",)
 TURNS = [
     Mutation(
-        "a turn is paid with the first token of the next one",
+        "turns are paid with an episode's first token",
         "llm_env/task.py",
         "rewards[turn.end - 1 - start] += turn.reward",
-        "rewards[min(turn.end - start, len(rewards) - 1)] += turn.reward",
-        ("tests/llm_env/test_turns.py::test_two_turns_pay_what_the_hand_computes",),
+        "rewards[0] += turn.reward",
+        ("tests/llm_env/test_turns.py::test_deferred_scoring_pays_what_steps_pay",),
     ),
     Mutation(
         "deferred scoring forgets what earlier turns were paid",

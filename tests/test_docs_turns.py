@@ -1,0 +1,21 @@
+"""The page about turns: its world and its environment are made as they stand there."""
+
+from __future__ import annotations
+
+import re
+
+from tests.conftest import ROOT
+
+
+def test_the_code_on_the_page_runs() -> None:
+    page = (ROOT / "docs" / "turns.md").read_text(encoding="utf-8")
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.S):
+        exec(block, names)
+    world = names["HigherLower"]()  # type: ignore[operator]
+    assert world.reset(seed=0)[0].startswith("Guess")
+    answers = [world.step(f"It is {n}") for n in range(1, 7)]
+    assert answers[-1][2]
+    env = names["env"]
+    assert env.reset(seed=0)[1]["prompt"] == "Guess my number from 1 to 20."  # type: ignore[attr-defined]
+    names["model"].learn(4 * 48)  # type: ignore[attr-defined]

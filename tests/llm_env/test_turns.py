@@ -242,9 +242,9 @@ def test_a_world_finds_the_columns_and_so_does_a_reward() -> None:
     def answers(prompts: list[str], responses: list[str], answer: list[int]) -> list[float]:
         return [float(a) for a in answer]
 
+    told = Echo(1)
     records = [{"prompt": "Apples", "answer": 3}]
     env = LLMTextEnv(**{**WORLD, "world": lambda: told, "prompts": records, "reward_model": answers, "kl_coef": 0.0})
-    told = Echo(1)
     env.reset(seed=0)
     assert told.row == {"prompt": "Apples", "answer": 3}
     assert played(env, [5, END])[0] == [0.0, 4.0]

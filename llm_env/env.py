@@ -8,9 +8,10 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from llm_env.arguments import prompt_from_options, token_actions
 from llm_env.rendering import render_episode
 from llm_env.settings import check_temperature, task_settings
-from llm_env.slots import EpisodeSlots, prompt_from_options, token_actions
+from llm_env.slots import EpisodeSlots
 from llm_env.task import TextTask
 
 Observation = dict[str, NDArray[np.int64]]

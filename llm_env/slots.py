@@ -21,7 +21,6 @@ from llm_env.text.prompts import Prompt, PromptOrder
 from llm_env.turns import WorldStart, WorldTurns, record_of, world_state
 from llm_env.worlds.calls import Call
 
-RESET_OPTIONS = ("prompt", "prompt_index")
 SEEDS = 2**31
 """Worlds are reset with a whole number below this, drawn from the generator that shuffles the prompts."""
 
@@ -191,7 +190,9 @@ class EpisodeSlots:
             turn_has_ended = episode.append(
                 token, task.eos_ids, task.settings.max_new_tokens, task.settings.max_turn_tokens
             )
-            if turn_has_ended or episode.fault:  # a world that failed at its reset answers the first token
+            # A world that failed at its reset answers the first token; and where the state is full, no other can follow.
+            is_full = self._worlds is not None and self._lengths[i] + 1 >= task.max_length
+            if turn_has_ended or is_full or episode.fault:
                 turn_ends.append(i)
             if log_probs is not None:
                 episode.log_probs.append(float(log_probs[i]))
@@ -335,64 +336,3 @@ def _episode_state(episode: Episode | None) -> dict[str, Any] | None:
         "ref_log_probs": list(episode.ref_log_probs),
         "exact_kl": list(episode.exact_kl),
     }
-
-
-def prompt_from_options(task: TextTask, options: dict[str, Any] | None) -> Prompt | None:
-    """The prompt that `reset(options=…)` asks for, or None where it asks for none.
-
-    Args:
-        task: Encodes a new prompt, or holds the prompt set.
-        options: ``{"prompt": …}``, ``{"prompt_index": …}``, empty or None.
-
-    Raises:
-        ValueError: an unknown option, both options at once, or an index outside the prompt set.
-    """
-    if not options:
-        return None
-    check_options(options, RESET_OPTIONS)
-    if len(options) > 1:
-        raise ValueError("options: give 'prompt' or 'prompt_index', not both.")
-    if "prompt" in options:
-        return task.encode(options["prompt"])
-    index = options["prompt_index"]
-    # A bool would pass for an int: True is 1 in Python.
-    if isinstance(index, bool) or not isinstance(index, int | np.integer) or not 0 <= index < len(task.prompts):
-        raise ValueError(f"options['prompt_index']={index!r} must be a whole number from 0 to {len(task.prompts) - 1}.")
-    return task.prompts[int(index)]
-
-
-def token_actions(actions: Any, count: int) -> NDArray[np.int64]:
-    """Actions as an array of token ids.
-
-    Args:
-        actions: One action, or `count` of them: integers, or an array of integers.
-        count: Number of slots N.
-
-    Returns:
-        Shape (N,).
-
-    Raises:
-        ValueError: something is not a whole number, as 3.7, "5" or True, or there are not N. Whether a number is a token's is
-            checked by `EpisodeSlots.step`.
-    """
-    array = np.asarray(actions)
-    if array.dtype.kind not in "iu":  # else numpy would cut 3.7 to 3, and read "5" and True as numbers
-        raise ValueError(f"action={actions!r} must be a token: a whole number, or an array of whole numbers.")
-    if array.size != count:
-        raise ValueError(f"action={actions!r} has {array.size} entries for {count} environment(s); give one for each.")
-    return array.astype(np.int64, copy=False).reshape(count)
-
-
-def check_options(options: dict[str, Any], names: Sequence[str]) -> None:
-    """Refuses options of `reset` that do not exist.
-
-    Args:
-        options: Options of `reset` by name, as the user gave them.
-        names: The options that exist.
-
-    Raises:
-        ValueError: there is another one; the error names it, and those that exist.
-    """
-    for name in options:
-        if name not in names:
-            raise ValueError(f"options has no {name!r}; it can have {' or '.join(repr(n) for n in names)}.")

@@ -192,6 +192,8 @@ class WorldTurns:
                 answer = self.calls.wait(slot, self.calls.step(slot, turn.text))
                 if isinstance(answer, Fault):
                     said.append(answer.message)
+                    self._note(episode, answer)
+                    episode.end = answer.end  # with its next token, for its world is gone
                     break
                 said.append(self.task.turns.suffix(answer.text, 0, goes_on=True).text)  # type: ignore[union-attr]
         prompt = _of_record(Prompt(saved["first_text"], tuple(saved["first_ids"])), record)

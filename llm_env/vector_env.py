@@ -11,11 +11,12 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from llm_env.arguments import RESET_OPTIONS, check_options, prompt_from_options, token_actions
 from llm_env.env import RENDER_MODES, Observation, check_render_mode
 from llm_env.rendering import render_episode
 from llm_env.rules import SLOTS
 from llm_env.settings import task_settings
-from llm_env.slots import RESET_OPTIONS, EpisodeSlots, Start, check_options, prompt_from_options, token_actions
+from llm_env.slots import EpisodeSlots, Start
 from llm_env.task import TextTask
 
 

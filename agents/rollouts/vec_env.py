@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 
 from agents.policies.decoding_copy import DecodingCopy
 from agents.policies.sampled_actions import carried_log_probs
+from llm_env.arguments import prompt_from_options, token_actions
 from llm_env.env import LLMTextEnv, check_render_mode
 from llm_env.episode import Episode
 from llm_env.lm.causal_lm import CausalLM
@@ -23,7 +24,7 @@ from llm_env.rendering import render_episode
 from llm_env.reward.reference import Reference, StepwiseReference
 from llm_env.rules import FLAG, SLOTS
 from llm_env.settings import task_settings
-from llm_env.slots import EpisodeSlots, Start, prompt_from_options, token_actions
+from llm_env.slots import EpisodeSlots, Start
 from llm_env.task import TextTask
 from llm_env.text.prompts import Prompt
 

@@ -140,4 +140,5 @@ def _plain(name: str, method: str, info: Any) -> dict[str, Any]:
     """The texts and numbers in a world's information; arrays and objects stay in the world."""
     if not isinstance(info, Mapping):
         raise WorldError(f"{name}: {method} returned {shown(info)} where its info should be, a dictionary.")
-    return {str(k): v for k, v in info.items() if isinstance(v, str | int | float | bool)}
+    values = {str(k): v.item() if isinstance(v, np.generic) else v for k, v in info.items()}
+    return {k: v for k, v in values.items() if isinstance(v, str | int | float | bool)}

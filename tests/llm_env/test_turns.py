@@ -552,3 +552,35 @@ def test_worlds_are_closed_with_the_environment_and_when_nobody_needs_it() -> No
     del venv
     gc.collect()
     wait_for(4)
+
+
+def test_a_state_that_is_full_in_the_middle_of_a_turn_ends_there() -> None:
+    env = LLMTextEnv(
+        **{**WORLD, "max_turn_tokens": 12, "max_prompt_length": 16, "max_length": 17, "max_world_tokens": 4}
+    )
+    space = env.observation_space
+    observation, _ = env.reset(seed=0)
+    terminated = False
+    while not terminated:
+        observation, _, terminated, _, info = env.step(500)
+        assert space.contains(observation)
+    assert info["end"] == "context_full"
+    assert observation["length"][0] == 17
+    assert the_episode(env).turns[-1].reply_ids == []
+
+
+def test_a_world_that_fails_when_it_is_played_again_ends_the_episode(caplog: pytest.LogCaptureFixture) -> None:
+    batch = LLMTextVectorEnv(1, **{**WORLD, "world": lambda: Echo(5), "world_errors": "end"}).batch
+    batch.begin(0)
+    batch.step(np.array([END]))
+    state = batch.state_dict()
+    broken = LLMTextVectorEnv(1, **{**WORLD, "world": lambda: Bad("raises"), "world_errors": "end"}).batch
+    state["episodes"][0]["turns"] *= 2
+    with caplog.at_level(logging.WARNING):
+        broken.load_state_dict(state)
+    assert "says something else than before the checkpoint" in caplog.text
+    broken.step(np.array([5]))
+    episode = broken.episodes[0]
+    assert episode is not None
+    assert episode.done
+    assert episode.end == "world_error"

@@ -22,7 +22,7 @@ RULES = [
     ),
     Mutation(
         "actions are cast",
-        "llm_env/slots.py",
+        "llm_env/arguments.py",
         'if array.dtype.kind not in "iu":',
         "if False:",
         _TABLE,

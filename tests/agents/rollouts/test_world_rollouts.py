@@ -107,6 +107,35 @@ def test_at_learning_rate_zero_the_ratio_is_one(name: str) -> None:
     assert any(len(s.ids) > len(s.context) + len(s.actions) for s in segments)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"env": {"kl_estimator": "exact"}},
+        {"kl_in": "loss", "env": {"kl_estimator": "exact"}},
+        {"kl_in": "both", "env": {"kl_estimator": "k3"}},
+        {"mixed_precision": "bf16"},
+        {"lora_rank": 2},
+        {"micro_batch_tokens": 60},
+        {"critic": "actor", "micro_batch_tokens": 60, "gradient_checkpointing": True},
+    ],
+    ids=str,
+)
+def test_what_goes_with_single_turns_goes_with_worlds(settings: dict[str, Any]) -> None:
+    model = collected(**{"critic": "head", **settings})
+    assert model.logger.name_to_value["train/approx_kl"] == pytest.approx(0.0, abs=1e-6)
+    segments = model.rollout_buffer.segments
+    assert all(np.isfinite(s.rewards).all() and len(s.rewards) == len(s.actions) for s in segments)
+    place = settings.get("kl_in", "reward")
+    if (
+        place != "loss" and settings.get("mixed_precision") is None
+    ):  # the policy is the reference: the world's pay alone
+        for segment in segments:
+            assert segment.episode is not None
+            assert sum(segment.rewards) == pytest.approx(segment.episode.world_return, abs=1e-2)
+    if place != "reward":
+        assert model.logger.name_to_value["train/kl_loss"] == pytest.approx(0.0, abs=1e-3)
+
+
 def test_a_hand_computed_return_and_its_advantages_across_the_gap() -> None:
     """Two turns, paid 1 and 2 at their last tokens; GAE at γ = 1 knows no gap between them."""
     raw: dict[str, Any] = {"rollout_buffer_kwargs": {"whiten_advantages": False}}

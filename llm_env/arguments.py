@@ -33,7 +33,9 @@ def prompt_from_options(task: TextTask, options: dict[str, Any] | None) -> Promp
         return task.encode(options["prompt"])
     index = options["prompt_index"]
     if not len(task.prompts):
-        raise ValueError(f"options['prompt_index']={index!r}: there are no prompts; the world begins each episode itself.")
+        raise ValueError(
+            f"options['prompt_index']={index!r}: there are no prompts; the world begins each episode itself."
+        )
     # A bool would pass for an int: True is 1 in Python.
     if isinstance(index, bool) or not isinstance(index, int | np.integer) or not 0 <= index < len(task.prompts):
         raise ValueError(f"options['prompt_index']={index!r} must be a whole number from 0 to {len(task.prompts) - 1}.")

@@ -48,7 +48,7 @@ class Turn:
         end: Index behind its last token among the response tokens.
         text: Its text without special tokens, which the world was given.
         reward: What the world paid for it.
-        reply: The world's text, of the length that stands in the state.
+        reply: The world's text, cut to the most tokens that one may have.
         reply_ids: Its tokens in the state, with those that separate turns; empty where none fitted.
     """
 

@@ -197,13 +197,14 @@ class WorldTurns:
                     break
                 said.append(self.task.turns.suffix(answer.text, 0, goes_on=True).text)  # type: ignore[union-attr]
         prompt = _of_record(Prompt(saved["first_text"], tuple(saved["first_ids"])), record)
-        if said != [prompt.text, *(turn.reply for turn in turns)]:
+        then = [prompt.text, *(turn.reply for turn in turns)]
+        if said != then:
             logger.warning(
                 "Slot %d: the world with seed %d says something else than before the checkpoint (%s), so this episode goes on "
                 "otherwise than it would have. A world repeats itself if all its randomness comes from reset's seed.",
                 slot,
                 start.seed,
-                quoted(said[-1]),
+                quoted(next((new for new, old in zip(said, then, strict=False) if new != old), said[-1])),
             )
         return Episode(
             prompt,

@@ -29,6 +29,7 @@ from llm_env.lm.packed_attention import packed_states
 from llm_env.lm.packing import pack
 from tests.llm_env.lm.test_decoding import Slots, full_forward
 from tests.llm_env.lm.test_packed_attention import SEQUENCES, STARTS
+from tests.worlds import Echo
 
 pytestmark = [
     pytest.mark.gpu,
@@ -37,10 +38,11 @@ pytestmark = [
 SMALL: dict[str, Any] = {"max_new_tokens": 8, "max_prompt_length": 12}
 
 
+@pytest.mark.parametrize("chunks", [1, 9])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
-def test_cached_equals_full_forward(model_folder: Callable[..., str], family: str) -> None:
+def test_cached_equals_full_forward(model_folder: Callable[..., str], family: str, chunks: int) -> None:
     lm = load_causal_lm(model_folder(family), LoadSettings("float32", "cuda"))
-    decoder, slots = CachedDecoder(lm, 48), Slots(6, 48, seed=3)
+    decoder, slots = CachedDecoder(lm, 48), Slots(6, 48, seed=3, chunks=chunks)
     with torch.no_grad():
         for _ in range(30):
             got = lm.logits(decoder.hidden(slots.ids, slots.lengths))
@@ -53,9 +55,11 @@ def test_cached_equals_full_forward(model_folder: Callable[..., str], family: st
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("lora_rank", [0, 4])
-def test_at_learning_rate_zero_the_ratio_is_one(precision: str, lora_rank: int) -> None:
+@pytest.mark.parametrize("world", [None, Echo])
+def test_at_learning_rate_zero_the_ratio_is_one(precision: str, lora_rank: int, world: Any) -> None:
+    env = {**SMALL, "world": world}
     model = make_algorithm(
-        "ppo", n_envs=8, seed=0, learning_rate=0.0, mixed_precision=precision, lora_rank=lora_rank, env_kwargs=SMALL
+        "ppo", n_envs=8, seed=0, learning_rate=0.0, mixed_precision=precision, lora_rank=lora_rank, env_kwargs=env
     )
     assert model.device.type == model.env.task.model.lm.device.type == "cuda"  # type: ignore[union-attr]
     model.set_logger(configure(None, []))

@@ -326,7 +326,8 @@ FAULTS = {
 
 @pytest.mark.parametrize(("what", "words"), FAULTS.items())
 def test_a_fault_is_named_and_counted_or_stops_the_run(what: str, words: str) -> None:
-    env = LLMTextEnv(**{**WORLD, "world": lambda: Bad(what), "world_errors": "end"})
+    made: list[Bad] = []
+    env = LLMTextEnv(**{**WORLD, "world": lambda: made.append(Bad(what)) or made[-1], "world_errors": "end"})
     env.reset(seed=0)
     _, info = played(env, [5, END, 6, END])
     assert info["end"] == "world_error"
@@ -334,8 +335,9 @@ def test_a_fault_is_named_and_counted_or_stops_the_run(what: str, words: str) ->
     assert "\n" not in info["world_fault"]
     assert info["turns"] == 2
     assert info["rm_score"] == 1.0  # of the first turn
-    env.reset()  # a new world
+    env.reset()
     assert played(env, [5, END])[1] == {}
+    assert len(made) == 2  # whatever the first was left in
     strict = LLMTextEnv(**{**WORLD, "world": lambda: Bad(what)})
     strict.reset(seed=0)
     played(strict, [5, END, 6])
@@ -366,6 +368,8 @@ def test_a_world_that_hangs_is_left_behind(at_reset: bool) -> None:
     _, info = played(env, [5] if at_reset else [5, END, 6, END])
     assert info["end"] == "world_timeout"
     assert "did not answer within 0.3 s" in info["world_fault"]
+    env.reset(seed=1)
+    assert at_reset or played(env, [5, END])[1] == {}  # the next episode does not wait for it
     assert time.monotonic() - began < 5
 
 

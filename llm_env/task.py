@@ -70,7 +70,12 @@ class TextTask:
         # The reward model may read the actor's ids, so it is loaded after the tokenizer; the prompts are encoded here.
         reward_model = DEFAULT_REWARD_MODEL if settings.reward_model is None else settings.reward_model
         self.reward_model = load_reward_model(
-            reward_model, load, self.tokenizer, settings.mixed_precision, limits=settings.reward_limits
+            reward_model,
+            load,
+            self.tokenizer,
+            settings.mixed_precision,
+            limits=settings.reward_limits,
+            judging=settings.judging,
         )
         prompts = DEFAULT_PROMPTS if settings.prompts is None else settings.prompts
         self.prompts = PromptSet(prompts, self.tokenizer, settings.max_prompt_length)

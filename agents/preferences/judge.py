@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,50 +24,42 @@ UNLIMITED = 10**6
 """Tokens: prompts that were read with their responses are not cut."""
 
 
-class Judge:
-    """A reward model or function that ranks.
+class Judge(ABC):
+    """What ranks responses by scores.
 
     Args:
-        name: ``gold`` for the embedded default's rule, a reward model's folder or hub id, ``package.module:function``, or the
-            address of a reward server.
-        load: How a model is loaded.
+        name: Stands in the rankings as the annotator.
         noise: Temperature of the ranking: 0 ranks by score; else a ranking is drawn from the Plackett-Luce model with
             worths exp(score / noise), of which Bradley-Terry is the case of two.
         seed: Seed of the draws, which only noise needs.
-        limits: How long a call of a function or server may take, and for how long one that fails is repeated.
 
     Raises:
-        FileNotFoundError, ValueError: it cannot be loaded, or the noise is negative.
+        ValueError: the noise is negative.
     """
 
-    def __init__(
-        self, name: str, load: LoadSettings, noise: float = 0.0, seed: int = 0, limits: CallLimits | None = None
-    ) -> None:
+    def __init__(self, name: str, noise: float = 0.0, seed: int = 0) -> None:
         COLLECTION_RULES["noise"].check("noise", noise)
-        self.name = DEFAULT_GOLD if name == "gold" else name
-        is_text_reward = reads_texts(self.name)
-        self.tokenizer = (
-            None
-            if is_text_reward
-            else load_tokenizer(self.name, "judge", load.trust_remote_code, load.special_tokens_in_text)
-        )
-        self.model: RewardModel = (
-            load_text_reward(self.name, "judge", limits)
-            if self.tokenizer is None
-            else load_reward_model(self.name, load, self.tokenizer, option="judge")
-        )
+        self.name = name
         self.noise = noise
         self.rng = np.random.default_rng(seed)
 
-    def scores(self, candidates: Sequence[Candidates]) -> list[list[float]]:
-        """Scores each response of each prompt, in the order of the responses."""
-        episodes = [self._episode(c.prompt, r) for c in candidates for r in c.responses]
-        flat = iter(self.model.score(episodes))
-        return [[next(flat) for _ in c.responses] for c in candidates]
+    @abstractmethod
+    def scores(self, candidates: Sequence[Candidates], folder: Path | None = None) -> list[list[float]]:
+        """Scores each response of each prompt, in the order of the responses.
 
-    def rank(self, candidates: Sequence[Candidates]) -> list[Ranking]:
+        Args:
+            candidates: The prompts and their responses.
+            folder: Where a judge that is asked for each keeps what it was told; None: nowhere.
+        """
+
+    def report(self, candidates: Sequence[Candidates], folder: Path) -> dict[str, Any]:
+        """What there is to tell about the judge, after it ranked: values for ``judges.json``."""
+        return {"judge": self.name}
+
+    def rank(self, candidates: Sequence[Candidates], folder: Path | None = None) -> list[Ranking]:
         """Ranks the responses of each prompt from best to worst; equal scores tie."""
-        return [self._ranking(c, scores) for c, scores in zip(candidates, self.scores(candidates), strict=True)]
+        scores = self.scores(candidates, folder)
+        return [self._ranking(c, of_prompt) for c, of_prompt in zip(candidates, scores, strict=True)]
 
     def _ranking(self, candidates: Candidates, scores: list[float]) -> Ranking:
         worth = np.array(scores)
@@ -77,6 +72,44 @@ class Judge:
         # with noise the scores are left out: margins that are made of them would tell more than the verdicts do
         by_id = None if self.noise else dict(zip([r.id for r in candidates.responses], scores, strict=True))
         return Ranking(candidates, ordered, self.name, scores=by_id)
+
+
+class RewardJudge(Judge):
+    """A reward model or function that ranks.
+
+    Args:
+        name: ``gold`` for the embedded default's rule, a reward model's folder or hub id, ``package.module:function``, or the
+            address of a reward server.
+        load: How a model is loaded.
+        noise: As in `Judge`.
+        seed: Seed of the draws, which only noise needs.
+        limits: How long a call of a function or server may take, and for how long one that fails is repeated.
+
+    Raises:
+        FileNotFoundError, ValueError: it cannot be loaded, or the noise is negative.
+    """
+
+    def __init__(
+        self, name: str, load: LoadSettings, noise: float = 0.0, seed: int = 0, limits: CallLimits | None = None
+    ) -> None:
+        super().__init__(DEFAULT_GOLD if name == "gold" else name, noise, seed)
+        is_text_reward = reads_texts(self.name)
+        self.tokenizer = (
+            None
+            if is_text_reward
+            else load_tokenizer(self.name, "judge", load.trust_remote_code, load.special_tokens_in_text)
+        )
+        self.model: RewardModel = (
+            load_text_reward(self.name, "judge", limits)
+            if self.tokenizer is None
+            else load_reward_model(self.name, load, self.tokenizer, option="judge")
+        )
+
+    def scores(self, candidates: Sequence[Candidates], folder: Path | None = None) -> list[list[float]]:
+        """See `Judge.scores`."""
+        episodes = [self._episode(c.prompt, r) for c in candidates for r in c.responses]
+        flat = iter(self.model.score(episodes))
+        return [[next(flat) for _ in c.responses] for c in candidates]
 
     def _episode(self, raw: RawPrompt, response: Response) -> Episode:
         if self.tokenizer is None:  # a function or server reads texts; the ids are never looked at

@@ -20,7 +20,7 @@ from llm_env.settings import TaskSettings
 
 BEST_BY = ("objective", "rm_score")
 LR_SCHEDULES = ("linear", "constant")
-CHANGEABLE = ("total_timesteps", "reward_timeout", "reward_wait")
+CHANGEABLE = ("total_timesteps", "reward_timeout", "reward_wait", "judge_concurrency")
 """Settings that may differ when a run goes on: how long it is, and how patient."""
 EPISODES = ("synchronous", "continuous")
 TRAINING_RULES: dict[str, Rule] = {
@@ -48,8 +48,9 @@ class TaskOptions(TaskSettings):
     still replace a value that the YAML file has.
 
     Attributes:
-        reward_model: Folder or hub id of a classifier with one label, package.module:function, or the address of a server
-            (docs/reward_server.md). Several are summed. Default: the embedded one, with the embedded model.
+        reward_model: Folder or hub id of a classifier with one label, package.module:function, the address of a server
+            (docs/reward_server.md), or a language model that grades, llm:FOLDER or openai:URL#MODEL (docs/judges.md). Several
+            are summed. Default: the embedded one, with the embedded model.
         reward_weights: One weight for each reward model.
         prompts: Prompts to train on: a .txt, .jsonl, .csv or .parquet file, or a dataset id. Default: the embedded ones, with
             the embedded model.

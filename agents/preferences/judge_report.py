@@ -180,15 +180,15 @@ def described(report: dict[str, Any]) -> list[str]:
 
 
 def _share(values: dict[str, Any]) -> str:
-    """A proportion as ``3 of 4 (75 %, 30 to 95 %)``."""
+    """A proportion as ``3 of 4 (75%; 95% interval 30% to 95%)``."""
     if values["share"] is None:
         return "0 of 0"
     text = f"{values['count']:g} of {values['of']:,} ({values['share']:.0%}"
-    return text + (f", {_range(values['interval'], '.0%')})" if values.get("interval") else ")")
+    return text + (f"; {_range(values['interval'], '.0%')})" if values.get("interval") else ")")
 
 
 def _range(interval: Sequence[float], form: str) -> str:
-    return f"95 %: {interval[0]:{form}} to {interval[1]:{form}}"
+    return f"95% interval {interval[0]:{form}} to {interval[1]:{form}}"
 
 
 def _mean_mass(replies: Sequence[Reply]) -> float | None:

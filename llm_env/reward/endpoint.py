@@ -172,17 +172,16 @@ class Endpoint:
         status = response.status
         if status == http.HTTPStatus.OK:
             return
-        message = f"{self.label} answered {status} {one_line(response.reason or '', 60)}".rstrip()
+        reason = one_line(self.redacted(response.reason or ""), 60)
+        message = f"{self.label} answered {status} {reason}".rstrip()
         if 300 <= status < 400:
-            target = one_line(response.getheader("Location", "elsewhere"))
+            target = one_line(self.redacted(response.getheader("Location", "elsewhere")))
             raise RewardModelError(
-                self.redacted(
-                    f"{message}, a redirect to {target}. Redirects are not followed: give the address itself."
-                )
+                f"{message}, a redirect to {target}. Redirects are not followed: give the address itself."
             )
-        if said := error_text(answer):
-            message += f": {said}"
-        message = self.redacted(message)
+        # Before it is cut to a length, which could leave half of the key; and after, where JSON had parts of it escaped.
+        if said := error_text(self.redacted(answer.decode(errors="replace"))):
+            message += f": {self.redacted(said)}"
         # 501 and 505 are answers of what is no server for this protocol.
         if (status >= 500 and status not in (501, 505)) or status in (408, 425, 429):
             raise UnavailableError(message, retry_after(response.getheader("Retry-After")))
@@ -276,12 +275,12 @@ def server_key(address: SplitResult, keys: str) -> str | None:
     return found
 
 
-def error_text(answer: bytes) -> str:
+def error_text(answer: str) -> str:
     """What a server says about an error: the entry ``error`` of its answer, or the answer's beginning, on one line.
 
     The OpenAI protocol has ``{"error": {"message": …}}``.
     """
-    text = answer[:10_000].decode("utf-8", errors="replace")
+    text = answer[:10_000]
     try:
         values: Any = json.loads(text)
     except (ValueError, RecursionError):

@@ -13,10 +13,15 @@ from dataclasses import dataclass
 
 TIE = "tie"
 LOWEST_GRADE, HIGHEST_GRADE = 1.0, 10.0
-_LEAD = r"\W*(?:(?:the |my |final )*(?:better |best )?(?:answer|verdict|choice|response|assistant|grade|score|rating)\b"
-_LEAD += r"(?:\s+of the response)?(?:\s+is)?(?:\s+response)?\s*:?)?\W*"
-_VERDICT = re.compile(rf"{_LEAD}\b(A|B|[Tt]ie)\W*")
-_GRADE = re.compile(rf"{_LEAD}(?<![\d.\-])(\d+(?:\.\d+)?)(?:\s*/\s*10)?\W*")
+_VERDICTS = re.compile(r"A|B|[Tt]ie|TIE")
+_GRADES = re.compile(r"\d+(?:\.\d+)?")
+_WORDS = re.compile(r"-?\d+(?:\.\d+)?|[^\W\d_]+")
+_AROUND = frozenset(
+    ("the", "my", "final", "better", "best", "of", "is", "response", "assistant", "answer", "verdict", "choice")
+)
+_AROUND |= {"grade", "score", "rating"}
+"""Words that may stand before an answer on its line."""
+_OF_TEN = re.compile(r"\s*/\s*10\b")
 _BRACKETS = re.compile(r"\[\[\s*([^\[\]]*?)\s*\]\]")
 
 
@@ -42,7 +47,7 @@ def verdict_of(reply: Reply) -> str | None:
     or where one stands in double brackets ([[B]]), the last of them. Where first and last line differ, it says nothing.
     """
     if reply.text is not None:
-        said = _said(reply.text, _VERDICT)
+        said = _said(reply.text, _VERDICTS)
         return TIE if said is not None and said.lower() == TIE else said
     assert reply.shares is not None
     a, b = reply.shares["A"], reply.shares["B"]
@@ -53,18 +58,25 @@ def grade_of(reply: Reply) -> float | None:
     """A grade from 1 to 10: Σ g · P(g), or the number that was written; None where the reply has none."""
     if reply.shares is not None:
         return sum(float(grade) * share for grade, share in reply.shares.items())
-    said = _said(reply.text or "", _GRADE)
+    said = _said(_OF_TEN.sub("", reply.text or ""), _GRADES)
     if said is None or not LOWEST_GRADE <= float(said) <= HIGHEST_GRADE:
         return None
     return float(said)
 
 
 def _said(text: str, pattern: re.Pattern[str]) -> str | None:
-    """What a text says by a pattern of a whole line."""
+    """What a text says: the last thing in double brackets, else what its first and its last line say, if they do not differ."""
     for inside in reversed(_BRACKETS.findall(text)):
-        if match := pattern.fullmatch(inside):
-            return match[1]
+        if (said := _said_by(inside, pattern)) is not None:
+            return said
     lines = [line for line in text.splitlines() if line.strip()]
-    ends = (lines[0], lines[-1]) if lines else ()
-    found = {match[1] for line in ends if (match := pattern.fullmatch(line.strip()))}
+    found = {said for line in (*lines[:1], *lines[-1:]) if (said := _said_by(line, pattern)) is not None}
     return found.pop() if len(found) == 1 else None
+
+
+def _said_by(line: str, pattern: re.Pattern[str]) -> str | None:
+    """The last word of a line where it fits the pattern, and nothing but `_AROUND` stands before it."""
+    *before, last = _WORDS.findall(line) or [""]
+    if not pattern.fullmatch(last) or any(word.lower() not in _AROUND for word in before):
+        return None
+    return last

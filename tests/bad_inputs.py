@@ -19,6 +19,7 @@ def _lines(records: list[dict[str, str]]) -> bytes:
 FILES: dict[str, bytes] = {
     "pairs.jsonl": _lines(_PAIRS),
     "texts.jsonl": _lines(_TEXTS),
+    "judge.txt": b"{prompt} {response_a}",
     "prompts.jsonl": _lines([{"prompt": f"Number {i}:"} for i in range(20)]),
     "broken.jsonl": b'{"prompt": "One:"}\n{"prompt": \n',
     "empty.jsonl": b"",
@@ -115,6 +116,13 @@ TRAIN = [  # after ``train --output-dir out``
     ("--reward-model a:b --reward-weights 1 2", "reward_weights has 2", "1 reward models"),
     ("--reward-model nosuch_module:f", "reward_model='nosuch_module:f'", "cannot be imported"),
     ("--reward-model", "--reward-model", "at least one value"),
+    ("--reward-model llm:", "reward_model='llm:'", "names no model"),
+    ("--reward-model llm:./nosuch", "reward_model='./nosuch'", "no such folder"),
+    ("--reward-model openai:http://h/v1", "reward_model='openai:http://h/v1'", "openai:URL#MODEL"),
+    ("--reward-model openai:h/v1#m", "reward_model='h/v1'", "must be http://HOST"),
+    ("--reward-model openai:http://h/v1#m --judge-prompt nosuch.txt", "judge_prompt='nosuch.txt'", "no such file"),
+    ("--reward-model openai:http://h/v1#m --judge-prompt judge.txt", "judge_prompt='judge.txt'", "lacks {response}"),
+    ("--judge-concurrency 0", "judge_concurrency=0", "at least 1"),
     ("--model ./nosuch --reward-model ./n --prompts prompts.jsonl", "model='./nosuch'", "no such folder"),
     ("--model ./nosuch", "model='./nosuch'", "needs reward_model too"),
     ("--prompts nosuch.jsonl", "prompts='nosuch.jsonl'", "no such file"),
@@ -143,6 +151,7 @@ _SFT = "train_sft --output-dir out --texts texts.jsonl"
 _REWARD = "train_reward_model --output-dir out --preferences pairs.jsonl"
 _PREFERENCE = "train_preference --output-dir out --preferences pairs.jsonl"
 _COLLECT = "collect_preferences --output-dir out --judge gold"
+_ASK = "collect_preferences --output-dir out --judge openai:http://h/v1#m"
 _EVALUATE = "evaluate_actor --actor {actor}"
 OTHERS = [
     ("train --output-dir full", "output_dir='full'", "not empty"),
@@ -203,6 +212,19 @@ OTHERS = [
     ("collect_preferences --output-dir out --judge nosuch:f", "judge='nosuch:f'", "cannot be imported"),
     ("collect_preferences --output-dir out --judge ./nosuch", "judge='./nosuch'", "no such folder"),
     ("collect_preferences --output-dir pairs.jsonl --judge gold", "output_dir", "is a file"),
+    (f"{_COLLECT} --judge-mode best", "judge_mode='best'", "pairwise, grade"),
+    (f"{_COLLECT} --judge-concurrency 0", "judge_concurrency=0", "at least 1"),
+    (f"{_COLLECT} --judge-prompt judge.txt", "judge_prompt='judge.txt'", "no judge is a language model"),
+    (f"{_COLLECT} --labels nosuch.jsonl", "labels='nosuch.jsonl'", "no such file"),
+    ("collect_preferences --output-dir out --labels pairs.jsonl", "labels", "give --judge"),
+    ("collect_preferences --output-dir out --judge llm:", "judge='llm:'", "names no model"),
+    ("collect_preferences --output-dir out --judge llm:./nosuch", "judge='./nosuch'", "no such folder"),
+    ("collect_preferences --output-dir out --judge openai:http://h/v1", "judge='openai:http://h/v1'", "names no model"),
+    ("collect_preferences --output-dir out --judge openai:http://a:b@h/v1#m", "judge", "user or a password"),
+    (f"{_ASK} --judge-prompt nosuch.txt", "judge_prompt='nosuch.txt'", "no such file"),
+    (f"{_ASK} --judge-prompt judge.txt", "judge_prompt='judge.txt'", "lacks {response_b}"),
+    (f"{_ASK} --judge-prompt judge.txt --judge-mode grade", "judge_prompt='judge.txt'", "lacks {response}"),
+    (f"{_ASK} --judge-prompt binary.yaml", "judge_prompt='binary.yaml'", "not UTF-8"),
     (f"{_COLLECT} --import-export nosuch.json", "import_export='nosuch.json'", "no such file"),
     ("iterate --output-dir out --learning-rate nan", "learning_rate=nan", "finite number"),
     ("iterate --output-dir out --beta nan", "beta=nan", "finite number"),
@@ -217,6 +239,15 @@ OTHERS = [
     ("iterate --output-dir out --keep-rounds -1", "keep_rounds=-1", "at least 0"),
     ("iterate --output-dir out --seed 4294967295", "seed + rounds", "at most"),
     ("iterate --output-dir out --judge nosuch:f", "judge='nosuch:f'", "cannot be imported"),
+    ("iterate --output-dir out --judge llm:./nosuch", "judge='./nosuch'", "no such folder"),
+    ("iterate --output-dir out --judge openai:http://h/v1", "judge='openai:http://h/v1'", "names no model"),
+    (
+        "iterate --output-dir out --judge openai:http://h/v1#m --judge-prompt judge.txt",
+        "judge_prompt",
+        "lacks {response_b}",
+    ),
+    ("iterate --output-dir out --judge gold --judge-prompt judge.txt", "judge_prompt", "no judge is a language model"),
+    ("iterate --output-dir out --judge-mode best", "judge_mode='best'", "pairwise, grade"),
     ("iterate --output-dir out --opponent ./nosuch", "opponent='./nosuch'", "no such folder"),
     ("iterate --output-dir out --gold nosuch:f", "gold='nosuch:f'", "cannot be imported"),
     ("iterate --output-dir out --prompts nosuch.jsonl", "prompts='nosuch.jsonl'", "no such file"),

@@ -28,6 +28,7 @@ from tests.mistakes.agents import ADVANTAGES, FILES, WIRING
 from tests.mistakes.counterparts import COUNTERPARTS
 from tests.mistakes.environment import DECODING, PROBABILITIES, REWARDS, TEXTS
 from tests.mistakes.faults import FAULTS
+from tests.mistakes.judges import JUDGES
 from tests.mistakes.pages import PAGES
 from tests.mistakes.rules import RULES
 
@@ -46,6 +47,7 @@ MUTATIONS = [
         *WIRING,
         *COUNTERPARTS,
         *FAULTS,
+        *JUDGES,
         *PAGES,
         *RULES,
     ),

@@ -78,6 +78,7 @@ class Args(CollectionSettings):
             ValueError: one breaks its rule.
         """
         self.check_collection()
+        self.check_judge_prompt([] if self.judge is None else [self.judge])
         if self.labels is not None and self.judge is None:
             raise ValueError("labels are what a judge is compared with: give --judge.")
         rules: dict[str, Rule] = {

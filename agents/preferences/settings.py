@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llm_env.lm.names import check_choice
-from llm_env.reward.judges.names import GRADE, JUDGE_RULES, MODES, PAIRWISE, JudgeOptions
+from llm_env.reward.judges.names import GRADE, JUDGE_RULES, MODES, PAIRWISE, JudgeOptions, is_language_judge
 from llm_env.reward.limits import LIMIT_RULES, CallLimits
 from llm_env.rules import TOKENS, Rule, check_settings, number, whole
 from llm_env.settings import TaskSettings
@@ -61,6 +62,20 @@ class CollectionSettings:
     def grading(self) -> JudgeOptions:
         """How a language model grades where no pairs can be compared: as a reward, and in evaluations."""
         return JudgeOptions(self.judge_prompt if self.judge_mode == GRADE else None, self.judge_concurrency)
+
+    def check_judge_prompt(self, judges: Sequence[str]) -> None:
+        """Refuses an instruction that nobody would read.
+
+        Args:
+            judges: The names of all judges.
+
+        Raises:
+            ValueError: there is one, and no judge is a language model.
+        """
+        if self.judge_prompt is not None and not any(map(is_language_judge, judges)):
+            raise ValueError(
+                f"judge_prompt={self.judge_prompt!r}: no judge is a language model, llm:NAME or openai:URL#MODEL. Leave it out."
+            )
 
     def check_collection(self) -> None:
         """Checks the numbers and names.

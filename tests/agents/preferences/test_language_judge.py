@@ -242,6 +242,17 @@ def test_a_server_that_dies_half_way_loses_nothing_and_the_same_command_asks_wha
     assert results(folder) == results(whole)
 
 
+def test_a_half_line_is_asked_again(tmp_path: Path) -> None:
+    with ChatServer(longer) as server:
+        before, _ = judged(server.judge, candidates("x", "xx"), folder=tmp_path)
+        path = tmp_path / "judgments.jsonl"
+        path.write_bytes(path.read_bytes()[:-20])  # as a crash in the middle of a line leaves it
+        after, _ = judged(server.judge, candidates("x", "xx"), folder=tmp_path)
+        assert len(server.requests) == 3
+        assert len(path.read_text().splitlines()) == 2
+    assert before == after
+
+
 @pytest.mark.slow
 def test_after_a_kill_only_what_is_missing_is_asked(asked: list[Candidates], tmp_path: Path) -> None:
     def reply(question: str) -> str:

@@ -154,6 +154,8 @@ class TaskSettings:
             value = getattr(self, name)
             if not (value is None and name == "model") and not isinstance(value, str):
                 raise ValueError(f"{name}={value!r} must be a text.")
+        if not isinstance(self.judge_prompt, str | os.PathLike | None):
+            raise ValueError(f"judge_prompt={self.judge_prompt!r} must be a file.")
         prompts, reward = self.prompts, self.reward_model
         if prompts is not None and not isinstance(prompts, str | os.PathLike | Sequence):
             raise ValueError(f"prompts={prompts!r} must be a file, a dataset id, or a list of prompts.")

@@ -312,6 +312,8 @@ PYTHON = [
     ("gym.make(ENV, reward_model=5)", "reward_model=5", "name"),
     ("gym.make(ENV, reward_model=[5])", "reward_model", "got 5"),
     ("gym.make(ENV, reward_model=[['a:b', True]])", "weight of 'a:b'", "finite number"),
+    ("gym.make(ENV, judge_prompt=5)", "judge_prompt=5", "file"),
+    ("gym.make(ENV, reward_model=['openai:http://h/v1'])", "reward_model='openai:http://h/v1'", "names no model"),
     ("gym.make(ENV, prompts=5)", "prompts=5", "list of prompts"),
     ("gym.make(ENV, prompts=[5])", "prompts[0]", "text"),
     ("gym.make(ENV, device=5)", "device=5", "text"),

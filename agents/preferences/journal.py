@@ -35,8 +35,8 @@ class Question:
 class Journal:
     """A file of questions and replies, one a line; each is on the disk when `add` returns.
 
-    A question is known by a digest of the judge's name, the way of judging and the whole text, so that a judge that is told
-    something else is asked anew.
+    A question is known by a digest of its whole text, so that a judge that is told something else is asked anew. Replies of
+    other judges in the same file are left alone.
 
     Args:
         path: The file, which need not exist. None: nothing is kept.
@@ -66,11 +66,11 @@ class Journal:
 
     def reply(self, question: Question) -> Reply | None:
         """The reply to a question; None where it was not asked."""
-        return self._replies.get(self._key(question))
+        return self._replies.get(_key(question))
 
     def add(self, question: Question, reply: Reply) -> None:
         """Keeps a reply."""
-        key = self._key(question)
+        key = _key(question)
         self._replies[key] = reply
         if self.path is None:
             return
@@ -78,9 +78,9 @@ class Journal:
         said = {name: value for name, value in vars(reply).items() if value is not None}
         append_jsonl(self.path, {**record, "shown": list(question.shown), **said})
 
-    def _key(self, question: Question) -> str:
-        whole = "\0".join((self.judge, self.mode, question.text))
-        return hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()
+
+def _key(question: Question) -> str:
+    return hashlib.sha256(question.text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _reply(where: str, record: Mapping[str, Any], options: tuple[str, ...]) -> Reply:

@@ -151,6 +151,9 @@ class Endpoint:
             headers["Authorization"] = f"Bearer {self._key}"
         try:
             deadline.watch(connection)
+            connection.connect()
+            if deadline.passed:  # while there was no socket to shut
+                raise TimeoutError
             path = (where.path or "/") + (f"?{where.query}" if where.query else "")
             with contextlib.suppress(BrokenPipeError):  # it may have answered before it read all, as with 413
                 connection.request("POST", path, body, {**headers, "Connection": "close"})

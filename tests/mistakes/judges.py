@@ -73,8 +73,8 @@ JUDGES = [
     Mutation(
         "replies of another judge count",
         _JOURNAL,
-        "(self.judge, self.mode, question.text)",
-        "(self.mode, question.text)",
+        'if record.get("judge") == judge and record',
+        "if record",
         _RANKING,
     ),
     Mutation(

@@ -85,10 +85,10 @@ JUDGES = [
         _LOCAL,
     ),
     Mutation(
-        "the letter without a space is no answer",
+        "an answer behind a line's end is spelled as one behind a space",
         "llm_env/reward/judges/local.py",
-        'found = {tuple(encode(option)), tuple(encode(f" {option}"))}',
-        'found = {tuple(encode(f" {option}"))}',
+        'for before, text in (("\\n", option), (":", f" {option}")):',
+        'for before, text in ((":", f" {option}"),):',
         _LOCAL,
     ),
     Mutation(

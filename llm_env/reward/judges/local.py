@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from llm_env.lm.loading import autocast
 from llm_env.lm.names import LoadSettings
 from llm_env.lm.packed_attention import packed_states
-from llm_env.lm.packing import in_groups, pack_ends
+from llm_env.lm.packing import in_groups, pack
 from llm_env.lm.registry import shared_causal_lm
 from llm_env.reward.judges.names import local_name
 from llm_env.reward.judges.reading import Reply
@@ -21,8 +21,8 @@ from llm_env.reward.scores import RewardModelError
 from llm_env.text.encoding import text_ids
 from llm_env.text.prompts import encode_prompt
 
-CHUNK = 64
-"""Questions that are answered together."""
+CHUNK = 16
+"""Questions that are answered together, and kept together."""
 READ_TOKENS = 16_384
 """Tokens that are read at once, padding included."""
 UNLIMITED = 10**9
@@ -95,30 +95,30 @@ class LocalJudge:
 
     def _log_probs(self, contexts: Sequence[Ids], spellings: Sequence[set[Ids]]) -> NDArray[np.float64]:
         """Log-probability of each option behind each context, shape (questions, options), in nats."""
-        whole = [ids for s in spellings for ids in sorted(s)]
+        whole = {ids for s in spellings for ids in s}
         # The model is read behind every beginning of an answer: behind "1" too, where "10" is two tokens.
-        heads = sorted({ids[:n] for ids in whole for n in range(len(ids))})
-        following = {
-            head: sorted({ids[len(head)] for ids in whole if ids[: len(head)] == head and ids != head})
-            for head in heads
-        }
-        places = [(c, head) for c in range(len(contexts)) for head in heads]
-        steps: list[dict[int, float]] = [{} for _ in places]
+        heads = {ids[:n] for ids in whole for n in range(len(ids))}
+        following = {h: sorted({ids[len(h)] for ids in whole if ids[: len(h)] == h and ids != h}) for h in heads}
+        # One pass over the longest ones reads the shorter ones too.
+        longest = sorted(h for h in heads if not any(h != other and other[: len(h)] == h for other in heads))
+        reads = [(c, head) for c in range(len(contexts)) for head in longest]
+        steps: list[dict[Ids, dict[int, float]]] = [{} for _ in contexts]
 
         def run(group: list[int]) -> None:
-            batch = pack_ends([contexts[places[g][0]] + places[g][1] for g in group], self.model.lm.device)
-            hidden = packed_states(lm.trunk, batch)[batch.index]  # (group, H)
-            for row, g in zip(hidden, group, strict=True):
-                log_probs = torch.log_softmax(lm.logits(row[None])[0].double(), -1)  # (V,)
-                tokens = following[places[g][1]]
-                steps[g] = dict(zip(tokens, log_probs[tokens].tolist(), strict=True))
+            members = [reads[g] for g in group]
+            # The token behind a head is not read; whatever stands there makes the head's last token a place that is scored.
+            sequences = [(*contexts[c], *head, 0) for c, head in members]
+            batch = pack(sequences, [len(contexts[c]) for c, _ in members], self.model.lm.device)
+            rows = iter(packed_states(lm.trunk, batch)[batch.index])  # of each sequence len(head) + 1, each (H,)
+            for c, head in members:
+                for n in range(len(head) + 1):
+                    log_probs = torch.log_softmax(lm.logits(next(rows)[None])[0].double(), -1)  # (V,)
+                    tokens = following[head[:n]]
+                    steps[c][head[:n]] = dict(zip(tokens, log_probs[tokens].tolist(), strict=True))
 
         with self.model.frozen() as lm, autocast(lm.device, self.mixed_precision):
-            in_groups([len(contexts[c]) + len(head) for c, head in places], READ_TOKENS, lm.device, run)
-        by_context = [
-            dict(zip(heads, steps[i : i + len(heads)], strict=True)) for i in range(0, len(steps), len(heads))
-        ]
-        return np.array([[option_log_prob(s, spellings, by_head) for s in spellings] for by_head in by_context])
+            in_groups([len(contexts[c]) + len(head) for c, head in reads], READ_TOKENS, lm.device, run)
+        return np.array([[option_log_prob(s, spellings, of_context) for s in spellings] for of_context in steps])
 
 
 def option_ids(option: str, encode: Callable[[str], list[int]]) -> set[Ids]:

@@ -101,6 +101,7 @@ def test_a_run_of_the_version_before_is_read_and_written_with_the_same_names(tmp
     write_settings(settings, path)
     before, after = yaml.safe_load(CONFIG_OF_0_1_0), yaml.safe_load(path.read_text())
     newer = {"reward_timeout": None, "reward_wait": None, "special_tokens_in_text": False, "deterministic": False}
+    newer |= {"judge_prompt": None, "judge_concurrency": 8}
     assert after == {**before, "whiten_rewards": False, **newer}  # null was its default
     assert read_settings(RunSettings, path) == settings
 

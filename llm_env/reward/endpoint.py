@@ -32,6 +32,8 @@ KEYS_VARIABLE = "LLM_ENV_REWARD_KEYS"
 """Environment variable with the servers' keys, ``host=key`` or ``host:port=key``, with spaces between them."""
 HIDDEN = "[key]"
 """Stands in messages where an answer repeats the key."""
+SECRET_LENGTH = 8
+"""Characters of a key that is looked for in answers."""
 PORTS = {"http": 80, "https": 443}
 
 
@@ -100,8 +102,8 @@ class Endpoint:
         return ask_until_answered(attempt, self.wait, self.label, self._outage)
 
     def redacted(self, text: str) -> str:
-        """A text of the server's, or about it, in which the key does not stand."""
-        return text if self._key is None else text.replace(self._key, HIDDEN)
+        """A text of the server's, or about it, in which the key does not stand; one of a few letters stands in any text."""
+        return text.replace(self._key, HIDDEN) if self._key is not None and len(self._key) >= SECRET_LENGTH else text
 
     def _attempt(self, body: bytes, most: int) -> bytes:
         """Sends one request, and reads the answer within the time limit.

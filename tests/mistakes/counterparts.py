@@ -90,13 +90,6 @@ COUNTERPARTS = [
         "if left <= -1:",
         _SERVER,
     ),
-    Mutation(
-        "the line about waiting comes at each attempt",
-        _LIMITS,
-        "                began = now\n                if wait > 0:",
-        "                began = now\n            if True:\n                if wait > 0:",
-        _SERVER,
-    ),
     Mutation("Retry-After is not heeded", _LIMITS, "max(pause, error.retry_after)", "pause", _SERVER),
     Mutation("a key is sent to any host", _HTTP, "if host.lower() in (", "if True or host.lower() in (", _SERVER),
     Mutation(

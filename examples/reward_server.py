@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hmac
 import importlib
+import inspect
 import json
 import os
 import sys
@@ -20,7 +21,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Score = Callable[[list[str], list[str]], list[float]]
+Score = Callable[..., list[float]]
+"""Takes prompts and responses, and by name the columns that it wants; gives a score for each response."""
 MOST_BYTES = 100_000_000
 """Size of the largest request that is read."""
 
@@ -29,7 +31,14 @@ def function(name: str) -> Score:
     """The function of the name ``package.module:function``, from the current folder or an installed package."""
     sys.path.append(os.getcwd())
     module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    wanted = getattr(importlib.import_module(module), attribute)
+    parameters = inspect.signature(wanted).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+    def score(prompts: list[str], responses: list[str], **columns: list[Any]) -> list[float]:
+        return wanted(prompts, responses, **{n: c for n, c in columns.items() if takes_all or n in parameters})
+
+    return score
 
 
 def classifier(name: str) -> Score:
@@ -41,7 +50,7 @@ def classifier(name: str) -> Score:
     model = AutoModelForSequenceClassification.from_pretrained(name, use_safetensors=True).eval()
 
     @torch.inference_mode()
-    def score(prompts: list[str], responses: list[str]) -> list[float]:
+    def score(prompts: list[str], responses: list[str], **columns: list[Any]) -> list[float]:
         texts = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
         return [model(**tokenizer(text, return_tensors="pt", truncation=True)).logits[0, 0].item() for text in texts]
 
@@ -52,11 +61,14 @@ def answer_to(request: bytes, score: Score) -> tuple[int, dict[str, Any]]:
     """The status and the body of the answer to a request's body."""
     try:
         values = json.loads(request)
-        prompts, responses = values["prompts"], values["responses"]  # what else there is, is ignored
-    except (ValueError, KeyError, TypeError, RecursionError):
+        prompts, responses = (
+            values.pop("prompts"),
+            values.pop("responses"),
+        )  # the rest are columns of the prompts' records
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return 400, {"error": 'expected JSON: {"prompts": [...], "responses": [...]}'}
     try:
-        scores = [float(s) for s in score(prompts, responses)]
+        scores = [float(s) for s in score(prompts, responses, **values)]
         if len(scores) != len(responses):
             raise ValueError(f"{len(scores)} scores for {len(responses)} responses")
     except Exception as error:
@@ -100,7 +112,7 @@ def main() -> None:
     """Serves until it is stopped."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--function", help="package.module:function of (prompts, responses)")
+    what.add_argument("--function", help="package.module:function of (prompts, responses), and of columns")
     what.add_argument("--classifier", help="folder or hub id of a classifier with one label")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)

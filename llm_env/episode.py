@@ -27,6 +27,7 @@ class Episode:
         has_end: Whether the response ended with an end token, not at the length cap.
         response_text: The response's text without special tokens; set when it has ended.
         rm_score: The reward model's score R(x, y), before shift, scale and penalties; None until it is scored.
+        part_scores: The score of each reward model by its short name, unweighted, where several are summed.
         final_score: What the last token is paid: `rm_score` shifted, scaled, clipped, less all penalties.
         info: The info dictionary that the environment returned with the last step; deferred scoring completes it.
     """
@@ -40,6 +41,7 @@ class Episode:
     has_end: bool = False
     response_text: str = ""
     rm_score: float | None = None
+    part_scores: dict[str, float] = field(default_factory=dict)
     final_score: float | None = None
     info: dict[str, Any] | None = None
 

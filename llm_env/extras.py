@@ -12,10 +12,14 @@ PURPOSES = {
     "plots": "pictures and TensorBoard logs",
     "data": "prompts from .parquet files and from datasets",
     "people": "the page on which people rank responses",
+    "verify": "verifiers of formulas and of JSON schemas",
 }
 """What each extra of ``pyproject.toml`` is needed for."""
 
-_DISTRIBUTIONS = {"PIL": "pillow"}  # where a package is imported by another name than it is installed by
+_DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "math_verify": "math-verify",
+}  # where a package is imported by another name than it is installed by
 
 
 EXTRAS = {
@@ -29,6 +33,8 @@ EXTRAS = {
     "PIL": "plots",
     "tensorboard": "plots",
     "gradio": "people",
+    "jsonschema": "verify",
+    "math_verify": "verify",
 }
 """The extra that brings each optional package."""
 

@@ -17,8 +17,9 @@ from llm_env.reward.judges.names import CONCURRENCY, JUDGE_RULES, JudgeOptions, 
 from llm_env.reward.kl import KLPenalty
 from llm_env.reward.limits import LIMIT_RULES, CallLimits
 from llm_env.reward.scores import RewardSource, weighted
+from llm_env.reward.verifiers.named import is_verifier, make_verifier
 from llm_env.rules import FLAG, SHARE, TOKENS, Rule, check_settings, number, whole
-from llm_env.text.prompts import RawPrompt
+from llm_env.text.prompts import PromptSource
 
 TASK_RULES: dict[str, Rule] = {
     "kl_coef": number(least=0),
@@ -49,10 +50,10 @@ class TaskSettings:
 
     Attributes:
         model: Folder or hub id of the reference model, which also gives the tokenizer. None: the embedded default.
-        reward_model: What scores a finished response: a folder, hub id, function, address, language judge, or list of them, as
-            in `llm_env.reward.models`. None: the embedded default, which needs the default model.
-        prompts: What is asked: a file, a dataset id, or a list of texts or chats, as in `llm_env.text.prompts`. None: the
-            embedded default, which needs the default model.
+        reward_model: What scores a finished response: a folder, hub id, function, server's address, verifier, language judge,
+            or list of them, as in `llm_env.reward.models`. None: the embedded default, which needs the default model.
+        prompts: What is asked: a file, a dataset id, or a list of texts, chats or records of either, as in
+            `llm_env.text.prompts`. None: the embedded default, which needs the default model.
         kl_coef: β ≥ 0, in score per nat. The default suits scores of standard deviation 1.
         kl_estimator: What stands for the KL of a token in the reward: ``k1``, ``k2``, ``k3`` (`llm_env.reward.kl`), or
             ``exact``: of the two whole distributions, instead of an estimate from the token drawn (Rao-Blackwellized; Amini
@@ -98,7 +99,7 @@ class TaskSettings:
 
     model: str | None = None
     reward_model: RewardSource | None = None
-    prompts: str | Sequence[RawPrompt] | None = None
+    prompts: PromptSource | None = None
     kl_coef: float = 0.05
     kl_estimator: str | None = None
     kl_in: str | None = None
@@ -173,6 +174,8 @@ class TaskSettings:
                 checked_url(name, "reward_model")
             elif is_language_judge(name):
                 check_judge_name(name, "reward_model")
+            elif is_verifier(name):
+                make_verifier(name)
         if self.model is not None:
             for name in ("reward_model", "prompts"):
                 if getattr(self, name) is None:

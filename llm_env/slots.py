@@ -14,7 +14,7 @@ from llm_env.episode import Episode
 from llm_env.lm.sampling import check_log_probs
 from llm_env.reward.reference import StepwiseReference
 from llm_env.task import TextTask
-from llm_env.text.prompts import Prompt, PromptOrder
+from llm_env.text.prompts import Prompt, PromptOrder, PromptRecord
 
 RESET_OPTIONS = ("prompt", "prompt_index")
 
@@ -198,10 +198,10 @@ class EpisodeSlots:
     def _episode_from(self, saved: dict[str, Any]) -> Episode:
         fields = dict(saved)
         index_or_raw = fields.pop("prompt")
-        # An index into the prompt set, or a raw prompt that came with reset(options=…).
+        # An index into the prompt set, or the record of a prompt that came with reset(options=…).
         if isinstance(index_or_raw, int):
             return Episode(self.task.prompts[index_or_raw], **fields)
-        return Episode(self.task.prompts.encode(index_or_raw), **fields)
+        return Episode(self.task.encode(index_or_raw), **fields)
 
 
 def _check_that_steps_can_be_scored(task: TextTask) -> None:
@@ -223,8 +223,9 @@ def _episode_state(episode: Episode | None) -> dict[str, Any] | None:
     if episode is None:
         return None
     prompt = episode.prompt
-    # What `PromptSet.encode` takes: a conversation as messages, or a text.
-    raw = [{"role": r, "content": c} for r, c in prompt.messages] if prompt.messages else prompt.text
+    # What `TextTask.encode` takes: a record of a conversation as messages, or of a text.
+    messages = [{"role": r, "content": c} for r, c in prompt.messages or ()]
+    raw = PromptRecord(messages or prompt.text, prompt.columns).to_json()
     return {
         "prompt": prompt.index if prompt.index is not None else raw,
         # No score, text or info: an unfinished episode has none yet.
@@ -251,7 +252,7 @@ def prompt_from_options(task: TextTask, options: dict[str, Any] | None) -> Promp
     if len(options) > 1:
         raise ValueError("options: give 'prompt' or 'prompt_index', not both.")
     if "prompt" in options:
-        return task.prompts.encode(options["prompt"])
+        return task.encode(options["prompt"])
     index = options["prompt_index"]
     # A bool would pass for an int: True is 1 in Python.
     if isinstance(index, bool) or not isinstance(index, int | np.integer) or not 0 <= index < len(task.prompts):

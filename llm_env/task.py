@@ -24,7 +24,7 @@ from llm_env.reward.formula import overlong_share, shaped_score, token_rewards
 from llm_env.reward.models import load_reward_model
 from llm_env.reward.reference import Reference
 from llm_env.settings import TaskSettings
-from llm_env.text.prompts import PromptSet
+from llm_env.text.prompts import Prompt, PromptSet, prompt_record
 
 
 class TextTask:
@@ -79,6 +79,7 @@ class TextTask:
         )
         prompts = DEFAULT_PROMPTS if settings.prompts is None else settings.prompts
         self.prompts = PromptSet(prompts, self.tokenizer, settings.max_prompt_length)
+        self.reward_model.check_prompts(self.prompts.records)
 
     @property
     def vocab_size(self) -> int:
@@ -104,6 +105,19 @@ class TextTask:
     def action_space(self) -> spaces.Discrete:
         """The next token."""
         return spaces.Discrete(self.vocab_size)
+
+    def encode(self, raw: Any) -> Prompt:
+        """A prompt from outside the prompt set, ready to be continued.
+
+        Args:
+            raw: A text, chat messages, or a record of either with columns, as in `llm_env.text.prompts`.
+
+        Raises:
+            ValueError: it is empty or malformed, or has no column that the reward model needs.
+        """
+        record = prompt_record("options['prompt']", raw)
+        self.reward_model.check_prompts([record])
+        return self.prompts.encode(record)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of response tokens without special tokens; ids beyond the tokenizer's vocabulary have no text."""
@@ -246,4 +260,5 @@ class TextTask:
             "ref_log_prob": episode.ref_log_prob,
             "response_length": len(episode.response_ids),
             "has_end": episode.has_end,
+            **({"reward_parts": dict(episode.part_scores)} if episode.part_scores else {}),
         }

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from tests.mistakes import Mutation
 from tests.mistakes.agents import ADVANTAGES, FILES, WIRING
+from tests.mistakes.columns import COLUMNS
 from tests.mistakes.counterparts import COUNTERPARTS
 from tests.mistakes.environment import DECODING, PROBABILITIES, REWARDS, TEXTS
 from tests.mistakes.faults import FAULTS
@@ -45,6 +46,7 @@ MUTATIONS = [
         *ADVANTAGES,
         *FILES,
         *WIRING,
+        *COLUMNS,
         *COUNTERPARTS,
         *FAULTS,
         *JUDGES,

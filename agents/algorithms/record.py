@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 
+from llm_env.text.prompts import PromptRecord
+
 RECORD = "made_with"
 """The algorithm's attribute that has the record; SB3's `save` writes it as JSON, as it does with all that JSON can say."""
 _SCHEDULE = "schedule"
@@ -51,7 +53,9 @@ def _plain(values: Mapping[str, Any], inside: str, left_out: list[str]) -> dict[
 
 
 def _path_or_number(value: Any) -> Any:
-    """What JSON writes for a path, and for numpy's numbers."""
+    """What JSON writes for a path, a prompt's record, and numpy's numbers."""
+    if isinstance(value, PromptRecord):
+        return value.to_json()
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, np.generic):

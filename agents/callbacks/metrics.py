@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,12 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from agents.callbacks.constant_scores import ConstantScores
 from agents.rollouts.vec_env import text_env
+from llm_env.reward.models import load_text_reward
+from llm_env.reward.scores import RewardFunction, TextReward
 
 logger = logging.getLogger(__name__)
-GoldFunction = Callable[[list[str], list[str]], Sequence[float]]
+GoldFunction = TextReward | RewardFunction
+"""A score that nobody trains on: a function, as for rewards, or a reward model that reads texts."""
 
 
 def episode_statistics(infos: list[dict[str, Any]]) -> dict[str, float]:
@@ -33,6 +36,7 @@ def episode_statistics(infos: list[dict[str, Any]]) -> dict[str, float]:
     kl = np.array([info["kl"] for info in infos])
     length = np.array([info["response_length"] for info in infos])
     score = np.array([info["rm_score"] for info in infos])
+    parts = [info["reward_parts"] for info in infos if "reward_parts" in info]
     return {
         "rollout/rm_score": float(score.mean()),
         "rollout/rm_score_std": float(score.std()),
@@ -40,7 +44,13 @@ def episode_statistics(infos: list[dict[str, Any]]) -> dict[str, float]:
         "rollout/kl_per_token": float(kl.sum() / length.sum()),
         "rollout/eos_rate": float(np.mean([info["has_end"] for info in infos])),
         "rollout/response_length": float(length.mean()),
+        **{f"rollout/reward/{name}": value for name, value in mean_of_parts(parts).items()},
     }
+
+
+def mean_of_parts(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean score of each of several reward models, by its short name; empty where there is one alone."""
+    return {name: float(np.mean([part[name] for part in parts])) for name in (parts[0] if parts else ())}
 
 
 class TextMetricsCallback(BaseCallback):
@@ -53,8 +63,8 @@ class TextMetricsCallback(BaseCallback):
     iteration goes on until `n_envs` times `max_new_tokens` tokens were generated.
 
     Args:
-        gold: A function of (prompts, responses) that nobody trains on; its mean is logged as ``rollout/gold_score``. None: no
-            such value is logged.
+        gold: A function of (prompts, responses), and of the columns that it names, that nobody trains on; its mean is logged as
+            ``rollout/gold_score``. None: no such value is logged.
         verbose: As in SB3's `BaseCallback`.
 
     Attributes:
@@ -65,7 +75,7 @@ class TextMetricsCallback(BaseCallback):
 
     def __init__(self, gold: GoldFunction | None = None, verbose: int = 0) -> None:
         super().__init__(verbose)
-        self.gold = gold
+        self.gold = None if gold is None else load_text_reward(gold, "gold")
         self.tokens = 0
         self.iteration = 0
         self.tokens_per_second = 0.0
@@ -104,7 +114,8 @@ class TextMetricsCallback(BaseCallback):
         env.ended.clear()
         self.last = episode_statistics(self.episodes)
         if self.gold is not None and self.episodes:
-            scores = self.gold([i["prompt"] for i in self.episodes], [i["response"] for i in self.episodes])
+            prompts, responses = [[i[name] for i in self.episodes] for name in ("prompt", "response")]
+            scores = self.gold.score_texts(prompts, responses, [i["columns"] for i in self.episodes])
             self.last["rollout/gold_score"] = float(np.mean(scores))
         for name, value in self.last.items():
             self.logger.record(name, value)

@@ -137,7 +137,7 @@ def sample_and_rank(args: Args, load: LoadSettings, judge: Judge | None, labels:
     from agents.preferences.folder import labeled_candidates
     from agents.preferences.records import read_rankings
 
-    candidates = sample(args, load) if labels is None else labeled_candidates(args.output_dir, labels)
+    candidates = sample(args, load, judge) if labels is None else labeled_candidates(args.output_dir, labels)
     path = args.output_dir / "rankings.jsonl"
     if args.export_tasks:
         export(args.output_dir, candidates)
@@ -167,8 +167,17 @@ def judge_all(folder: Path, candidates: Sequence[Candidates], judge: Judge, labe
         console.print(line)
 
 
-def sample(args: Args, load: LoadSettings) -> list[Candidates]:
-    """The responses to rank: those in the output folder, and sampled ones for what is missing there."""
+def sample(args: Args, load: LoadSettings, judge: Judge | None) -> list[Candidates]:
+    """The responses to rank: those in the output folder, and sampled ones for what is missing there.
+
+    Args:
+        args: The command line, checked.
+        load: How models are loaded.
+        judge: Will rank the responses, or None.
+
+    Raises:
+        FileNotFoundError, ValueError: prompts or models cannot be loaded, or the judge needs a column that a prompt has not.
+    """
     from agents.preferences.folder import candidates_in
     from agents.preferences.sampling import Sampling, Source
     from llm_env.default_task import DEFAULT_MODEL, DEFAULT_PROMPTS
@@ -179,6 +188,8 @@ def sample(args: Args, load: LoadSettings) -> list[Candidates]:
         import numpy as np
 
         prompts = [prompts[i] for i in np.random.default_rng(0).permutation(len(prompts))[: args.n_prompts]]
+    if judge is not None:
+        judge.check_prompts(prompts)
     prompts = [p for _ in range(args.repeats) for p in prompts]
     sources = tuple(Source(a, t) for t in args.temperatures for a in args.actors or (DEFAULT_MODEL,))
     sampling = Sampling(sources, args.n_responses, args.max_prompt_length, args.max_new_tokens, args.seed)

@@ -122,6 +122,8 @@ def evaluate(args: Args) -> None:
     if settings.algorithm.algo == "maskable_ppo":
         mask = "actor" if settings.algorithm.mask_refresh else "reference"
     task = TextTask(settings.task.task_settings(settings.task.prompts))
+    if gold is not None:
+        gold.check_prompts(task.prompts.records)
     length = settings.task.max_prompt_length
     texts = [encode_text(record, task.tokenizer, length) for record in records]
     report = compare_actors(
@@ -178,6 +180,8 @@ def report_table(report: Report, args: Args) -> Table:
     for column in ("", "reference", "actor"):
         table.add_column(column, justify="left" if not column else "right")
     table.add_row("reward-model score", str(report.reference_rm_score), str(report.rm_score))
+    for name, (score, reference_score) in report.parts.items():
+        table.add_row(f"score of {name}", str(reference_score), str(score))
     if report.gold_score is not None:
         table.add_row("gold score", str(report.reference_gold_score), str(report.gold_score))
     table.add_row("win rate", "", rate(report.win_rate, report.win_rate_interval))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from llm_env.episode import Episode
 from llm_env.lm.causal_lm import CausalLM
 from llm_env.lm.perplexity import perplexity
 from llm_env.lm.registry import SharedLM
+from llm_env.reward.models import load_text_reward
 from llm_env.rollout import respond
 from llm_env.task import TextTask
 from llm_env.text.prompts import Prompt
@@ -46,6 +47,8 @@ class Report:
     samples: list[dict[str, Any]]
     perplexity: float | None = None
     reference_perplexity: float | None = None
+    parts: dict[str, tuple[Estimate, Estimate]] = field(default_factory=dict)
+    """Of several reward models, each one's score by its short name: the actor's and the reference's, unweighted."""
     against: dict[str, Any] | None = None
     """Beside another actor: its name, score, and how often this one's response to a prompt scores higher."""
 
@@ -108,6 +111,10 @@ def compare_actors(
         if texts and isinstance(actor, LoadedActor)
         else None,
         reference_perplexity=perplexity(task.model, texts, half) if texts else None,
+        parts={
+            name: (Estimate.of([e.part_scores[name] for e in ours]), Estimate.of([e.part_scores[name] for e in theirs]))
+            for name in ours[0].part_scores
+        },
         against=_against(other, scores, task, prompts, settings) if other else None,
         samples=[_sample(a, b) for a, b in list(zip(ours, theirs, strict=True))[: settings.n_samples]],
     )
@@ -150,15 +157,14 @@ def _win_rate(scores: list[float], other_scores: list[float]) -> tuple[float, tu
 
 
 def _gold_score(episodes: list[Episode], gold: GoldFunction | None) -> Estimate | None:
-    if gold is None:
-        return None
-    return Estimate.of(gold([e.prompt.text for e in episodes], [e.response_text for e in episodes]))
+    return None if gold is None else Estimate.of(load_text_reward(gold, "gold").score(episodes))
 
 
 def _sample(ours: Episode, theirs: Episode) -> dict[str, Any]:
     """The actor's and the reference's response to one prompt, with their scores."""
     return {
         "prompt": ours.prompt.text,
+        **({"columns": dict(ours.prompt.columns)} if ours.prompt.columns else {}),
         "response": ours.response_text,
         "rm_score": ours.rm_score,
         "kl": ours.kl,

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from agents.callbacks.metrics import GoldFunction
 from llm_env.reward.limits import CallLimits
 from llm_env.reward.models import load_text_reward
+from llm_env.reward.scores import TextReward
 
 
-def load_gold(name: str | None, limits: CallLimits | None = None) -> GoldFunction | None:
+def load_gold(name: str | None, limits: CallLimits | None = None) -> TextReward | None:
     """Loads a gold function.
 
     Args:
-        name: ``package.module:function`` of (prompts, responses), the address of a reward server, or None.
+        name: ``package.module:function`` of (prompts, responses) and of the columns that it names, the address of a reward
+            server, or None.
         limits: How long a call may take, and for how long one that fails is repeated.
 
     Returns:
-        A function that gives one finite score for each response, or raises RewardModelError; None for None.
+        What gives one finite score for each response, or raises RewardModelError; None for None.
 
     Raises:
         ValueError: there is no such module or function, or the address is malformed.
     """
-    return None if name is None else load_text_reward(name, "gold", limits).score_texts
+    return None if name is None else load_text_reward(name, "gold", limits)

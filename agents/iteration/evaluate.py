@@ -70,7 +70,7 @@ def evaluate_actor(state: RoundsState, number: int) -> dict[str, Any]:
         "response_length": [float(len(e.response_ids)) for e in episodes],
     }
     if (gold := load_gold(state.gold, settings.reward_limits)) is not None:
-        values["gold_score"] = [float(v) for v in gold([e.prompt.text for e in episodes], texts)]
+        values["gold_score"] = gold.score(episodes)
     estimates = {name: Estimate.of(column) for name, column in values.items()}
     return {
         **{name: e.mean for name, e in estimates.items()},

@@ -24,7 +24,7 @@ from llm_env.lm.loading import load_config
 from llm_env.reward.judges.instruction import read_instruction
 from llm_env.reward.judges.names import SERVED, check_judge_name, is_language_judge, local_name
 from llm_env.reward.models import load_text_reward, reads_texts
-from llm_env.text.prompts import RawPrompt
+from llm_env.text.prompts import PromptRecord
 
 # Seeds of a round are the run's plus a multiple of the round's number, a large prime, so that seeds of neighboring runs differ.
 SAMPLING_SEED_STEP = 7919
@@ -36,10 +36,11 @@ def check_sources(state: RoundsState) -> None:
 
     Raises:
         FileNotFoundError, ValueError, ImportError: a judge, the gold function, the opponent, the first preferences or the page
-            is not there, or cannot be used.
+            is not there, or cannot be used; or a prompt has no column that a judge or the gold function needs.
     """
     settings = state.settings
-    load_gold(state.gold)
+    if (gold := load_gold(state.gold)) is not None:
+        gold.check_prompts(state.held_out)
     for name in (*state.judges, *([settings.reward_model] if settings.reward_model else [])):
         option = "judge" if name in state.judges else "reward_model"
         if name == PEOPLE:
@@ -49,7 +50,8 @@ def check_sources(state: RoundsState) -> None:
         elif is_language_judge(name):
             check_language_judge(name, option, settings)
         elif reads_texts(reward_name(name)):
-            load_text_reward(reward_name(name), option)
+            scorer = load_text_reward(reward_name(name), option)
+            scorer.check_prompts([*state.prompts, *state.held_out])
         else:
             load_config(name, "reward model", option, settings.trust_remote_code)
     if settings.opponent is not None and not is_checkpoint(Path(settings.opponent)):
@@ -85,7 +87,7 @@ def respond(state: RoundsState, number: int) -> None:
     candidates_in(state.round_folder(number), prompts, sampling, state.load, {"round": number}, state.console)
 
 
-def prompts_of_round(prompts: Sequence[RawPrompt], size: int | None, number: int, seed: int) -> list[RawPrompt]:
+def prompts_of_round(prompts: Sequence[PromptRecord], size: int | None, number: int, seed: int) -> list[PromptRecord]:
     """Gives a round's prompts: other ones each time until all were used, then again in another order.
 
     Args:

@@ -35,7 +35,7 @@ from llm_env.default_task import (
 )
 from llm_env.lm.loading import resolve_device
 from llm_env.lm.names import LoadSettings
-from llm_env.text.prompts import RawPrompt, read_prompts
+from llm_env.text.prompts import PromptRecord, read_prompts
 from llm_env.text.split import hold_out
 
 CHANGEABLE = (
@@ -172,7 +172,7 @@ class RoundsState:
         write_text(path, json.dumps(values, indent=1) + "\n")
 
 
-def split_prompts(settings: IterationSettings) -> tuple[list[RawPrompt], list[RawPrompt]]:
+def split_prompts(settings: IterationSettings) -> tuple[list[PromptRecord], list[PromptRecord]]:
     """Reads the prompts; returns those to train on and those to evaluate on.
 
     Raises:

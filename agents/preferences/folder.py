@@ -23,12 +23,12 @@ from agents.preferences.records import (
 )
 from agents.preferences.sampling import CHUNK, Sampling, collect_responses
 from llm_env.lm.names import LoadSettings
-from llm_env.text.prompts import RawPrompt
+from llm_env.text.prompts import PromptRecord, RawPrompt
 
 
 def candidates_in(
     folder: Path,
-    prompts: Sequence[RawPrompt],
+    prompts: Sequence[RawPrompt | PromptRecord],
     sampling: Sampling,
     load: LoadSettings,
     described: Mapping[str, Any],

@@ -17,7 +17,7 @@ from llm_env.lm.loading import load_tokenizer
 from llm_env.lm.names import LoadSettings
 from llm_env.reward.limits import CallLimits
 from llm_env.reward.models import ClassifierReward, RewardModel, load_reward_model, load_text_reward, reads_texts
-from llm_env.text.prompts import Prompt, RawPrompt, encode_prompt
+from llm_env.text.prompts import Prompt, PromptRecord, RawPrompt, encode_prompt
 from llm_env.text.texts import TextRecord, encode_text
 
 UNLIMITED = 10**6
@@ -50,6 +50,14 @@ class Judge(ABC):
         Args:
             candidates: The prompts and their responses.
             folder: Where a judge that is asked for each keeps what it was told; None: nowhere.
+        """
+
+    @abstractmethod
+    def check_prompts(self, records: Sequence[PromptRecord]) -> None:
+        """Makes sure, before anything is sampled, that responses to these prompts can be judged.
+
+        Raises:
+            ValueError: a record lacks what is needed; its file and line are named.
         """
 
     def report(self, candidates: Sequence[Candidates], folder: Path) -> dict[str, Any]:
@@ -105,16 +113,22 @@ class RewardJudge(Judge):
             else load_reward_model(self.name, load, self.tokenizer, option="judge")
         )
 
+    def check_prompts(self, records: Sequence[PromptRecord]) -> None:
+        """See `Judge.check_prompts`."""
+        self.model.check_prompts(records)
+
     def scores(self, candidates: Sequence[Candidates], folder: Path | None = None) -> list[list[float]]:
         """See `Judge.scores`."""
-        episodes = [self._episode(c.prompt, r) for c in candidates for r in c.responses]
+        episodes = [self._episode(c, r) for c in candidates for r in c.responses]
         flat = iter(self.model.score(episodes))
         return [[next(flat) for _ in c.responses] for c in candidates]
 
-    def _episode(self, raw: RawPrompt, response: Response) -> Episode:
+    def _episode(self, candidates: Candidates, response: Response) -> Episode:
+        raw = candidates.prompt
         if self.tokenizer is None:  # a function or server reads texts; the ids are never looked at
             text = raw if isinstance(raw, str) else raw[-1]["content"]
-            return Episode(Prompt(text, (0,)), done=True, has_end=response.finished, response_text=response.text)
+            prompt = Prompt(text, (0,), columns=candidates.columns)
+            return Episode(prompt, done=True, has_end=response.finished, response_text=response.text)
         assert isinstance(self.model, ClassifierReward)
         return episode_of(raw, response, self.model)
 

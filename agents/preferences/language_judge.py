@@ -23,6 +23,7 @@ from llm_env.reward.judges.asking import AskedModel, Readable
 from llm_env.reward.judges.instruction import Instruction
 from llm_env.reward.judges.names import GRADE
 from llm_env.reward.judges.reading import LOWEST_GRADE, Reply, grade_of
+from llm_env.text.prompts import PromptRecord
 
 
 class LanguageJudge(Judge):
@@ -57,6 +58,9 @@ class LanguageJudge(Judge):
         self.model = model
         self.instruction = instruction
         self.console = console
+
+    def check_prompts(self, records: Sequence[PromptRecord]) -> None:
+        """See `Judge.check_prompts`: any prompt can be judged."""
 
     def scores(self, candidates: Sequence[Candidates], folder: Path | None = None) -> list[list[float]]:
         """Asks what is not in the folder's ``judgments.jsonl``, and keeps each reply there; see `Judge.scores`.

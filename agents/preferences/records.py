@@ -9,6 +9,8 @@
     {"id": "p0", "prompt": "How was it?", "responses": [as above], "ranking": [["a"], ["c", "b"]], "all_bad": false,
      "annotator": "ann", "aspect": null}
 
+Where the prompt's record had further fields, they stand there as ``"columns": {…}``, in pairs too, for judges and gold.
+
 A ranking lists response ids from best to worst, ties together; responses that it leaves out were not ranked. An aspect
 (helpful, polite, …) says in which respect the responses were compared. ``finished`` is false where a response was cut off at
 the length cap. A judge that scores adds ``"scores": {"a": 1.2, …}``.
@@ -58,15 +60,22 @@ class Candidates:
         id: Name of the prompt, unique in its file.
         prompt: The prompt, a text or chat messages.
         responses: At least two responses.
+        columns: The other fields of the prompt's record.
     """
 
     id: str
     prompt: RawPrompt
     responses: tuple[Response, ...]
+    columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def to_json(self) -> dict[str, Any]:
         """Makes the record for a line of ``responses.jsonl``."""
-        return {"id": self.id, "prompt": self.prompt, "responses": [vars(r) for r in self.responses]}
+        responses = [vars(r) for r in self.responses]
+        return {"id": self.id, "prompt": self.prompt, **self.columns_json(), "responses": responses}
+
+    def columns_json(self) -> dict[str, Any]:
+        """Makes the field that keeps the columns; none where there are no columns."""
+        return {"columns": dict(self.columns)} if self.columns else {}
 
     def response(self, name: str) -> Response:
         """The response whose id is `name`."""
@@ -194,7 +203,8 @@ def _candidates(where: str, record: Any) -> Candidates:
         raise ValueError(f"{where}: has {len(ids)} response; a ranking needs at least two.")
     if len(set(ids)) < len(ids):
         raise ValueError(f"{where}: two responses have the same id; the ids are {', '.join(ids)}.")
-    return Candidates(str(record.get("id", prompt_key(prompt))), prompt, tuple(responses))
+    name = str(record.get("id", prompt_key(prompt)))
+    return Candidates(name, prompt, tuple(responses), _columns(where, record))
 
 
 def _ranking(where: str, record: dict[str, Any]) -> Ranking:
@@ -247,10 +257,19 @@ def _pair(where: str, record: dict[str, Any]) -> Ranking:
             f"{where}: 'chosen' and 'rejected' are the same: nothing can be learned from it. Remove the pair."
         )
     responses = (Response("chosen", sides[0]), Response("rejected", sides[1]))
-    candidates = Candidates(str(record.get("id", where)), checked_prompt(where, prompt), responses)
+    name, columns = str(record.get("id", where)), _columns(where, record)
+    candidates = Candidates(name, checked_prompt(where, prompt), responses, columns)
     tiers = (("chosen",), ("rejected",))
     annotator, aspect, margin = str(record.get("annotator", "")), record.get("aspect"), _margin(where, record)
     return Ranking(candidates, tiers, annotator, aspect, False, margin, None, where)
+
+
+def _columns(where: str, record: dict[str, Any]) -> dict[str, Any]:
+    """The other fields of the prompt's record, as a line of a file keeps them."""
+    columns = record.get("columns", {})
+    if not isinstance(columns, dict):
+        raise ValueError(f"{where}: 'columns' must be an object, the prompt's other fields; got {columns!r:.80}.")
+    return columns
 
 
 def _margin(where: str, record: dict[str, Any]) -> float | None:

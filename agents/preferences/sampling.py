@@ -13,7 +13,7 @@ from agents.runs.checkpoint_actor import is_checkpoint, load_checkpoint_actor
 from llm_env.lm.generate import continue_prompts
 from llm_env.lm.names import LoadSettings
 from llm_env.lm.registry import SharedLM, shared_causal_lm
-from llm_env.text.prompts import Prompt, PromptSet, RawPrompt
+from llm_env.text.prompts import Prompt, PromptRecord, PromptSet, RawPrompt, read_prompts
 
 ALIKE = 0.9
 """Share of words in common, in order, from which on two responses count as near-duplicates."""
@@ -105,7 +105,11 @@ def near_duplicate(one: str, other: str, alike: float = ALIKE) -> bool:
 
 
 def collect_responses(
-    prompts: Sequence[RawPrompt], sampling: Sampling, load: LoadSettings, first: int = 0, chunk: int = CHUNK
+    prompts: Sequence[RawPrompt | PromptRecord],
+    sampling: Sampling,
+    load: LoadSettings,
+    first: int = 0,
+    chunk: int = CHUNK,
 ) -> Iterator[Collected]:
     """Samples responses to prompts; near-duplicates are drawn anew `TRIES` - 1 times, then left out.
 
@@ -125,8 +129,9 @@ def collect_responses(
         FileNotFoundError, ValueError: a source cannot be loaded, or a number is out of range.
     """
     sampling.check()
+    records = read_prompts(prompts)
     models = {s.name: load_source(s.name, load) for s in sampling.sources}
-    encoded = {name: PromptSet(prompts, model.tokenizer, sampling.max_prompt_length) for name, model in models.items()}
+    encoded = {name: PromptSet(records, model.tokenizer, sampling.max_prompt_length) for name, model in models.items()}
     for start in range(first, len(prompts), chunk):
         members = range(start, min(start + chunk, len(prompts)))
         responses: dict[int, list[Response]] = {i: [] for i in members}
@@ -149,7 +154,11 @@ def collect_responses(
                 break
         enough = [i for i in members if len(responses[i]) >= 2]
         yield Collected(
-            [Candidates(f"p{i}", prompts[i], tuple(responses[i][: sampling.n_responses])) for i in enough], tokens
+            [
+                Candidates(f"p{i}", records[i].prompt, tuple(responses[i][: sampling.n_responses]), records[i].columns)
+                for i in enough
+            ],
+            tokens,
         )
 
 

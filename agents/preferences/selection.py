@@ -60,7 +60,7 @@ def _margin(ranking: Ranking, better: Response, worse: Response, apart: int) -> 
 def _pair(ranking: Ranking, better: Response, worse: Response, margin: float) -> Ranking:
     """A ranking of two of a ranking's responses."""
     whole = ranking.candidates
-    two = type(whole)(whole.id, whole.prompt, (better, worse))
+    two = type(whole)(whole.id, whole.prompt, (better, worse), whole.columns)
     scores = (
         None
         if ranking.scores is None
@@ -78,6 +78,7 @@ def pair_records(rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
         records.append(
             {
                 "prompt": pair.candidates.prompt,
+                **pair.candidates.columns_json(),
                 "chosen": better.text,
                 "rejected": worse.text,
                 "margin": pair.margin,

@@ -80,12 +80,14 @@ def greedy_scores(
         Scores, shape (segments,), and the number of tokens that were generated for them: one response a prompt.
     """
     episodes: list[Episode] = [s.episode for s in segments if s.episode is not None]
-    # One greedy response for each different prompt: all of a prompt's responses share the baseline.
-    prompts = {tuple(e.prompt.ids): e.prompt for e in episodes}
+    # One greedy response for each different prompt: all of a prompt's responses share the baseline. The same question with
+    # another answer is another prompt.
+    keys = [(e.prompt.ids, repr(e.prompt.columns)) for e in episodes]
+    prompts = {key: e.prompt for key, e in zip(keys, episodes, strict=True)}
     # The seed does not matter: nothing is sampled.
     greedy = policy.respond(task, list(prompts.values()), seed=0, deterministic=True)
     scores = dict(zip(prompts, (e.final_score for e in greedy), strict=True))
-    baseline = np.array([scores[tuple(e.prompt.ids)] for e in episodes], dtype=np.float64)
+    baseline = np.array([scores[key] for key in keys], dtype=np.float64)
     return baseline, sum(len(e.response_ids) for e in greedy)
 
 

@@ -164,6 +164,7 @@ class LLMTextVecEnv(VecEnv):
                 assert episode is not None
                 infos[slot] = episode.info = {
                     **self.task.full_info(episode, self._start_time),
+                    "columns": episode.prompt.columns,
                     "terminal_observation": {name: values[slot] for name, values in last.items()},
                     "TimeLimit.truncated": False,
                 }

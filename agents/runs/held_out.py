@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from agents.callbacks.metrics import GoldFunction
+from agents.callbacks.metrics import mean_of_parts
 from agents.evaluation.settings import SAMPLE_SEED
 from agents.policies.text_policy import Responder
+from llm_env.reward.scores import TextReward
 from llm_env.task import TextTask
 from llm_env.text.prompts import PromptSet
 
@@ -20,9 +21,15 @@ class HeldOutPrompts:
         prompts: Held-out prompts, encoded for the actor; samples are of the first ones.
         task: Gives the sizes, the models and the reward.
         gold: A second score that is only reported, or None.
+
+    Raises:
+        ValueError: a prompt's record has no column that the reward model or the gold function needs.
     """
 
-    def __init__(self, prompts: PromptSet, task: TextTask, gold: GoldFunction | None) -> None:
+    def __init__(self, prompts: PromptSet, task: TextTask, gold: TextReward | None) -> None:
+        for scorer in (task.reward_model, gold):
+            if scorer is not None:
+                scorer.check_prompts(prompts.records)
         self.prompts = prompts
         self.task = task
         self.gold = gold
@@ -42,8 +49,10 @@ class HeldOutPrompts:
             {
                 "timestep": timestep,
                 "prompt": episode.prompt.text,
+                **({"columns": dict(episode.prompt.columns)} if episode.prompt.columns else {}),
                 "response": episode.response_text,
                 "rm_score": episode.rm_score,
+                **({"reward_parts": episode.part_scores} if episode.part_scores else {}),
                 "kl": episode.kl,
             }
             for episode in policy.respond(self.task, prompts, SAMPLE_SEED)
@@ -63,8 +72,8 @@ class HeldOutPrompts:
         scores = [e.rm_score for e in episodes if e.rm_score is not None]
         kl = float(np.mean([e.kl for e in episodes]))
         values = {"rm_score": float(np.mean(scores)), "kl": kl}
+        values |= {f"reward/{name}": v for name, v in mean_of_parts([e.part_scores for e in episodes]).items()}
         values["objective"] = values["rm_score"] - kl_coef * kl
         if self.gold is not None:
-            gold_scores = self.gold([e.prompt.text for e in episodes], [e.response_text for e in episodes])
-            values["gold_score"] = float(np.mean(gold_scores))
+            values["gold_score"] = float(np.mean(self.gold.score(episodes)))
         return values

@@ -9,14 +9,14 @@ from pathlib import Path
 from agents.files import write_text
 from agents.runs.settings import RunSettings
 from llm_env.default_task import DEFAULT_HELDOUT_PROMPTS
-from llm_env.text.prompts import RawPrompt, read_prompts
+from llm_env.text.prompts import PromptRecord, read_prompts
 from llm_env.text.split import hold_out
 
 HELD_OUT_LEAST_PROMPTS = 10
 TRAIN_FILE = "train_prompts.jsonl"
 HELD_OUT_FILE = "heldout_prompts.jsonl"
 
-PromptSource = str | list[RawPrompt]
+RunPromptSource = str | list[PromptRecord]
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class RunPrompts:
             settings or an earlier start of the run say both.
     """
 
-    train: PromptSource | None
-    held_out: PromptSource
-    split: tuple[list[RawPrompt], list[RawPrompt]] | None = None
+    train: RunPromptSource | None
+    held_out: RunPromptSource
+    split: tuple[list[PromptRecord], list[PromptRecord]] | None = None
 
     def write(self, folder: Path) -> None:
         """Writes both sides of a split to the run's folder, for the next start of the run."""
@@ -69,7 +69,6 @@ def run_prompts(settings: RunSettings, folder: Path, resume: bool) -> RunPrompts
     return RunPrompts(train_prompts, held_out, split=(train_prompts, held_out))
 
 
-def write_prompts(path: Path, prompts: list[RawPrompt]) -> None:
-    """Writes prompts as JSONL that `read_prompts` reads."""
-    records = [{"prompt": p} if isinstance(p, str) else {"messages": p} for p in prompts]
-    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+def write_prompts(path: Path, prompts: list[PromptRecord]) -> None:
+    """Writes prompts, with their columns, as JSONL that `read_prompts` reads."""
+    write_text(path, "".join(json.dumps(p.to_json(), ensure_ascii=False) + "\n" for p in prompts))

@@ -153,6 +153,8 @@ class TrainingRun:
         self.model = self._make_model()
         keep_rate_of_a_single_rollout(self.model, settings.training.total_timesteps)
         self.task = text_env(self.model.env).task
+        if self.gold is not None:
+            self.gold.check_prompts(self.task.prompts.records)
         self.policy = cast(TextPolicy, self.model.policy)
         held_out = PromptSet(
             self.prompts.held_out, self.task.tokenizer, settings.task.max_prompt_length, "eval_prompts"

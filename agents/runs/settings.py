@@ -49,8 +49,8 @@ class TaskOptions(TaskSettings):
 
     Attributes:
         reward_model: Folder or hub id of a classifier with one label, package.module:function, the address of a server
-            (docs/reward_server.md), or a language model that grades, llm:FOLDER or openai:URL#MODEL (docs/judges.md). Several
-            are summed. Default: the embedded one, with the embedded model.
+            (docs/reward_server.md), verifier:NAME?option=value (docs/verifiers.md), or a language model that grades, llm:FOLDER
+            or openai:URL#MODEL (docs/judges.md). Several are summed. Default: the embedded one, with the embedded model.
         reward_weights: One weight for each reward model.
         prompts: Prompts to train on: a .txt, .jsonl, .csv or .parquet file, or a dataset id. Default: the embedded ones, with
             the embedded model.

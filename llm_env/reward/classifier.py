@@ -29,6 +29,7 @@ from llm_env.reward.heads import Gate, combined_head, head_names, head_weights, 
 from llm_env.reward.reading import linear_head, logits, way_of_reading
 from llm_env.reward.scores import RewardModelError, checked_scores
 from llm_env.text.encoding import chat_ids, has_special_tokens, text_ids
+from llm_env.text.prompts import PromptRecord
 from llm_env.text.texts import response_after
 
 logger = logging.getLogger(__name__)
@@ -141,6 +142,9 @@ class ClassifierReward:
         return list(ids) or [self.tokenizer.eos_token_id or 0]
 
     @torch.no_grad()
+    def check_prompts(self, records: Sequence[PromptRecord]) -> None:
+        """See `llm_env.reward.scores.RewardModel.check_prompts`: it reads any prompt, and no columns."""
+
     def score(self, episodes: Sequence[Episode]) -> list[float]:
         """One score for each episode, (head's output - mean) / std; episodes of similar length are read together.
 

@@ -1,11 +1,12 @@
-"""Reward functions: any Python function of prompts and responses."""
+"""Reward functions: any Python function of prompts and responses, and of the columns of the prompts' records that it names."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from llm_env.reward.columns import ColumnNames
 from llm_env.reward.limits import (
     CallLimits,
     OutOfTimeError,
@@ -16,14 +17,18 @@ from llm_env.reward.limits import (
 )
 from llm_env.reward.scores import RewardFunction, RewardModelError, TextReward, checked_scores
 from llm_env.reward.user_code import described, import_function, place_of, place_of_error
+from llm_env.text.prompts import PromptRecord
 
 
 class FunctionReward(TextReward):
-    """A reward model that is a Python function of (prompts, responses).
+    """A reward model that is a Python function of (prompts, responses), and of columns of the prompts' records.
+
+    ``def score(prompts, responses, answer, **columns)`` gets the column ``answer``, which each record must have, and all other
+    columns that every record has. A parameter with a default keeps it where a record has no such column.
 
     Args:
         function: The function itself, or its name ``"package.module:function"``; the module is looked for in the current
-            folder too. It gets two lists of texts and returns one float for each response.
+            folder too. It gets two lists of texts, and a list for each column, and returns one float for each response.
         option: The option that it came from, for error messages.
         limits: How long a call may take, and for how long one that fails is repeated. By default there is no limit, and no
             repetition.
@@ -31,6 +36,7 @@ class FunctionReward(TextReward):
     Attributes:
         name: ``module:function``, of a function that was passed as itself too.
         function: The function.
+        columns: The columns that it takes.
 
     Raises:
         ValueError: there is no such module or function, it fails when it is imported, or it cannot be called with prompts and
@@ -48,28 +54,41 @@ class FunctionReward(TextReward):
         else:
             self.name = function_name(function)
             self.function = function
-        _check_signature(self.function, self.name, option)
+        self.columns = _columns_of(self.function, self.name, option)
 
-    def score_texts(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-        """Calls the function once for all responses.
+    def check_prompts(self, records: Sequence[PromptRecord]) -> None:
+        """Makes sure that each prompt's record has the columns that the function needs; see `RewardModel.check_prompts`."""
+        self.columns.check(records, f"{self.option}={self.name!r}")
+
+    def score_texts(
+        self, prompts: Sequence[str], responses: Sequence[str], columns: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[float]:
+        """Calls the function once for all responses; see `TextReward.score_texts`.
 
         Raises:
-            RewardModelError: it raised, took too long, or did not return one finite float for each.
+            RewardModelError: it raised, took too long, or did not return one finite float for each; or a prompt's record has no
+                column that it needs.
         """
         label = f"{self.option}={self.name!r}"
-        values = ask_until_answered(lambda: self._attempt(label, prompts, responses), self.limits.wait or 0.0, label)
+        rows = [{}] * len(prompts) if columns is None else columns
+        values = ask_until_answered(
+            lambda: self._attempt(label, prompts, responses, rows), self.limits.wait or 0.0, label
+        )
         return checked_scores(values, prompts, responses, f"{self.name!r}{place_of(self.function)}", self.option)
 
-    def _attempt(self, label: str, prompts: Sequence[str], responses: Sequence[str]) -> Any:
+    def _attempt(
+        self, label: str, prompts: Sequence[str], responses: Sequence[str], rows: Sequence[Mapping[str, Any]]
+    ) -> Any:
         """Calls the function within the time limit.
 
         Raises:
             UnavailableError: it raised, or took too long.
             RewardModelError: it tried to end the process, or there can be no time limit here.
         """
+        columns = self.columns.select(rows, prompts, label)
 
         def call() -> Any:
-            values = self.function(list(prompts), list(responses))  # lists of its own, which it may change
+            values = self.function(list(prompts), list(responses), **columns)  # lists of its own, which it may change
             return list(values) if isinstance(values, Iterator) else values  # a generator runs here, within the limit
 
         seconds = self.limits.timeout
@@ -98,18 +117,17 @@ def function_name(function: Callable[..., object]) -> str:
     return f"{named.__module__}:{named.__qualname__}"
 
 
-def _check_signature(function: RewardFunction, name: str, option: str) -> None:
-    """Refuses a function that two positional arguments do not fit, as many that were written for TRL."""
+def _columns_of(function: RewardFunction, name: str, option: str) -> ColumnNames:
+    """The columns that a function takes.
+
+    Raises:
+        ValueError: it cannot be called as a reward function, as many that were written for TRL.
+    """
     try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some functions written in C tell none
-        return
-    try:
-        # Binds two arguments without calling; further parameters must have defaults.
-        signature.bind([], [])
+        return ColumnNames.of(function)
     except TypeError as error:
         raise ValueError(
-            f"{option}={name!r} has the signature {signature}, but is called as function(prompts, responses), with two "
-            "lists of texts. Wrap one that was written for TRL: "
-            "lambda prompts, responses: f(prompts=prompts, completions=responses)."
+            f"{option}={name!r} has the signature {inspect.signature(function)}, but is called as function(prompts, "
+            f"responses), with two lists of texts, and with columns by name: it {error}. Wrap one that was written for TRL: "
+            "lambda prompts, responses, **columns: f(prompts=prompts, completions=responses, **columns)."
         ) from error

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from llm_env.episode import Episode
 from llm_env.reward.shown import one_line, quoted
 from llm_env.rules import number
+from llm_env.text.prompts import PromptRecord
 
-RewardFunction: TypeAlias = Callable[[list[str], list[str]], Sequence[float]]
-"""Scores responses: takes prompts and responses, two lists of texts, and returns one float for each response."""
+RewardFunction: TypeAlias = Callable[..., Sequence[float]]
+"""Scores responses: takes prompts and responses, two lists of texts, and by name the columns of the prompts' records that its
+further parameters name, each a list too; returns one float for each response."""
 RewardSource: TypeAlias = str | RewardFunction | Sequence[Any]
 """A reward model's name, a function, or a list of such or of ``[reward model, weight]``; see `llm_env.reward.models`."""
 
@@ -28,21 +30,42 @@ class RewardModel(Protocol):
     def score(self, episodes: Sequence[Episode]) -> list[float]:
         """One finite score for each finished episode, in their order."""
 
+    def check_prompts(self, records: Sequence[PromptRecord]) -> None:
+        """Makes sure, before anything is generated, that responses to these prompts can be scored.
+
+        Raises:
+            ValueError: a record lacks what is needed; its file and line are named.
+        """
+
 
 class TextReward(ABC):
     """A reward model that reads texts: a function, or a server."""
 
     @abstractmethod
-    def score_texts(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    def score_texts(
+        self, prompts: Sequence[str], responses: Sequence[str], columns: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[float]:
         """One finite score for each pair of a prompt and a response, in their order.
+
+        Args:
+            prompts: The prompts' texts.
+            responses: The responses' texts, one for each prompt.
+            columns: The columns of each prompt's record. None: there are none.
 
         Raises:
             RewardModelError: there are none.
         """
 
+    @abstractmethod
+    def check_prompts(self, records: Sequence[PromptRecord]) -> None:
+        """See `RewardModel.check_prompts`."""
+
     def score(self, episodes: Sequence[Episode]) -> list[float]:
         """Scores the texts of finished episodes, all in one call."""
-        return self.score_texts([e.prompt.text for e in episodes], [e.response_text for e in episodes])
+        prompts = [e.prompt for e in episodes]
+        return self.score_texts(
+            [p.text for p in prompts], [e.response_text for e in episodes], [p.columns for p in prompts]
+        )
 
 
 def checked_scores(

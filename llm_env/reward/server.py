@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from llm_env.reward.columns import EVERYTHING
 from llm_env.reward.endpoint import Endpoint
 from llm_env.reward.limits import CallLimits
 from llm_env.reward.scores import RewardModelError, TextReward, checked_scores
 from llm_env.reward.shown import one_line
+from llm_env.text.prompts import PromptRecord
 
 ANSWER_BYTES = 1_000_000
 """Size of an answer that is read at most, besides `SCORE_BYTES` for each score."""
@@ -39,15 +42,21 @@ class ServerReward(TextReward):
         self.option = option
         self.endpoint = Endpoint(url, option, limits)
 
-    def score_texts(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-        """Asks the server, and waits for it where it does not answer.
+    def check_prompts(self, records: Sequence[PromptRecord]) -> None:
+        """See `RewardModel.check_prompts`: what the server needs, it says itself."""
+
+    def score_texts(
+        self, prompts: Sequence[str], responses: Sequence[str], columns: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[float]:
+        """Asks the server, and waits for it where it does not answer; see `TextReward.score_texts`.
 
         Raises:
             RewardModelError: it did not answer for too long, or did not give one finite score for each response.
         """
         label = self.endpoint.label
         # In ASCII, so that any text there is can be sent, half of a surrogate pair too.
-        body = json.dumps({"prompts": list(prompts), "responses": list(responses)}).encode("ascii")
+        further = {} if columns is None else EVERYTHING.select(columns, prompts, label)
+        body = json.dumps({"prompts": list(prompts), "responses": list(responses), **further}).encode("ascii")
         most = ANSWER_BYTES + SCORE_BYTES * len(responses)
         answer = self.endpoint.ask(body, most)
         beginning = one_line(self.endpoint.redacted(answer.decode(errors="replace"))[:120])

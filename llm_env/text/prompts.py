@@ -1,20 +1,23 @@
 """Prompts: where they come from, how they are tokenized, in which order they are asked.
 
 A prompt is a text, or a list of chat messages that the tokenizer's chat template renders. The source is a list of
-either, a file (``.txt``: one a line; ``.jsonl``, ``.csv``, ``.parquet``: a column ``prompt``, ``messages`` or
-``text``), or the id of a dataset for `datasets.load_dataset`, with an optional split: ``"stanfordnlp/imdb:train"``.
+either or of records, a file (``.txt``: one a line; ``.jsonl``, ``.csv``, ``.parquet``: records with a field ``prompt``,
+``messages``, ``text`` or ``question``), or the id of a dataset for `datasets.load_dataset`, with an optional split:
+``"stanfordnlp/imdb:train"``; or a task of reasoning-gym, ``"reasoning_gym:basic_arithmetic?size=1000"``. A record's other
+fields are the prompt's columns, which rewards may name.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from llm_env.text.columns import plain_columns, shared_names
 from llm_env.text.encoding import chat_ids, text_ids
 from llm_env.text.records import read_records
 
@@ -24,7 +27,30 @@ if TYPE_CHECKING:
 Message: TypeAlias = dict[str, str]
 RawPrompt: TypeAlias = str | list[Message]
 
-COLUMNS = ("prompt", "messages", "text")
+PROMPT_FIELDS = ("prompt", "messages", "text", "question")
+"""The fields of a record that may hold its prompt; the first of them that is there does."""
+
+
+@dataclass(frozen=True)
+class PromptRecord:
+    """A prompt with what else its record holds.
+
+    Attributes:
+        prompt: The prompt, a text or chat messages.
+        columns: The record's other fields, in its order; plain JSON values.
+        where: Where it comes from, as ``file, line 3``, for error messages.
+    """
+
+    prompt: RawPrompt
+    columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    where: str = field(default="", compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The record for a line of a file that `read_prompts` reads."""
+        return {"prompt" if isinstance(self.prompt, str) else "messages": self.prompt, **self.columns}
+
+
+PromptSource: TypeAlias = str | Path | Sequence[RawPrompt | Mapping[str, Any] | PromptRecord]
 
 
 @dataclass(frozen=True)
@@ -36,16 +62,18 @@ class Prompt:
         ids: The prompt's tokens, at least one.
         messages: The chat messages as (role, content) pairs; None for a plain text.
         index: Place of the prompt in the prompt set; None for a prompt from outside, as in ``reset(options=…)``.
+        columns: The other fields of the prompt's record, those that all records of the prompt set have; plain JSON values.
     """
 
     text: str
     ids: tuple[int, ...]
     messages: tuple[tuple[str, str], ...] | None = None
     index: int | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
-def read_prompts(source: str | Path | Sequence[RawPrompt], option: str = "prompts") -> list[RawPrompt]:
-    """Reads raw prompts from a list, a file or a dataset id.
+def read_prompts(source: PromptSource, option: str = "prompts") -> list[PromptRecord]:
+    """Reads prompts, and what else their records hold, from a list, a file or a dataset id.
 
     Args:
         source: One of the sources in the module's docstring.
@@ -57,23 +85,35 @@ def read_prompts(source: str | Path | Sequence[RawPrompt], option: str = "prompt
     """
     if isinstance(source, str | Path):
         name = str(source)
-        located = [(where, _prompt_of(where, record)) for where, record in read_records(source, option)]
+        located = read_records(source, option)
     else:
         name = "the list of prompts"
-        located = [(f"{option}[{i}]", prompt) for i, prompt in enumerate(source)]
+        located = [(f"{option}[{i}]", record) for i, record in enumerate(source)]
     if not located:
         raise ValueError(f"{option}: {name} is empty; at least one prompt is needed.")
-    return [checked_prompt(where, prompt) for where, prompt in located]
+    return [prompt_record(where, record) for where, record in located]
 
 
-def _prompt_of(where: str, record: Any) -> Any:
-    """The prompt in a record: the record itself, or the field that holds it."""
-    if not isinstance(record, dict):
+def prompt_record(where: str, record: Any) -> PromptRecord:
+    """The prompt and the columns of a record.
+
+    Args:
+        where: Where it comes from, as ``file, line 3``, for error messages.
+        record: A prompt, or a mapping with one under a name of `PROMPT_FIELDS`. A `PromptRecord` is returned as it is.
+
+    Raises:
+        ValueError: it has no prompt, or one that is empty or malformed; the error begins with `where`.
+    """
+    if isinstance(record, PromptRecord):
         return record
-    for column in COLUMNS:
-        if column in record:
-            return record[column]
-    raise ValueError(f"{where}: needs a field named {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}; it has {list(record)}.")
+    if not isinstance(record, Mapping):
+        return PromptRecord(checked_prompt(where, record), {}, where)
+    name = next((name for name in PROMPT_FIELDS if name in record), None)
+    if name is None:
+        raise ValueError(
+            f"{where}: needs a field named {', '.join(PROMPT_FIELDS[:-1])} or {PROMPT_FIELDS[-1]}; it has {list(record)}."
+        )
+    return PromptRecord(checked_prompt(where, record[name]), plain_columns(record, name), where)
 
 
 def checked_prompt(where: str, prompt: Any) -> RawPrompt:
@@ -107,7 +147,11 @@ def checked_prompt(where: str, prompt: Any) -> RawPrompt:
 
 
 def encode_prompt(
-    raw: RawPrompt, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int, index: int | None = None
+    raw: RawPrompt,
+    tokenizer: PreTrainedTokenizerBase,
+    max_prompt_length: int,
+    index: int | None = None,
+    columns: Mapping[str, Any] | None = None,
 ) -> tuple[Prompt, int]:
     """Tokenizes one prompt and cuts it on the left to `max_prompt_length` tokens.
 
@@ -116,6 +160,7 @@ def encode_prompt(
         tokenizer: The tokenizer of the model that will continue the prompt.
         max_prompt_length: Most tokens to keep; the last ones are kept.
         index: Place of the prompt in the prompt set; None if it is in none.
+        columns: The other fields of the prompt's record.
 
     Returns:
         The prompt and the number of tokens cut off.
@@ -142,7 +187,7 @@ def encode_prompt(
     if not ids:
         raise ValueError(f"The prompt {raw!r:.80} has no tokens.")
     cut = max(0, len(ids) - max_prompt_length)
-    return Prompt(text, tuple(ids[cut:]), messages, index), cut
+    return Prompt(text, tuple(ids[cut:]), messages, index, dict(columns or {})), cut
 
 
 class PromptSet:
@@ -154,22 +199,28 @@ class PromptSet:
         max_prompt_length: Most tokens of a prompt; longer ones are cut on the left, and one warning counts them.
         option: The option that the source came from, for error messages.
 
+    Attributes:
+        records: The prompts as they were read, with all their columns.
+        prompts: The prompts encoded, with the columns that all of them have.
+
     Raises:
         FileNotFoundError, ValueError: as `read_prompts` and `encode_prompt`.
     """
 
     def __init__(
         self,
-        source: str | Path | Sequence[RawPrompt],
+        source: PromptSource,
         tokenizer: PreTrainedTokenizerBase,
         max_prompt_length: int,
         option: str = "prompts",
     ) -> None:
         self.tokenizer = tokenizer
         self.max_prompt_length = max_prompt_length
+        self.records = read_prompts(source, option)
+        names = shared_names([record.columns for record in self.records])
         encoded = [
-            encode_prompt(raw, tokenizer, max_prompt_length, index)
-            for index, raw in enumerate(read_prompts(source, option))
+            encode_prompt(r.prompt, tokenizer, max_prompt_length, index, {name: r.columns[name] for name in names})
+            for index, r in enumerate(self.records)
         ]
         self.prompts = [prompt for prompt, _ in encoded]
         cuts = [cut for _, cut in encoded if cut]
@@ -194,13 +245,14 @@ class PromptSet:
         order = np.random.default_rng(0).permutation(len(self.prompts))
         return [self.prompts[i] for i in order[:count]]
 
-    def encode(self, raw: RawPrompt) -> Prompt:
-        """A prompt from outside the set, cut as those in it; a cut is warned about.
+    def encode(self, raw: Any) -> Prompt:
+        """A prompt from outside the set, or a record with one, cut as those in it; a cut is warned about.
 
         Raises:
             ValueError: it is empty or malformed.
         """
-        prompt, cut = encode_prompt(checked_prompt("options['prompt']", raw), self.tokenizer, self.max_prompt_length)
+        record = prompt_record("options['prompt']", raw)
+        prompt, cut = encode_prompt(record.prompt, self.tokenizer, self.max_prompt_length, columns=record.columns)
         if cut:
             warnings.warn(
                 f"The prompt is longer than max_prompt_length={self.max_prompt_length} tokens and was cut on the left "

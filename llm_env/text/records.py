@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_env.extras import require
+from llm_env.text.reasoning_gym import PREFIX, read_task
 
 FILE_KINDS = (".txt", ".jsonl", ".csv", ".parquet")
 
@@ -19,7 +20,8 @@ def read_records(source: str | Path, option: str) -> list[tuple[str, Any]]:
     """Reads all records of a file, or of a dataset id with an optional split (``"stanfordnlp/imdb:train"``).
 
     Args:
-        source: ``.txt`` (each line a record), ``.jsonl`` (any JSON value a line), ``.csv``, ``.parquet`` or a dataset.
+        source: ``.txt`` (each line a record), ``.jsonl`` (any JSON value a line), ``.csv``, ``.parquet`` a dataset, or a task
+            of reasoning-gym (`llm_env.text.reasoning_gym`).
         option: The option that the source came from, for error messages.
 
     Returns:
@@ -30,6 +32,8 @@ def read_records(source: str | Path, option: str) -> list[tuple[str, Any]]:
         ValueError: the file's ending is none of `FILE_KINDS`, or a record cannot be read (the error names its line).
     """
     name = str(source)
+    if name.startswith(PREFIX):
+        return read_task(name, option)
     path = Path(name).expanduser()
     if path.suffix.lower() in FILE_KINDS or path.exists():
         return _read_file(path, option)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
-from llm_env.text.prompts import RawPrompt
+T = TypeVar("T")
 
 
 def split_indices(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -28,7 +29,7 @@ def split_indices(count: int, share: float, seed: int) -> tuple[list[int], list[
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 256  # of the prompts, and in prompts
 
 
-def hold_out(prompts: Sequence[RawPrompt], seed: int) -> tuple[list[RawPrompt], list[RawPrompt]]:
+def hold_out(prompts: Sequence[T], seed: int) -> tuple[list[T], list[T]]:
     """Splits prompts at random: a tenth is held out, at least one and at most 256 of them.
 
     Args:

@@ -116,13 +116,6 @@ COUNTERPARTS = [
         _SERVER,
     ),
     Mutation(
-        "a gold function is not checked",
-        "agents/evaluation/gold.py",
-        'load_text_reward(name, "gold", limits).score_texts',
-        'load_text_reward(name, "gold", limits).function  # type: ignore',
-        ("tests/agents/evaluation/test_gold.py",),
-    ),
-    Mutation(
         "a resumed run imports from its folder",
         "agents/runs/run.py",
         "import_nothing_from(folder)",

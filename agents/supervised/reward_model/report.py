@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from agents.figures import DPI, can_draw, new_figure
 from agents.files import write_json, write_text
 from agents.preferences.records import Ranking
+from llm_env.reward.scores import TextReward
 
 BOOTSTRAPS = 1000
 """Draws of a bootstrap interval: enough for two digits of a 95 % interval."""
@@ -47,14 +48,14 @@ class JudgedPair:
 def judged_pairs(
     rankings: Sequence[Ranking],
     scores: Sequence[dict[str, float]],
-    gold: Callable[[list[str], list[str]], Sequence[float]] | None = None,
+    gold: TextReward | None = None,
 ) -> list[JudgedPair]:
     """Makes all pairs of rankings, with the differences of their scores.
 
     Args:
         rankings: Held-out rankings.
         scores: For each ranking, the raw score of each response by its id.
-        gold: Function of prompts and responses that knows better than the annotators; None: there is none.
+        gold: Scores texts, and knows better than the annotators; None: there is none.
     """
     pairs = []
     for group, (ranking, ranking_scores) in enumerate(zip(rankings, scores, strict=True)):
@@ -77,13 +78,11 @@ def judged_pairs(
     return pairs
 
 
-def _gold_scores(
-    ranking: Ranking, prompt: str, gold: Callable[[list[str], list[str]], Sequence[float]]
-) -> dict[str, float]:
+def _gold_scores(ranking: Ranking, prompt: str, gold: TextReward) -> dict[str, float]:
     """The gold score of each response of a ranking, by its id."""
-    responses = ranking.candidates.responses
-    scores = gold([prompt] * len(responses), [r.text for r in responses])
-    return {r.id: float(score) for r, score in zip(responses, scores, strict=True)}
+    responses, columns = ranking.candidates.responses, ranking.candidates.columns
+    scores = gold.score_texts([prompt] * len(responses), [r.text for r in responses], [columns] * len(responses))
+    return {r.id: score for r, score in zip(responses, scores, strict=True)}
 
 
 def share_right(differences: NDArray[np.float64]) -> float:

@@ -35,6 +35,8 @@ from llm_env.default_task import DEFAULT_MODEL
 from llm_env.lm.loading import load_tokenizer, resolve_device
 from llm_env.lm.names import LoadSettings
 from llm_env.reward.models import ClassifierReward
+from llm_env.reward.scores import TextReward
+from llm_env.text.prompts import PromptRecord
 
 
 def train_reward_model(settings: RewardSettings, console: Console | None = None) -> dict[str, Any]:
@@ -56,6 +58,8 @@ def train_reward_model(settings: RewardSettings, console: Console | None = None)
     settings.check()
     gold = load_gold(settings.gold or None)
     train, held_out = read_split(settings.preferences, settings.eval_preferences, settings.heldout_share, settings.seed)
+    if gold is not None:
+        gold.check_prompts([PromptRecord(r.candidates.prompt, r.candidates.columns, r.where) for r in held_out])
     name = settings.model or DEFAULT_MODEL
     tokenizer = load_tokenizer(name, "model", settings.trust_remote_code, settings.special_tokens_in_text)
     rows, left_out = _encode(train, tokenizer, settings)
@@ -180,14 +184,16 @@ def normalize(folder: Path, train: Sequence[Ranking], settings: RewardSettings) 
     return mean, std
 
 
-def evaluate(folder: Path, held_out: Sequence[Ranking], settings: RewardSettings, gold: Any = None) -> dict[str, Any]:
+def evaluate(
+    folder: Path, held_out: Sequence[Ranking], settings: RewardSettings, gold: TextReward | None = None
+) -> dict[str, Any]:
     """The report on held-out preferences.
 
     Args:
         folder: The reward model's folder.
         held_out: Preferences that were not trained on.
         settings: As for `raw_scores`.
-        gold: Function of prompts and responses whose order is compared with the model's; None: no such comparison.
+        gold: Scores texts in an order that is compared with the model's; None: no such comparison.
     """
     scores = raw_scores(folder, held_out, settings)
     pairs = judged_pairs(held_out, scores, gold)

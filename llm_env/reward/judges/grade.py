@@ -6,13 +6,15 @@ Lee et al. 2023, "RLAIF vs. RLHF" (https://arxiv.org/abs/2309.00267), section 2.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from llm_env.episode import Episode
 from llm_env.reward.judges.asking import AskedModel, Readable
 from llm_env.reward.judges.instruction import Instruction, conversation
 from llm_env.reward.judges.reading import LOWEST_GRADE, grade_of
 from llm_env.reward.scores import TextReward
+from llm_env.text.prompts import PromptRecord
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +39,13 @@ class GradeReward(TextReward):
             [conversation(e.prompt.messages or e.prompt.text) for e in episodes], [e.response_text for e in episodes]
         )
 
-    def score_texts(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-        """Grades responses; the same question is asked once.
+    def check_prompts(self, records: Sequence[PromptRecord]) -> None:
+        """See `RewardModel.check_prompts`: any prompt can be graded."""
+
+    def score_texts(
+        self, prompts: Sequence[str], responses: Sequence[str], columns: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[float]:
+        """Grades responses; the same question is asked once. Columns are not looked at. See `TextReward.score_texts`.
 
         Raises:
             RewardModelError: the judge did not answer, or most replies have no grade.

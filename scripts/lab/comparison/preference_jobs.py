@@ -108,10 +108,10 @@ def train_in_rounds(job: Any, work: Path, reward_model: str, task: Any) -> int:
 
 
 def write_prompts(path: Path, prompts: list[Any]) -> None:
-    """Writes prompts, plain or chat messages, to a file that `read_prompts` reads."""
+    """Writes prompt records to a file that `read_prompts` reads."""
     from agents.preferences.records import write_jsonl
 
-    write_jsonl(path, [{"prompt": p} if isinstance(p, str) else {"messages": p} for p in prompts])
+    write_jsonl(path, [p.to_json() for p in prompts])
 
 
 def mean_response_length(task: Any, labels: str) -> float:

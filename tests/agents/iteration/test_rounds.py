@@ -96,8 +96,8 @@ def test_prompts_come_round_again_in_another_order(tmp_path: Path) -> None:
     state = RoundsState(settings, Console(quiet=True))
     state.keep_settings()
     rounds = [judging.prompts_of_round(state.prompts, 4, number, seed=0) for number in range(1, 7)]
-    laps = [[p for prompts in rounds[i : i + 3] for p in prompts] for i in (0, 3)]
-    assert sorted(laps[0]) == sorted(laps[1]) == sorted(state.prompts)
+    laps = [[p.prompt for prompts in rounds[i : i + 3] for p in prompts] for i in (0, 3)]
+    assert sorted(laps[0]) == sorted(laps[1]) == sorted(p.prompt for p in state.prompts)
     assert laps[0] != laps[1]
     assert rounds == [judging.prompts_of_round(state.prompts, 4, number, seed=0) for number in range(1, 7)]
 

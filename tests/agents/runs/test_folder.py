@@ -35,7 +35,8 @@ def test_of_a_few_prompts_none_is_held_out(tmp_path: Path) -> None:
     source = tmp_path / "p.txt"
     source.write_text("".join(f"Prompt {i}\n" for i in range(5)))
     prompts = run_prompts(settings(str(source)), tmp_path / "run", resume=False)
-    assert prompts.train == prompts.held_out == [f"Prompt {i}" for i in range(5)]
+    assert prompts.train == prompts.held_out
+    assert [p.prompt for p in prompts.train] == [f"Prompt {i}" for i in range(5)]
     prompts.write(tmp_path / "run")
     assert [p.name for p in (tmp_path / "run").iterdir()] == [TRAIN_FILE]
 

@@ -185,7 +185,7 @@ def test_a_gold_function_is_checked_wherever_it_is_used() -> None:
     gold = load_gold(f"{__name__}:two_are_bad")
     assert gold is not None
     with pytest.raises(RewardModelError, match=r"^gold='.*:two_are_bad' \(.*\) returned nan for 2 of 3"):
-        gold(PROMPTS, RESPONSES)
+        gold.score_texts(PROMPTS, RESPONSES)
     with pytest.raises(ValueError, match=r"^gold='http://:1/' must be http"):
         load_gold("http://:1/")
     assert load_gold(None) is None

@@ -18,6 +18,10 @@ TEMPLATE = (
 )
 
 
+def texts_of(source: Any) -> list[Any]:
+    return [record.prompt for record in read_prompts(source)]
+
+
 @pytest.fixture
 def tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(DEFAULT_MODEL)
@@ -35,7 +39,7 @@ def test_every_file_kind_gives_the_same_prompts(tmp_path: Path, kind: str) -> No
         pd.DataFrame({"id": range(3), "text": texts}).to_csv(path, index=False)
     else:
         pd.DataFrame({"prompt": texts}).to_parquet(path)
-    assert read_prompts(str(path)) == texts
+    assert texts_of(path) == texts
 
 
 @pytest.mark.parametrize(
@@ -43,14 +47,14 @@ def test_every_file_kind_gives_the_same_prompts(tmp_path: Path, kind: str) -> No
     [
         ("a.jsonl", '{"prompt": "x"}\n{"prompt": \n', r"a\.jsonl, line 2: not valid JSON"),
         ("a.jsonl", '{"prompt": "x"}\n\n{"prompt": "y"}\n', r"line 2: the line is empty"),
-        ("a.jsonl", '{"prompt": "x"}\n{"question": "y"}\n', r"line 2: needs a field named .*it has \['question'\]"),
+        ("a.jsonl", '{"prompt": "x"}\n{"quest": "y"}\n', r"line 2: needs a field named .*it has \['quest'\]"),
         ("a.jsonl", '{"prompt": "  "}\n', r"line 1: the prompt is empty"),
         ("a.jsonl", '{"prompt": [{"role": "user"}]}\n', r"line 1: message 0 needs a 'content'"),
         ("a.jsonl", '{"prompt": 3}\n', r"line 1: a prompt is a text or a list of messages; got int"),
         ("a.txt", "x\n\ny\n", r"a\.txt, line 2: the prompt is empty"),
         ("a.txt", "", r"is empty; at least one prompt"),
         ("a.csv", "prompt,n\nx,1\n,2\n", r"a\.csv, line 3: the prompt is empty"),
-        ("a.csv", "question\nx\n", r"needs a field named"),
+        ("a.csv", "quest\nx\n", r"needs a field named"),
         ("a.json", "[]", r"ending must be one of"),
     ],
 )
@@ -71,8 +75,8 @@ def test_a_dataset_id_with_a_split(monkeypatch: pytest.MonkeyPatch) -> None:
         return datasets.Dataset.from_dict({"label": [0, 1], "text": ["one", "two"]})
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    assert read_prompts("someone/reviews:test") == ["one", "two"]
-    assert read_prompts("someone/reviews") == ["one", "two"]
+    assert texts_of("someone/reviews:test") == ["one", "two"]
+    assert texts_of("someone/reviews") == ["one", "two"]
     assert asked == [("someone/reviews", "test"), ("someone/reviews", "train")]
 
     def missing(path: str, split: str) -> Any:

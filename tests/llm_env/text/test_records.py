@@ -27,10 +27,10 @@ def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
     for line_end in ("\n", "\r\n"):
         lines = [json.dumps({"prompt": text}, ensure_ascii=False) for text in (ODD_ENDS, "next")]
         path.write_bytes("".join(line + line_end for line in lines).encode())
-        assert read_prompts(path) == [ODD_ENDS, "next"]
+        assert [r.prompt for r in read_prompts(path)] == [ODD_ENDS, "next"]
     text_file = tmp_path / "p.txt"
     text_file.write_text("a\u2028b\x85c\nd\n", encoding="utf-8")
-    assert read_prompts(text_file) == ["a\u2028b\x85c", "d"]
+    assert [r.prompt for r in read_prompts(text_file)] == ["a\u2028b\x85c", "d"]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_long_fields_byte_order_marks_and_links_are_fine(tmp_path: Path) -> None
     path = tmp_path / "p.csv"
     path.write_text(f'prompt,n\n"{long}",1\n"two\r\nlines, quoted",2\n', encoding="utf-8-sig", newline="")
     (tmp_path / "link.csv").symlink_to(path)
-    assert read_prompts(tmp_path / "link.csv") == [long, "two\r\nlines, quoted"]
+    assert [r.prompt for r in read_prompts(tmp_path / "link.csv")] == [long, "two\r\nlines, quoted"]
     (tmp_path / "p.jsonl").write_text('{"prompt": "🙂 \\ud83d\\ude42 \\u0000"}', encoding="utf-8-sig")
     assert read_records(tmp_path / "p.jsonl", "prompts")[0][1] == {"prompt": "🙂 🙂 \0"}
 

@@ -1,0 +1,1 @@
+"""Verifiers: rewards that are computed by rules, and named in settings as ``verifier:number?column=answer``."""

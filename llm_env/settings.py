@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from llm_env.lm.names import LoadSettings, check_choice, check_dtype, check_mixed_precision
+from llm_env.reward.endpoint import checked_url, is_url
+from llm_env.reward.judges.names import CONCURRENCY, JUDGE_RULES, JudgeOptions, check_judge_name, is_language_judge
 from llm_env.reward.kl import KLPenalty
 from llm_env.reward.limits import LIMIT_RULES, CallLimits
 from llm_env.reward.scores import RewardSource, weighted
-from llm_env.reward.server import checked_url, is_url
 from llm_env.reward.verifiers.named import is_verifier, make_verifier
 from llm_env.rules import FLAG, SHARE, TOKENS, Rule, check_settings, number, whole
 from llm_env.text.prompts import PromptSource
@@ -42,6 +43,7 @@ TASK_RULES: dict[str, Rule] = {
     "max_world_tokens": TOKENS,
     "world_timeout": number(above=0),
     "world_lag": whole(0, 1_000_000, "steps"),
+    **JUDGE_RULES,
     "trust_remote_code": FLAG,
     "special_tokens_in_text": FLAG,
 }
@@ -66,8 +68,8 @@ class TaskSettings:
 
     Attributes:
         model: Folder or hub id of the reference model, which also gives the tokenizer. None: the embedded default.
-        reward_model: What scores a finished response: a folder, hub id, function, server's address, verifier, or list of them,
-            as in `llm_env.reward.models`. None: the embedded default, which needs the default model.
+        reward_model: What scores a finished response: a folder, hub id, function, server's address, verifier, language judge,
+            or list of them, as in `llm_env.reward.models`. None: the embedded default, which needs the default model.
         prompts: What is asked: a file, a dataset id, or a list of texts, chats or records of either, as in
             `llm_env.text.prompts`. None: the embedded default, which needs the default model.
         kl_coef: β ≥ 0, in score per nat. The default suits scores of standard deviation 1.
@@ -85,6 +87,9 @@ class TaskSettings:
             servers.
         reward_wait: Seconds for which a call of a reward function or server that fails is repeated, with growing pauses. None:
             0 for functions, 600 for servers.
+        judge_prompt: File with the instruction of a language model that grades (``llm:…``, ``openai:…``), in which ``{prompt}``
+            and ``{response}`` stand for the texts. None: the one that is shipped.
+        judge_concurrency: Requests that such a model behind a server is sent side by side.
         length_penalty: Score taken off for each token of a response.
         max_prompt_length: In tokens; longer prompts are cut on the left.
         max_new_tokens: Length cap of a response, in tokens.
@@ -135,6 +140,8 @@ class TaskSettings:
     reward_clip: float | None = None
     reward_timeout: float | None = None
     reward_wait: float | None = None
+    judge_prompt: str | None = None
+    judge_concurrency: int = CONCURRENCY
     length_penalty: float = 0.0
     max_prompt_length: int = 64
     max_new_tokens: int = 32
@@ -190,6 +197,8 @@ class TaskSettings:
             value = getattr(self, name)
             if not (value is None and name == "model") and not isinstance(value, str):
                 raise ValueError(f"{name}={value!r} must be a text.")
+        if not isinstance(self.judge_prompt, str | os.PathLike | None):
+            raise ValueError(f"judge_prompt={self.judge_prompt!r} must be a file.")
         prompts, reward = self.prompts, self.reward_model
         if prompts is not None and not isinstance(prompts, str | os.PathLike | Sequence):
             raise ValueError(f"prompts={prompts!r} must be a file, a dataset id, or a list of prompts.")
@@ -205,6 +214,8 @@ class TaskSettings:
         for name in _names(reward):
             if is_url(name):
                 checked_url(name, "reward_model")
+            elif is_language_judge(name):
+                check_judge_name(name, "reward_model")
             elif is_verifier(name):
                 make_verifier(name)
         if self.model is not None and self.world is None:
@@ -279,6 +290,11 @@ class TaskSettings:
     def reward_limits(self) -> CallLimits:
         """How long a call of a reward function or server may take, and for how long one that fails is repeated."""
         return CallLimits(self.reward_timeout, self.reward_wait)
+
+    @property
+    def judging(self) -> JudgeOptions:
+        """What a language model that grades is told, and how many requests it is sent at once."""
+        return JudgeOptions(self.judge_prompt, self.judge_concurrency)
 
     @property
     def load(self) -> LoadSettings:

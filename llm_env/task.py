@@ -77,7 +77,12 @@ class TextTask:
         self.reward_model: RewardModel | None = None
         if reward_model is not None:
             self.reward_model = load_reward_model(
-                reward_model, load, self.tokenizer, settings.mixed_precision, limits=settings.reward_limits
+                reward_model,
+                load,
+                self.tokenizer,
+                settings.mixed_precision,
+                limits=settings.reward_limits,
+                judging=settings.judging,
             )
         self.turns: TurnEncoder | None = None
         self.prompts: PromptSet | NoPrompts = NoPrompts(self.tokenizer, settings.max_prompt_length)

@@ -4,9 +4,11 @@ r"""Collects preferences: samples responses, and has a judge or people rank them
     python scripts/collect_preferences.py --output-dir runs/preferences --judge runs/reward/reward_model \
         --actors runs/sft/actor runs/demo/checkpoints/step_000000102400 --temperatures 0.7 1.0 --prompts prompts.jsonl
     python scripts/collect_preferences.py --output-dir runs/preferences --people     a page to rank on, in the browser
+    python scripts/collect_preferences.py --output-dir runs/judged --labels people.jsonl \
+        --judge openai:http://localhost:8000/v1#NAME                                 a language model, compared with people
 
-Writes responses.jsonl, rankings.jsonl, pairs.jsonl (TRL's format) and agreement.json to the folder. What is there is not made
-again; a page goes on where it stopped. For Label Studio: --export-tasks, and later --import-export FILE.
+Writes responses.jsonl, rankings.jsonl, pairs.jsonl (TRL's format), agreement.json and judges.json to the folder. What is there
+is not made again; a page goes on where it stopped. For Label Studio: --export-tasks, and later --import-export FILE.
 """
 
 from __future__ import annotations
@@ -48,8 +50,10 @@ class Args(CollectionSettings):
     repeats: int = 1
     """Sets of n_responses responses to each prompt."""
     judge: str | None = None
-    """Judge that ranks: gold (the embedded default's rule), a reward model's folder, package.module:function, or the address of
-    a reward server."""
+    """Judge that ranks: gold (the embedded default's rule), a reward model's folder, package.module:function, the address of a
+    reward server, or a language model, llm:FOLDER or openai:URL#MODEL (docs/judges.md)."""
+    labels: str | None = None
+    """Rankings or pairs by people. The judge ranks their responses, none are sampled, and how often it agrees is told."""
     people: bool = False
     """Open a page on which people rank."""
     aspects: tuple[str, ...] = ()
@@ -74,6 +78,9 @@ class Args(CollectionSettings):
             ValueError: one breaks its rule.
         """
         self.check_collection()
+        self.check_judge_prompt([] if self.judge is None else [self.judge])
+        if self.labels is not None and self.judge is None:
+            raise ValueError("labels are what a judge is compared with: give --judge.")
         rules: dict[str, Rule] = {
             "temperatures": Each(number(above=0), least=1),
             "n_prompts": whole(1),
@@ -95,7 +102,8 @@ def collect(args: Args) -> None:
         FileNotFoundError, ValueError: something cannot be loaded, or a setting breaks its rule.
     """
     from agents.local_page import check_page
-    from agents.preferences.judge import Judge
+    from agents.preferences.judges import load_judge
+    from agents.preferences.records import read_rankings
     from llm_env.lm.loading import resolve_device
 
     # As it is now: a judge may change the current folder.
@@ -110,37 +118,53 @@ def collect(args: Args) -> None:
         console.print("Nobody ranks: give --judge, --people or --export-tasks. Only responses are sampled.")
     device = str(resolve_device(args.device))
     load = LoadSettings("float32", device, args.trust_remote_code, args.special_tokens_in_text)
+    labels = read_rankings(args.labels, "labels") if args.labels is not None else None
     # loaded before anything is sampled, so that a wrong name is told at once
-    judge = Judge(args.judge, load, args.noise, args.seed, args.reward_limits) if args.judge else None
+    judge = load_judge(args.judge, args, load, args.seed, console) if args.judge else None
     with locked(args.output_dir):
-        sample_and_rank(args, load, judge)
+        sample_and_rank(args, load, judge, labels)
 
 
-def sample_and_rank(args: Args, load: LoadSettings, judge: Judge | None) -> None:
+def sample_and_rank(args: Args, load: LoadSettings, judge: Judge | None, labels: list[Ranking] | None) -> None:
     """Does what `collect` says, in a folder that no other process writes to.
 
     Args:
         args: The command line, checked.
         load: How models are loaded.
         judge: Ranks the responses, or None.
+        labels: What people ranked, whose responses take the place of sampled ones; None: there are none.
     """
-    from agents.preferences.folder import rank_in
+    from agents.preferences.folder import labeled_candidates
     from agents.preferences.records import read_rankings
 
-    candidates = sample(args, load, judge)
+    candidates = sample(args, load, judge) if labels is None else labeled_candidates(args.output_dir, labels)
     path = args.output_dir / "rankings.jsonl"
     if args.export_tasks:
         export(args.output_dir, candidates)
     if args.import_export is not None:
         add_imported(path, args.import_export, candidates)
     if judge is not None:
-        rank_in(args.output_dir, candidates, judge)
+        judge_all(args.output_dir, candidates, judge, labels)
     if args.people:
         from agents.preferences.page import serve
 
         serve(candidates, path, args.aspects, args.host, args.port, console)
     if path.is_file():
         summarize(args.output_dir, read_rankings(path))
+
+
+def judge_all(folder: Path, candidates: Sequence[Candidates], judge: Judge, labels: list[Ranking] | None) -> None:
+    """Has the judge rank what is missing, and writes and prints what there is to tell about it."""
+    from agents.preferences.folder import rank_in
+    from agents.preferences.judge_report import described, keep_report, labels_report
+
+    rankings = [r for r in rank_in(folder, candidates, judge) if r.annotator == judge.name]
+    report = judge.report(candidates, folder)
+    if labels is not None:
+        report["labels"] = labels_report(labels, rankings)
+    keep_report(folder, report)
+    for line in described(report):
+        console.print(line)
 
 
 def sample(args: Args, load: LoadSettings, judge: Judge | None) -> list[Candidates]:
@@ -165,7 +189,7 @@ def sample(args: Args, load: LoadSettings, judge: Judge | None) -> list[Candidat
 
         prompts = [prompts[i] for i in np.random.default_rng(0).permutation(len(prompts))[: args.n_prompts]]
     if judge is not None:
-        judge.model.check_prompts(prompts)
+        judge.check_prompts(prompts)
     prompts = [p for _ in range(args.repeats) for p in prompts]
     sources = tuple(Source(a, t) for t in args.temperatures for a in args.actors or (DEFAULT_MODEL,))
     sampling = Sampling(sources, args.n_responses, args.max_prompt_length, args.max_new_tokens, args.seed)

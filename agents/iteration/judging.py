@@ -11,15 +11,18 @@ import numpy as np
 from agents.console import say
 from agents.evaluation.gold import load_gold
 from agents.files import write_json
-from agents.iteration.settings import PEOPLE, REJECTION_SAMPLING
+from agents.iteration.settings import PEOPLE, REJECTION_SAMPLING, IterationSettings
 from agents.iteration.state import RoundsState, reward_name
 from agents.preferences.folder import candidates_in, rank_in
-from agents.preferences.judge import Judge
+from agents.preferences.judge_report import described, keep_report
+from agents.preferences.judges import load_judge
 from agents.preferences.records import Ranking, read_candidates, read_rankings, write_jsonl
 from agents.preferences.sampling import Sampling, Source
 from agents.preferences.selection import best_texts, clearest, disputed_first, lost, pairs_of
 from agents.runs.checkpoint_actor import is_checkpoint
 from llm_env.lm.loading import load_config
+from llm_env.reward.judges.instruction import read_instruction
+from llm_env.reward.judges.names import SERVED, check_judge_name, is_language_judge, local_name
 from llm_env.reward.models import load_text_reward, reads_texts
 from llm_env.text.prompts import PromptRecord
 
@@ -44,6 +47,8 @@ def check_sources(state: RoundsState) -> None:
             from agents.local_page import check_page  # needs gradio
 
             check_page(settings.host, settings.port)
+        elif is_language_judge(name):
+            check_language_judge(name, option, settings)
         elif reads_texts(reward_name(name)):
             scorer = load_text_reward(reward_name(name), option)
             scorer.check_prompts([*state.prompts, *state.held_out])
@@ -53,6 +58,18 @@ def check_sources(state: RoundsState) -> None:
         load_config(settings.opponent, "causal language model", "opponent", settings.trust_remote_code)
     if settings.first_preferences:
         read_rankings(settings.first_preferences, "first_preferences")
+
+
+def check_language_judge(name: str, option: str, settings: IterationSettings) -> None:
+    """Looks for a language model that judges, and for the file with what it is told.
+
+    Raises:
+        FileNotFoundError, ValueError: one is not there, or cannot be used.
+    """
+    check_judge_name(name, option)
+    if not name.startswith(SERVED):
+        load_config(local_name(name), "causal language model", option, settings.trust_remote_code)
+    read_instruction(settings.judge_mode, settings.judge_prompt)
 
 
 def respond(state: RoundsState, number: int) -> None:
@@ -102,7 +119,12 @@ def rank(state: RoundsState, number: int) -> None:
             serve(candidates, path, (), settings.host, settings.port, state.console, until_complete=True)
         else:
             seed = settings.seed + JUDGE_SEED_STEP * number + place
-            rank_in(folder, candidates, Judge(name, state.load, settings.noise, seed, settings.reward_limits))
+            judge = load_judge(name, settings, state.load, seed, state.console)
+            rank_in(folder, candidates, judge)
+            report = judge.report(candidates, folder)
+            keep_report(folder, report)
+            for line in described(report):
+                say(state.console, line)
 
 
 def select(state: RoundsState, number: int) -> None:

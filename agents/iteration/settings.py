@@ -43,7 +43,8 @@ class IterationSettings(CollectionSettings, UpdateSettings):
     """Number of rounds in all. The same command with a larger number adds rounds later."""
     judge: tuple[str, ...] = ()
     """Who ranks: a reward model's folder, gold (the embedded default's rule), package.module:function, a reward server's
-    address, or people (a page in the browser); several rank one after the other. Default: the embedded reward model."""
+    address, a language model (llm:FOLDER, openai:URL#MODEL), or people (a page in the browser); several rank one after the
+    other. Default: the embedded reward model."""
     first_preferences: str | None = None
     """File of rankings or pairs that exist already. The first round trains on them too."""
     eval_prompts: str | None = None
@@ -109,11 +110,12 @@ class IterationSettings(CollectionSettings, UpdateSettings):
         Raises:
             ValueError: a setting breaks its rule.
         """
+        grading = {"judge_prompt": self.grading.prompt, "judge_concurrency": self.judge_concurrency}
         names = (
             "max_prompt_length", "max_new_tokens", "temperature", "reward_timeout", "reward_wait", "mixed_precision", "device",
             "trust_remote_code", "special_tokens_in_text",
         )  # fmt: skip
-        return TaskSettings(**{**{name: getattr(self, name) for name in names}, **arguments})
+        return TaskSettings(**{**{name: getattr(self, name) for name in names}, **grading, **arguments})
 
     def check(self) -> None:
         """Checks what can be checked before anything is loaded.
@@ -123,6 +125,7 @@ class IterationSettings(CollectionSettings, UpdateSettings):
         """
         self._check_method()
         self.check_collection()
+        self.check_judge_prompt(self.judge)
         self.check_updates()
         check_settings(self, ITERATION_RULES)
         SEED.check("seed + rounds", self.seed + self.rounds)  # each round has a seed of its own

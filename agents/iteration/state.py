@@ -38,10 +38,12 @@ from llm_env.lm.names import LoadSettings
 from llm_env.text.prompts import PromptRecord, read_prompts
 from llm_env.text.split import hold_out
 
-CHANGEABLE = ("output_dir", "rounds", "host", "port", "evaluate_every", "reward_timeout", "reward_wait")
+CHANGEABLE = (
+    "output_dir", "rounds", "host", "port", "evaluate_every", "reward_timeout", "reward_wait", "judge_concurrency",
+)  # fmt: skip
 """Settings that may differ when the rounds of a folder go on."""
 
-RESULTS = ("rankings.jsonl", "training", "reward_modelling", "evaluation.json")
+RESULTS = ("rankings.jsonl", "judgments.jsonl", "training", "reward_modelling", "evaluation.json")
 """What a round's folder holds once there is something to keep; responses alone are sampled again."""
 
 

@@ -193,8 +193,8 @@ def train_with_algorithm(state: RoundsState, number: int) -> None:
     resume = config.is_file()
     if resume:
         settings = read_settings(RunSettings, config)
-        limits = state.settings.reward_limits  # others than before, perhaps
-        task = dataclasses.replace(settings.task, reward_timeout=limits.timeout, reward_wait=limits.wait)
+        names = ("reward_timeout", "reward_wait", "judge_concurrency")  # others than before, perhaps
+        task = dataclasses.replace(settings.task, **{name: getattr(state.settings, name) for name in names})
         settings = dataclasses.replace(settings, task=task)
     else:
         shutil.rmtree(target, ignore_errors=True)
@@ -244,6 +244,8 @@ def algorithm_settings(settings: IterationSettings, model: str, reward_model: st
             temperature=settings.temperature,
             reward_timeout=settings.reward_timeout,
             reward_wait=settings.reward_wait,
+            judge_prompt=settings.grading.prompt,
+            judge_concurrency=settings.judge_concurrency,
             mixed_precision=settings.mixed_precision,
             device=settings.device,
             trust_remote_code=settings.trust_remote_code,

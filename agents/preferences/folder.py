@@ -110,5 +110,28 @@ def rank_in(folder: Path, candidates: Sequence[Candidates], judge: Judge) -> lis
     done = {r.candidates.id for r in rankings if r.annotator == judge.name}
     left = [c for c in candidates if c.id not in done]
     if left:
-        write_jsonl(path, [r.to_json() for r in [*rankings, *judge.rank(left)]])
+        write_jsonl(path, [r.to_json() for r in [*rankings, *judge.rank(left, folder)]])
     return read_rankings(path)
+
+
+def labeled_candidates(folder: Path, labels: Sequence[Ranking], option: str = "labels") -> list[Candidates]:
+    """The responses that people ranked, as those to rank; they are written to the folder's ``responses.jsonl``.
+
+    Args:
+        folder: Where they are written, unless they stand there.
+        labels: What people ranked; several may have ranked the same.
+        option: The option that the labels came from, for error messages.
+
+    Raises:
+        ValueError: two labels have the same id and other responses, or the folder has other responses.
+    """
+    by_id: dict[str, Candidates] = {}
+    for label in labels:
+        known = by_id.setdefault(label.candidates.id, label.candidates)
+        if known != label.candidates:
+            raise ValueError(f"{label.where}: the id {known.id!r} stands for another prompt or other responses before.")
+    candidates, path = list(by_id.values()), folder / "responses.jsonl"
+    if path.is_file() and read_candidates(path) != candidates:
+        raise ValueError(f"{str(folder)!r} has other responses than {option}. Choose another folder.")
+    write_jsonl(path, [c.to_json() for c in candidates])
+    return candidates

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llm_env.lm.names import check_choice
+from llm_env.reward.judges.names import GRADE, JUDGE_RULES, MODES, PAIRWISE, JudgeOptions, is_language_judge
 from llm_env.reward.limits import LIMIT_RULES, CallLimits
 from llm_env.rules import TOKENS, Rule, check_settings, number, whole
 from llm_env.settings import TaskSettings
@@ -14,6 +17,7 @@ COLLECTION_RULES: dict[str, Rule] = {
     "max_new_tokens": TOKENS,
     "noise": number(least=0),
     **LIMIT_RULES,
+    **JUDGE_RULES,
     "port": whole(0, 65_535),
 }
 
@@ -36,6 +40,14 @@ class CollectionSettings:
     """Seconds that one call of a function or server that scores may take. Default: no limit for functions, 60 for servers."""
     reward_wait: float | None = TaskSettings.reward_wait
     """Seconds for which such a call that fails is repeated, with growing pauses. Default: 0 for functions, 600 for servers."""
+    judge_mode: str = PAIRWISE
+    """How a language model judges (llm:…, openai:…): pairwise (each two responses in both orders; a verdict that turns with the
+    order is a tie) or grade (1 to 10)."""
+    judge_prompt: str | None = None
+    """File with what a language model that judges is told; {prompt}, {response_a} and {response_b}, or for grade {prompt} and
+    {response}, stand for the texts. Default: the instruction that is shipped."""
+    judge_concurrency: int = TaskSettings.judge_concurrency
+    """Requests that a judge behind a server (openai:…) is sent side by side."""
     host: str = "127.0.0.1"
     """Address of the page on which people rank. 0.0.0.0 lets others in your network rank, by the token that is printed."""
     port: int = 7860
@@ -46,10 +58,30 @@ class CollectionSettings:
         """How long a call of a function or server that scores may take, and for how long one that fails is repeated."""
         return CallLimits(self.reward_timeout, self.reward_wait)
 
+    @property
+    def grading(self) -> JudgeOptions:
+        """How a language model grades where no pairs can be compared: as a reward, and in evaluations."""
+        return JudgeOptions(self.judge_prompt if self.judge_mode == GRADE else None, self.judge_concurrency)
+
+    def check_judge_prompt(self, judges: Sequence[str]) -> None:
+        """Refuses an instruction that nobody would read.
+
+        Args:
+            judges: The names of all judges.
+
+        Raises:
+            ValueError: there is one, and no judge is a language model.
+        """
+        if self.judge_prompt is not None and not any(map(is_language_judge, judges)):
+            raise ValueError(
+                f"judge_prompt={self.judge_prompt!r}: no judge is a language model, llm:NAME or openai:URL#MODEL. Leave it out."
+            )
+
     def check_collection(self) -> None:
-        """Checks the numbers.
+        """Checks the numbers and names.
 
         Raises:
             ValueError: one breaks its rule.
         """
         check_settings(self, COLLECTION_RULES)
+        check_choice("judge_mode", self.judge_mode, MODES)

@@ -22,8 +22,9 @@ from agents.algorithms.factory import make_algorithm
 from agents.algorithms.record import RECORD, schedule_from, schedules_made
 from agents.algorithms.table import algorithm, settings_of
 from agents.runs.checkpoint import COUNTERS, MORE_COUNTERS
+from llm_env.reward.endpoint import is_url
+from llm_env.reward.judges.names import is_language_judge
 from llm_env.reward.models import reads_texts
-from llm_env.reward.server import is_url
 from llm_env.rules import number
 
 MADE_AGAIN = frozenset(
@@ -195,7 +196,7 @@ def _environment_arguments(path: Path, record: Mapping[str, Any], trust_remote_c
         )
     rewards = kwargs["reward_model"] if isinstance(kwargs.get("reward_model"), list) else [kwargs.get("reward_model")]
     names = [str(r[0] if isinstance(r, list) and r else r) for r in rewards if r is not None]
-    if functions := [n for n in names if reads_texts(n) and not is_url(n)]:
+    if functions := [n for n in names if reads_texts(n) and not is_url(n) and not is_language_judge(n)]:
         raise ValueError(
             f"{path} names a Python function as its reward ({', '.join(functions)}), which would be imported and called. If "
             "you trust it, give the environment yourself: env=…"

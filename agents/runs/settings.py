@@ -20,7 +20,7 @@ from llm_env.settings import TaskSettings
 
 BEST_BY = ("objective", "rm_score")
 LR_SCHEDULES = ("linear", "constant")
-CHANGEABLE = ("total_timesteps", "reward_timeout", "reward_wait", "world_timeout", "world_errors")
+CHANGEABLE = ("total_timesteps", "reward_timeout", "reward_wait", "judge_concurrency", "world_timeout", "world_errors")
 """Settings that may differ when a run goes on: how long it is, and how patient."""
 EPISODES = ("synchronous", "continuous")
 TRAINING_RULES: dict[str, Rule] = {
@@ -49,8 +49,8 @@ class TaskOptions(TaskSettings):
 
     Attributes:
         reward_model: Folder or hub id of a classifier with one label, package.module:function, the address of a server
-            (docs/reward_server.md), or verifier:NAME?option=value (docs/verifiers.md). Several are summed. Default: the
-            embedded one, with the embedded model.
+            (docs/reward_server.md), verifier:NAME?option=value (docs/verifiers.md), or a language model that grades, llm:FOLDER
+            or openai:URL#MODEL (docs/judges.md). Several are summed. Default: the embedded one, with the embedded model.
         reward_weights: One weight for each reward model.
         prompts: Prompts to train on: a .txt, .jsonl, .csv or .parquet file, or a dataset id. Default: the embedded ones, with
             the embedded model. With a world, records that it is told of.

@@ -128,17 +128,41 @@ def pauses() -> Iterator[float]:
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def ask_until_answered(attempt: Callable[[], T], wait: float, name: str) -> T:
+class Outage:
+    """Says in one line that something does not answer, and in one that it answers again, however many threads wait for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._is_told = False
+
+    def begins(self, line: str) -> None:
+        """Says that it is waited, unless that was said."""
+        with self._lock:
+            if not self._is_told:
+                self._is_told = True
+                logger.warning("%s", line)
+
+    def ends(self, line: str) -> None:
+        """Says that it goes on, unless that was said."""
+        with self._lock:
+            if self._is_told:
+                self._is_told = False
+                logger.warning("%s", line)
+
+
+def ask_until_answered(attempt: Callable[[], T], wait: float, name: str, outage: Outage | None = None) -> T:
     """Repeats a call that fails until it succeeds; says in one line that it waits, and in one that it goes on.
 
     Args:
         attempt: The call; raises `UnavailableError` where asking again may help.
         wait: Seconds after the first failure at which the last attempt begins. 0: there is one attempt.
         name: What is called, for the line about going on.
+        outage: Says these lines, where several threads call the same; None: one for this call alone.
 
     Raises:
         RewardModelError: the last attempt failed too.
     """
+    outage = outage or Outage()
     began: float | None = None
     for pause in pauses():
         try:
@@ -148,7 +172,7 @@ def ask_until_answered(attempt: Callable[[], T], wait: float, name: str) -> T:
             if began is None:
                 began = now
                 if wait > 0:
-                    logger.warning("%s. It is asked again for up to %g s …", error, wait)
+                    outage.begins(f"{error}. It is asked again for up to {wait:g} s …")
             left = began + wait - now
             if left <= 0:
                 tried = f" It was asked again for {wait:g} s (reward_wait)." if wait > 0 else ""
@@ -156,6 +180,6 @@ def ask_until_answered(attempt: Callable[[], T], wait: float, name: str) -> T:
             time.sleep(min(left, max(pause, error.retry_after)))
         else:
             if began is not None:
-                logger.warning("%s answers again after %.0f s; going on.", name, time.monotonic() - began)
+                outage.ends(f"{name} answers again after {time.monotonic() - began:.0f} s; going on.")
             return result
     raise AssertionError  # `pauses` has no end

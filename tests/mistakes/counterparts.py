@@ -9,7 +9,7 @@ _SERVER = ("tests/llm_env/reward/test_server.py",)
 _LIMITS = "llm_env/reward/limits.py"
 _SCORES = "llm_env/reward/scores.py"
 _USERS = "llm_env/reward/user_code.py"
-_HTTP = "llm_env/reward/server.py"
+_HTTP = "llm_env/reward/endpoint.py"
 
 COUNTERPARTS = [
     Mutation(
@@ -90,13 +90,6 @@ COUNTERPARTS = [
         "if left <= -1:",
         _SERVER,
     ),
-    Mutation(
-        "the line about waiting comes at each attempt",
-        _LIMITS,
-        "                began = now\n                if wait > 0:",
-        "                began = now\n            if True:\n                if wait > 0:",
-        _SERVER,
-    ),
     Mutation("Retry-After is not heeded", _LIMITS, "max(pause, error.retry_after)", "pause", _SERVER),
     Mutation("a key is sent to any host", _HTTP, "if host.lower() in (", "if True or host.lower() in (", _SERVER),
     Mutation(
@@ -111,8 +104,8 @@ COUNTERPARTS = [
     Mutation(
         "a slow server is waited for without end",
         _HTTP,
-        "return call_within(self.timeout, lambda: self._ask(body, most))",
-        "return self._ask(body, most)",
+        "        self._timer.start()",
+        "        pass",
         _SERVER,
     ),
     Mutation(

@@ -205,7 +205,7 @@ def _collect(labels: Labels, folder: Path) -> int:
     from rich.console import Console
 
     from agents.preferences.folder import candidates_in, rank_in
-    from agents.preferences.judge import Judge
+    from agents.preferences.judge import RewardJudge
     from agents.preferences.records import read_rankings, write_jsonl
     from agents.preferences.sampling import Sampling, Source
     from agents.preferences.selection import pairs_of
@@ -231,7 +231,7 @@ def _collect(labels: Labels, folder: Path) -> int:
     source = Source(task.model or DEFAULT_MODEL, task.temperature)
     sampling = Sampling((source,), 4, task.max_prompt_length, task.max_new_tokens, labels.seed)
     candidates = candidates_in(folder, [prompts[i] for i in order], sampling, load, {}, Console(quiet=True))
-    ranked = rank_in(folder, candidates, Judge(task.annotator, load, noise=task.noise, seed=labels.seed))
+    ranked = rank_in(folder, candidates, RewardJudge(task.annotator, load, noise=task.noise, seed=labels.seed))
     if task.label_pairs != "all":
         write_jsonl(rankings_in(labels.folder), [pair.to_json() for pair in pairs_of(ranked, task.label_pairs)])
     return int(json.loads((folder / "responses.json").read_text(encoding="utf-8"))["tokens"])

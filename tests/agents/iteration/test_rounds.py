@@ -317,12 +317,12 @@ def test_an_algorithm_of_sb3_as_the_method(tmp_path: Path, people: bool, monkeyp
     extra = ["--method", "ppo", "--total-timesteps", "1024", "--n-envs", "16"]
     if people:
         from agents.preferences import page
-        from agents.preferences.judge import Judge
+        from agents.preferences.judge import RewardJudge
         from agents.preferences.records import write_jsonl
         from llm_env.lm.names import LoadSettings
 
         def serve(candidates: Any, path: Path, *args: Any, **kwargs: Any) -> None:
-            judge = Judge("gold", LoadSettings("float32", "cpu"))
+            judge = RewardJudge("gold", LoadSettings("float32", "cpu"))
             write_jsonl(path, [r.to_json() for r in judge.rank(candidates)])
 
         monkeypatch.setattr(page, "serve", serve)

@@ -40,7 +40,14 @@ def test_rounds_of_the_version_before_go_on(tmp_path: Path) -> None:
     (folder / "settings.json").write_text(SETTINGS_OF_0_1_0)
     RoundsState(IterationSettings(output_dir=folder), Console(quiet=True)).keep_settings()
     names = {*json.loads(SETTINGS_OF_0_1_0), "output_dir", "rounds", "host", "port", "evaluate_every"}
-    names |= {"reward_timeout", "reward_wait", "special_tokens_in_text"}
+    names |= {
+        "reward_timeout",
+        "reward_wait",
+        "special_tokens_in_text",
+        "judge_mode",
+        "judge_prompt",
+        "judge_concurrency",
+    }
     assert set(flat_types(IterationSettings)) == names
     with pytest.raises(ValueError, match=r"has rounds with other settings \(epochs\)"):
         RoundsState(IterationSettings(output_dir=folder, epochs=2), Console(quiet=True)).keep_settings()

@@ -11,7 +11,7 @@ import pytest
 from agents.cli import collect_preferences, train
 from agents.preferences.agreement import agreement, cohen_kappa, krippendorff_alpha
 from agents.preferences.folder import keep_first
-from agents.preferences.judge import Judge
+from agents.preferences.judge import RewardJudge
 from agents.preferences.label_studio import export_tasks, import_rankings, labeling_config
 from agents.preferences.records import (
     Candidates,
@@ -204,9 +204,9 @@ def test_a_judge_ranks_by_score_with_ties_and_its_noise_is_plackett_luce() -> No
     texts = [" The food was great.", " The food was poor.", " The food was awful."]
     candidates = Candidates("p", "How?", tuple(Response(f"r{i}", t) for i, t in enumerate(texts)))
     assert gold_score(["", "", ""], texts) == [1, -1, -1]
-    (ranking,) = Judge("gold", CPU).rank([candidates])
+    (ranking,) = RewardJudge("gold", CPU).rank([candidates])
     assert ranking.tiers == (("r0",), ("r1", "r2"))
-    noisy = Judge("gold", CPU, noise=1.0, seed=0).rank([candidates] * 4000)
+    noisy = RewardJudge("gold", CPU, noise=1.0, seed=0).rank([candidates] * 4000)
     first = np.mean([r.tiers[0] == ("r0",) for r in noisy])
     assert first == pytest.approx(math.exp(1) / (math.exp(1) + 2 * math.exp(-1)), abs=0.02)
     before = np.mean([r.ranks()["r0"] < r.ranks()["r1"] for r in noisy])
@@ -222,7 +222,7 @@ def test_a_reward_model_as_judge_reads_what_the_environment_would() -> None:
     candidates = Candidates(
         "p", "How was the hotel?", (Response("a", " The room was great."), Response("b", " The room", False))
     )
-    judge = Judge(DEFAULT_REWARD_MODEL, CPU)
+    judge = RewardJudge(DEFAULT_REWARD_MODEL, CPU)
     (scores,) = judge.scores([candidates])
     task = TextTask(TaskSettings())
     prompt = task.prompts.encode("How was the hotel?")
@@ -334,7 +334,7 @@ def test_a_server_ranks_and_is_waited_for(caplog: pytest.LogCaptureFixture, monk
     )
     answer = 200, {}, json.dumps({"scores": [0.5, 2, 0.5]}).encode()
     with ScriptedServer(None, (503, {}, b""), answer) as server:
-        (ranking,) = Judge(server.url, CPU, limits=CallLimits(wait=60)).rank([candidates])
+        (ranking,) = RewardJudge(server.url, CPU, limits=CallLimits(wait=60)).rank([candidates])
     assert ranking.tiers == (("b",), ("a", "c"))
     assert ranking.annotator == server.url
     assert len(caplog.records) == 2

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from agents.cli import train_reward_model as script
-from agents.preferences.judge import Judge, episode_of
+from agents.preferences.judge import RewardJudge, episode_of
 from agents.preferences.records import Response, read_rankings, write_jsonl
 from agents.preferences.sampling import Sampling, Source, collect_responses
 from agents.supervised.reward_model.model import load_base
@@ -35,7 +35,7 @@ def rank_responses(path: Path, prompts: list[Any], noise: float, seed: int = 0) 
     """Writes rankings of the embedded actor's responses by the rule, or with noise 1 by Bradley-Terry's annotator."""
     sampling = Sampling((Source(DEFAULT_MODEL),), 4, 64, 32, seed)
     candidates = [c for part in collect_responses(prompts, sampling, CPU) for c in part.candidates]
-    write_jsonl(path, [r.to_json() for r in Judge("gold", CPU, noise).rank(candidates)])
+    write_jsonl(path, [r.to_json() for r in RewardJudge("gold", CPU, noise).rank(candidates)])
 
 
 def write_sides(folder: Path, train_prompts: int, heldout_prompts: int) -> Path:

@@ -22,10 +22,11 @@ from llm_env.default_task import DEFAULT_MODEL
 from llm_env.episode import Episode
 from llm_env.lm.loading import load_tokenizer
 from llm_env.lm.names import LoadSettings
+from llm_env.reward.endpoint import KEYS_VARIABLE, checked_url, retry_after, server_key
 from llm_env.reward.limits import CallLimits, pauses
 from llm_env.reward.models import load_reward_model
 from llm_env.reward.scores import RewardModelError
-from llm_env.reward.server import KEYS_VARIABLE, ServerReward, checked_url, retry_after, server_key
+from llm_env.reward.server import ServerReward
 from llm_env.settings import TaskSettings
 from llm_env.text.prompts import Prompt
 from tests.reward_servers import ScriptedServer, example_server, free_port
@@ -71,7 +72,7 @@ def test_an_address_is_a_reward_model_alone_and_in_a_sum() -> None:
         limits = CallLimits(timeout=7)
         alone = load_reward_model(server.url, load, tokenizer, limits=limits)
         assert isinstance(alone, ServerReward)
-        assert (alone.timeout, alone.wait) == (7, 600)
+        assert (alone.endpoint.timeout, alone.endpoint.wait) == (7, 600)
         assert alone.score(episodes) == [1.5, -2.0]
         both = load_reward_model([[server.url, 2.0], "tests.conftest:count_dots"], load, tokenizer)
         assert both.score(episodes) == [4.0, -2.0]

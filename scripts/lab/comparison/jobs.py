@@ -157,8 +157,9 @@ def measured(job: Job, episodes: list[Any], kl_bound: float = 0.0, certain: bool
     """
     from agents.evaluation.gold import load_gold
 
-    score: Any = load_gold(job.compared.gold)
-    gold = score([e.prompt.text for e in episodes], [e.response_text for e in episodes])
+    gold_model = load_gold(job.compared.gold)
+    assert gold_model is not None  # a task names one
+    gold = gold_model.score(episodes)
     kl = [(-e.ref_log_prob if certain else e.kl) + kl_bound for e in episodes]
     scores = {"rm_score": [float(e.rm_score) for e in episodes], "gold_score": [float(v) for v in gold]}
     return {

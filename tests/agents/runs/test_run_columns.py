@@ -11,7 +11,7 @@ import pytest
 
 from agents import TextMetricsCallback, make_algorithm
 from agents.cli import collect_preferences, evaluate_actor, train, train_reward_model
-from agents.preferences.judge import Judge
+from agents.preferences.judge import RewardJudge
 from agents.preferences.records import Candidates, Response, read_candidates, read_rankings
 from agents.preferences.selection import pair_records
 from agents.rollouts.scoring import greedy_scores
@@ -114,7 +114,7 @@ def test_preferences_keep_the_columns_for_judges_and_gold(
 def test_pairs_have_columns_and_a_gold_function_needs_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     two = (Response("a", " The room."), Response("b", " I like it."))
     candidates = Candidates("p", "1: How?", two, {"word": "I", "n": 1})
-    (ranking,) = Judge(f"{__name__}:starts", LoadSettings("float32", "cpu")).rank([candidates])
+    (ranking,) = RewardJudge(f"{__name__}:starts", LoadSettings("float32", "cpu")).rank([candidates])
     (pair,) = pair_records([ranking])
     assert (pair["chosen"], pair["columns"]) == (" I like it.", {"word": "I", "n": 1})
     path = tmp_path / "pairs.jsonl"

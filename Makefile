@@ -1,5 +1,6 @@
 # make demo      train the embedded default for about a minute, and evaluate it
 # make rlhf      supervised fine-tuning, preferences, reward model, PPO, evaluation: from new weights, in some minutes
+# make turns     a tiny model learns to find a number in turns, in some three minutes
 # make test      lint, types, and every test that is not marked slow: some minutes on two cores
 # make test-all  the same with the slow tests
 # make coverage  line coverage of the fast tests, in total and by file
@@ -15,7 +16,7 @@ JOBS ?= 2
 # A module's tests stay in one process (loadscope), so that what its fixtures make is made once.
 PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadscope
 
-.PHONY: demo rlhf lint test test-all coverage mutations clean
+.PHONY: demo rlhf turns lint test test-all coverage mutations clean
 
 demo: $(VENV)/.installed
 	@if [ -e $(RUN) ]; then echo "$(RUN) is there already: make demo RUN=another/folder, or remove it"; exit 1; fi
@@ -25,6 +26,10 @@ demo: $(VENV)/.installed
 
 rlhf: $(VENV)/.installed
 	$(BIN)/python scripts/pipeline.py --config scripts/configs/rlhf_default.yaml --output-dir runs/rlhf
+
+turns: $(VENV)/.installed
+	$(BIN)/python scripts/train.py --config scripts/configs/turns.yaml --output-dir runs/turns
+	$(BIN)/python scripts/evaluate_actor.py --actor runs/turns/actor
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

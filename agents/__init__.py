@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from agents.evaluation.compare import compare_actors
     from agents.iteration.rounds import iterate
     from agents.policies.actor_critic import LLMActorCriticPolicy
+    from agents.probes.check import check_agent
     from agents.rollouts.buffer import TokenRolloutBuffer
     from agents.rollouts.vec_env import LLMTextVecEnv
     from agents.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -46,6 +47,7 @@ _MODULES = {
     "TextPPO": "agents.algorithms.text_ppo",
     "TokenRolloutBuffer": "agents.rollouts.buffer",
     "TrainingRun": "agents.runs.run",
+    "check_agent": "agents.probes.check",
     "compare_actors": "agents.evaluation.compare",
     "fine_tune": "agents.supervised.sft",
     "iterate": "agents.iteration.rounds",
@@ -71,6 +73,7 @@ __all__ = [
     "TextPPO",
     "TokenRolloutBuffer",
     "TrainingRun",
+    "check_agent",
     "compare_actors",
     "fine_tune",
     "iterate",

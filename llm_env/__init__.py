@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # what `__getattr__` loads at the first use, for type checker
 
 __version__ = "0.1.0"
 ENV_ID = "LLMText-v0"
+GUESS_ID = "GuessTheNumber-v0"
 
 if ENV_ID not in gymnasium.registry:
     gymnasium.register(
@@ -35,6 +36,9 @@ if ENV_ID not in gymnasium.registry:
         entry_point="llm_env.env:LLMTextEnv",
         vector_entry_point="llm_env.vector_env:LLMTextVectorEnv",
     )
+
+if GUESS_ID not in gymnasium.registry:  # a world, for gymnasium.make(ENV_ID, world=GUESS_ID)
+    gymnasium.register(id=GUESS_ID, entry_point="llm_env.guess_the_number.world:GuessTheNumber")
 
 _MODULES = {
     "LLMTextEnv": "llm_env.env",
@@ -52,6 +56,7 @@ _MODULES = {
 
 __all__ = [
     "ENV_ID",
+    "GUESS_ID",
     "Episode",
     "KLPenalty",
     "LLMTextEnv",

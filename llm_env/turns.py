@@ -161,7 +161,7 @@ class WorldTurns:
             text = record_of(record).prompt
         assert self.task.turns is not None
         first = self.task.turns.first(text)
-        prompt, cut = encode_prompt(first, self.task.tokenizer, self.settings.max_prompt_length)
+        prompt, cut = encode_prompt(first, self.task.tokenizer, self.settings.max_prompt_length, tools=answer.tools)
         return _of_record(prompt, record), cut
 
     def _note(self, episode: Episode, fault: Fault) -> None:

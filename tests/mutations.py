@@ -32,6 +32,7 @@ from tests.mistakes.faults import FAULTS
 from tests.mistakes.judges import JUDGES
 from tests.mistakes.pages import PAGES
 from tests.mistakes.rules import RULES
+from tests.mistakes.worlds import TOOLS
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("llm_env", "agents", "scripts", "tests", "examples", "README.md", "pyproject.toml")
@@ -46,6 +47,7 @@ MUTATIONS = [
         *TURNS,
         *ADVANTAGES,
         *FILES,
+        *TOOLS,
         *WIRING,
         *COLUMNS,
         *WORLDS,

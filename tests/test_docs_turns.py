@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from tests.conftest import ROOT
+
+PAGE = (ROOT / "docs" / "turns.md").read_text(encoding="utf-8")
+*WORLD, PROBES = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+
+
+@pytest.mark.slow
+def test_ppo_learns_the_probes_as_the_page_calls_them() -> None:
+    exec(PROBES, {})
 
 
 def test_the_code_on_the_page_runs() -> None:
-    page = (ROOT / "docs" / "turns.md").read_text(encoding="utf-8")
     names: dict[str, object] = {}
-    for block in re.findall(r"```python\n(.*?)```", page, re.S):
+    for block in WORLD:
         exec(block, names)
     world = names["HigherLower"]()  # type: ignore[operator]
     assert world.reset(seed=0)[0].startswith("Guess")

@@ -18,7 +18,7 @@ FLOORS = (
     {"policies"},
     {"rollouts"},
     {"algorithms", "callbacks"},
-    {"runs", "evaluation"},
+    {"runs", "evaluation", "probes"},
     {"preferences"},
     {"supervised"},
     {"iteration"},

@@ -23,7 +23,8 @@ from agents.policies.q_network import LLMQPolicy
 from agents.policies.random_search import LLMSearchPolicy
 from agents.policies.recurrent import RecurrentTextPolicy
 from agents.policies.trpo import LLMTrustRegionPolicy
-from agents.rules import check_arguments
+from agents.rules import WITH_A_CRITIC, check_arguments
+from llm_env.lm.names import check_choice
 
 ACTOR_CRITIC_SETTINGS = (
     "critic",
@@ -40,8 +41,8 @@ ACTOR_CRITIC_SETTINGS = (
 """The settings of on-policy algorithms that go to their policy; see `agents.policies.settings.PolicySettings`."""
 TEXT_LOSS_SETTINGS = ("clip_range_high", "loss_aggregation", "max_resamples", "ptx_texts", "ptx_coef", "ptx_tokens")
 """What `TextPPO` has beside PPO; where one is given, it takes stock PPO's place."""
-BUFFER_SETTINGS = ("whiten_rewards",)
-"""The settings of on-policy algorithms that go to `TokenRolloutBuffer`."""
+BUFFER_SETTINGS = ("whiten_rewards", "advantages")
+"""The settings of on-policy algorithms that go to `TokenRolloutBuffer`; what makes a row of the table is no setting of it."""
 RENAMED = {
     "kl_in_loss": "it is kl_in='loss' or kl_in='reward' now",
     "kl_loss": "it is kl_in='loss' and kl_estimator in env_kwargs now",
@@ -311,7 +312,7 @@ def settings_of(name: str) -> list[str]:
     if "group_size" in row.defaults:
         names.add("group_size")
     if row.rollouts:
-        names.update(BUFFER_SETTINGS)
+        names.update(set(BUFFER_SETTINGS) - set(row.buffer))
     if row.text_loss:
         names.update(TEXT_LOSS_SETTINGS, ("kl_in",))
         if "group_size" not in row.defaults:
@@ -364,6 +365,8 @@ def checked_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
             if setting in RENAMED:
                 hint = f"{RENAMED[setting][0].upper()}{RENAMED[setting][1:]}. "
             raise TypeError(f"{name} has no setting {setting!r}. {hint}It has {', '.join(has)}.")
+    if (chosen := settings.get("advantages")) is not None:
+        check_choice("advantages", chosen, WITH_A_CRITIC)
     check_arguments(settings, _NO_DEFAULT | {s for s, default in _class_settings(row.cls).items() if default is None})
     return {setting: value for setting, value in settings.items() if setting in has}
 

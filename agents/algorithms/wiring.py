@@ -63,7 +63,7 @@ def on_policy(w: Wiring) -> Settings:
     settings, cap = w.settings, w.task.settings.max_new_tokens
     # The buffer whitens where the algorithm does not do so for each mini-batch.
     buffer = {"whiten_advantages": not settings.get("normalize_advantage", True), **w.buffer}
-    if "advantages" in buffer:
+    if "advantages" in w.buffer:
         buffer["group_size"] = w.venv.group_size
     buffer.update({key: settings.pop(key) for key in w.buffer_settings if key in settings})
     buffer.update(settings.pop("rollout_buffer_kwargs", {}) or {})

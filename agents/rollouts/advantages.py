@@ -45,6 +45,53 @@ def gae(
     return advantages
 
 
+def turn_gae(
+    rewards: Array,
+    values: Array,
+    turns: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    last_values: Array,
+    gamma: float,
+    gae_lambda: float,
+) -> tuple[Array, Array]:
+    """Generalized advantage estimation with a turn as one step: V is read, and learned, where a turn begins.
+
+    With R_k the sum of the rewards of turn k and V_k the value before its first token,
+
+        δ_k = R_k + γ V_{k+1} - V_k,   A_k = Σ_l (γλ)^l δ_{k+l},
+
+    and each token of a turn has its turn's advantage. AgileRL's and AReaL's PPO have the like; token by token, `gae` tells the
+    tokens of a turn apart.
+
+    Args:
+        rewards: r_t, shape (N, T), right-padded.
+        values: V(s_t), shape (N, T), right-padded.
+        turns: The number of each step's turn, from 0 and rising by 1 along a row, shape (N, T).
+        lengths: Steps of each trajectory, 1 to T, shape (N,).
+        last_values: V of the state after the last step, shape (N,); 0 where the trajectory has ended.
+        gamma: Discount γ of a turn.
+        gae_lambda: λ, 0 to 1.
+
+    Returns:
+        The advantages; and what the values should become: A_k + V_k at a turn's first token, elsewhere the value as it is,
+        which teaches nothing. Both (N, T), zero in the padding.
+    """
+    inside = np.arange(rewards.shape[1]) < lengths[:, None]
+    row = np.nonzero(inside)[0]
+    of_turn = (row, turns[inside])
+    first = inside & (np.diff(turns, axis=1, prepend=-1) > 0)
+    counts = turns[np.arange(len(turns)), lengths - 1] + 1  # turns of each trajectory
+    # A trajectory of turns: (N, K).
+    turn_rewards = np.zeros((len(rewards), int(counts.max())))
+    np.add.at(turn_rewards, of_turn, rewards[inside])
+    turn_values = np.zeros_like(turn_rewards)
+    turn_values[np.nonzero(first)[0], turns[first]] = values[first]
+    of_turns = gae(turn_rewards, turn_values, counts, last_values, gamma, gae_lambda)
+    advantages = np.zeros_like(rewards)
+    advantages[inside] = of_turns[of_turn]
+    return advantages, np.where(first, advantages + values, np.where(inside, values, 0.0))
+
+
 def returns_to_go(rewards: Array, lengths: NDArray[np.int64], gamma: float) -> Array:
     """Σ_{i≥t} γ^{i-t} r_i, which is `gae` at λ = 1 with all values 0.
 

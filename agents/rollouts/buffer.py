@@ -53,9 +53,9 @@ class TokenRolloutBuffer(RolloutBuffer):
         n_envs: Number of slots, which is what SB3 calls environments.
         whiten_advantages: Shift and scale the whole rollout's advantages to mean 0, standard deviation 1. PPO's own
             `normalize_advantage` does so for each mini-batch; use one of them.
-        advantages: A row of `agents.rollouts.estimators.ESTIMATORS`: ``gae``, which needs a critic; or ``grpo``, ``dr_grpo``,
-            ``rloo`` (baseline: the group), ``remax`` (baseline: the greedy response), ``reinforce_pp`` (no baseline).
-            All but the first need whole episodes.
+        advantages: A row of `agents.rollouts.estimators.ESTIMATORS`: ``gae`` or ``turn_gae``, which need a critic; or ``grpo``,
+            ``dr_grpo``, ``rloo`` (baseline: the group), ``remax`` (baseline: the greedy response), ``reinforce_pp`` (no
+            baseline). All but the first two need whole episodes.
         group_size: Slots that share a prompt, as the environment's `group_size`.
         whiten_rewards: Divide the rollout's token rewards, KL included, by their standard deviation; the mean stays (a
             detail of Ziegler et al. 2019's code; "The N Implementation Details of RLHF with PPO", Huang et al. 2023).
@@ -281,7 +281,7 @@ class TokenRolloutBuffer(RolloutBuffer):
         lengths = np.array([len(s.actions) for s in segments])
         inside = np.arange(lengths.max()) < lengths[:, None]  # (S, T)
 
-        def padded(rows: list[list[float]]) -> Array:
+        def padded(rows: Sequence[Sequence[float]]) -> Array:
             table = np.zeros(inside.shape)
             table[inside] = np.concatenate([np.asarray(r, dtype=np.float64) for r in rows])
             return table
@@ -291,10 +291,11 @@ class TokenRolloutBuffer(RolloutBuffer):
         # The mean stays: to subtract it would pay for length.
         if self.whiten_rewards:
             rewards /= rewards[inside].std() + 1e-8
-        advantages = self._advantages(rewards, values, lengths, ends)
+        turns = padded([s.turns for s in segments]).astype(np.int64)
+        advantages, returns = self._advantages(rewards, values, turns, lengths, ends)
         # From here on flat, (n_tokens,), segment by segment.
         self.values = values[inside].astype(np.float32)
-        self.returns = (advantages + values)[inside].astype(np.float32)
+        self.returns = returns[inside].astype(np.float32)
         flat = advantages[inside]
         self.advantages = (whiten(flat) if self.whiten_advantages else flat).astype(np.float32)
         self.rewards = rewards[inside].astype(np.float32)
@@ -302,8 +303,10 @@ class TokenRolloutBuffer(RolloutBuffer):
         self.actions = np.concatenate([s.actions for s in segments]).astype(np.int64)
         self._offsets = np.concatenate([[0], np.cumsum(lengths)])
 
-    def _advantages(self, rewards: Array, values: Array, lengths: np.ndarray, ends: Array) -> Array:
-        """By the estimator chosen, shape (segments, steps)."""
+    def _advantages(
+        self, rewards: Array, values: Array, turns: np.ndarray, lengths: np.ndarray, ends: Array
+    ) -> tuple[Array, Array]:
+        """Advantages and returns by the estimator chosen, shape (segments, steps)."""
         chosen = estimator(self.estimator)
         if chosen.whole_episodes and not all(s.is_whole for s in self.segments):
             raise ValueError(
@@ -312,8 +315,11 @@ class TokenRolloutBuffer(RolloutBuffer):
             )
         groups = np.array([s.group for s in self.segments])
         # Greedy responses cost a generation of their own, so they are made only if the estimator asks.
-        rollout = Rollout(rewards, values, lengths, ends, groups, self.gamma, self.gae_lambda, self._greedy_scores)
-        return chosen.function(rollout)
+        rollout = Rollout(
+            rewards, values, lengths, turns, ends, groups, self.gamma, self.gae_lambda, self._greedy_scores
+        )
+        estimated = chosen.function(rollout)
+        return estimated if isinstance(estimated, tuple) else (estimated, estimated + values)
 
     def _greedy_scores(self) -> Array:
         task = self.task  # an error that says what is missing comes first

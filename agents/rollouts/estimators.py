@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.rollouts.advantages import Array, dr_grpo, gae, grpo, remax, returns_to_go, rloo
+from agents.rollouts.advantages import Array, dr_grpo, gae, grpo, remax, returns_to_go, rloo, turn_gae
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Rollout:
         rewards: Per step, in score, KL penalty included where it is in the reward, shape (S, T).
         values: V before each step, shape (S, T).
         lengths: Steps of each segment, shape (S,).
+        turns: The number of each step's turn in its segment, from 0, shape (S, T).
         ends: V of the state after each segment's last step, 0 where it has ended, shape (S,).
         groups: The number of each segment's group, shape (S,).
         gamma: γ.
@@ -32,6 +33,7 @@ class Rollout:
     rewards: Array
     values: Array
     lengths: NDArray[np.int64]
+    turns: NDArray[np.int64]
     ends: Array
     groups: NDArray[np.int64]
     gamma: float
@@ -54,20 +56,25 @@ class Estimator:
     """One row of the table.
 
     Attributes:
-        function: From a rollout to advantages, shape (S, T).
+        function: From a rollout to advantages, shape (S, T); where the values should not become the sum of advantage and value,
+            a pair of advantages and what they should become.
         whole_episodes: Whether each segment must be a whole episode.
         groups: Whether it compares the responses of a group, so that `group_size` must be at least 2.
     """
 
-    function: Callable[[Rollout], Array]
+    function: Callable[[Rollout], Array | tuple[Array, Array]]
     whole_episodes: bool = True
     groups: bool = False
 
 
 ESTIMATORS: dict[str, Estimator] = {
-    # Schulman et al. 2015 (https://arxiv.org/abs/1506.02438); the only one with a critic
+    # Schulman et al. 2015 (https://arxiv.org/abs/1506.02438); this and the next have a critic
     "gae": Estimator(
         lambda r: gae(r.rewards, r.values, r.lengths, r.ends, r.gamma, r.gae_lambda), whole_episodes=False
+    ),
+    # The same with a turn as one step; see `agents.rollouts.advantages.turn_gae`
+    "turn_gae": Estimator(
+        lambda r: turn_gae(r.rewards, r.values, r.turns, r.lengths, r.ends, r.gamma, r.gae_lambda), whole_episodes=False
     ),
     # Shao et al. 2024 (https://arxiv.org/abs/2402.03300)
     "grpo": Estimator(lambda r: r.spread_over_steps(grpo(r.scores, r.groups)), groups=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -60,6 +61,16 @@ class Segment:
         self.places.append(len(self.ids))
         self.ids.append(token)
         self.actions.append(token)
+
+    @property
+    def turns(self) -> list[int]:
+        """The number of each action's turn, from 0: a new one begins where a world has spoken."""
+        turn = 0
+        turns = [turn]
+        for before, place in itertools.pairwise(self.places):
+            turn += place > before + 1
+            turns.append(turn)
+        return turns
 
     @property
     def ids_after(self) -> list[int]:

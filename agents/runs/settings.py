@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from agents.console import named_values
 from agents.flat_settings import flat_types
-from agents.rules import ALGORITHM_RULES, check_arguments
+from agents.rules import ALGORITHM_RULES, WITH_A_CRITIC, check_arguments
 from llm_env.default_task import DEFAULT_GOLD
 from llm_env.lm.names import check_choice
 from llm_env.rules import FLAG, SEED, SLOTS, Each, Rule, check_settings, number, whole
@@ -132,6 +132,8 @@ class AlgorithmSettings:
     """Weight of the value loss."""
     max_grad_norm: float | None = None
     """Gradients are scaled down to this norm."""
+    advantages: str | None = None
+    """For algorithms with a critic: gae, of each token, or turn_gae, of whole turns in a world."""
     critic: str | None = None
     """reward_model, actor, head or detached_head. Default: the reward model if it fits."""
     critic_lr_scale: float | None = None
@@ -168,6 +170,8 @@ class AlgorithmSettings:
         check_settings(self, rules)
         check_arguments(named_values("algo_kwargs", self.algo_kwargs))
         check_choice("lr_schedule", self.lr_schedule, LR_SCHEDULES)
+        if self.advantages is not None:
+            check_choice("advantages", self.advantages, WITH_A_CRITIC)
         if self.ptx_texts is None and (self.ptx_coef is not None or self.ptx_tokens is not None):
             raise ValueError("ptx_coef and ptx_tokens say how ptx_texts are mixed in: give ptx_texts too.")
 

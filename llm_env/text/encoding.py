@@ -127,7 +127,10 @@ def text_ids(
 
 
 def chat_ids(
-    messages: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool = False
+    messages: Sequence[dict[str, str]],
+    tokenizer: PreTrainedTokenizerBase,
+    add_generation_prompt: bool = False,
+    tools: Sequence[dict[str, Any]] | None = None,
 ) -> tuple[str, list[int]]:
     """A chat in the tokenizer's template: its text, and the ids, in which only the template's special tokens are special.
 
@@ -135,11 +138,12 @@ def chat_ids(
         messages: The chat, each message with ``role`` and ``content``.
         tokenizer: The tokenizer, which has a chat template.
         add_generation_prompt: End with what begins the assistant's turn.
+        tools: JSON schemas of tools, which a template that knows them writes into the chat.
 
     Raises:
         ValueError: the template refuses the chat, or the tokenizer cannot read a message as characters.
     """
-    text = _render(messages, tokenizer, add_generation_prompt)
+    text = _render(messages, tokenizer, add_generation_prompt, tools)
     suspects = [value for m in messages for value in m.values() if has_special_tokens(value, tokenizer)]
     # The template writes the tokenizer's frame itself.
     if takes_special_tokens(tokenizer) or not suspects:
@@ -154,7 +158,9 @@ def chat_ids(
         found = pattern.sub(rf"{begin}\g<0>{end}", value) if pattern else value
         return found if found != value else f"{begin}{value}{end}"
 
-    rendered = _render([{k: marked(v) for k, v in m.items()} for m in messages], tokenizer, add_generation_prompt)
+    rendered = _render(
+        [{k: marked(v) for k, v in m.items()} for m in messages], tokenizer, add_generation_prompt, tools
+    )
     # Text, marked token, text, marked token, …; a mark whose other half the template cut off stands for nothing (None).
     pieces = re.split(rf"{begin}([^{begin}{end}]*){end}|[{begin}{end}]", rendered)
     ids: list[int] = []
@@ -168,7 +174,12 @@ def _ids(text: str, tokenizer: PreTrainedTokenizerBase, frame: bool = False, **k
     return list(tokenizer(text, add_special_tokens=frame, **kwargs)["input_ids"])
 
 
-def _render(messages: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool) -> str:
+def _render(
+    messages: Sequence[dict[str, str]],
+    tokenizer: PreTrainedTokenizerBase,
+    add_generation_prompt: bool,
+    tools: Sequence[dict[str, Any]] | None,
+) -> str:
     """The text that the chat template makes of a chat.
 
     Raises:
@@ -176,7 +187,12 @@ def _render(messages: Sequence[dict[str, str]], tokenizer: PreTrainedTokenizerBa
     """
     try:
         return str(
-            tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
+            tokenizer.apply_chat_template(
+                list(messages),
+                tools=None if tools is None else list(tools),
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
         )
     except Exception as error:  # a template is a small program: it may raise anything
         raise ValueError(f"The chat template refuses the prompt {list(messages)!r:.80}: {error}") from error

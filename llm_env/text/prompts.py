@@ -152,6 +152,7 @@ def encode_prompt(
     max_prompt_length: int,
     index: int | None = None,
     columns: Mapping[str, Any] | None = None,
+    tools: Sequence[dict[str, Any]] | None = None,
 ) -> tuple[Prompt, int]:
     """Tokenizes one prompt and cuts it on the left to `max_prompt_length` tokens.
 
@@ -161,6 +162,7 @@ def encode_prompt(
         max_prompt_length: Most tokens to keep; the last ones are kept.
         index: Place of the prompt in the prompt set; None if it is in none.
         columns: The other fields of the prompt's record.
+        tools: JSON schemas of tools, for a chat template that knows them.
 
     Returns:
         The prompt and the number of tokens cut off.
@@ -179,7 +181,7 @@ def encode_prompt(
                 "A prompt is a list of chat messages, but the tokenizer has no chat template. "
                 "Give plain texts, or set tokenizer.chat_template and save the model folder again."
             )
-        text, ids = chat_ids(raw, tokenizer, add_generation_prompt=True)
+        text, ids = chat_ids(raw, tokenizer, add_generation_prompt=True, tools=tools)
         messages = tuple((m["role"], m["content"]) for m in raw)
     # A text without tokens can still be continued, from the first token.
     if not ids and tokenizer.bos_token_id is not None:

@@ -5,7 +5,9 @@ A world is an environment of Gymnasium's interface whose observations and action
     reset(seed=…, options={"row": record}) -> (text, info)
     step(text) -> (text, reward, terminated, truncated, info)
 
-A text may also be a list of chat messages, ``{"role": …, "content": …}``. `options` is given where the environment has prompts.
+A text may also be a list of chat messages, ``{"role": …, "content": …}``. `options` is given where the environment has
+prompts. A world may have an attribute ``tools``, a list of JSON schemas, which a chat template that knows tools writes into the
+first state.
 """
 
 from __future__ import annotations
@@ -49,12 +51,14 @@ class Answer:
         reward: What it paid.
         ended: Whether its episode is over, terminated or truncated.
         info: The plain values of its information: texts, numbers, True and False.
+        tools: Schemas of the world's tools, with the answer to a reset.
     """
 
     text: RawPrompt
     reward: float = 0.0
     ended: bool = False
     info: dict[str, Any] = field(default_factory=dict)
+    tools: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as OutOfTimeError
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
 
@@ -58,7 +59,8 @@ class _Home:
         self.make()
         assert self._world is not None
         options = {} if row is None else {"options": {"row": row}}
-        return reset_answer(self._name, self._world.reset(seed=seed, **options))
+        answer = reset_answer(self._name, self._world.reset(seed=seed, **options))
+        return replace(answer, tools=getattr(self._world, "tools", None))
 
     def step(self, text: str) -> Answer:
         """Hands the world a turn; to be called in the thread."""

@@ -103,7 +103,7 @@ def test_a_run_of_the_version_before_is_read_and_written_with_the_same_names(tmp
     newer = {"reward_timeout": None, "reward_wait": None, "special_tokens_in_text": False, "deterministic": False}
     newer |= {
         "world": None, "world_kwargs": None, "max_turns": 8, "max_turn_tokens": None, "max_length": None,
-        "max_world_tokens": 256, "world_timeout": 60.0, "world_errors": "raise", "world_lag": 0,
+        "max_world_tokens": 256, "world_timeout": 60.0, "world_errors": "raise", "world_lag": 0, "advantages": None,
     }  # fmt: skip
     newer |= {"judge_prompt": None, "judge_concurrency": 8}
     assert after == {**before, "whiten_rewards": False, **newer}  # null was its default

@@ -25,6 +25,20 @@ ADVANTAGES = [
         _ADVANTAGE_TESTS,
     ),
     Mutation(
+        "a turn is paid for its last token alone",
+        "agents/rollouts/advantages.py",
+        "np.add.at(turn_rewards, of_turn, rewards[inside])",
+        "turn_rewards[of_turn] = rewards[inside]",
+        _ADVANTAGE_TESTS,
+    ),
+    Mutation(
+        "values are learned inside turns",
+        "agents/rollouts/advantages.py",
+        "np.where(first, advantages + values, np.where(inside, values, 0.0))",
+        "np.where(inside, advantages + values, 0.0)",
+        _ADVANTAGE_TESTS,
+    ),
+    Mutation(
         "credit does not go back from the end",
         "agents/rollouts/advantages.py",
         "delta[:, t] + gamma * gae_lambda * running",

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from agents.rollouts.advantages import dr_grpo, gae, grpo, remax, returns_to_go, rloo, whiten
+from agents.rollouts.advantages import dr_grpo, gae, grpo, remax, returns_to_go, rloo, turn_gae, whiten
 
 
 def slow_gae(rewards: list[float], values: list[float], last: float, gamma: float, lam: float) -> list[float]:
@@ -32,6 +32,28 @@ def test_gae_against_a_slow_loop(gamma: float, lam: float) -> None:
         want = slow_gae(rewards[i, :n].tolist(), values[i, :n].tolist(), float(last[i]), gamma, lam)
         np.testing.assert_allclose(got[i, :n], want)
         assert (got[i, n:] == 0).all()
+
+
+def test_turn_gae_by_hand() -> None:
+    # Turns of 2, 1 and 1 tokens, not ended (V behind the end: 4). γ 1, λ 0.5; R = 1, 0, 3; V = 1, 2, 0.5.
+    # δ = 1 + 2 - 1, 0 + 0.5 - 2, 3 + 4 - 0.5 = 2, -1.5, 6.5; A_2 = 6.5, A_1 = -1.5 + 3.25, A_0 = 2 + 0.875
+    rewards = np.array([[0.25, 0.75, 0.0, 3.0, 0.0], [5.0, 0.0, 0.0, 0.0, 0.0]])
+    values = np.array([[1.0, 9.0, 2.0, 0.5, 0.0], [3.0, 0.0, 0.0, 0.0, 0.0]])
+    turns = np.array([[0, 0, 1, 2, 0], [0, 0, 0, 0, 0]])
+    advantages, returns = turn_gae(rewards, values, turns, np.array([4, 1]), np.array([4.0, 0.0]), 1.0, 0.5)
+    np.testing.assert_allclose(advantages, [[2.875, 2.875, 1.75, 6.5, 0.0], [2.0, 0.0, 0.0, 0.0, 0.0]])
+    np.testing.assert_allclose(returns, [[3.875, 9.0, 3.75, 7.0, 0.0], [5.0, 0.0, 0.0, 0.0, 0.0]])
+
+
+def test_turn_gae_with_turns_of_one_token_is_gae() -> None:
+    rng = np.random.default_rng(0)
+    rewards, values, lengths = rng.normal(size=(3, 6)), rng.normal(size=(3, 6)), np.array([6, 2, 4])
+    inside = np.arange(6) < lengths[:, None]
+    rewards, values = rewards * inside, values * inside
+    turns = np.where(inside, np.arange(6), 0)
+    advantages, returns = turn_gae(rewards, values, turns, lengths, np.ones(3), 1.0, 0.9)
+    np.testing.assert_allclose(advantages, gae(rewards, values, lengths, np.ones(3), 1.0, 0.9))
+    np.testing.assert_allclose(returns, advantages + values)
 
 
 def test_whiten() -> None:

@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import pytest
+
+from llm_env.worlds.base import WorldError
+from llm_env.worlds.calculator import Calculator
+from llm_env.worlds.python_tool import MOST_OUTPUT, PythonTool
+from llm_env.worlds.tools import ToolWorld
+from tests.worlds import CHAT, chat_model
+
+ROW = {"row": {"prompt": "What is 54 + 10?", "start": 3}}
+
+
+class Counter:
+    """Of TRL's shape: a state of its own, a reward of its own."""
+
+    def reset(self, start: int, **others: Any) -> str:
+        self.count = start
+        return " Go."
+
+    def add(self, step: int, twice: bool = False) -> str:
+        """Adds to the counter.
+
+        Args:
+            step: How much.
+            twice: Whether to add it twice.
+        """
+        self.count += step * (2 if twice else 1)
+        return str(self.count)
+
+    def get_reward(self) -> float:
+        """The count."""
+        return float(self.count)
+
+
+def call(name: str, **arguments: Any) -> str:
+    import json
+
+    return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
+
+
+def test_a_turn_with_calls_is_answered_and_one_without_ends_the_episode() -> None:
+    world = ToolWorld(Counter)
+    assert world.reset(seed=0, options=ROW)[0] == "What is 54 + 10? Go."
+    text, reward, ended, _, info = world.step(f"first {call('add', step=1)} then {call('add', step=2, twice=True)}")
+    assert (text, reward, ended) == ("4\n8", 0.0, False)
+    assert info == {"tool_calls": 2, "bad_calls": 0}
+    text, reward, ended, _, _ = world.step("The count is 8.")
+    assert (text, reward, ended) == ("", 8.0, True)
+    assert world.reset(seed=0, options=ROW)[0] == "What is 54 + 10? Go."
+    assert world.step("Done.")[1] == 3.0  # each episode begins anew
+
+
+def test_a_tool_with_one_argument_has_a_short_form() -> None:
+    world = ToolWorld("llm_env.worlds.calculator:Calculator")
+    world.reset(options=ROW)
+    assert world.step("<calculate> 54 + 10 </calculate>")[0] == "64"
+    assert "call it by name" in ToolWorld(Counter).step("<add>1</add>")[0]
+
+
+@pytest.mark.parametrize(
+    ("turn", "result"),
+    [
+        ("<tool_call>{'name'</tool_call>", "error: the call is not JSON"),
+        ("<tool_call>" + "[" * 100_000 + "</tool_call>", "error: the call is not JSON"),
+        ("<tool_call>[]</tool_call>", 'error: a call is {"name": …, "arguments": {…}}; the tools are calculate'),
+        (call("search", q="x"), 'error: a call is {"name": …, "arguments": {…}}; the tools are calculate'),
+        (call("calculate", number=3), "error: calculate: missing a required argument: 'expression'"),
+        (call("_object"), "error: a call is"),
+        ("<calculate>1 / 0</calculate>", "error: ZeroDivisionError: division by zero"),
+        ("<calculate>__import__('os').getcwd()</calculate>", "error: ValueError: only numbers and"),
+        ("<calculate>9 ** 9 ** 9</calculate>", "error: ValueError: only numbers and"),
+        ("<calculate>" + "(" * 5000 + "</calculate>", "error: ValueError: at most 200 characters"),
+    ],
+)
+def test_what_goes_wrong_goes_back_as_text(turn: str, result: str) -> None:
+    world = ToolWorld(Calculator)
+    world.reset(options=ROW)
+    text, _, ended, _, info = world.step(turn)
+    assert text.startswith(result)
+    assert not ended
+    assert info["tool_calls"] == 1
+
+
+def test_a_bad_call_may_end_the_episode() -> None:
+    world = ToolWorld(Counter, bad_calls="end")
+    world.reset(options=ROW)
+    text, reward, ended, _, info = world.step("<tool_call>{</tool_call>")
+    assert text.startswith("error: ")
+    assert (reward, ended, info["bad_calls"]) == (0.0, True, 1)
+    assert not ToolWorld(Calculator, bad_calls="end").step("<calculate>1 / 0</calculate>")[
+        2
+    ]  # the tool's error is none
+
+
+def test_other_tags_are_text() -> None:
+    world = ToolWorld(Calculator)
+    world.reset(options=ROW)
+    assert world.step("<b>64</b>")[2]
+
+
+def test_results_may_be_a_message_of_their_own_role() -> None:
+    world = ToolWorld(Calculator, role="tool", tag="call")
+    world.reset(options={"row": {"prompt": [{"role": "user", "content": "What is 1 + 1?"}]}})
+    assert world.step(call("calculate", expression="1 + 1").replace("tool_call", "call"))[0] == [
+        {"role": "tool", "content": "2"}
+    ]
+
+
+def test_schemas_are_read_from_docstrings() -> None:
+    (schema,) = ToolWorld(Counter).tools
+    assert schema["function"]["name"] == "add"
+    assert schema["function"]["parameters"]["properties"]["twice"]["type"] == "boolean"
+    assert schema["function"]["parameters"]["required"] == ["step"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tools": object}, "has no public method"),
+        ({"tools": "llm_env.worlds.calculator:Nothing"}, "has no 'Nothing'"),
+        ({"tools": Calculator, "bad_calls": "stop"}, "bad_calls='stop'"),
+        ({"tools": type("Bare", (), {"act": lambda self, x: x})}, "docstring"),
+    ],
+)
+def test_what_cannot_be_tools_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ToolWorld(**arguments)
+
+
+def test_tools_need_a_prompt() -> None:
+    with pytest.raises(WorldError, match="give prompts"):
+        ToolWorld(Calculator).reset(seed=0)
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("54+10", "64"),
+        ("-(3 - 5) * 4", "8"),
+        ("7 / 2", "3.5"),
+        ("7 // 2", "3"),
+        ("2 × 3", "6"),
+        ("1/3", "0.3333333333"),
+    ],
+)
+def test_the_calculator_computes(expression: str, value: str) -> None:
+    assert Calculator().calculate(expression) == value
+
+
+@pytest.fixture(scope="module")
+def python() -> PythonTool:
+    try:
+        return PythonTool(allow_code=True, seconds=3)
+    except OSError as error:
+        pytest.skip(str(error))
+
+
+def test_model_written_code_runs_only_if_asked_for() -> None:
+    with pytest.raises(ValueError, match="allow_code=True"):
+        PythonTool()
+
+
+def test_code_prints_its_result(python: PythonTool) -> None:
+    assert python.python("print(sum(range(10)))") == "45\n"
+    assert python.python("1 / 0").endswith("ZeroDivisionError: division by zero\nerror: status 1")
+    assert python.python("x = 1") == python.python("print(x)")[:0]  # each call begins anew
+
+
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [
+        ("import socket; socket.create_connection(('127.0.0.1', 22), 1)", "Network is unreachable"),
+        ("x = 'a' * 10**10", "MemoryError"),
+        ("open('f', 'w').write('x' * 10**7)", "File too large"),
+        ("while True: pass", "stopped after 3 s"),
+    ],
+)
+def test_code_has_limits(python: PythonTool, code: str, problem: str) -> None:
+    assert problem in python.python(code)
+
+
+def test_code_sees_an_empty_folder_and_no_variables(python: PythonTool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_KEY", "secret")
+    assert "secret" not in python.python("import os; print(dict(os.environ))")
+    assert python.python("import os; print(os.listdir())") == "[]\n"
+
+
+def test_output_is_cut_and_nothing_stays_behind(python: PythonTool) -> None:
+    assert len(python.python("print('x' * 10**6)")) <= MOST_OUTPUT + 30
+    begun = time.monotonic()
+    assert python.python("import subprocess; print(subprocess.Popen(['sleep', '77']).pid)").strip().isdigit()
+    assert time.monotonic() - begun < 2.5
+    import subprocess
+
+    assert not subprocess.run(["pgrep", "-f", "sleep 77"], capture_output=True, check=False).stdout
+
+
+TOOL_TEMPLATE = (
+    "{% if tools %}<tools>{% for tool in tools %}{{ tool.function.name }}: {{ tool.function.description }}{% endfor %}"
+    "</tools>{% endif %}" + CHAT
+)
+
+
+def ids_of(env: Any, text: str) -> list[int]:
+    return [*env.unwrapped.task.tokenizer.encode(text, add_special_tokens=False), 2]
+
+
+def test_a_conversation_with_a_tool_is_scored_by_its_answer(tmp_path: Path) -> None:
+    env = gymnasium.make(
+        "LLMText-v0",
+        model=chat_model(tmp_path, TOOL_TEMPLATE),
+        world=ToolWorld,
+        world_kwargs={"tools": Calculator},
+        prompts=[{"prompt": "54 + 10?", "answer": "64"}],
+        reward_model="verifier:number?column=answer",
+        kl_coef=0.0,
+        max_prompt_length=256,
+        max_new_tokens=128,
+        max_turns=3,
+    )
+    observation, _ = env.reset(seed=0)
+    tokenizer = env.unwrapped.task.tokenizer
+    first = tokenizer.decode(observation["input_ids"][: observation["length"][0]])
+    assert "<tools>calculate: Computes an arithmetic expression.</tools>" in first
+    rewards = []
+    for token in ids_of(env, "<calculate>54 + 10</calculate>"):
+        observation, reward, terminated, _, info = env.step(token)
+        rewards.append(reward)
+    assert not terminated
+    state = tokenizer.decode(observation["input_ids"][: observation["length"][0]])
+    assert state.index("</calculate>") < state.rindex("64")  # the result stands behind the call
+    for token in ids_of(env, "It is 64."):
+        observation, reward, terminated, _, info = env.step(token)
+        rewards.append(reward)
+    assert terminated
+    assert sum(rewards) == rewards[-1] == 1.0
+    assert info["end"] == "world"
+    assert info["world_info"] == {"tool_calls": 1, "bad_calls": 0}
+    env.close()

@@ -17,10 +17,10 @@ TOOLS = [
         _TOOLS,
     ),
     Mutation(
-        "an episode's tools go on where the last one's ended",
+        "calls are counted on from episode to episode",
         "llm_env/worlds/tools.py",
-        "added = reset(**_taken(reset, row))",
-        "added = reset(**_taken(reset, row)) if not self._made else None",
+        "self._made = self._bad = 0\n        if callable(reset",
+        "if callable(reset",
         _TOOLS,
     ),
     Mutation(

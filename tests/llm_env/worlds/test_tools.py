@@ -53,7 +53,8 @@ def test_a_turn_with_calls_is_answered_and_one_without_ends_the_episode() -> Non
     text, reward, ended, _, _ = world.step("The count is 8.")
     assert (text, reward, ended) == ("", 8.0, True)
     assert world.reset(seed=0, options=ROW)[0] == "What is 54 + 10? Go."
-    assert world.step("Done.")[1] == 3.0  # each episode begins anew
+    _, reward, _, _, info = world.step("Done.")
+    assert (reward, info["tool_calls"]) == (3.0, 0)  # each episode begins anew
 
 
 def test_a_tool_with_one_argument_has_a_short_form() -> None:
@@ -71,7 +72,8 @@ def test_a_tool_with_one_argument_has_a_short_form() -> None:
         ("<tool_call>[]</tool_call>", 'error: a call is {"name": …, "arguments": {…}}; the tools are calculate'),
         (call("search", q="x"), 'error: a call is {"name": …, "arguments": {…}}; the tools are calculate'),
         (call("calculate", number=3), "error: calculate: missing a required argument: 'expression'"),
-        (call("_object"), "error: a call is"),
+        (call("_value"), "error: a call is"),
+        (call("__init__"), "error: a call is"),
         ("<calculate>1 / 0</calculate>", "error: ZeroDivisionError: division by zero"),
         ("<calculate>__import__('os').getcwd()</calculate>", "error: ValueError: only numbers and"),
         ("<calculate>9 ** 9 ** 9</calculate>", "error: ValueError: only numbers and"),

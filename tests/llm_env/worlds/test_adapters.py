@@ -32,7 +32,8 @@ class GlobalDice:
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         rolled = int(np.random.randint(1, 7))
-        return f"Rolled {rolled}.", float(str(rolled) in action), True, False, {}
+        others = [random.randint(1, 6) for _ in range(8)]
+        return f"Rolled {rolled}, then {others}.", float(str(rolled) in action), True, False, {}
 
 
 class TwoMoves:

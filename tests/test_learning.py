@@ -18,7 +18,7 @@ from agents.algorithms.table import ALGORITHMS
 from agents.callbacks.token_budget import TokenBudget
 from llm_env.default_task.gold import gold_score
 
-WORD = " lovely"
+WORD = " was"
 CAP = 16
 
 
@@ -157,7 +157,7 @@ def test_random_search_raises_the_greedy_responses_reward() -> None:
 
 
 @pytest.mark.slow
-def test_one_chosen_token_is_driven_to_the_maximum() -> None:
+def test_one_chosen_token_is_written_again_and_again() -> None:
     model = make_algorithm(
         "ppo", n_envs=32, seed=0, learning_rate=1e-3,
         env_kwargs={
@@ -165,6 +165,7 @@ def test_one_chosen_token_is_driven_to_the_maximum() -> None:
             "prompts": ["Say it:"],
         },
     )  # fmt: skip
-    callback = TextMetricsCallback()
-    model.learn(32 * CAP * 60, callback=callback, log_interval=None)
-    assert np.mean([e["rm_score"] for e in callback.episodes]) > 0.95 * CAP
+    scores = [row["rollout/rm_score"] for row in iterations(model, 32 * CAP * 40)]
+    assert scores[0] < 2
+    # Every other token is a maximum that it may stay at; some seeds go on to all of them.
+    assert max(scores) > 0.4 * CAP

@@ -56,8 +56,8 @@ def empty_folder(folder: Path) -> None:
 
 
 def has_files(folder: Path) -> bool:
-    """Whether a folder is there and has files; the lock file alone does not count."""
-    return folder.is_dir() and any(path.name != LOCK_FILE for path in folder.iterdir())
+    """Whether a folder is there and has files, itself or in folders in it; lock files and empty folders do not count."""
+    return folder.is_dir() and any(not path.is_dir() and path.name != LOCK_FILE for path in folder.rglob("*"))
 
 
 def check_output_folder(folder: Path, option: str = "output_dir") -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agents.console import named_values
-from agents.output_folder import LOCK_FILE, check_output_folder, locked
+from agents.output_folder import LOCK_FILE, check_output_folder, has_files, locked
 from agents.preferences.selection import check_pairs
 from agents.supervised.preference.methods import METHODS, method
 from llm_env.lm.names import check_choice, check_mixed_precision
@@ -184,7 +184,7 @@ class TrainerSettings(UpdateSettings):
             raise FileExistsError(
                 f"output_dir={str(self.output_dir)!r} is not empty. Choose another folder, or go on in it: --resume"
             )
-        if self.resume and not files:
+        if self.resume and not has_files(self.output_dir):
             raise FileNotFoundError(f"output_dir={str(self.output_dir)!r}: there is nothing to go on with.")
 
 

@@ -26,6 +26,15 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     assert not has_files(tmp_path / "nothing")
 
 
+def test_empty_folders_are_nothing_to_go_on_with(tmp_path: Path) -> None:
+    """A stage that was killed early leaves them: the next attempt begins, and does not resume."""
+    (tmp_path / "training" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "training" / LOCK_FILE).touch()
+    assert not has_files(tmp_path)
+    (tmp_path / "training" / "checkpoints" / "x").touch()
+    assert has_files(tmp_path)
+
+
 def test_an_emptied_folder_keeps_its_lock(tmp_path: Path) -> None:
     (tmp_path / "out" / "deep").mkdir(parents=True)
     (tmp_path / "out" / "deep" / "x").touch()

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -91,3 +92,14 @@ def example_server(
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGKILL)
         process.communicate()
+
+
+def drips(connection: socket.socket) -> None:
+    """An answer whose headers never end: a line at a time, until the other side is gone."""
+    connection.sendall(b"HTTP/1.1 200 OK\r\n")
+    while True:
+        try:
+            connection.sendall(b"X: y\r\n")
+        except OSError:
+            return
+        time.sleep(0.01)

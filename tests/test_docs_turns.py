@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from agents.probes.check import ProbeResult
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "turns.md").read_text(encoding="utf-8")
@@ -14,7 +15,11 @@ PAGE = (ROOT / "docs" / "turns.md").read_text(encoding="utf-8")
 
 @pytest.mark.slow
 def test_ppo_learns_the_probes_as_the_page_calls_them() -> None:
-    exec(PROBES, {})
+    names: dict[str, object] = {}
+    exec(PROBES, names)
+    results: list[ProbeResult] = names["results"]  # type: ignore[assignment]
+    assert len(results) == 6
+    assert all(result.share > 0.5 for result in results)
 
 
 def test_the_code_on_the_page_runs() -> None:

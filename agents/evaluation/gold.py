@@ -11,8 +11,8 @@ def load_gold(name: str | None, limits: CallLimits | None = None) -> TextReward 
     """Loads a gold function.
 
     Args:
-        name: ``package.module:function`` of (prompts, responses) and of the columns that it names, the address of a reward
-            server, or None.
+        name: ``package.module:function`` of (prompts, responses) and of the columns that it names, a verifier, the address of a
+            reward server, a language judge, or None.
         limits: How long a call may take, and for how long one that fails is repeated.
 
     Returns:

@@ -22,10 +22,10 @@ class ProbeResult:
     """What an algorithm reached on a probe: mean returns of an episode, in score.
 
     Attributes:
-        name: The probe.
-        before: Before training.
-        after: After it.
-        optimum: The best possible.
+        name: The probe's name in `agents.probes.tasks.PROBES`.
+        before: The untrained algorithm's, sampled.
+        after: The trained one's, sampled from the same prompts and worlds.
+        optimum: The largest that any policy has in expectation.
     """
 
     name: str
@@ -53,7 +53,7 @@ def check_agent(
     Args:
         make: From the environment's keyword arguments to a new algorithm, whose ``predict`` samples where it is asked to.
         timesteps: Steps that it is trained for, on each probe.
-        probes: The probes.
+        probes: Tasks by name, from the easiest on, so that the first that fails names the cause. Default: all six.
         share: How much of the way from what it reached untrained to the optimum is asked of it. One answer to all prompts makes
             less than a fifth of it; a right algorithm may settle early on a wrong answer to one of them.
         episodes: Episodes that each mean return is of.

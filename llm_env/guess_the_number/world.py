@@ -27,8 +27,8 @@ class GuessTheNumber(gymnasium.Env[str, str]):
     with the last guess. What is found says nothing about how: that binary search is best, a player has to find out.
 
     Args:
-        largest: The largest number.
-        guesses: Guesses allowed.
+        largest: The largest number that can be drawn; the smallest is 1.
+        guesses: Guesses in an episode, at most. Four are what binary search needs for 15 numbers.
 
     Raises:
         ValueError: an argument is not a whole number of at least 1.

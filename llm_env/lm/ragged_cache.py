@@ -87,7 +87,7 @@ class RaggedLayer(DynamicLayer):
             key_states: Shape (rows, heads, T, head_dim).
             value_states: Shape (rows, heads, T, head_dim).
             args: Ignored; transformers passes the layer's index.
-            kwargs: Ignored.
+            kwargs: Not used: transformers hands over what its own layers need.
 
         Returns:
             Keys and values, both of shape (rows, heads, kv_length, head_dim).

@@ -1,4 +1,4 @@
-"""Builds the model of the second embedded task from nothing, in about a minute on one core.
+"""Builds the model of the second embedded task from nothing, in about two minutes on one core.
 
     python scripts/lab/build_guess_the_number.py --output-dir llm_env/guess_the_number/assets
 
@@ -58,7 +58,7 @@ class Args:
 
     output_dir: Path = Path("llm_env/guess_the_number/assets")
     """Folder to write actor/ and build.json into."""
-    games: int = 60_000
+    games: int = 80_000
     """Games that the model is trained on, each once."""
     measured: int = 2000
     """Games that the finished model plays, in the environment."""

@@ -43,7 +43,7 @@ def load_asked_model(
     """The language model of ``llm:NAME`` or ``openai:URL#MODEL``.
 
     Args:
-        name: The name.
+        name: ``llm:`` and a folder or hub id, or ``openai:``, a server's address, ``#`` and the model's name there.
         load: How a model on this machine is loaded.
         option: The option that the name came from, for error messages.
         limits: How long a request to a server may take, and how long a server that does not answer is waited for.

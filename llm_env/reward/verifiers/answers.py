@@ -24,7 +24,7 @@ def find_answer(text: str, place: str = "auto") -> str | None:
     r"""The answer that a text gives, without spaces around it; None where it marks none.
 
     Args:
-        text: The response.
+        text: What the policy wrote, or a column that marks its answer the same way, as GSM8K's.
         place: ``hash``: what follows the last ``####`` on its line; ``boxed``: in the last whole ``\boxed{…}``; ``tag``: in the
             last ``<answer>…</answer>``; ``auto``: whichever of these three begins last; ``last_line``: the last line that is
             not empty; ``whole``: the text.

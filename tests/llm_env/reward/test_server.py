@@ -9,7 +9,6 @@ import re
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,7 +28,7 @@ from llm_env.reward.scores import RewardModelError
 from llm_env.reward.server import ServerReward
 from llm_env.settings import TaskSettings
 from llm_env.text.prompts import Prompt
-from tests.reward_servers import ScriptedServer, example_server, free_port
+from tests.reward_servers import ScriptedServer, drips, example_server, free_port
 
 PROMPTS = ["How was it?", "Grüße, 世界"]
 RESPONSES = [" Good.", " half \ud83d of a pair"]
@@ -188,15 +187,6 @@ def test_a_silent_server_is_given_up_and_asked_again(in_a_thread: bool, caplog: 
 
 
 def test_the_limit_is_one_for_the_whole_answer_however_many_drops_it_comes_in() -> None:
-    def drips(connection: socket.socket) -> None:
-        connection.sendall(b"HTTP/1.1 200 OK\r\n")
-        while True:
-            try:
-                connection.sendall(b"X: y\r\n")
-            except OSError:
-                return
-            time.sleep(0.01)
-
     with ScriptedServer(drips) as server, pytest.raises(RewardModelError, match=r"did not answer within 0\.1 s"):
         asked(server, CallLimits(timeout=0.1, wait=0))
 

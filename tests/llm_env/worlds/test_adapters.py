@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from agents import make_algorithm
+from llm_env.episode import Episode
 from llm_env.worlds.base import WorldError
 from llm_env.worlds.gem import GemWorld
 from llm_env.worlds.global_random import OwnGlobalRandom
@@ -148,25 +149,28 @@ def test_an_openenv_client_is_asked_through_two_functions() -> None:
     assert client.closed
 
 
-def trains(world: str, **world_kwargs: Any) -> None:
-    """A stock PPO makes two updates in it, and its turns are paid and answered."""
+def trained(world: str, **world_kwargs: Any) -> list[Episode]:
+    """The last rollout's episodes of a stock PPO that makes two updates in a world."""
     model: Any = make_algorithm(
         "ppo", n_envs=4, seed=0, env_kwargs={"world": world, "world_kwargs": world_kwargs, **SIZES}, critic="head"
     )
     model.learn(2 * 4 * model.n_steps)
-    episodes = [s.episode for s in model.rollout_buffer.segments]
+    assert model._n_updates == 2 * model.n_epochs
+    return [s.episode for s in model.rollout_buffer.segments]
+
+
+@pytest.mark.parametrize(
+    ("package", "world", "name"),
+    [
+        ("gem", "llm_env.worlds.gem:GemWorld", "game:GuessTheNumber-v0-easy"),
+        ("textarena", "llm_env.worlds.textarena:TextArenaWorld", "GuessTheNumber-v0"),
+    ],
+)
+def test_an_unmodified_game_trains(package: str, world: str, name: str) -> None:
+    pytest.importorskip(package, reason=f"{package} is not installed")
+    episodes = trained(world, name=name)
     assert all(episode.turns and episode.end in ("world", "turn_cap", "response_cap") for episode in episodes)
     assert any(turn.reply for episode in episodes for turn in episode.turns)
-
-
-def test_a_game_of_gem_trains() -> None:
-    pytest.importorskip("gem", reason="pip install gem-llm")
-    trains("llm_env.worlds.gem:GemWorld", name="game:GuessTheNumber-v0-easy")
-
-
-def test_a_game_of_textarena_trains() -> None:
-    pytest.importorskip("textarena", reason="pip install textarena")
-    trains("llm_env.worlds.textarena:TextArenaWorld", name="GuessTheNumber-v0")
 
 
 def test_an_environment_of_skyrl_gym_is_played() -> None:

@@ -21,7 +21,7 @@ from llm_env.reward.models import load_text_reward
 from llm_env.reward.scores import RewardModelError
 from llm_env.settings import TaskSettings
 from tests.chat_servers import ChatServer, completion, said
-from tests.reward_servers import ScriptedServer, free_port
+from tests.reward_servers import ScriptedServer, drips, free_port
 
 LETTERS = ("A", "B")
 GRADES = tuple(str(g) for g in range(1, 11))
@@ -188,15 +188,6 @@ def test_overload_and_outage_are_waited_for_with_one_line_each(
 
 
 def test_a_server_that_drips_is_given_up_in_threads_too() -> None:
-    def drips(connection: Any) -> None:
-        connection.sendall(b"HTTP/1.1 200 OK\r\n")
-        while True:
-            try:
-                connection.sendall(b"X: y\r\n")
-            except OSError:
-                return
-            time.sleep(0.01)
-
     with ScriptedServer(drips) as server, pytest.raises(RewardModelError, match=r"did not answer within 0\.1 s"):
         asked(judge_at(server, wait=0, timeout=0.1))
 

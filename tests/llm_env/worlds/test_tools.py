@@ -76,7 +76,7 @@ def test_a_tool_with_one_argument_has_a_short_form() -> None:
         (call("__init__"), "error: a call is"),
         ("<calculate>1 / 0</calculate>", "error: ZeroDivisionError: division by zero"),
         ("<calculate>__import__('os').getcwd()</calculate>", "error: ValueError: only numbers and"),
-        ("<calculate>9 ** 9 ** 9</calculate>", "error: ValueError: only numbers and"),
+        ("<calculate>9 ** 9</calculate>", "error: ValueError: only numbers and"),
         ("<calculate>" + "(" * 5000 + "</calculate>", "error: ValueError: at most 200 characters"),
     ],
 )

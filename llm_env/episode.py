@@ -11,10 +11,12 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from llm_env.text.ends import TurnEnds
 from llm_env.text.prompts import Prompt
 
 ENDS = (
     "end_token",
+    "stop_string",
     "response_cap",
     "world",
     "turn_cap",
@@ -22,7 +24,7 @@ ENDS = (
     "world_error",
     "world_timeout",
 )
-"""Why an episode ended, by name: `Episode.end`. Those from ``world`` on need a world."""
+"""Why an episode ended, by name: `Episode.end`. Those from ``world`` on need a world, where the first two end turns only."""
 
 
 class Span(NamedTuple):
@@ -75,7 +77,8 @@ class Episode:
         exact_kl: KL(π‖π_ref) of the whole next-token distributions before each scored token, in nats. Empty unless the
             reward charges the exact KL.
         done: Whether the response has ended.
-        has_end: Whether the last token so far is an end token; of an ended response, whether it did not end at a length cap.
+        has_end: Whether the turn ended with the last token so far by what was said (an end token, a stop string); of an ended
+            response, whether it did not end at a length cap.
         end: Why it ended, a name of `ENDS`; empty while it goes on.
         response_text: The response's text without special tokens, the world's part included; set when it has ended.
         rm_score: The reward model's score R(x, y), before shift, scale and penalties, and all that the world paid; None
@@ -191,14 +194,12 @@ class Episode:
         # A partial sum would look like a likelier response, so it is NaN.
         return float(sum(values)) if len(values) == len(self.response_ids) else math.nan
 
-    def append(
-        self, token: int, eos_ids: frozenset[int], max_new_tokens: int, max_turn_tokens: int | None = None
-    ) -> bool:
+    def append(self, token: int, ends: TurnEnds, max_new_tokens: int, max_turn_tokens: int | None = None) -> bool:
         """Adds one token to the response.
 
         Args:
             token: The token.
-            eos_ids: Tokens that end a response, or in a world a turn.
+            ends: What ends a response, or in a world a turn.
             max_new_tokens: Length cap of a response.
             max_turn_tokens: Length cap of a turn; None: there is none.
 
@@ -206,13 +207,14 @@ class Episode:
             Whether the response has ended with it, or in a world the turn.
         """
         self.response_ids.append(token)
-        self.has_end = token in eos_ids  # also where it is the last token that fits
+        said = ends.end_of(self.response_ids[self.turn_start :])
+        self.has_end = bool(said)  # also where it is the last token that fits
         is_full = len(self.response_ids) >= max_new_tokens
         if self.world_seed is not None:
             cap = max_new_tokens if max_turn_tokens is None else max_turn_tokens
             return self.has_end or is_full or len(self.response_ids) - self.turn_start >= cap
         if self.has_end or is_full:
-            self.finish("end_token" if self.has_end else "response_cap")
+            self.finish(said or "response_cap")
         return self.done
 
     def finish(self, end: str) -> None:

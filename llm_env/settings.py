@@ -93,6 +93,8 @@ class TaskSettings:
         length_penalty: Score taken off for each token of a response.
         max_prompt_length: In tokens; longer prompts are cut on the left.
         max_new_tokens: Length cap of a response, in tokens.
+        stop_strings: Texts that end a response, or in a world a turn, as an end token does: the token that completes one is its
+            last. A line feed makes responses of one line; ``</tool_call>`` has a call answered at once. None: there are none.
         temperature: Divides the logits wherever a log-probability is taken; it is part of the policy.
         missing_eos_penalty: Score taken off a response that reached the length cap without an end token.
         overlong_buffer: Number of tokens before the length cap within which a response pays `overlong_penalty` in part.
@@ -145,6 +147,7 @@ class TaskSettings:
     length_penalty: float = 0.0
     max_prompt_length: int = 64
     max_new_tokens: int = 32
+    stop_strings: Sequence[str] | None = None
     temperature: float = 1.0
     missing_eos_penalty: float = 0.0
     overlong_buffer: int = 0
@@ -178,6 +181,7 @@ class TaskSettings:
         """
         check_settings(self, TASK_RULES)
         self._check_sources()
+        self._check_stop_strings()
         self._check_masks()
         self._check_world()
         for name in ("min_new_tokens", "overlong_buffer"):
@@ -224,6 +228,16 @@ class TaskSettings:
                     raise ValueError(
                         f"model={self.model!r} needs {name} too: the embedded default's {name} fits its own model only."
                     )
+
+    def _check_stop_strings(self) -> None:
+        stops = self.stop_strings
+        if stops is None:
+            return
+        if isinstance(stops, str) or not isinstance(stops, Sequence):
+            raise ValueError(f"stop_strings={stops!r} must be a list of texts, not one text.")
+        for stop in stops:
+            if not isinstance(stop, str) or not stop:
+                raise ValueError(f"stop_strings: {stop!r} must be a text of at least one character.")
 
     def _check_masks(self) -> None:
         for name in ("forbidden_tokens", "allowed_tokens"):

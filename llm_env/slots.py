@@ -188,7 +188,7 @@ class EpisodeSlots:
             assert episode is not None
             token = int(actions[i])
             turn_has_ended = episode.append(
-                token, task.eos_ids, task.settings.max_new_tokens, task.settings.max_turn_tokens
+                token, task.ends, task.settings.max_new_tokens, task.settings.max_turn_tokens
             )
             # A world that failed at its reset answers the first token; and where the state is full, no other can follow.
             is_full = self._worlds is not None and self._lengths[i] + 1 >= task.max_length

@@ -24,6 +24,7 @@ from llm_env.reward.formula import overlong_share, shaped_score, token_rewards
 from llm_env.reward.models import RewardModel, load_reward_model
 from llm_env.reward.reference import Reference
 from llm_env.settings import TaskSettings
+from llm_env.text.ends import TurnEnds
 from llm_env.text.prompts import NoPrompts, Prompt, PromptSet, prompt_record
 from llm_env.text.turns import TurnEncoder
 from llm_env.worlds.base import TextWorld
@@ -40,6 +41,7 @@ class TextTask:
         model: The reference model as loaded, shared by all users in this process.
         tokenizer: The reference model's tokenizer.
         eos_ids: Tokens that end a response.
+        ends: What ends a response, or in a world a turn: those tokens and the stop strings.
         max_length: Longest observation, in tokens: longest prompt plus longest response, and room for what a world says.
         masks: The rules for which tokens may be chosen.
         reference: Log-probabilities under π_ref; another model than `model` once the reference was refreshed.
@@ -66,6 +68,7 @@ class TextTask:
         self.model = shared_causal_lm(name, load)
         self.tokenizer = self.model.tokenizer
         self.eos_ids = self.model.eos_ids
+        self.ends = TurnEnds(self.eos_ids, settings.stop_strings or (), self.decode)
         self.max_length = _longest_state(settings, name, self.model.lm.max_positions)
         # What is built on the model: mask rules over its vocabulary, and π_ref at the policy's temperature.
         self.masks = TokenMasks(settings, self.tokenizer, self.eos_ids, self.vocab_size)

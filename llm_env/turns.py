@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from llm_env.episode import Episode, Turn
 from llm_env.reward.shown import quoted
 from llm_env.task import TextTask
+from llm_env.text.messages import check_response_template, response_message
 from llm_env.text.prompts import Prompt, PromptRecord, RawPrompt, encode_prompt
 from llm_env.worlds.base import Answer, Fault, WorldError
 from llm_env.worlds.calls import Call, WorldCalls
@@ -49,6 +50,10 @@ class WorldTurns:
     Args:
         task: The task, which has a world.
         n_slots: Number of slots N.
+
+    Raises:
+        WorldError: the first world could not be made.
+        ValueError: the worlds take chat messages, which the tokenizer cannot read out of turns.
     """
 
     def __init__(self, task: TextTask, n_slots: int) -> None:
@@ -59,6 +64,8 @@ class WorldTurns:
         self.calls = WorldCalls(
             task.make_world, world_name(task.settings.world), n_slots, float(task.settings.world_timeout)
         )
+        if self.calls.takes_messages:
+            check_response_template(task.tokenizer)
 
     def begin(self, starts: Sequence[WorldStart]) -> list[Episode]:
         """Episodes that begin with what the worlds say at their resets, which run side by side.
@@ -74,7 +81,19 @@ class WorldTurns:
         """Hands a slot's world the turn that has just ended; None where the world is gone already."""
         if episode.fault:
             return None
-        return self.calls.step(slot, self.task.decode(episode.response_ids[episode.turn_start :]))
+        turn = episode.response_ids[episode.turn_start :]
+        return self.calls.step(slot, self._told(turn, episode.ids[: -len(turn)]))
+
+    def _told(self, turn: Sequence[int], before: Sequence[int]) -> str | dict[str, Any]:
+        """A turn as the world takes it.
+
+        Args:
+            turn: The turn's tokens.
+            before: The tokens before it.
+        """
+        if self.calls.takes_messages:
+            return response_message(self.task.tokenizer, turn, before, self.calls.tools)
+        return self.task.decode(turn)
 
     def answer(self, slot: int, episode: Episode, call: Call | None) -> list[int]:
         """Waits for the answer to `call`, and adds the turn and the answer to the episode.
@@ -188,8 +207,11 @@ class WorldTurns:
         turns = [Turn(**turn) for turn in saved["turns"]]
         said = [episode.prompt.text]
         if not episode.fault:
+            before = list(saved["first_ids"])
             for turn in turns:
-                answer = self.calls.wait(slot, self.calls.step(slot, turn.text))
+                ids = saved["response_ids"][turn.start : turn.end]
+                answer = self.calls.wait(slot, self.calls.step(slot, self._told(ids, before)))
+                before += [*ids, *turn.reply_ids]
                 if isinstance(answer, Fault):
                     said.append(answer.message)
                     self._note(episode, answer)

@@ -32,7 +32,7 @@ from tests.mistakes.faults import FAULTS
 from tests.mistakes.judges import JUDGES
 from tests.mistakes.pages import PAGES
 from tests.mistakes.rules import RULES
-from tests.mistakes.worlds import TOOLS
+from tests.mistakes.worlds import STOPS, TOOLS
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("llm_env", "agents", "scripts", "tests", "examples", "README.md", "pyproject.toml")
@@ -47,6 +47,7 @@ MUTATIONS = [
         *TURNS,
         *ADVANTAGES,
         *FILES,
+        *STOPS,
         *TOOLS,
         *WIRING,
         *COLUMNS,

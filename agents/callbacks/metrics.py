@@ -49,7 +49,7 @@ def episode_statistics(infos: list[dict[str, Any]]) -> dict[str, float]:
     }
     if "turns" in infos[0]:  # of a world
         values["rollout/turns"] = float(np.mean([info["turns"] for info in infos]))
-        for end in ENDS[1:]:  # an end token ends turns there, no episode
+        for end in ENDS[2:]:  # end tokens and stop strings end turns there, no episode
             values[f"rollout/end/{end}"] = float(np.mean([info["end"] == end for info in infos]))
     return values
 

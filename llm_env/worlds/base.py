@@ -7,7 +7,8 @@ A world is an environment of Gymnasium's interface whose observations and action
 
 A text may also be a list of chat messages, ``{"role": …, "content": …}``. `options` is given where the environment has
 prompts. A world may have an attribute ``tools``, a list of JSON schemas, which a chat template that knows tools writes into the
-first state.
+first state, and an attribute ``takes_messages``: if it is true, `step` is given the turn as a chat message with its
+``tool_calls``, as the tokenizer's ``response_template`` reads it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class TextWorld(Protocol):
     ) -> tuple[RawPrompt, dict[str, Any]]:
         """Starts an episode; see `gymnasium.Env.reset`."""
 
-    def step(self, action: str, /) -> tuple[RawPrompt, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any, /) -> tuple[RawPrompt, float, bool, bool, dict[str, Any]]:
         """Answers a turn; see `gymnasium.Env.step`."""
 
 

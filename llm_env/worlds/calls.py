@@ -60,12 +60,22 @@ class _Home:
         assert self._world is not None
         options = {} if row is None else {"options": {"row": row}}
         answer = reset_answer(self._name, self._world.reset(seed=seed, **options))
-        return replace(answer, tools=getattr(self._world, "tools", None))
+        return replace(answer, tools=self.tools)
 
-    def step(self, text: str) -> Answer:
+    def step(self, turn: str | dict[str, Any]) -> Answer:
         """Hands the world a turn; to be called in the thread."""
         assert self._world is not None
-        return step_answer(self._name, self._world.step(text))
+        return step_answer(self._name, self._world.step(turn))
+
+    @property
+    def tools(self) -> list[dict[str, Any]] | None:
+        """Schemas of the tools of the world, which is made."""
+        return getattr(self._world, "tools", None)
+
+    @property
+    def takes_messages(self) -> bool:
+        """Whether the world, which is made, takes turns as chat messages."""
+        return bool(getattr(self._world, "takes_messages", False))
 
     def leave(self) -> None:
         """Ends the thread when it has done what it was given; the world is closed."""
@@ -112,6 +122,10 @@ class WorldCalls:
         n_slots: Number of slots N.
         timeout: Seconds that one call may take.
 
+    Attributes:
+        takes_messages: Whether the worlds take turns as chat messages.
+        tools: Schemas of the worlds' tools.
+
     Raises:
         WorldNotMadeError: the first world could not be made.
     """
@@ -128,6 +142,7 @@ class WorldCalls:
         fault = self.wait(0, self._call(first, first.make))
         if isinstance(fault, Fault):
             raise WorldNotMadeError(f"{fault.message}; it was to be made.")
+        self.takes_messages, self.tools = first.takes_messages, first.tools
 
     def reset(self, slot: int, seed: int, row: dict[str, Any] | None) -> Call:
         """Begins to reset a slot's world.
@@ -142,11 +157,11 @@ class WorldCalls:
             home = self._homes[slot] = _Home(self._make, self._name)
         return self._call(home, lambda: home.reset(seed, row))
 
-    def step(self, slot: int, text: str) -> Call:
-        """Begins to hand a slot's world a turn."""
+    def step(self, slot: int, turn: str | dict[str, Any]) -> Call:
+        """Begins to hand a slot's world a turn: a text, or a chat message where it `takes_messages`."""
         home = self._homes[slot]
         assert home is not None, "a world is reset before it is given a turn"
-        return self._call(home, lambda: home.step(text))
+        return self._call(home, lambda: home.step(turn))
 
     def _call(self, home: _Home, call: Callable[[], Answer]) -> Call:
         return Call(home.submit(call), time.monotonic() + self.timeout)

@@ -14,6 +14,7 @@ from llm_env.text.prompts import RawPrompt
 from llm_env.worlds.base import WorldError
 
 BAD_CALLS = ("answer", "end")
+PARSERS = ("tag", "template")
 _CALL = re.compile(r"<(?P<tag>[A-Za-z_]\w*)>(?P<body>.*?)</(?P=tag)>", re.DOTALL)
 
 
@@ -24,7 +25,7 @@ class BadCallError(ValueError):
 class ToolWorld:
     """Tools around a task: the public methods of a class, as TRL's environments have them.
 
-    A call is written in one of two ways, and a turn may make several:
+    A call is written in one of two ways (or as `parser` says), and a turn may make several:
 
     - ``<tool_call>{"name": "add", "arguments": {"a": 54, "b": 10}}</tool_call>``, as the chat templates of Hermes and Qwen have
       it; the tag's name is `tag`.
@@ -44,21 +45,31 @@ class ToolWorld:
             a chat is the user's.
         bad_calls: What follows a call that cannot be made: ``answer``: its result says why. ``end``: the episode ends, without
             ``get_reward``.
+        parser: How calls are found in a turn: ``tag``: as above. ``template``: as the tokenizer's ``response_template`` reads
+            them, in whatever form the model's chat template has (transformers 5.13; one that does not read a turn counts as a
+            call that cannot be made).
 
     Attributes:
         tools: The tools as JSON schemas, from their docstrings and annotations; a chat template that knows tools writes them
             into the first state.
+        takes_messages: Whether `step` takes a chat message with its ``tool_calls`` instead of a text.
 
     Raises:
         ValueError: `tools` is not callable or has no public method; a method without docstring or annotations.
     """
 
     def __init__(
-        self, tools: str | Callable[[], Any], tag: str = "tool_call", role: str | None = None, bad_calls: str = "answer"
+        self,
+        tools: str | Callable[[], Any],
+        tag: str = "tool_call",
+        role: str | None = None,
+        bad_calls: str = "answer",
+        parser: str = "tag",
     ) -> None:
         from transformers.utils.chat_template_utils import get_json_schema
 
         check_choice("bad_calls", bad_calls, BAD_CALLS)
+        check_choice("parser", parser, PARSERS)
         self._object = (import_function(tools, "tools") if isinstance(tools, str) else tools)()
         self._tools = {
             name: method
@@ -71,6 +82,7 @@ class ToolWorld:
             self.tools = [get_json_schema(method) for method in self._tools.values()]
         except Exception as error:  # transformers' own kinds
             raise ValueError(f"tools={tools!r}: {' '.join(str(error).split())}") from error
+        self.takes_messages = parser == "template"
         self._tag, self._role, self._bad_calls = tag, role, bad_calls
         self._made = self._bad = 0
 
@@ -93,16 +105,14 @@ class ToolWorld:
                 prompt = _with_text_behind(prompt, str(added))
         return prompt, {}
 
-    def step(self, action: str) -> tuple[RawPrompt, float, bool, bool, dict[str, Any]]:
+    def step(self, action: str | dict[str, Any]) -> tuple[RawPrompt, float, bool, bool, dict[str, Any]]:
         """Makes the calls of a turn; ``info`` counts ``tool_calls`` and ``bad_calls``."""
         results: list[str] = []
         bad = False
-        for found in _CALL.finditer(action):
-            if found["tag"] != self._tag and found["tag"] not in self._tools:
-                continue
+        for tag, body in self._calls_in(action):
             self._made += 1
             try:
-                tool, arguments = self._call(found["tag"], found["body"])
+                tool, arguments = self._call(tag, body)
                 results.append(str(tool(**arguments)))
             except BadCallError as error:
                 bad = True
@@ -124,19 +134,30 @@ class ToolWorld:
         if callable(close := getattr(self._object, "close", None)):
             close()
 
-    def _call(self, tag: str, body: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+    def _calls_in(self, turn: str | dict[str, Any]) -> list[tuple[str, Any]]:
+        """The calls of a turn: the tag and what stands in it; of a message, nothing and the call as it was parsed."""
+        if isinstance(turn, str):
+            found = [(call["tag"], call["body"]) for call in _CALL.finditer(turn)]
+            return [(tag, body) for tag, body in found if tag == self._tag or tag in self._tools]
+        if "parse_error" in turn:
+            return [("", BadCallError(f"the turn cannot be parsed ({turn['parse_error']})"))]
+        return [("", call.get("function") if isinstance(call, dict) else call) for call in turn.get("tool_calls") or ()]
+
+    def _call(self, tag: str, body: Any) -> tuple[Callable[..., Any], dict[str, Any]]:
         """The tool that a call is for, and its arguments.
 
         Raises:
             BadCallError: there is no such tool, or it does not take such arguments.
         """
+        if isinstance(body, BadCallError):
+            raise body
         if tag in self._tools:
             parameters = list(inspect.signature(self._tools[tag]).parameters)
             if len(parameters) != 1:
                 raise BadCallError(f"{tag} takes {len(parameters)} arguments; call it by name, in <{self._tag}>.")
             return self._tools[tag], {parameters[0]: body.strip()}
         try:
-            call = json.loads(body)
+            call = json.loads(body) if isinstance(body, str) else body
         except (ValueError, RecursionError) as error:
             raise BadCallError(f"the call is not JSON ({error})") from error
         name = call.get("name") if isinstance(call, dict) else None

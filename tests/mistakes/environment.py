@@ -319,8 +319,8 @@ TURNS = [
     Mutation(
         "after a checkpoint the world begins anew",
         "llm_env/turns.py",
-        "for turn in turns:\n                answer",
-        "for turn in turns[:0]:\n                answer",
+        "for turn in turns:\n                ids =",
+        "for turn in turns[:0]:\n                ids =",
         _TURN_TESTS,
     ),
 ]

@@ -7,8 +7,68 @@ from tests.mistakes import Mutation
 _TOOLS = ("tests/llm_env/worlds/test_tools.py",)
 _ADAPTERS = ("tests/llm_env/worlds/test_adapters.py",)
 _GAME = ("tests/llm_env/guess_the_number/test_world.py",)
+_STOPS = ("tests/llm_env/test_stop_strings.py",)
+
+STOPS = [
+    Mutation(
+        "a stop string has to stand at a text's end",
+        "llm_env/text/ends.py",
+        "if any(stop in text for stop in self.stop_strings):",
+        "if any(text.endswith(stop) for stop in self.stop_strings):",
+        _STOPS,
+    ),
+    Mutation(
+        "parts of characters complete nothing",
+        "llm_env/text/ends.py",
+        'is_part_of_a_character = "\\ufffd" in text',
+        "is_part_of_a_character = False",
+        _STOPS,
+    ),
+    Mutation(
+        "too little of a turn is read for a stop string",
+        "llm_env/text/ends.py",
+        "BYTES_PER_CHARACTER = 4",
+        "BYTES_PER_CHARACTER = 1",
+        _STOPS,
+    ),
+    Mutation(
+        "a turn is searched together with those before it",
+        "llm_env/episode.py",
+        "said = ends.end_of(self.response_ids[self.turn_start :])",
+        "said = ends.end_of(self.response_ids)",
+        _STOPS,
+    ),
+    Mutation(
+        "a response that stops lacks its end",
+        "llm_env/episode.py",
+        "self.has_end = bool(said)",
+        'self.has_end = said == "end_token"',
+        _STOPS,
+    ),
+]
 
 TOOLS = [
+    Mutation(
+        "a message's calls are lost",
+        "llm_env/worlds/tools.py",
+        'for call in turn.get("tool_calls") or ()]',
+        'for call in turn.get("calls") or ()]',
+        _TOOLS,
+    ),
+    Mutation(
+        "a turn that cannot be parsed is an answer",
+        "llm_env/worlds/tools.py",
+        'if "parse_error" in turn:',
+        'if "error" in turn:',
+        _TOOLS,
+    ),
+    Mutation(
+        "turns are played again as texts",
+        "llm_env/turns.py",
+        "self.calls.step(slot, self._told(ids, before)))",
+        "self.calls.step(slot, turn.text))",
+        _TOOLS,
+    ),
     Mutation(
         "a private method is a tool",
         "llm_env/worlds/tools.py",

@@ -245,3 +245,95 @@ def test_a_conversation_with_a_tool_is_scored_by_its_answer(tmp_path: Path) -> N
     assert info["end"] == "world"
     assert info["world_info"] == {"tool_calls": 1, "bad_calls": 0}
     env.close()
+
+
+RESPONSES = {  # in the form of transformers' response templates: calls as Python calls them, between brackets
+    "defaults": {"role": "assistant"},
+    "start_anchor": "<|assistant|>\n",
+    "fields": {
+        "tool_calls": {
+            "open": "[[",
+            "close": "]]",
+            "repeats": True,
+            "content": "json",
+            "transform": {"type": "function", "function": "{content}"},
+        },
+        "content": {"close": "</s>", "content": "text"},
+    },
+}
+
+
+def with_responses(folder: Path, template: dict[str, Any] | None = None) -> str:
+    """A chat model whose tokenizer reads responses back."""
+    from transformers import AutoTokenizer
+
+    model = chat_model(folder)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.response_template = template or RESPONSES
+    tokenizer.save_pretrained(model)
+    return model
+
+
+def template_world(**settings: Any) -> Any:
+    return gymnasium.make(
+        "LLMText-v0",
+        world=ToolWorld,
+        world_kwargs={"tools": Counter, "parser": "template"},
+        prompts=[{"prompt": "Count.", "start": 3}],
+        kl_coef=0.0,
+        max_prompt_length=256,
+        max_new_tokens=128,
+        **settings,
+    )
+
+
+def test_calls_are_read_by_the_tokenizers_own_template(tmp_path: Path) -> None:
+    env = template_world(model=with_responses(tmp_path))
+    env.reset(seed=0)
+    first = 'So: [[{"name": "add", "arguments": {"step": 2}}]] [[{"name": "add", "arguments": {"step": 1}}]]'
+    rewards = [env.step(token)[1] for token in ids_of(env, first)]
+    batch = env.unwrapped.batch
+    (episode,) = batch.episodes
+    assert episode.turns[0].reply == "5\n6"
+    assert episode.world_info == {"tool_calls": 2, "bad_calls": 0}
+    batch.load_state_dict(batch.state_dict())  # the turn is played again, as a message too
+    for token in ids_of(env, "Six."):
+        *_, terminated, _, info = env.step(token)
+    rewards.append(env.unwrapped.batch.episodes[0].world_return)
+    assert terminated
+    assert rewards[-1] == 6.0
+    assert info["world_info"] == {"tool_calls": 2, "bad_calls": 0}
+
+
+def test_a_turn_that_the_template_does_not_read_is_a_bad_call(tmp_path: Path) -> None:
+    env = template_world(model=with_responses(tmp_path))
+    env.reset(seed=0)
+    for token in ids_of(env, "[[not json]]"):
+        env.step(token)
+    episode = env.unwrapped.batch.episodes[0]
+    assert episode.turns[0].reply.startswith("error: the turn cannot be parsed")
+    assert episode.world_info == {"tool_calls": 1, "bad_calls": 1}
+
+
+def test_a_tokenizer_without_a_template_of_responses_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no response_template that would read them"):
+        template_world(model=chat_model(tmp_path)).reset(seed=0)
+
+
+def test_a_closing_tag_may_end_a_turn(tmp_path: Path) -> None:
+    env = gymnasium.make(
+        "LLMText-v0",
+        model=chat_model(tmp_path),
+        world=ToolWorld,
+        world_kwargs={"tools": Calculator},
+        prompts=["54 + 10?"],
+        stop_strings=["</calculate>"],
+        max_prompt_length=64,
+        max_new_tokens=128,
+    )
+    env.reset(seed=0)
+    for token in ids_of(env, "<calculate>54 + 10</calculate>")[:-1]:
+        env.step(token)
+    (turn,) = env.unwrapped.batch.episodes[0].turns
+    assert (turn.text, turn.reply) == ("<calculate>54 + 10</calculate>", "64")
+    assert turn.reply_ids[0] == 2  # the end token that the template wants

@@ -29,6 +29,7 @@ from tests.mistakes.columns import COLUMNS
 from tests.mistakes.counterparts import COUNTERPARTS
 from tests.mistakes.environment import DECODING, PROBABILITIES, REWARDS, TEXTS, TURNS
 from tests.mistakes.faults import FAULTS
+from tests.mistakes.feedback import FEEDBACK
 from tests.mistakes.judges import JUDGES
 from tests.mistakes.pages import PAGES
 from tests.mistakes.rules import RULES
@@ -54,6 +55,7 @@ MUTATIONS = [
         *WORLDS,
         *COUNTERPARTS,
         *FAULTS,
+        *FEEDBACK,
         *JUDGES,
         *PAGES,
         *RULES,

@@ -4,6 +4,7 @@ r"""Collects preferences: samples responses, and has a judge or people rank them
     python scripts/collect_preferences.py --output-dir runs/preferences --judge runs/reward/reward_model \
         --actors runs/sft/actor runs/demo/checkpoints/step_000000102400 --temperatures 0.7 1.0 --prompts prompts.jsonl
     python scripts/collect_preferences.py --output-dir runs/preferences --people     a page to rank on, in the browser
+    python scripts/collect_preferences.py --output-dir runs/stars --people --page stars     the same with 1 to 5 stars
     python scripts/collect_preferences.py --output-dir runs/judged --labels people.jsonl \
         --judge openai:http://localhost:8000/v1#NAME                                 a language model, compared with people
 
@@ -55,7 +56,7 @@ class Args(CollectionSettings):
     labels: str | None = None
     """Rankings or pairs by people. The judge ranks their responses, none are sampled, and how often it agrees is told."""
     people: bool = False
-    """Open a page on which people rank."""
+    """Open a page on which people rank, or do what --page says."""
     aspects: tuple[str, ...] = ()
     """Respects in which people rank, one after the other, for example helpful polite. Default: overall."""
     export_tasks: bool = False
@@ -79,6 +80,7 @@ class Args(CollectionSettings):
         """
         self.check_collection()
         self.check_judge_prompt([] if self.judge is None else [self.judge])
+        self.check_page_is_used(self.people)
         if self.labels is not None and self.judge is None:
             raise ValueError("labels are what a judge is compared with: give --judge.")
         rules: dict[str, Rule] = {
@@ -148,7 +150,7 @@ def sample_and_rank(args: Args, load: LoadSettings, judge: Judge | None, labels:
     if args.people:
         from agents.preferences.page import serve
 
-        serve(candidates, path, args.aspects, args.host, args.port, console)
+        serve(candidates, path, args.aspects, args.host, args.port, console, args.page)
     if path.is_file():
         summarize(args.output_dir, read_rankings(path))
 

@@ -1,10 +1,11 @@
-r"""Trains a reward model on preferences: Bradley-Terry, K-wise or Plackett-Luce.
+r"""Trains a reward model on preferences: Bradley-Terry, K-wise or Plackett-Luce; or on stars.
 
     python scripts/train_reward_model.py --preferences runs/preferences/rankings.jsonl --output-dir runs/reward
     python scripts/train_reward_model.py --preferences pairs.jsonl --model HuggingFaceTB/SmolLM2-135M --loss bradley_terry \
         --learning-rate 2e-5 --batch-size 16 --freeze-layers 15 --output-dir runs/reward
 
-Preferences are rankings, as collect_preferences.py writes them, or pairs with `prompt`, `chosen`, `rejected`. Trains with TRL's
+Preferences are rankings, as collect_preferences.py writes them, pairs with `prompt`, `chosen`, `rejected`, or stars with
+`prompt`, `response`, `stars` (docs/feedback.md), which --loss ordinal and regression learn themselves. Trains with TRL's
 RewardTrainer, and writes `reward_model/` for train.py's --reward-model, with scores of mean 0 and variance 1 on the training
 responses, and a report: report.json, report.png, mistakes.md. Ctrl-C stops; --resume goes on at the newest checkpoint.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from agents.cli.arguments import parse_command_line, read_command_line
 from agents.console import PlainConsole, attempt, print_left_out
@@ -30,11 +32,14 @@ def run(settings: RewardSettings) -> int:
     report, status = attempt(lambda: train_reward_model(settings, console), console)
     if report is None:
         return status
-    low, high = report["accuracy_interval"]
-    console.print(
-        f"Held-out accuracy {report['accuracy']:.1%} ({low:.1%} to {high:.1%}) on {report['pairs']:,} pairs of "
-        f"{report['rankings']:,} rankings; always the longer: {report['longer_is_better']:.1%}.",
-    )
+    if report["pairs"]:
+        low, high = report["accuracy_interval"]
+        console.print(
+            f"Held-out accuracy {report['accuracy']:.1%} ({low:.1%} to {high:.1%}) on {report['pairs']:,} pairs of "
+            f"{report['rankings']:,} rankings; always the longer: {report['longer_is_better']:.1%}.",
+        )
+    if "stars" in report:
+        print_stars(report["stars"])
     if "gold_accuracy" in report:
         console.print(
             f"Of the gold order: {report['gold_accuracy']:.1%}; the annotators: {report['annotator_gold_accuracy']:.1%}.",
@@ -45,6 +50,17 @@ def run(settings: RewardSettings) -> int:
         f"{settings.output_dir / 'mistakes.md'}",
     )
     return 0
+
+
+def print_stars(stars: dict[str, Any]) -> None:
+    """Prints how scores go with held-out stars."""
+    text = (
+        f"Stars of {stars['responses']:,} held-out responses: correlation {stars['correlation']:.2f}, "
+        f"{stars['concordance']:.1%} of pairs in order"
+    )
+    if "mean_error" in stars:
+        text += f"; expected stars are off by {stars['mean_error']:.2f}, always the mean by {stars['mean_error_of_mean']:.2f}"
+    console.print(f"{text}.")
 
 
 def check(argv: Sequence[str]) -> None:

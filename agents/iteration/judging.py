@@ -116,7 +116,8 @@ def rank(state: RoundsState, number: int) -> None:
             from agents.preferences.page import serve  # needs gradio
 
             path = folder / "rankings.jsonl"
-            serve(candidates, path, (), settings.host, settings.port, state.console, until_complete=True)
+            page = settings.host, settings.port, state.console, settings.page
+            serve(candidates, path, (), *page, until_complete=True)
         else:
             seed = settings.seed + JUDGE_SEED_STEP * number + place
             judge = load_judge(name, settings, state.load, seed, state.console)

@@ -126,6 +126,7 @@ class IterationSettings(CollectionSettings, UpdateSettings):
         self._check_method()
         self.check_collection()
         self.check_judge_prompt(self.judge)
+        self.check_page_is_used(PEOPLE in self.judge)
         self.check_updates()
         check_settings(self, ITERATION_RULES)
         SEED.check("seed + rounds", self.seed + self.rounds)  # each round has a seed of its own

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from agents.preferences.records import Candidates, Ranking, append_jsonl, drop_unfinished_line, read_rankings
+from agents.preferences.stars import tiers_by_stars
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,13 @@ class Answers:
     Args:
         path: ``rankings.jsonl``; what is in it counts as answered.
         questions: The questions, in the order in which they are put.
+        in_stars: Whether only answers in stars count; else a ranking by stars counts as a ranking.
         rankings: The answers by (annotator, prompt id, aspect); filled from the file.
     """
 
     path: Path
     questions: list[Question]
+    in_stars: bool = False
     rankings: dict[tuple[str, str, str | None], Ranking] = field(default_factory=dict)
     _skipped: dict[str, list[int]] = field(
         default_factory=dict
@@ -64,6 +67,8 @@ class Answers:
         drop_unfinished_line(self.path)
         if self.path.is_file() and self.path.stat().st_size:
             for ranking in read_rankings(self.path):
+                if self.in_stars and ranking.stars is None:
+                    continue
                 self.rankings[ranking.annotator, ranking.candidates.id, ranking.aspect] = ranking
 
     def next(self, annotator: str) -> int | None:
@@ -103,7 +108,22 @@ class Answers:
             names = [r.id for r in question.candidates.responses]
             for rank in sorted(set(ranks)):
                 tiers.append(tuple(n for n, r in zip(names, ranks, strict=True) if r == rank))
-        ranking = Ranking(question.candidates, tuple(tiers), annotator, question.aspect, all_bad=ranks is None)
+        self._keep(Ranking(question.candidates, tuple(tiers), annotator, question.aspect, all_bad=ranks is None))
+
+    def add_stars(self, annotator: str, number: int, stars: Sequence[int]) -> None:
+        """Keeps an answer in stars; it is on the disk when this returns.
+
+        Args:
+            annotator: Name of who answered.
+            number: Number of the question.
+            stars: Stars of each response, 1 to 5, in the candidates' order.
+        """
+        question = self.questions[number]
+        by_id = dict(zip([r.id for r in question.candidates.responses], stars, strict=True))
+        self._keep(Ranking(question.candidates, tiers_by_stars(by_id), annotator, question.aspect, stars=by_id))
+
+    def _keep(self, ranking: Ranking) -> None:
+        key = ranking.annotator, ranking.candidates.id, ranking.aspect
         with self._lock:
             append_jsonl(self.path, ranking.to_json())
-            self.rankings[annotator, *question.key] = ranking
+            self.rankings[key] = ranking

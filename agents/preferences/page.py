@@ -1,4 +1,4 @@
-"""A local page on which people rank responses: blind, in random order, ties allowed."""
+"""A local page on which people rank responses, or give them stars: blind, in random order, ties allowed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from agents.console import say
 from agents.local_page import launch
 from agents.preferences.answers import Answers, Question
 from agents.preferences.records import Candidates
+from agents.preferences.settings import STARS
+from agents.preferences.stars import MOST
 from llm_env.extras import require
 
 
@@ -44,6 +46,11 @@ class RankingPage:
         ImportError: gradio is not installed.
     """
 
+    heading = "Which response is better?"
+    rule = "1 is the best; equal numbers are ties."
+    label = "Rank"
+    takes_all_bad = True
+
     def __init__(self, answers: Answers) -> None:
         # Set for the whole process: gradio's threads ask the environment before they report errors and look for versions,
         # whatever `analytics_enabled` of the page says.
@@ -61,17 +68,24 @@ class RankingPage:
             hidden = [self.gr.update(visible=False) for _ in range(1 + 2 * self.places + 3)]
             return [None, f"All {total} are done. Thank you.", "", *hidden]
         question = self.answers.questions[number]
-        asked = f"Which is more {as_text(question.aspect)}? " if question.aspect else ""
-        title = f"{asked}{self.answers.done(annotator)} of {total} done. 1 is the best; equal numbers are ties."
+        title = f"{self.asked(question)}{self.answers.done(annotator)} of {total} done. {self.rule}"
         prompt = self.gr.update(value=prompt_text(question.candidates), visible=True)
         texts, ranks = self._responses(question, annotator)
-        buttons = [self.gr.update(visible=True) for _ in range(3)]
-        return [number, title, message, prompt, *texts, *ranks, *buttons]
+        save, all_bad, skip = (self.gr.update(visible=visible) for visible in (True, self.takes_all_bad, True))
+        return [number, title, message, prompt, *texts, *ranks, save, all_bad, skip]
+
+    def asked(self, question: Question) -> str:
+        """What is asked about a question's aspect; nothing where it has none."""
+        return f"Which is more {as_text(question.aspect)}? " if question.aspect else ""
+
+    def choices(self, count: int) -> list[str]:
+        """What can be chosen for each of a question's responses: as many ranks as there are responses."""
+        return [str(i + 1) for i in range(count)]
 
     def _responses(self, question: Question, annotator: str) -> tuple[list[Any], list[Any]]:
         """Updates of the places for responses and of those for ranks; places that are not needed are hidden."""
         order = question.order(annotator)
-        choices = [str(i + 1) for i in range(len(order))]
+        choices = self.choices(len(order))
         texts, ranks = [], []
         for place in range(self.places):
             if place < len(order):
@@ -110,10 +124,14 @@ class RankingPage:
         choices = choices[: len(order)]
         missing = [self.letters[i] for i, choice in enumerate(choices) if not choice]
         if missing:
-            return self.stay(f"No rank yet for response {', '.join(missing)}.")
-        ranks = [0] * len(order)
+            return self.stay(f"No {self.label.lower()} yet for response {', '.join(missing)}.")
+        chosen = [0] * len(order)
         for place, choice in enumerate(choices):  # back from the annotator's order to the candidates'
-            ranks[order[place]] = int(choice or 0)
+            chosen[order[place]] = int(choice or 0)
+        return self.keep(annotator, number, chosen)
+
+    def keep(self, annotator: str, number: int, ranks: list[int]) -> list[Any]:
+        """Keeps the ranks of the candidates, in their order, unless all are the same."""
         if len(set(ranks)) == 1:
             return self.stay("All have the same rank. If none is any good, say 'All bad'; if all are as good, skip.")
         self.answers.add(annotator, number, ranks)
@@ -134,10 +152,10 @@ class RankingPage:
     def layout(self) -> Any:
         """Builds the page, a `gradio.Blocks`: first the question for a name, then the questions."""
         gr = self.gr
-        with gr.Blocks(title="Which response is better?", analytics_enabled=False) as page:
+        with gr.Blocks(title=self.heading, analytics_enabled=False) as page:
             annotator, current = gr.State(""), gr.State(None)
             with gr.Column(visible=True) as entrance:
-                gr.Markdown("## Which response is better?\nYou will see a prompt and responses to it, in random order.")
+                gr.Markdown(f"## {self.heading}\nYou will see a prompt and responses to it, in random order.")
                 name = gr.Textbox(label="Your name", elem_id="name")
                 begin = gr.Button("Begin", variant="primary", elem_id="begin")
             with gr.Column(visible=False) as ranking:
@@ -148,9 +166,9 @@ class RankingPage:
                 for place in range(self.places):
                     with gr.Row():
                         texts.append(gr.Textbox(interactive=False, elem_id=f"response{place}", lines=2, scale=4))
-                        ranks.append(gr.Radio([], label="Rank", elem_id=f"rank{place}", scale=1))
+                        ranks.append(gr.Radio([], label=self.label, elem_id=f"rank{place}", scale=1))
                 with gr.Row():
-                    save = gr.Button("Save ranking", variant="primary", elem_id="submit")
+                    save = gr.Button("Save", variant="primary", elem_id="submit")
                     bad = gr.Button("All bad", elem_id="all_bad")
                     skip = gr.Button("Skip", elem_id="skip")
             # Called by the page alone: no part of an API that others could ask for.
@@ -164,13 +182,35 @@ class RankingPage:
         return page
 
 
+class StarPage(RankingPage):
+    """The page on which people give each response 1 to 5 stars. All may have the same: stars are absolute."""
+
+    heading = "How good is each response?"
+    rule = f"Stars for each response, 1 (bad) to {MOST} (very good)."
+    label = "Stars"
+    takes_all_bad = False
+
+    def asked(self, question: Question) -> str:
+        """See `RankingPage.asked`."""
+        return f"How {as_text(question.aspect)} is each? " if question.aspect else ""
+
+    def choices(self, count: int) -> list[str]:
+        """1 to 5, however many responses there are."""
+        return [str(star) for star in range(1, MOST + 1)]
+
+    def keep(self, annotator: str, number: int, ranks: list[int]) -> list[Any]:
+        """Keeps the stars of the candidates, in their order."""
+        self.answers.add_stars(annotator, number, ranks)
+        return self.show(annotator, "Saved.")
+
+
 def build(answers: Answers) -> Any:
     """Builds the page for some questions, a `gradio.Blocks`.
 
     Raises:
         ImportError: gradio is not installed.
     """
-    return RankingPage(answers).layout()
+    return (StarPage if answers.in_stars else RankingPage)(answers).layout()
 
 
 def serve(
@@ -180,6 +220,7 @@ def serve(
     host: str,
     port: int,
     console: Console,
+    kind: str,
     until_complete: bool = False,
 ) -> None:
     """Serves the page until Ctrl-C.
@@ -191,20 +232,21 @@ def serve(
         host: Address to listen at.
         port: Port to listen at.
         console: Where the page's address, and in the end the number of answers, is printed.
+        kind: What people do, one of `agents.preferences.settings.PAGES`.
         until_complete: Return as well when somebody has answered each question.
 
     Raises:
         ValueError: gradio is not installed, or the file of answers holds something else.
         OSError: the port is taken.
     """
-    answers = Answers(path, [Question(c, a) for a in aspects or (None,) for c in candidates])
+    answers = Answers(path, [Question(c, a) for a in aspects or (None,) for c in candidates], kind == STARS)
     try:
         page = build(answers)
     except ImportError as error:
         raise ValueError("--people needs gradio: pip install '.[people]'.") from error
     address = launch(page, host, port)
     end = "It goes on when all are answered; Ctrl-C stops." if until_complete else "Ctrl-C ends."
-    say(console, f"Rank at {address}  ({len(answers.questions)} prompts). {end}")
+    say(console, f"The page: {address}  ({len(answers.questions)} prompts). {end}")
     try:
         while not (until_complete and answers.complete):
             time.sleep(1)

@@ -15,6 +15,14 @@ A ranking lists response ids from best to worst, ties together; responses that i
 (helpful, polite, …) says in which respect the responses were compared. ``finished`` is false where a response was cut off at
 the length cap. A judge that scores adds ``"scores": {"a": 1.2, …}``.
 
+Stars, 1 to 5, stand in either of two forms; responses with equally many tie:
+
+    {"id": "p0", "prompt": "How was it?", "responses": [as above], "stars": {"a": 5, "b": 2}, "annotator": "ann"}
+    {"prompt": "How was it?", "response": " Good.", "stars": 4, "annotator": "ann"}
+
+Lines of the second form that have prompt, annotator and aspect in common become one ranking. ``"ranking"`` may stand beside the
+stars of the first form and must say the same.
+
 Pairs are TRL's format, ``{"prompt": …, "chosen": …, "rejected": …}``, with an optional ``margin``; they are read wherever
 rankings are.
 """
@@ -25,11 +33,12 @@ import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from agents.files import write_text
+from agents.preferences.stars import checked_star, checked_stars, tiers_by_stars
 from llm_env.rules import number
 from llm_env.text.prompts import RawPrompt, checked_prompt
 from llm_env.text.records import read_records
@@ -94,6 +103,7 @@ class Ranking:
         all_bad: Whether the annotator found no response any good.
         margin: How much better the first response of a pair is, in the annotator's unit; None: not recorded.
         scores: Score of each response by its id, where the judge gives scores; None: not recorded.
+        stars: Stars of each response by its id, 1 to 5, where the annotator gave some; None: a ranking without.
         where: File and line that the ranking was read from, for errors.
     """
 
@@ -104,6 +114,7 @@ class Ranking:
     all_bad: bool = False
     margin: float | None = None
     scores: Mapping[str, float] | None = None
+    stars: Mapping[str, int] | None = None
     where: str = field(default="", compare=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -118,6 +129,8 @@ class Ranking:
             verdict["margin"] = self.margin
         if self.scores is not None:
             verdict["scores"] = dict(self.scores)
+        if self.stars is not None:
+            verdict["stars"] = dict(self.stars)
         return {**self.candidates.to_json(), **verdict}
 
     def ranks(self) -> dict[str, int]:
@@ -157,7 +170,7 @@ def read_candidates(path: str | Path) -> list[Candidates]:
 
 
 def read_rankings(path: str | Path, option: str = "preferences") -> list[Ranking]:
-    """Reads a file of rankings, of pairs, or of both.
+    """Reads a file of rankings, of pairs, of stars, or of all of them.
 
     Args:
         path: The file, or a dataset id.
@@ -165,28 +178,36 @@ def read_rankings(path: str | Path, option: str = "preferences") -> list[Ranking
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a record is broken, names unknown responses or has fewer than two, or a pair's sides are equal; file and
-            line are named.
+        ValueError: a record is broken, names unknown responses or has fewer than two, or a pair's sides are equal, or stars are
+            out of range; file and line are named.
     """
-    rankings = []
+    rankings: list[Ranking] = []
+    starred: dict[tuple[str, str, str | None], int] = {}  # places in `rankings` of those made of single responses
     for where, record in read_records(path, option):
         if not isinstance(record, dict):
             raise ValueError(f"{where}: a preference is an object with 'ranking', or with 'chosen' and 'rejected'.")
-        if "ranking" in record:
+        if "ranking" in record or ("stars" in record and "responses" in record):
             rankings.append(_ranking(where, record))
+        elif "stars" in record:
+            one = _starred(where, record)
+            place = starred.setdefault((prompt_key(one.candidates.prompt), one.annotator, one.aspect), len(rankings))
+            if place == len(rankings):
+                rankings.append(one)
+            else:
+                rankings[place] = _with_starred(rankings[place], one)
         elif "chosen" in record and "rejected" in record:
             rankings.append(_pair(where, record))
         else:
             raise ValueError(
-                f"{where}: needs 'ranking', or 'chosen' and 'rejected'; it has {', '.join(map(str, record))}."
+                f"{where}: needs 'ranking', 'stars', or 'chosen' and 'rejected'; it has {', '.join(map(str, record))}."
             )
     if not rankings:
         raise ValueError(f"{option}={str(path)!r} is empty; at least one is needed.")
     return rankings
 
 
-def _candidates(where: str, record: Any) -> Candidates:
-    """Reads the prompt and the responses of a record; `where` names its file and line in errors."""
+def _candidates(where: str, record: Any, least: int = 2) -> Candidates:
+    """Reads the prompt and the responses of a record, `least` of them; `where` names its file and line in errors."""
     if not isinstance(record, dict) or "prompt" not in record or not isinstance(record.get("responses"), list):
         raise ValueError(f"{where}: needs 'prompt' and a list of 'responses'.")
     prompt = checked_prompt(where, record["prompt"])
@@ -199,7 +220,7 @@ def _candidates(where: str, record: Any) -> Candidates:
             raise ValueError(f"{where}: response {i}: finished={finished!r} must be true or false.")
         responses.append(Response(str(entry["id"]), entry["text"], finished, str(entry.get("source", ""))))
     ids = [r.id for r in responses]
-    if len(ids) < 2:
+    if len(ids) < least:
         raise ValueError(f"{where}: has {len(ids)} response; a ranking needs at least two.")
     if len(set(ids)) < len(ids):
         raise ValueError(f"{where}: two responses have the same id; the ids are {', '.join(ids)}.")
@@ -209,9 +230,11 @@ def _candidates(where: str, record: Any) -> Candidates:
 
 def _ranking(where: str, record: dict[str, Any]) -> Ranking:
     """Reads a line of ``rankings.jsonl``."""
-    candidates = _candidates(where, record)
+    candidates = _candidates(where, record, 1 if "stars" in record else 2)
     ids = {r.id for r in candidates.responses}
-    entries = record["ranking"]
+    stars = None if record.get("stars") is None else checked_stars(where, record["stars"], ids)
+    by_stars = None if stars is None else [list(tier) for tier in tiers_by_stars(stars)]
+    entries = record.get("ranking", by_stars)
     if not isinstance(entries, list) or not all(isinstance(entry, str | list) for entry in entries):
         raise ValueError(f"{where}: 'ranking' must be a list of response ids, or of lists of ids that tie.")
     tiers = tuple((t,) if isinstance(t, str) else tuple(map(str, t)) for t in entries if t)
@@ -224,11 +247,39 @@ def _ranking(where: str, record: dict[str, Any]) -> Ranking:
     if len(set(ranked)) < len(ranked):
         raise ValueError(f"{where}: the ranking names a response twice: {', '.join(ranked)}.")
     all_bad = bool(record.get("all_bad", False))
-    if len(ranked) < 2 and not all_bad:
+    if by_stars is not None and list(map(set, tiers)) != list(map(set, by_stars)):
+        raise ValueError(
+            f"{where}: 'ranking' and 'stars' contradict each other: {entries!r:.80} and {dict(stars or {})}."
+        )
+    if len(ranked) < 2 and not all_bad and stars is None:
         raise ValueError(f"{where}: the ranking holds {len(ranked)} response; it needs at least two.")
     aspect = record.get("aspect")
     annotator, margin, scores = str(record.get("annotator", "")), _margin(where, record), _scores(where, record, ids)
-    return Ranking(candidates, tiers, annotator, aspect, all_bad, margin, scores, where)
+    return Ranking(candidates, tiers, annotator, aspect, all_bad, margin, scores, stars, where)
+
+
+def _starred(where: str, record: dict[str, Any]) -> Ranking:
+    """Reads a single response and its stars as a ranking of one response."""
+    text, finished = record.get("response"), record.get("finished", True)
+    if "prompt" not in record or not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{where}: 'stars' need a 'prompt' and a 'response' that is not empty, or 'responses'.")
+    if not isinstance(finished, bool):
+        raise ValueError(f"{where}: finished={finished!r} must be true or false.")
+    prompt, star = checked_prompt(where, record["prompt"]), checked_star(where, record["stars"])
+    response = Response("r0", text, finished, str(record.get("source", "")))
+    name, annotator = str(record.get("id", prompt_key(prompt))), str(record.get("annotator", ""))
+    candidates = Candidates(name, prompt, (response,), _columns(where, record))
+    return Ranking(candidates, (("r0",),), annotator, record.get("aspect"), stars={"r0": star}, where=where)
+
+
+def _with_starred(ranking: Ranking, one: Ranking) -> Ranking:
+    """A ranking by stars with one more response."""
+    (response,), (star,) = one.candidates.responses, (one.stars or {}).values()
+    responses = ranking.candidates.responses
+    new = replace(response, id=f"r{len(responses)}")
+    stars = {**(ranking.stars or {}), new.id: star}
+    candidates = replace(ranking.candidates, responses=(*responses, new))
+    return replace(ranking, candidates=candidates, tiers=tiers_by_stars(stars), stars=stars)
 
 
 def _pair(where: str, record: dict[str, Any]) -> Ranking:
@@ -261,7 +312,7 @@ def _pair(where: str, record: dict[str, Any]) -> Ranking:
     candidates = Candidates(name, checked_prompt(where, prompt), responses, columns)
     tiers = (("chosen",), ("rejected",))
     annotator, aspect, margin = str(record.get("annotator", "")), record.get("aspect"), _margin(where, record)
-    return Ranking(candidates, tiers, annotator, aspect, False, margin, None, where)
+    return Ranking(candidates, tiers, annotator, aspect, False, margin, where=where)
 
 
 def _columns(where: str, record: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from agents.preferences.records import Ranking, Response, prompt_key
@@ -28,8 +29,8 @@ def check_pairs(which: str) -> None:
 def pairs_of(rankings: Sequence[Ranking], which: str = "all") -> list[Ranking]:
     """Makes each ranking's pairs, as rankings of two responses; pairs of equal texts are left out.
 
-    A pair's margin is the difference of the scores where both responses have one, else the ranking's margin, else the number
-    of tiers between the two.
+    A pair's margin is the difference of the scores or stars where both responses have some, else the ranking's margin, else the
+    number of tiers between the two.
 
     Args:
         rankings: Rankings of two or more responses.
@@ -52,8 +53,9 @@ def pairs_of(rankings: Sequence[Ranking], which: str = "all") -> list[Ranking]:
 
 def _margin(ranking: Ranking, better: Response, worse: Response, apart: int) -> float:
     """How much better the one is than the other; `apart` is the number of tiers from one to the other."""
-    if ranking.scores is not None and better.id in ranking.scores and worse.id in ranking.scores:
-        return max(0.0, ranking.scores[better.id] - ranking.scores[worse.id])
+    for known in (ranking.scores, ranking.stars):
+        if known is not None and better.id in known and worse.id in known:
+            return float(max(0, known[better.id] - known[worse.id]))
     return float(apart - 1) if ranking.margin is None else ranking.margin
 
 
@@ -61,13 +63,11 @@ def _pair(ranking: Ranking, better: Response, worse: Response, margin: float) ->
     """A ranking of two of a ranking's responses."""
     whole = ranking.candidates
     two = type(whole)(whole.id, whole.prompt, (better, worse), whole.columns)
-    scores = (
-        None
-        if ranking.scores is None
-        else {r.id: ranking.scores[r.id] for r in two.responses if r.id in ranking.scores}
-    )
+    names = [better.id, worse.id]
+    scores = None if ranking.scores is None else {n: ranking.scores[n] for n in names if n in ranking.scores}
+    stars = None if ranking.stars is None else {n: ranking.stars[n] for n in names if n in ranking.stars}
     tiers = ((better.id,), (worse.id,))
-    return Ranking(two, tiers, ranking.annotator, ranking.aspect, False, margin, scores, ranking.where)
+    return replace(ranking, candidates=two, tiers=tiers, all_bad=False, margin=margin, scores=scores, stars=stars)
 
 
 def pair_records(rankings: Sequence[Ranking]) -> list[dict[str, Any]]:

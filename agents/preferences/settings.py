@@ -11,6 +11,9 @@ from llm_env.reward.limits import LIMIT_RULES, CallLimits
 from llm_env.rules import TOKENS, Rule, check_settings, number, whole
 from llm_env.settings import TaskSettings
 
+RANKING, STARS = "ranking", "stars"
+PAGES = (RANKING, STARS)
+"""What people can do on the page."""
 COLLECTION_RULES: dict[str, Rule] = {
     "n_responses": whole(2),  # one response cannot be ranked
     "max_prompt_length": TOKENS,
@@ -48,6 +51,8 @@ class CollectionSettings:
     {response}, stand for the texts. Default: the instruction that is shipped."""
     judge_concurrency: int = TaskSettings.judge_concurrency
     """Requests that a judge behind a server (openai:…) is sent side by side."""
+    page: str = RANKING
+    """What people do on the page: rank the responses to a prompt (ranking), or give each 1 to 5 stars (stars)."""
     host: str = "127.0.0.1"
     """Address of the page on which people rank. 0.0.0.0 lets others in your network rank, by the token that is printed."""
     port: int = 7860
@@ -85,3 +90,13 @@ class CollectionSettings:
         """
         check_settings(self, COLLECTION_RULES)
         check_choice("judge_mode", self.judge_mode, MODES)
+        check_choice("page", self.page, PAGES)
+
+    def check_page_is_used(self, people: bool) -> None:
+        """Refuses a page that nobody would see.
+
+        Raises:
+            ValueError: people do something else than ranking, and there are none.
+        """
+        if self.page != RANKING and not people:
+            raise ValueError(f"page={self.page!r} is what people do: add --people, or in iterate --judge people.")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from agents.preferences.records import Ranking, check_leaks, prompt_key, read_rankings
+from agents.preferences.stars import MOST
 from llm_env.text.split import split_indices
 from llm_env.text.texts import EncodedText, TextRecord, encode_text
 
@@ -84,30 +85,70 @@ def encode_rankings(
         if len(set(ranks.values())) < 2:
             left_out["all tied"] += 1
             continue
-        # each response is encoded once, however many pairs it is part of
-        encoded: dict[str, EncodedText] = {}
-        for name in ranks:
-            response = ranking.candidates.response(name)
-            record = TextRecord(ranking.candidates.prompt, response.text, response.finished)
-            text = encode_text(record, tokenizer, max_prompt_length or max_length - 1)
-            left_out["cut"] += len(text.ids) > max_length
-            encoded[name] = EncodedText(text.ids[:max_length], text.start)
+        encoded = _encoded(ranking, ranks, tokenizer, max_length, max_prompt_length)
+        left_out["cut"] += sum(was_cut for _, was_cut in encoded.values())
         groups = [[better.id, worse.id] for better, worse, _ in ranking.pairs()] if in_pairs else [list(ranks)]
         for names in groups:
             # texts that differ may be equal as ids, after cutting for example
-            if len({tuple(encoded[n].ids) for n in names}) < 2:
+            if len({tuple(encoded[n][0].ids) for n in names}) < 2:
                 left_out["equal texts"] += 1
                 continue
             rows.append(
                 {
-                    "ids": [encoded[n].ids for n in names],
-                    "prompt_length": encoded[names[0]].start,
+                    "ids": [encoded[n][0].ids for n in names],
+                    "prompt_length": encoded[names[0]][0].start,
                     "tiers": [ranks[n] for n in names],
                     "head": head,
                     "margin": float("nan") if ranking.margin is None else ranking.margin,
                 }
             )
     return rows, left_out
+
+
+def encode_stars(
+    rankings: Sequence[Ranking], tokenizer: Any, max_length: int
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Encodes responses that got stars, as rows like those of `encode_rankings`; responses that tie or stand alone are kept.
+
+    Args:
+        rankings: Rankings, with or without stars.
+        tokenizer: The model's tokenizer.
+        max_length: Tokens of prompt and response; a longer response is cut on the right.
+
+    Returns:
+        The rows, whose ``tiers`` are 0 for 5 stars and 4 for 1, and how many records were left out or cut, by reason.
+    """
+    rows: list[dict[str, Any]] = []
+    left_out = {"without stars": 0, "cut": 0}
+    for ranking in rankings:
+        if not ranking.stars:
+            left_out["without stars"] += 1
+            continue
+        encoded = _encoded(ranking, ranking.stars, tokenizer, max_length, None)
+        left_out["cut"] += sum(was_cut for _, was_cut in encoded.values())
+        rows.append(
+            {
+                "ids": [text.ids for text, _ in encoded.values()],
+                "prompt_length": next(iter(encoded.values()))[0].start,
+                "tiers": [MOST - star for star in ranking.stars.values()],
+                "head": -1,
+                "margin": float("nan"),
+            }
+        )
+    return rows, left_out
+
+
+def _encoded(
+    ranking: Ranking, names: Iterable[str], tokenizer: Any, max_length: int, max_prompt_length: int | None
+) -> dict[str, tuple[EncodedText, bool]]:
+    """The ids of a prompt with each of some responses, and whether they were cut; each response is encoded once."""
+    encoded = {}
+    for name in names:
+        response = ranking.candidates.response(name)
+        record = TextRecord(ranking.candidates.prompt, response.text, response.finished)
+        text = encode_text(record, tokenizer, max_prompt_length or max_length - 1)
+        encoded[name] = EncodedText(text.ids[:max_length], text.start), len(text.ids) > max_length
+    return encoded
 
 
 def _head_of(ranking: Ranking, heads: Sequence[str] | None) -> int:

@@ -19,6 +19,8 @@ REFERENCE_CACHE = "reference_log_probs"
 """Folder of the reference's cached log-probs in a preference stage's output folder."""
 LR_SCHEDULES = ("cosine", "linear", "constant")
 RANKING_LOSSES = ("bradley_terry", "k_wise", "plackett_luce")
+STAR_LOSSES = ("ordinal", "regression")
+REWARD_LOSSES = (*RANKING_LOSSES, *STAR_LOSSES)
 MARGINS = ("none", "given", "rank")
 _WRONG_SHARE = number(least=0, below=0.5)  # from a half on, labels say the contrary
 UPDATE_RULES: dict[str, Rule] = {
@@ -227,7 +229,8 @@ class RewardSettings(RankingsSettings):
 
     loss: str = "k_wise"
     """bradley_terry: each pair an element of a batch (Stiennon et al. 2020). k_wise: all pairs of a prompt in one, each
-    response read once (InstructGPT). plackett_luce: the likelihood of the whole ranking."""
+    response read once (InstructGPT). plackett_luce: the likelihood of the whole ranking. Of stars, 1 to 5: ordinal
+    (proportional odds, McCullagh 1980) or regression."""
     margins: str = "none"
     """How far apart the scores of a pair should lie: none; given: the records' margin; rank: how many places lie between the
     two responses (Llama 2)."""
@@ -272,10 +275,25 @@ class RewardSettings(RankingsSettings):
             raise ValueError("gate=True weighs several heads; name them: --heads helpful polite.")
 
     def _check_loss(self) -> None:
-        check_choice("loss", self.loss, RANKING_LOSSES)
+        check_choice("loss", self.loss, REWARD_LOSSES)
         check_choice("margins", self.margins, MARGINS)
+        if self.learns_stars:
+            self._check_star_loss()
         if self.loss == "plackett_luce" and (self.margins != "none" or self.label_smoothing):
             raise ValueError("plackett_luce has neither margins nor label smoothing; use k_wise.")
+
+    @property
+    def learns_stars(self) -> bool:
+        """Whether the loss is one of stars, and not of rankings."""
+        return self.loss in STAR_LOSSES
+
+    def _check_star_loss(self) -> None:
+        if self.margins != "none" or self.label_smoothing or self.center_rewards_coefficient:
+            raise ValueError(
+                f"loss={self.loss!r} learns stars: it has no margins, no label smoothing and no center_rewards_coefficient."
+            )
+        if self.heads:
+            raise ValueError(f"loss={self.loss!r} has a single score; leave heads out, or train on rankings.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from agents.supervised.reward_model.stars import MEAN, THRESHOLDS, StarThresholds
 from agents.supervised.settings import RewardSettings
 from agents.supervised.trainer import save_model
 from llm_env.lm.loading import load_config, load_weights
@@ -114,9 +115,25 @@ def freeze_lower(model: PreTrainedModel, count: int, name: str) -> None:
         layer.requires_grad_(False)
 
 
-def save_reward_model(model: PreTrainedModel, tokenizer: Any, folder: Path, settings: RewardSettings) -> None:
-    """Writes the model folder: weights, dropout off, the heads' names and weights, and the gate in a file beside them."""
+def save_reward_model(
+    model: PreTrainedModel, tokenizer: Any, folder: Path, settings: RewardSettings, star_mean: float | None = None
+) -> None:
+    """Writes the model folder: weights, dropout off, the heads' names and weights, and the gate in a file beside them.
+
+    Args:
+        model: The trained model.
+        tokenizer: Its tokenizer.
+        folder: Where it is written to.
+        settings: What it was trained with.
+        star_mean: Mean of the training stars of a regression; None with another loss.
+    """
     _set_dropout_fields(model, 0.0)
+    thresholds: StarThresholds | None = getattr(model, "thresholds", None)
+    # None where a model that had learned stars was trained further on rankings
+    setattr(model.config, THRESHOLDS, None if thresholds is None else thresholds().tolist())
+    setattr(model.config, MEAN, star_mean)
+    if thresholds is not None:
+        del model.thresholds
     gate = getattr(model, "gate", None)
     if settings.heads:
         model.config.reward_heads = list(settings.heads)

@@ -210,11 +210,8 @@ def draw(path: Path, report: dict[str, Any]) -> None:
     """Draws calibration, accuracy by margin, and held-out accuracy over training."""
     figure = new_figure(11, 3.4)
     left, middle, right = figure.subplots(1, 3)
-    curve = report["calibration"]
-    left.plot([0.5, 1], [0.5, 1], color="0.7", linewidth=1)
-    left.plot([b["predicted"] for b in curve], [b["observed"] for b in curve], marker=".")
-    left.set(title="calibration", xlabel="predicted: σ(margin)", ylabel="preferred in truth")
-    margins = report["accuracy_by_margin"]
+    _draw_calibration(left, report)
+    margins = report.get("accuracy_by_margin", [])
     middle.bar(range(len(margins)), [m["accuracy"] for m in margins], color="C0", alpha=0.8)
     middle.set_xticks(range(len(margins)), [f"{m['from']:.1f} to\n{m['to']:.1f}" for m in margins], fontsize=7)
     middle.set(title="accuracy by margin", xlabel="difference of the scores", ylim=(0, 1))
@@ -225,6 +222,20 @@ def draw(path: Path, report: dict[str, Any]) -> None:
     for axes in (left, middle, right):
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=DPI)
+
+
+def _draw_calibration(axes: Any, report: dict[str, Any]) -> None:
+    """Of a model that expects stars, the stars that were given; of others how often a pair was judged as they do."""
+    curve = report.get("stars", {}).get("star_calibration")
+    if curve is not None:
+        axes.plot([1, 5], [1, 5], color="0.7", linewidth=1)
+        axes.plot([b["predicted"] for b in curve], [b["given"] for b in curve], marker=".")
+        axes.set(title="calibration", xlabel="predicted stars", ylabel="given stars")
+        return
+    curve = report["calibration"]
+    axes.plot([0.5, 1], [0.5, 1], color="0.7", linewidth=1)
+    axes.plot([b["predicted"] for b in curve], [b["observed"] for b in curve], marker=".")
+    axes.set(title="calibration", xlabel="predicted: σ(margin)", ylabel="preferred in truth")
 
 
 def accuracy_by_margin(pairs: Sequence[JudgedPair], bins: int = 5) -> list[dict[str, float]]:

@@ -27,8 +27,9 @@ from agents.supervised.reward_model.report import (
     worst_mistakes,
     write_report,
 )
+from agents.supervised.reward_model.stars import StarThresholds, given_stars, held_out_stars
 from agents.supervised.reward_model.trainer import RankingTrainer
-from agents.supervised.rows import encode_rankings, read_split
+from agents.supervised.rows import encode_rankings, encode_stars, read_split
 from agents.supervised.settings import RewardSettings
 from agents.supervised.trainer import quiet_trainer, run_trainer, trainer_arguments, training_log
 from llm_env.default_task import DEFAULT_MODEL
@@ -68,19 +69,22 @@ def train_reward_model(settings: RewardSettings, console: Console | None = None)
         if not side_rows:
             raise ValueError(f"No {side} preference is left to learn from; left out: {left_out}.")
 
+    star_mean = float(np.mean(given_stars(train))) if given_stars(train) else math.nan
     if settings.margins == "given" and all(math.isnan(row["margin"]) for row in rows):
         raise ValueError(
             f"margins='given': no record of preferences={settings.preferences!r} has a margin. Take margins='rank' or 'none'."
         )
     with settings.writing():
         model = load_base(name, settings, tokenizer)
-        trainer = _make_trainer(settings, model, tokenizer, rows, held_out_rows)
+        if settings.loss == "ordinal":
+            model.thresholds = StarThresholds(given_stars(train))
+        trainer = _make_trainer(settings, model, tokenizer, rows, held_out_rows, star_mean)
         trained = run_trainer(trainer, settings, console or Console(quiet=True))
         folder = settings.output_dir / "reward_model"
-        save_reward_model(trained, tokenizer, folder, settings)
+        save_reward_model(trained, tokenizer, folder, settings, star_mean if settings.loss == "regression" else None)
         mean, std = normalize(folder, train, settings)
 
-        report = evaluate(folder, held_out, settings, gold)
+        report = evaluate(folder, held_out, settings, gold, star_mean)
         report |= {
             "loss": settings.loss,
             "left_out": left_out,
@@ -98,6 +102,8 @@ def _encode(
     rankings: Sequence[Ranking], tokenizer: Any, settings: RewardSettings
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Rows to train on, and how many records were left out, by reason."""
+    if settings.learns_stars:
+        return encode_stars(rankings, tokenizer, settings.max_length)
     in_pairs = settings.loss == "bradley_terry"
     return encode_rankings(rankings, tokenizer, settings.max_length, in_pairs, list(settings.heads) or None)
 
@@ -108,6 +114,7 @@ def _make_trainer(
     tokenizer: Any,
     rows: list[dict[str, Any]],
     held_out: list[dict[str, Any]],
+    star_mean: float = 0.0,
 ) -> RankingTrainer:
     """`RankingTrainer` on encoded rows, with LoRA adapters and early stopping where the settings want them."""
     from datasets import Dataset
@@ -122,6 +129,8 @@ def _make_trainer(
             "greater_is_better": True,
         }
     lora = adapter_config(model, settings.lora_rank, task_type="SEQ_CLS") if settings.lora_rank else None
+    if lora is not None and hasattr(model, "thresholds"):
+        lora.modules_to_save = ["thresholds"]  # trained as they are, without adapters
     return RankingTrainer(
         model=model,
         args=RewardConfig(
@@ -132,7 +141,8 @@ def _make_trainer(
         processing_class=tokenizer,
         peft_config=lora,
         callbacks=[EarlyStoppingCallback(settings.early_stopping)] if settings.early_stopping else None,
-        ranking_loss=RankingLoss(settings),
+        ranking_loss=None if settings.learns_stars else RankingLoss(settings),
+        star_mean=star_mean,
         head_weights=head_shares(settings),
     )
 
@@ -185,7 +195,11 @@ def normalize(folder: Path, train: Sequence[Ranking], settings: RewardSettings) 
 
 
 def evaluate(
-    folder: Path, held_out: Sequence[Ranking], settings: RewardSettings, gold: TextReward | None = None
+    folder: Path,
+    held_out: Sequence[Ranking],
+    settings: RewardSettings,
+    gold: TextReward | None = None,
+    star_mean: float = math.nan,
 ) -> dict[str, Any]:
     """The report on held-out preferences.
 
@@ -194,12 +208,21 @@ def evaluate(
         held_out: Preferences that were not trained on.
         settings: As for `raw_scores`.
         gold: Scores texts in an order that is compared with the model's; None: no such comparison.
+        star_mean: Mean of the training stars.
+
+    Raises:
+        ValueError: there is no pair with a better and a worse side, and the loss is not one of stars.
     """
     scores = raw_scores(folder, held_out, settings)
     pairs = judged_pairs(held_out, scores, gold)
     flat = [s[c.id] for r, s in zip(held_out, scores, strict=True) for c in r.candidates.responses]
     words = [len(c.text.split()) for r in held_out for c in r.candidates.responses]
-    report = summarize(pairs, flat, words)
-    report["accuracy_by_margin"] = accuracy_by_margin(pairs)
+    # Stars may be of single responses, of which no two can be compared within a prompt.
+    report: dict[str, Any] = summarize(pairs, flat, words) if pairs or not settings.learns_stars else {"pairs": 0}
+    if pairs:
+        report["accuracy_by_margin"] = accuracy_by_margin(pairs)
     report["worst_mistakes"] = worst_mistakes(pairs)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if (of_stars := held_out_stars(held_out, scores, config, star_mean)) is not None:
+        report["stars"] = of_stars
     return report

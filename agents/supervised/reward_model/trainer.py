@@ -12,7 +12,9 @@ from peft import PeftModel
 from torch import Tensor
 from trl import RewardTrainer
 
+from agents.preferences.stars import MOST
 from agents.supervised.reward_model.losses import RankingLoss
+from agents.supervised.reward_model.stars import StarThresholds, ordinal_loss, regression_loss
 from llm_env.lm.packed_attention import packed_states
 from llm_env.lm.packing import pack_ends
 from llm_env.reward.heads import Gate
@@ -52,15 +54,23 @@ class RankingTrainer(RewardTrainer):
 
     Args:
         args: Positional arguments of `RewardTrainer`.
-        ranking_loss: The loss of one prompt's scores.
+        ranking_loss: The loss of one prompt's scores. None: rows are those of `encode_stars`, and the loss is ``ordinal`` where
+            the model has an attribute ``thresholds``, else ``regression``.
+        star_mean: Mean of the training stars, for ``regression``.
         head_weights: Weight of each head in the overall score; None with a single head, or with a gate.
         kwargs: Keyword arguments of `RewardTrainer`. Where the model has an attribute ``gate``, the gate weighs the heads.
     """
 
     def __init__(
-        self, *args: Any, ranking_loss: RankingLoss, head_weights: list[float] | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        ranking_loss: RankingLoss | None,
+        star_mean: float = 0.0,
+        head_weights: list[float] | None = None,
+        **kwargs: Any,
     ) -> None:
         self.ranking_loss = ranking_loss
+        self.star_mean = star_mean
         self.head_weights = head_weights
         model = kwargs["model"]
         # Trained is what is scored later: a decoder's head on packed texts, or the model's own forward pass.
@@ -139,24 +149,50 @@ class RankingTrainer(RewardTrainer):
         """The mean of the rows' losses; logs the share of pairs in the right order, and the mean score."""
         mode = "train" if model.training else "eval"
         scores = self.scores(model, inputs)  # (n,)
-        counts = inputs["counts"].tolist()
-        losses, right, pairs = [], 0.0, 0
-        for row_scores, tiers, margin in zip(
-            scores.split(counts), inputs["tiers"].split(counts), inputs["margins"].tolist(), strict=True
-        ):
-            losses.append(self.ranking_loss(row_scores, tiers.tolist(), None if math.isnan(margin) else margin))
-            with torch.no_grad():
-                is_better = tiers[:, None] < tiers[None]  # (K, K): [i, j] is True where i was ranked above j
-                differences = (row_scores[:, None] - row_scores[None])[is_better]
-                right += float((differences > 0).sum()) + 0.5 * float((differences == 0).sum())
-                pairs += int(is_better.sum())
-        loss = torch.stack(losses).mean()
+        if self.ranking_loss is None:
+            loss = self._star_loss(model, scores, MOST - inputs["tiers"])
+            # stars are absolute: all responses of the batch can be compared
+            right, pairs = _in_order(scores.detach(), inputs["tiers"])
+        else:
+            loss, right, pairs = self._ranking_loss(self.ranking_loss, scores, inputs)
         with torch.no_grad():  # counts are added up over the devices before they are divided
             totals = torch.tensor([[right, float(pairs)]], device=loss.device)
             gathered = self.accelerator.gather_for_metrics(totals).sum(0)
             self._metrics[mode]["accuracy"].append(float(gathered[0] / gathered[1].clamp(min=1)))
             self._metrics[mode]["mean_reward"].append(float(scores.mean()))
         return (loss, {"scores": scores.detach()}) if return_outputs else loss
+
+    def _star_loss(self, model: Any, scores: Tensor, stars: Tensor) -> Tensor:
+        """The loss of stars, of scores and stars of shape (n,) each."""
+        thresholds: StarThresholds | None = getattr(self.accelerator.unwrap_model(model), "thresholds", None)
+        if thresholds is None:
+            return regression_loss(scores, stars, self.star_mean)
+        return ordinal_loss(scores, stars, thresholds())
+
+    @staticmethod
+    def _ranking_loss(ranking_loss: RankingLoss, scores: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, float, int]:
+        """The mean of the rows' losses, how many pairs are in the right order, and how many there are."""
+        counts = inputs["counts"].tolist()
+        losses, right, pairs = [], 0.0, 0
+        for row_scores, tiers, margin in zip(
+            scores.split(counts), inputs["tiers"].split(counts), inputs["margins"].tolist(), strict=True
+        ):
+            losses.append(ranking_loss(row_scores, tiers.tolist(), None if math.isnan(margin) else margin))
+            row_right, row_pairs = _in_order(row_scores.detach(), tiers)
+            right, pairs = right + row_right, pairs + row_pairs
+        return torch.stack(losses).mean(), right, pairs
+
+
+def _in_order(scores: Tensor, tiers: Tensor) -> tuple[float, int]:
+    """How many pairs have scores in the right order, equal ones counting one half; and how many there are that do not tie.
+
+    Args:
+        scores: Shape (K,).
+        tiers: 0 the best, shape (K,).
+    """
+    is_better = tiers[:, None] < tiers[None]  # (K, K): [i, j] is True where i was ranked above j
+    differences = (scores[:, None] - scores[None])[is_better]
+    return float((differences > 0).sum()) + 0.5 * float((differences == 0).sum()), int(is_better.sum())
 
 
 @contextlib.contextmanager

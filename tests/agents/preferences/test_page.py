@@ -115,9 +115,9 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def start_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
+def start_server(folder: Path, port: int, *more: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, str(ROOT / "scripts" / "collect_preferences.py"), "--output-dir", str(folder)]
-    server = subprocess.Popen([*command, "--people", "--port", str(port)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    server = subprocess.Popen([*command, "--people", "--port", str(port), *more], cwd=ROOT, stdout=subprocess.DEVNULL)
     for _ in range(600):
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=1).read()
@@ -183,3 +183,55 @@ def test_ranking_in_a_browser_survives_a_killed_server(tmp_path: Path) -> None:
     rankings = read_rankings(tmp_path / "rankings.jsonl")
     assert [r.candidates.id for r in rankings] == ["p0", "p1", "p2"]
     assert all(r.tiers == (("r0",), ("r1",), ("r2",)) and r.annotator == "ann" for r in rankings)
+
+
+def begin(page, name: str) -> None:
+    page.locator("#begin").wait_for()
+    page.locator("#name textarea, #name input").first.fill(name)
+    page.locator("#begin").click()
+    page.locator("#response0").wait_for()
+
+
+def give_stars(page, expected_done: int) -> None:
+    """Gives answer 0 one star, answer 1 three and answer 2 five, whatever the order on the page."""
+    for place in range(3):
+        number = int(page.locator(f"#response{place} textarea").input_value().split()[1])
+        page.locator(f"#rank{place} label").filter(has_text=str(1 + 2 * number)).click()
+    page.locator("#submit").click()
+    page.wait_for_function(f"document.querySelector('#status').innerText.includes('{expected_done} ')")
+    page.wait_for_timeout(300)
+
+
+@needs_browser
+@pytest.mark.slow
+def test_stars_in_a_browser_survive_a_killed_server(tmp_path: Path) -> None:
+    pytest.importorskip("gradio")
+    (tmp_path / "responses.jsonl").write_text("".join(json.dumps(c.to_json()) + "\n" for c in candidates()))
+    port = free_port()
+    server = start_server(tmp_path, port, "--page", "stars")
+    try:
+        with open_page(f"http://127.0.0.1:{port}") as page:
+            begin(page, "ann")
+            assert page.locator("#rank0 label").count() == 5
+            assert not page.locator("#all_bad").is_visible()
+            page.locator("#submit").click()  # nothing given yet: refused, with a reason
+            page.get_by_text("No stars yet").first.wait_for()
+            give_stars(page, 1)
+            give_stars(page, 2)
+            assert not page.errors
+        server.send_signal(signal.SIGKILL)
+        server.wait()
+        assert len(read_rankings(tmp_path / "rankings.jsonl")) == 2
+        server = start_server(tmp_path, port, "--page", "stars")
+        with open_page(f"http://127.0.0.1:{port}") as page:
+            begin(page, "ann")
+            assert "2 of 3" in page.locator("#status").inner_text()
+            assert "Question 2" in page.locator("#prompt textarea").input_value()
+            give_stars(page, 3)
+            assert "All 3 are done" in page.locator("#status").inner_text()
+    finally:
+        server.kill()
+        server.wait()
+    rankings = read_rankings(tmp_path / "rankings.jsonl")
+    assert [r.candidates.id for r in rankings] == ["p0", "p1", "p2"]
+    assert all(r.stars == {"r0": 1, "r1": 3, "r2": 5} and r.annotator == "ann" for r in rankings)

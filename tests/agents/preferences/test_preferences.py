@@ -76,7 +76,7 @@ def test_broken_rankings_are_refused_with_file_and_line(tmp_path: Path, changes:
         ({"prompt": "How?", "chosen": "Good.", "rejected": " Good. "}, "are the same"),
         ({"prompt": "How?", "chosen": "", "rejected": "Bad."}, "'chosen' must be a text that is not empty"),
         ({"chosen": "Good.", "rejected": "Bad."}, "needs a 'prompt'"),
-        ({"prompt": "How?", "chosen": "Good."}, "needs 'ranking', or 'chosen' and 'rejected'"),
+        ({"prompt": "How?", "chosen": "Good."}, "needs 'ranking', 'stars', or 'chosen' and 'rejected'"),
         ({"prompt": "How?", "chosen": "Good.", "rejected": "Bad.", "margin": -1}, "margin=-1"),
     ],
 )

@@ -1,0 +1,74 @@
+"""Mistakes around stars, corrections and what people say in conversations."""
+
+from __future__ import annotations
+
+from tests.mistakes import Mutation
+
+_STARS = ("tests/agents/preferences/test_stars.py",)
+_STAR_LOSSES = ("tests/agents/supervised/test_stars.py",)
+
+FEEDBACK = [
+    Mutation(
+        "few stars stand above many",
+        "agents/preferences/stars.py",
+        "sorted(set(stars.values()), reverse=True)",
+        "sorted(set(stars.values()))",
+        _STARS,
+    ),
+    Mutation(
+        "stars of all annotators are one ranking",
+        "agents/preferences/records.py",
+        "(prompt_key(one.candidates.prompt), one.annotator, one.aspect)",
+        "(prompt_key(one.candidates.prompt), '', one.aspect)",
+        _STARS,
+    ),
+    Mutation(
+        "stars go to the responses in the order of the page",
+        "agents/preferences/page.py",
+        "chosen[order[place]] = int(choice or 0)",
+        "chosen[place] = int(choice or 0)",
+        _STARS,
+    ),
+    Mutation(
+        "a ranking that was there counts as stars",
+        "agents/preferences/answers.py",
+        "if self.in_stars and ranking.stars is None:",
+        "if False:",
+        _STARS,
+    ),
+    Mutation(
+        "ranking and stars may contradict each other",
+        "agents/preferences/records.py",
+        "if by_stars is not None and list(map(set, tiers)) != list(map(set, by_stars)):",
+        "if False:",
+        _STARS,
+    ),
+    Mutation(
+        "the lower threshold of a number of stars is that of the next",
+        "agents/supervised/reward_model/stars.py",
+        "lower = thresholds[(stars - 2).clamp(min=0)] - scores",
+        "lower = thresholds[(stars - 1).clamp(max=MOST - 2)] - scores",
+        _STAR_LOSSES,
+    ),
+    Mutation(
+        "thresholds may cross",
+        "agents/supervised/reward_model/stars.py",
+        "self.first + softplus(self.steps).cumsum(0)",
+        "self.first + self.steps.cumsum(0)",
+        _STAR_LOSSES,
+    ),
+    Mutation(
+        "expected stars begin at none",
+        "agents/supervised/reward_model/stars.py",
+        "return 1 + (1 / (1 + np.exp(",
+        "return 0 + (1 / (1 + np.exp(",
+        _STAR_LOSSES,
+    ),
+    Mutation(
+        "under LoRA the thresholds stay where they began",
+        "agents/supervised/reward_model/train.py",
+        'lora.modules_to_save = ["thresholds"]',
+        "lora.modules_to_save = None",
+        _STAR_LOSSES,
+    ),
+]

@@ -47,6 +47,7 @@ def test_rounds_of_the_version_before_go_on(tmp_path: Path) -> None:
         "judge_mode",
         "judge_prompt",
         "judge_concurrency",
+        "page",
     }
     assert set(flat_types(IterationSettings)) == names
     with pytest.raises(ValueError, match=r"has rounds with other settings \(epochs\)"):

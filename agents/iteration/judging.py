@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def rank(state: RoundsState, number: int) -> None:
 
             path = folder / "rankings.jsonl"
             page = settings.host, settings.port, state.console, settings.page
-            serve(candidates, path, (), *page, until_complete=True)
+            serve(candidates, path, (), *page, until=operator.attrgetter("complete"))
         else:
             seed = settings.seed + JUDGE_SEED_STEP * number + place
             judge = load_judge(name, settings, state.load, seed, state.console)

@@ -46,12 +46,14 @@ class Answers:
         path: ``rankings.jsonl``; what is in it counts as answered.
         questions: The questions, in the order in which they are put.
         in_stars: Whether only answers in stars count; else a ranking by stars counts as a ranking.
+        may_tie: Whether a ranking in which all responses tie is an answer.
         rankings: The answers by (annotator, prompt id, aspect); filled from the file.
     """
 
     path: Path
     questions: list[Question]
     in_stars: bool = False
+    may_tie: bool = False
     rankings: dict[tuple[str, str, str | None], Ranking] = field(default_factory=dict)
     _skipped: dict[str, list[int]] = field(
         default_factory=dict

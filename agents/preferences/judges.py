@@ -6,7 +6,7 @@ from rich.console import Console
 
 from agents.preferences.judge import Judge, RewardJudge
 from agents.preferences.language_judge import LanguageJudge
-from agents.preferences.settings import CollectionSettings
+from agents.preferences.settings import ComparisonSettings
 from llm_env.lm.names import LoadSettings
 from llm_env.reward.judges.asking import load_asked_model
 from llm_env.reward.judges.instruction import read_instruction
@@ -14,7 +14,7 @@ from llm_env.reward.judges.names import check_judge_name, is_language_judge
 
 
 def load_judge(
-    name: str, settings: CollectionSettings, load: LoadSettings, seed: int, console: Console | None = None
+    name: str, settings: ComparisonSettings, load: LoadSettings, seed: int, console: Console | None = None
 ) -> Judge:
     """Loads a judge.
 

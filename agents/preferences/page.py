@@ -6,7 +6,7 @@ import os
 import re
 import string
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ class RankingPage:
 
     def keep(self, annotator: str, number: int, ranks: list[int]) -> list[Any]:
         """Keeps the ranks of the candidates, in their order, unless all are the same."""
-        if len(set(ranks)) == 1:
+        if len(set(ranks)) == 1 and not self.answers.may_tie:
             return self.stay("All have the same rank. If none is any good, say 'All bad'; if all are as good, skip.")
         self.answers.add(annotator, number, ranks)
         return self.show(annotator, "Saved.")
@@ -221,7 +221,8 @@ def serve(
     port: int,
     console: Console,
     kind: str,
-    until_complete: bool = False,
+    until: Callable[[Answers], bool] | None = None,
+    may_tie: bool = False,
 ) -> None:
     """Serves the page until Ctrl-C.
 
@@ -233,22 +234,23 @@ def serve(
         port: Port to listen at.
         console: Where the page's address, and in the end the number of answers, is printed.
         kind: What people do, one of `agents.preferences.settings.PAGES`.
-        until_complete: Return as well when somebody has answered each question.
+        until: Return as well when this says so of the answers, which it is asked each second.
+        may_tie: Whether a ranking in which all responses tie is an answer.
 
     Raises:
         ValueError: gradio is not installed, or the file of answers holds something else.
         OSError: the port is taken.
     """
-    answers = Answers(path, [Question(c, a) for a in aspects or (None,) for c in candidates], kind == STARS)
+    answers = Answers(path, [Question(c, a) for a in aspects or (None,) for c in candidates], kind == STARS, may_tie)
     try:
         page = build(answers)
     except ImportError as error:
         raise ValueError("--people needs gradio: pip install '.[people]'.") from error
     address = launch(page, host, port)
-    end = "It goes on when all are answered; Ctrl-C stops." if until_complete else "Ctrl-C ends."
+    end = "Ctrl-C ends." if until is None else "It goes on when enough is answered; Ctrl-C stops."
     say(console, f"The page: {address}  ({len(answers.questions)} prompts). {end}")
     try:
-        while not (until_complete and answers.complete):
+        while until is None or not until(answers):
             time.sleep(1)
     finally:
         page.close()

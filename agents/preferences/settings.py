@@ -26,13 +26,11 @@ COLLECTION_RULES: dict[str, Rule] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class CollectionSettings:
-    """What is responded to, how often, and how responses are ranked. Reading it imports no torch."""
+class ComparisonSettings:
+    """What is responded to, and how responses are compared. Reading it imports no torch."""
 
     prompts: str | None = None
     """Prompts to respond to: a .txt, .jsonl, .csv or .parquet file, or a dataset id. Default: the embedded ones."""
-    n_responses: int = 4
-    """Responses to each prompt, at least 2; near-duplicates are drawn anew, and left out if that does not help."""
     max_prompt_length: int = TaskSettings.max_prompt_length
     """Tokens of a prompt; longer prompts are cut on the left."""
     max_new_tokens: int = TaskSettings.max_new_tokens
@@ -88,7 +86,7 @@ class CollectionSettings:
         Raises:
             ValueError: one breaks its rule.
         """
-        check_settings(self, COLLECTION_RULES)
+        check_settings(self, {name: rule for name, rule in COLLECTION_RULES.items() if hasattr(self, name)})
         check_choice("judge_mode", self.judge_mode, MODES)
         check_choice("page", self.page, PAGES)
 
@@ -100,3 +98,11 @@ class CollectionSettings:
         """
         if self.page != RANKING and not people:
             raise ValueError(f"page={self.page!r} is what people do: add --people, or in iterate --judge people.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectionSettings(ComparisonSettings):
+    """The same, where several responses to each prompt are ranked."""
+
+    n_responses: int = 4
+    """Responses to each prompt, at least 2; near-duplicates are drawn anew, and left out if that does not help."""

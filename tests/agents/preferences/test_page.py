@@ -107,6 +107,8 @@ def test_the_page_refuses_half_a_ranking_and_one_that_says_nothing(page: Ranking
     assert page.start(" ")[:3] == [None, None, None]
     assert page.start(" ann ")[0] == "ann"
     assert page.skip("ann", 0)[0] == 1  # the other question comes first
+    page.answers.may_tie = True
+    assert page.submit("ann", 0, "2", "2", "2")[2] == "Saved."
 
 
 def free_port() -> int:

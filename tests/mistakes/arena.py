@@ -1,0 +1,89 @@
+"""Mistakes around comparisons of actors: A/B tests, arenas, strengths."""
+
+from __future__ import annotations
+
+from tests.mistakes import Mutation
+
+_SEQUENTIAL = ("tests/agents/evaluation/test_sequential.py",)
+_STRENGTHS = ("tests/agents/evaluation/test_strengths.py",)
+_AB = ("tests/agents/preferences/test_ab.py",)
+
+ARENA = [
+    Mutation(
+        "the sequential test is one for a single look",
+        "agents/evaluation/sequential.py",
+        "        if log_e_value(wins, losses) >= limit:",
+        "        if abs(wins - losses) ** 2 > 3.84 * (wins + losses):",
+        _SEQUENTIAL,
+    ),
+    Mutation(
+        "the mixture lacks its normalization",
+        "agents/evaluation/sequential.py",
+        "_log_beta(wins + spread, losses + spread) - _log_beta(spread, spread)",
+        "_log_beta(wins + spread, losses + spread)",
+        _SEQUENTIAL,
+    ),
+    Mutation(
+        "the loser is called better",
+        "agents/evaluation/sequential.py",
+        '"a" if wins > losses else "b"',
+        '"b" if wins > losses else "a"',
+        _SEQUENTIAL,
+    ),
+    Mutation(
+        "a tie counts as a loss in the test",
+        "agents/evaluation/sequential.py",
+        "losses + (outcome < 0.5)",
+        "losses + (outcome <= 0.5)",
+        _SEQUENTIAL,
+    ),
+    Mutation(
+        "strengths leave out how hard the opponents were",
+        "agents/evaluation/strengths.py",
+        "expected = _sigmoid(theta[:, None] - theta[None, :])",
+        "expected = _sigmoid(theta[:, None] - 0 * theta[None, :])",
+        _STRENGTHS,
+    ),
+    Mutation(
+        "games on one prompt count as independent",
+        "agents/evaluation/strengths.py",
+        "matrices = np.array([score_matrix(games, players) for games in by_prompt])",
+        "matrices = np.array([score_matrix([g], players) for games in by_prompt for g in games])",
+        _STRENGTHS,
+    ),
+    Mutation(
+        "A's wins are B's",
+        "agents/preferences/ab.py",
+        "return float(ranks[A] < ranks[B])",
+        "return float(ranks[A] > ranks[B])",
+        _AB,
+    ),
+    Mutation(
+        "a prompt that two people compared counts twice",
+        "agents/preferences/ab.py",
+        "first.setdefault(ranking.candidates.id, ranking)",
+        "first[ranking.candidates.id + ranking.annotator] = ranking",
+        _AB,
+    ),
+    Mutation(
+        "a test that was interrupted answers anew",
+        "agents/preferences/ab.py",
+        "            if i >= len(kept):\n",
+        "            if True:\n",
+        _AB,
+    ),
+    Mutation(
+        "best of n keeps the first",
+        "agents/preferences/players.py",
+        "key=s.__getitem__",
+        "key=lambda i: -i",
+        _AB,
+    ),
+    Mutation(
+        "people may not find two responses equally good",
+        "agents/preferences/page.py",
+        "if len(set(ranks)) == 1 and not self.answers.may_tie:",
+        "if len(set(ranks)) == 1:",
+        ("tests/agents/preferences/test_page.py",),
+    ),
+]

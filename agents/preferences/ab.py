@@ -173,7 +173,7 @@ def run_with_judge(test: ABTest, judge: Judge, folder: Path, load: LoadSettings,
 
 
 def run_with_people(
-    test: ABTest, folder: Path, load: LoadSettings, page: tuple[str, int], console: Console
+    test: ABTest, folder: Path, load: LoadSettings, page: tuple[str, int, str], console: Console
 ) -> list[Ranking]:
     """Answers all prompts, and opens a page on which people compare, until the test is decided.
 

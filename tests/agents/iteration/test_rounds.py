@@ -295,7 +295,7 @@ def test_people_rank_on_the_page_and_the_round_goes_on(tmp_path: Path, monkeypat
         def close(self) -> None:
             """Nothing is open."""
 
-    def answering(answers: page.Answers, ties: bool = False) -> Quiet:
+    def answering(answers: page.Answers) -> Quiet:
         def work() -> None:
             while (number := answers.next("ann")) is not None:
                 answers.add("ann", number, range(1, 1 + len(answers.questions[number].candidates.responses)))

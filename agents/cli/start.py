@@ -17,3 +17,9 @@ def start(name: str) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("Stopped.\n")
         return 130
+
+
+def called_as() -> str:
+    """How this command was called, without its options: ``llm-env train``, or ``python scripts/train.py``."""
+    name = sys.argv[0]
+    return f"python {name}" if name.endswith(".py") else name

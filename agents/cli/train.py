@@ -22,6 +22,7 @@ import tyro
 from safetensors import SafetensorError
 
 from agents.cli.arguments import parse_command_line, read_command_line
+from agents.cli.start import called_as
 from agents.console import PlainConsole, plain_warnings, print_error
 from agents.flat_settings import read_settings, to_flat
 from agents.runs.settings import CHANGEABLE, RunSettings
@@ -127,7 +128,7 @@ def train(settings: RunSettings, folder: Path, resume: bool) -> int:
         run.train()
     except KeyboardInterrupt:
         if run is not None:  # else nothing is there to go on with
-            console.print(f"Stopped. Go on with: python scripts/train.py --resume {folder}")
+            console.print(f"Stopped. Go on with: {called_as()} --resume {folder}")
         return 130
     except FloatingPointError as error:  # going on from the checkpoint would come to the same numbers
         return fail(str(error), folder, None)
@@ -164,7 +165,7 @@ def fail(message: str, folder: Path | None, run: object | None) -> int:
     """
     print_error(message)
     if run is not None and folder is not None and (folder / "checkpoints").is_dir():
-        console.print(f"Go on with: python scripts/train.py --resume {folder}")
+        console.print(f"Go on with: {called_as()} --resume {folder}")
     return 1
 
 

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import agents.cli
+from agents.cli.main import commands, main, overview
+from agents.cli.start import called_as
+from llm_env import __version__
+
+FOLDER = Path(agents.cli.__file__).parent
+NO_COMMANDS = ("__init__", "arguments", "main", "start")
+
+
+def test_each_command_is_there_once_and_is_explained() -> None:
+    modules = [command.module for command in commands().values()]
+    assert sorted(modules) == sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in NO_COMMANDS)
+    for name, command in commands().items():
+        assert f"  {name} " in overview()
+        assert command.about in overview()
+        assert callable(importlib.import_module(f"agents.cli.{command.module}").main)
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"]])
+def test_help(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 0
+    assert capsys.readouterr().out == overview()
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"llm-env {__version__}\n"
+
+
+@pytest.mark.parametrize(("word", "meant"), [("trian", "Did you mean train?"), ("xyz", "See llm-env --help.")])
+def test_a_command_that_is_not_there(word: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([word]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: llm-env has no command '{word}'.")
+    assert meant in said
+    assert said.count("\n") == 1
+
+
+def test_the_rest_goes_to_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["llm-env"])
+    with pytest.raises(SystemExit) as stop:
+        main(["ab", "--help"])
+    assert stop.value.code == 0
+    assert "usage: llm-env ab " in capsys.readouterr().out
+
+
+def test_help_loads_nothing_that_takes_long() -> None:
+    code = (
+        "import sys; from agents.cli.main import main; main(['--help']); "
+        "print(sorted({'torch', 'transformers', 'tyro'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("scripts/train.py", "python scripts/train.py"), ("llm-env train", "llm-env train")]
+)
+def test_a_hint_calls_the_command_as_it_was_called(name: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--resume"])
+    assert called_as() == words

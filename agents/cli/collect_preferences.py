@@ -5,10 +5,12 @@ r"""Collects preferences: samples responses, and has a judge or people rank them
         --actors runs/sft/actor runs/demo/checkpoints/step_000000102400 --temperatures 0.7 1.0 --prompts prompts.jsonl
     python scripts/collect_preferences.py --output-dir runs/preferences --people     a page to rank on, in the browser
     python scripts/collect_preferences.py --output-dir runs/stars --people --page stars     the same with 1 to 5 stars
+    python scripts/collect_preferences.py --output-dir runs/corrected --corrector openai:http://localhost:8000/v1#NAME
     python scripts/collect_preferences.py --output-dir runs/judged --labels people.jsonl \
         --judge openai:http://localhost:8000/v1#NAME                                 a language model, compared with people
 
-Writes responses.jsonl, rankings.jsonl, pairs.jsonl (TRL's format), agreement.json and judges.json to the folder. What is there
+Writes responses.jsonl, rankings.jsonl, pairs.jsonl (TRL's format), agreement.json and judges.json to the folder, and of
+corrections corrections.jsonl, corrected_pairs.jsonl and corrected_texts.jsonl. What is there
 is not made again; a page goes on where it stopped. For Label Studio: --export-tasks, and later --import-export FILE.
 """
 
@@ -26,11 +28,12 @@ from agents.cli.arguments import parse_command_line, read_command_line
 from agents.console import SAME_COMMAND, PlainConsole, attempt
 from agents.output_folder import check_output_folder, locked
 from agents.preferences.records import Candidates, Ranking
-from agents.preferences.settings import CollectionSettings
+from agents.preferences.settings import CORRECTIONS, CollectionSettings
 from llm_env.lm.names import LoadSettings
 from llm_env.rules import SEED, Each, Rule, check_settings, number, whole
 
 if TYPE_CHECKING:
+    from agents.preferences.corrector import Corrector
     from agents.preferences.judge import Judge
 
 console = PlainConsole()
@@ -104,6 +107,7 @@ def collect(args: Args) -> None:
         FileNotFoundError, ValueError: something cannot be loaded, or a setting breaks its rule.
     """
     from agents.local_page import check_page
+    from agents.preferences.corrector import load_corrector
     from agents.preferences.judges import load_judge
     from agents.preferences.records import read_rankings
     from llm_env.lm.loading import resolve_device
@@ -116,26 +120,33 @@ def collect(args: Args) -> None:
         raise FileNotFoundError(f"import_export={str(args.import_export)!r}: there is no such file.")
     if args.people:
         check_page(args.host, args.port)
-    if not (args.judge or args.people or args.export_tasks or args.import_export):
-        console.print("Nobody ranks: give --judge, --people or --export-tasks. Only responses are sampled.")
+    if not (args.judge or args.people or args.corrector or args.export_tasks or args.import_export):
+        console.print(
+            "Nobody ranks: give --judge, --people, --corrector or --export-tasks. Only responses are sampled."
+        )
     device = str(resolve_device(args.device))
     load = LoadSettings("float32", device, args.trust_remote_code, args.special_tokens_in_text)
     labels = read_rankings(args.labels, "labels") if args.labels is not None else None
     # loaded before anything is sampled, so that a wrong name is told at once
     judge = load_judge(args.judge, args, load, args.seed, console) if args.judge else None
+    corrector = load_corrector(args, load, console) if args.corrector else None
     with locked(args.output_dir):
-        sample_and_rank(args, load, judge, labels)
+        sample_and_rank(args, load, judge, corrector, labels)
 
 
-def sample_and_rank(args: Args, load: LoadSettings, judge: Judge | None, labels: list[Ranking] | None) -> None:
+def sample_and_rank(
+    args: Args, load: LoadSettings, judge: Judge | None, corrector: Corrector | None, labels: list[Ranking] | None
+) -> None:
     """Does what `collect` says, in a folder that no other process writes to.
 
     Args:
         args: The command line, checked.
         load: How models are loaded.
         judge: Ranks the responses, or None.
+        corrector: Rewrites the responses, or None.
         labels: What people ranked, whose responses take the place of sampled ones; None: there are none.
     """
+    from agents.preferences.corrections import FILE as CORRECTIONS_FILE
     from agents.preferences.folder import labeled_candidates
     from agents.preferences.records import read_rankings
 
@@ -147,12 +158,16 @@ def sample_and_rank(args: Args, load: LoadSettings, judge: Judge | None, labels:
         add_imported(path, args.import_export, candidates)
     if judge is not None:
         judge_all(args.output_dir, candidates, judge, labels)
+    if corrector is not None:
+        corrector.correct_in(args.output_dir, candidates)
     if args.people:
         from agents.preferences.page import serve
 
-        serve(candidates, path, args.aspects, args.host, args.port, console, args.page)
+        answers = args.output_dir / CORRECTIONS_FILE if args.page == CORRECTIONS else path
+        serve(candidates, answers, args.aspects, args.host, args.port, console, args.page)
     if path.is_file():
         summarize(args.output_dir, read_rankings(path))
+    summarize_corrections(args.output_dir)
 
 
 def judge_all(folder: Path, candidates: Sequence[Candidates], judge: Judge, labels: list[Ranking] | None) -> None:
@@ -266,6 +281,21 @@ def summarize(folder: Path, rankings: Sequence[Ranking]) -> None:
             one, other = pair["annotators"]
             console.print(f"  {one} and {other}: κ = {pair['kappa']:.2f}, {pair['agreed']:.0%} of {pair['pairs']}")
     console.print(f"Files: {folder / 'rankings.jsonl'}, {folder / 'pairs.jsonl'}")
+
+
+def summarize_corrections(folder: Path) -> None:
+    """Writes what corrections train, and prints how many there are."""
+    from agents.preferences.corrections import FILE, PAIRS_FILE, TEXTS_FILE, read_corrections, write_training_files
+    from agents.preferences.corrector import correction_counts
+
+    corrections = read_corrections(folder / FILE)
+    if not corrections:
+        return
+    write_training_files(folder, corrections)
+    for name, of in correction_counts(corrections).items():
+        cut = f", {of['cut']} of them cut off" if of["cut"] else ""
+        console.print(f"{name}: {of['corrected']:,} of {of['responses']:,} responses corrected{cut}.")
+    console.print(f"Files: {folder / FILE}, {folder / PAIRS_FILE}, {folder / TEXTS_FILE}")
 
 
 def check(argv: Sequence[str]) -> None:

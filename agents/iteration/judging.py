@@ -14,16 +14,20 @@ from agents.evaluation.gold import load_gold
 from agents.files import write_json
 from agents.iteration.settings import PEOPLE, REJECTION_SAMPLING, IterationSettings
 from agents.iteration.state import RoundsState, reward_name
+from agents.preferences.corrections import FILE as CORRECTIONS_FILE
+from agents.preferences.corrections import correction_rankings, read_corrections
+from agents.preferences.corrector import load_corrector
 from agents.preferences.folder import candidates_in, rank_in
 from agents.preferences.judge_report import described, keep_report
 from agents.preferences.judges import load_judge
 from agents.preferences.records import Ranking, read_candidates, read_rankings, write_jsonl
 from agents.preferences.sampling import Sampling, Source
 from agents.preferences.selection import best_texts, clearest, disputed_first, lost, pairs_of
+from agents.preferences.settings import CORRECTIONS
 from agents.runs.checkpoint_actor import is_checkpoint
 from llm_env.lm.loading import load_config
 from llm_env.reward.judges.instruction import read_instruction
-from llm_env.reward.judges.names import SERVED, check_judge_name, is_language_judge, local_name
+from llm_env.reward.judges.names import CORRECT, SERVED, asked_name, check_judge_name, is_language_judge, local_name
 from llm_env.reward.models import load_text_reward, reads_texts
 from llm_env.text.prompts import PromptRecord
 
@@ -49,28 +53,32 @@ def check_sources(state: RoundsState) -> None:
 
             check_page(settings.host, settings.port)
         elif is_language_judge(name):
-            check_language_judge(name, option, settings)
+            check_asked_model(name, option, settings)
+            read_instruction(settings.judge_mode, settings.judge_prompt)
         elif reads_texts(reward_name(name)):
             scorer = load_text_reward(reward_name(name), option)
             scorer.check_prompts([*state.prompts, *state.held_out])
         else:
             load_config(name, "reward model", option, settings.trust_remote_code)
+    if settings.corrector is not None:
+        name = asked_name(settings.corrector)
+        check_asked_model(name, "corrector", settings)
+        read_instruction(CORRECT, settings.corrector_prompt, "corrector_prompt")
     if settings.opponent is not None and not is_checkpoint(Path(settings.opponent)):
         load_config(settings.opponent, "causal language model", "opponent", settings.trust_remote_code)
     if settings.first_preferences:
         read_rankings(settings.first_preferences, "first_preferences")
 
 
-def check_language_judge(name: str, option: str, settings: IterationSettings) -> None:
-    """Looks for a language model that judges, and for the file with what it is told.
+def check_asked_model(name: str, option: str, settings: IterationSettings) -> None:
+    """Looks for a language model that judges or corrects.
 
     Raises:
-        FileNotFoundError, ValueError: one is not there, or cannot be used.
+        FileNotFoundError, ValueError: it is not there, or cannot be used.
     """
     check_judge_name(name, option)
     if not name.startswith(SERVED):
         load_config(local_name(name), "causal language model", option, settings.trust_remote_code)
-    read_instruction(settings.judge_mode, settings.judge_prompt)
 
 
 def respond(state: RoundsState, number: int) -> None:
@@ -116,7 +124,7 @@ def rank(state: RoundsState, number: int) -> None:
         if name == PEOPLE:
             from agents.preferences.page import serve  # needs gradio
 
-            path = folder / "rankings.jsonl"
+            path = folder / (CORRECTIONS_FILE if settings.page == CORRECTIONS else "rankings.jsonl")
             page = settings.host, settings.port, state.console, settings.page
             serve(candidates, path, (), *page, until=operator.attrgetter("complete"))
         else:
@@ -127,6 +135,8 @@ def rank(state: RoundsState, number: int) -> None:
             keep_report(folder, report)
             for line in described(report):
                 say(state.console, line)
+    if settings.corrector is not None:
+        load_corrector(settings, state.load, state.console).correct_in(folder, candidates)
 
 
 def select(state: RoundsState, number: int) -> None:
@@ -136,7 +146,8 @@ def select(state: RoundsState, number: int) -> None:
         ValueError: nothing is left.
     """
     settings, folder = state.settings, state.round_folder(number)
-    rankings = read_rankings(folder / "rankings.jsonl")
+    path = folder / "rankings.jsonl"
+    rankings = read_rankings(path) if path.is_file() else []  # people may have corrected, and ranked nothing
     counts = {"rankings": len(rankings)}  # what each choice leaves, for the console and selection.json
     for name in settings.select:
         if name == "lost":
@@ -145,9 +156,12 @@ def select(state: RoundsState, number: int) -> None:
             ordered = disputed_first(rankings)
             rankings = ordered[: math.ceil(len(ordered) * settings.select_share)]
         counts[name] = len(rankings)
-    first: list[Ranking] = []  # rankings that were there before the first round
+    # What is trained on as it is: corrections, and before the first round rankings that were there.
+    first = correction_rankings(read_corrections(folder / CORRECTIONS_FILE))
+    if first:
+        counts["corrections"] = len(first)
     if settings.first_preferences and number == 1:
-        first = read_rankings(settings.first_preferences, "first_preferences")
+        first = [*read_rankings(settings.first_preferences, "first_preferences"), *first]
     records = (
         text_records(rankings, first, counts)
         if settings.method == REJECTION_SAMPLING
@@ -165,7 +179,7 @@ def text_records(rankings: list[Ranking], first: list[Ranking], counts: dict[str
 
     Args:
         rankings: The round's rankings.
-        first: Rankings that were there before the first round.
+        first: Rankings that were there before the first round, and corrections.
         counts: Gets the number of texts.
     """
     texts = best_texts([*first, *rankings])
@@ -181,7 +195,7 @@ def pair_records(
     Args:
         state: Has the settings `pairs`, `select` and `select_share`.
         rankings: The round's rankings.
-        first: Rankings that were there before the first round; all their pairs are taken.
+        first: Rankings that were there before the first round, and corrections; all their pairs are taken.
         counts: Gets the numbers of pairs.
     """
     settings = state.settings

@@ -7,7 +7,7 @@ from typing import Any
 
 from agents.console import named_values
 from agents.preferences.selection import check_pairs
-from agents.preferences.settings import CollectionSettings
+from agents.preferences.settings import CORRECTIONS, CollectionSettings
 from agents.runs.settings import TrainingSettings
 from agents.supervised.preference.methods import METHODS
 from agents.supervised.settings import UpdateSettings
@@ -152,9 +152,10 @@ class IterationSettings(CollectionSettings, UpdateSettings):
             raise ValueError(f"method={self.method!r} trains no language model further; it cannot be iterated.")
         if self.reference == "first":
             raise ValueError(f"reference='first': {self.method} starts at its reference; leave it out.")
-        if self.select or self.opponent or self.first_preferences:
+        if self.select or self.opponent or self.first_preferences or self.corrector or self.page == CORRECTIONS:
             raise ValueError(
-                f"select, opponent and first_preferences are about preferences; {self.method} generates for itself."
+                "select, opponent, first_preferences, corrector and page corrections are about preferences; "
+                f"{self.method} generates for itself."
             )
         if len(self.judge) > 1:
             raise ValueError(f"{self.method} takes one judge; got {', '.join(self.judge)}.")

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,6 +49,7 @@ class Answers:
         in_stars: Whether only answers in stars count; else a ranking by stars counts as a ranking.
         may_tie: Whether a ranking in which all responses tie is an answer.
         rankings: The answers by (annotator, prompt id, aspect); filled from the file.
+        answered: The keys of all answers.
     """
 
     path: Path
@@ -55,12 +57,17 @@ class Answers:
     in_stars: bool = False
     may_tie: bool = False
     rankings: dict[tuple[str, str, str | None], Ranking] = field(default_factory=dict)
+    answered: set[tuple[str, str, str | None]] = field(default_factory=set)
     _skipped: dict[str, list[int]] = field(
         default_factory=dict
     )  # by annotator: numbers of questions, in order of skipping
     _lock: threading.Lock = field(default_factory=threading.Lock)  # gradio answers requests in threads
 
     def __post_init__(self) -> None:
+        """Reads the answers that the file holds; see `read`."""
+        self.read()
+
+    def read(self) -> None:
         """Reads the answers that the file holds.
 
         Raises:
@@ -72,10 +79,11 @@ class Answers:
                 if self.in_stars and ranking.stars is None:
                     continue
                 self.rankings[ranking.annotator, ranking.candidates.id, ranking.aspect] = ranking
+        self.answered |= set(self.rankings)
 
     def next(self, annotator: str) -> int | None:
         """The number of the first question that the annotator has not answered; skipped ones come last. None: none is left."""
-        left = [n for n, q in enumerate(self.questions) if (annotator, *q.key) not in self.rankings]
+        left = [n for n, q in enumerate(self.questions) if (annotator, *q.key) not in self.answered]
         skipped = self._skipped.get(annotator, [])
         return min(left, key=lambda n: (skipped.index(n) + 1 if n in skipped else 0, n), default=None)
 
@@ -88,12 +96,12 @@ class Answers:
 
     def done(self, annotator: str) -> int:
         """How many of the questions the annotator has answered."""
-        return sum((annotator, *q.key) in self.rankings for q in self.questions)
+        return sum((annotator, *q.key) in self.answered for q in self.questions)
 
     @property
     def complete(self) -> bool:
         """Whether somebody has answered each question."""
-        answered = {key[1:] for key in self.rankings}
+        answered = {key[1:] for key in self.answered}
         return all(q.key in answered for q in self.questions)
 
     def add(self, annotator: str, number: int, ranks: Sequence[int] | None) -> None:
@@ -125,7 +133,12 @@ class Answers:
         self._keep(Ranking(question.candidates, tiers_by_stars(by_id), annotator, question.aspect, stars=by_id))
 
     def _keep(self, ranking: Ranking) -> None:
-        key = ranking.annotator, ranking.candidates.id, ranking.aspect
+        question = Question(ranking.candidates, ranking.aspect)
+        self.keep(question, ranking.annotator, ranking.to_json())
+        self.rankings[ranking.annotator, *question.key] = ranking
+
+    def keep(self, question: Question, annotator: str, record: dict[str, Any]) -> None:
+        """Adds an answer to the file; it is on the disk when this returns."""
         with self._lock:
-            append_jsonl(self.path, ranking.to_json())
-            self.rankings[key] = ranking
+            append_jsonl(self.path, record)
+            self.answered.add((annotator, *question.key))

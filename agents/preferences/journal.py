@@ -41,7 +41,7 @@ class Journal:
     Args:
         path: The file, which need not exist. None: nothing is kept.
         judge: The judge's name.
-        mode: ``pairwise`` or ``grade``.
+        mode: ``pairwise``, ``grade``, ``correct`` or ``feedback``.
         options: What may be answered; a reply with probabilities has one for each.
 
     Raises:
@@ -85,7 +85,7 @@ def _key(question: Question) -> str:
 
 def _reply(where: str, record: Mapping[str, Any], options: tuple[str, ...]) -> Reply:
     """Reads a reply from a line of the file."""
-    shares, mass, text = record.get("shares"), record.get("mass"), record.get("text")
+    shares, mass, text, finished = (record.get(name) for name in ("shares", "mass", "text", "finished"))
     if shares is not None:
         is_whole = isinstance(shares, dict) and set(shares) == set(options) and all(map(_SHARE.allows, shares.values()))
         if not is_whole:
@@ -99,4 +99,4 @@ def _reply(where: str, record: Mapping[str, Any], options: tuple[str, ...]) -> R
         or not (mass is None or _SHARE.allows(mass))
     ):
         raise ValueError(f"{where}: a judgment has 'shares' or a 'text'. Remove the line; it is asked again.")
-    return Reply(shares, mass, text)
+    return Reply(shares, mass, text, finished if isinstance(finished, bool) else None)

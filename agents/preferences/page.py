@@ -1,4 +1,4 @@
-"""A local page on which people rank responses, or give them stars: blind, in random order, ties allowed."""
+"""A local page on which people rank responses, give them stars, or edit them: blind, in random order, ties allowed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from rich.console import Console
 from agents.console import say
 from agents.local_page import launch
 from agents.preferences.answers import Answers, Question
+from agents.preferences.corrections import CorrectionAnswers
 from agents.preferences.records import Candidates
-from agents.preferences.settings import STARS
+from agents.preferences.settings import CORRECTIONS, STARS
 from agents.preferences.stars import MOST
 from llm_env.extras import require
 
@@ -50,6 +51,8 @@ class RankingPage:
     rule = "1 is the best; equal numbers are ties."
     label = "Rank"
     takes_all_bad = True
+    all_label = "All bad"
+    edits = False
 
     def __init__(self, answers: Answers) -> None:
         # Set for the whole process: gradio's threads ask the environment before they report errors and look for versions,
@@ -165,18 +168,18 @@ class RankingPage:
                 texts, ranks = [], []
                 for place in range(self.places):
                     with gr.Row():
-                        texts.append(gr.Textbox(interactive=False, elem_id=f"response{place}", lines=2, scale=4))
+                        texts.append(gr.Textbox(interactive=self.edits, elem_id=f"response{place}", lines=2, scale=4))
                         ranks.append(gr.Radio([], label=self.label, elem_id=f"rank{place}", scale=1))
                 with gr.Row():
                     save = gr.Button("Save", variant="primary", elem_id="submit")
-                    bad = gr.Button("All bad", elem_id="all_bad")
+                    bad = gr.Button(self.all_label, elem_id="all_bad")
                     skip = gr.Button("Skip", elem_id="skip")
             # Called by the page alone: no part of an API that others could ask for.
             quiet: Any = {"show_progress": "hidden", "api_visibility": "private"}
             shown = [current, title, note, prompt, *texts, *ranks, save, bad, skip]
             begin.click(self.start, [name], [annotator, entrance, ranking, *shown], **quiet)
             name.submit(self.start, [name], [annotator, entrance, ranking, *shown], **quiet)
-            save.click(self.submit, [annotator, current, *ranks], shown, **quiet)
+            save.click(self.submit, [annotator, current, *(texts if self.edits else ranks)], shown, **quiet)
             bad.click(self.all_bad, [annotator, current], shown, **quiet)
             skip.click(self.skip, [annotator, current], shown, **quiet)
         return page
@@ -204,12 +207,59 @@ class StarPage(RankingPage):
         return self.show(annotator, "Saved.")
 
 
+class CorrectionPage(RankingPage):
+    """The page on which people edit responses where they stand."""
+
+    heading = "How should the responses be?"
+    rule = "Edit what should be different, as much as you like, and save."
+    all_label = "Nothing to correct"
+    edits = True
+    answers: CorrectionAnswers
+
+    def _responses(self, question: Question, annotator: str) -> tuple[list[Any], list[Any]]:
+        """See `RankingPage._responses`; there are no ranks."""
+        texts, ranks = super()._responses(question, annotator)
+        return texts, [self.gr.update(visible=False) for _ in ranks]
+
+    def submit(self, annotator: str, number: int | None, *choices: str | None) -> list[Any]:
+        """Keeps the responses as they are now, unless one is empty, or none was changed.
+
+        Args:
+            annotator: Name of who answers.
+            number: Number of the question; None where none is open.
+            choices: The text at each place, from top to bottom.
+        """
+        if number is None:
+            return self.show(annotator)
+        question = self.answers.questions[number]
+        order = question.order(annotator)
+        texts = [""] * len(order)
+        for place, text in enumerate(choices[: len(order)]):  # back from the annotator's order to the candidates'
+            texts[order[place]] = text or ""
+            if not (text or "").strip():
+                return self.stay(f"Response {self.letters[place]} is empty. Write it anew, or put back what was there.")
+        before = [r.text.strip() for r in question.candidates.responses]
+        if [text.strip() for text in texts] == before:
+            return self.stay(f"Nothing was changed. If that is as it should be, say '{self.all_label}'.")
+        count = self.answers.add_texts(annotator, number, texts)
+        return self.show(annotator, f"Saved: {count} corrected.")
+
+    def all_bad(self, annotator: str, number: int | None) -> list[Any]:
+        """Keeps that there is nothing to correct."""
+        if number is not None:
+            texts = [r.text for r in self.answers.questions[number].candidates.responses]
+            self.answers.add_texts(annotator, number, texts)
+        return self.show(annotator, "Saved: nothing to correct.")
+
+
 def build(answers: Answers) -> Any:
     """Builds the page for some questions, a `gradio.Blocks`.
 
     Raises:
         ImportError: gradio is not installed.
     """
+    if isinstance(answers, CorrectionAnswers):
+        return CorrectionPage(answers).layout()
     return (StarPage if answers.in_stars else RankingPage)(answers).layout()
 
 
@@ -228,7 +278,7 @@ def serve(
 
     Args:
         candidates: Prompts with the responses to rank.
-        path: ``rankings.jsonl``, where the answers go.
+        path: ``rankings.jsonl``, or ``corrections.jsonl``, where the answers go.
         aspects: Respects in which people rank, one after the other; an empty sequence: overall only.
         host: Address to listen at.
         port: Port to listen at.
@@ -241,7 +291,9 @@ def serve(
         ValueError: gradio is not installed, or the file of answers holds something else.
         OSError: the port is taken.
     """
-    answers = Answers(path, [Question(c, a) for a in aspects or (None,) for c in candidates], kind == STARS, may_tie)
+    questions = [Question(c, a) for a in aspects or (None,) for c in candidates]
+    is_stars = kind == STARS
+    answers = CorrectionAnswers(path, questions) if kind == CORRECTIONS else Answers(path, questions, is_stars, may_tie)
     try:
         page = build(answers)
     except ImportError as error:
@@ -254,4 +306,4 @@ def serve(
             time.sleep(1)
     finally:
         page.close()
-        say(console, f"{len(answers.rankings)} answers in {path}")
+        say(console, f"{len(answers.answered)} answers in {path}")

@@ -160,7 +160,7 @@ def read_candidates(path: str | Path) -> list[Candidates]:
     """
     by_id: dict[str, Candidates] = {}
     for where, record in read_records(path, "responses"):
-        candidates = _candidates(where, record)
+        candidates = read_candidate_record(where, record)
         if candidates.id in by_id:
             raise ValueError(f"{where}: the id {candidates.id!r} stands there a second time.")
         by_id[candidates.id] = candidates
@@ -206,7 +206,7 @@ def read_rankings(path: str | Path, option: str = "preferences") -> list[Ranking
     return rankings
 
 
-def _candidates(where: str, record: Any, least: int = 2) -> Candidates:
+def read_candidate_record(where: str, record: Any, least: int = 2) -> Candidates:
     """Reads the prompt and the responses of a record, `least` of them; `where` names its file and line in errors."""
     if not isinstance(record, dict) or "prompt" not in record or not isinstance(record.get("responses"), list):
         raise ValueError(f"{where}: needs 'prompt' and a list of 'responses'.")
@@ -230,7 +230,7 @@ def _candidates(where: str, record: Any, least: int = 2) -> Candidates:
 
 def _ranking(where: str, record: dict[str, Any]) -> Ranking:
     """Reads a line of ``rankings.jsonl``."""
-    candidates = _candidates(where, record, 1 if "stars" in record else 2)
+    candidates = read_candidate_record(where, record, 1 if "stars" in record else 2)
     ids = {r.id for r in candidates.responses}
     stars = None if record.get("stars") is None else checked_stars(where, record["stars"], ids)
     by_stars = None if stars is None else [list(tier) for tier in tiers_by_stars(stars)]

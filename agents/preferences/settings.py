@@ -11,8 +11,8 @@ from llm_env.reward.limits import LIMIT_RULES, CallLimits
 from llm_env.rules import TOKENS, Rule, check_settings, number, whole
 from llm_env.settings import TaskSettings
 
-RANKING, STARS = "ranking", "stars"
-PAGES = (RANKING, STARS)
+RANKING, STARS, CORRECTIONS = "ranking", "stars", "corrections"
+PAGES = (RANKING, STARS, CORRECTIONS)
 """What people can do on the page."""
 COLLECTION_RULES: dict[str, Rule] = {
     "n_responses": whole(2),  # one response cannot be ranked
@@ -50,7 +50,13 @@ class ComparisonSettings:
     judge_concurrency: int = TaskSettings.judge_concurrency
     """Requests that a judge behind a server (openai:…) is sent side by side."""
     page: str = RANKING
-    """What people do on the page: rank the responses to a prompt (ranking), or give each 1 to 5 stars (stars)."""
+    """What people do on the page: rank the responses to a prompt (ranking), give each 1 to 5 stars (stars), or edit them
+    (corrections)."""
+    corrector: str | None = None
+    """A stronger language model that rewrites each response: a folder, a hub id or openai:URL#MODEL. A rewritten response is
+    preferred to the one before, and a text to fine-tune on (docs/feedback.md)."""
+    corrector_prompt: str | None = None
+    """File with what the corrector is told; {prompt} and {response} stand for the texts. Default: the one that is shipped."""
     host: str = "127.0.0.1"
     """Address of the page on which people rank. 0.0.0.0 lets others in your network rank, by the token that is printed."""
     port: int = 7860
@@ -89,6 +95,10 @@ class ComparisonSettings:
         check_settings(self, {name: rule for name, rule in COLLECTION_RULES.items() if hasattr(self, name)})
         check_choice("judge_mode", self.judge_mode, MODES)
         check_choice("page", self.page, PAGES)
+        if self.corrector_prompt is not None and self.corrector is None:
+            raise ValueError(
+                f"corrector_prompt={self.corrector_prompt!r}: there is no corrector. Give one, or leave it out."
+            )
 
     def check_page_is_used(self, people: bool) -> None:
         """Refuses a page that nobody would see.

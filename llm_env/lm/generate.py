@@ -21,6 +21,7 @@ def continue_prompts(
     seed: int,
     temperature: float = 1.0,
     batch_size: int = 128,
+    greedy: bool = False,
 ) -> list[list[int]]:
     """One sampled response to each prompt, end token included, without a task: nothing is scored.
 
@@ -32,6 +33,7 @@ def continue_prompts(
         seed: Seed of the sampling.
         temperature: Divides the logits.
         batch_size: Number of prompts that are answered at once.
+        greedy: Take the likeliest token each time instead of sampling.
 
     Returns:
         Token ids of each response, in the prompts' order.
@@ -54,7 +56,7 @@ def continue_prompts(
         steps: list[tuple[torch.Tensor, torch.Tensor]] = []  # each step's log-probs, and which rows count
         while lengths.any():
             logits = lm.logits(decoder.hidden(ids, lengths[:, None])).float() / temperature
-            drawn, log_probs = sample_tokens(logits, False, generator)  # (rows,)
+            drawn, log_probs = sample_tokens(logits, greedy, generator)  # (rows,)
             steps.append((log_probs, lengths > 0))
             tokens = drawn.cpu()
             # Append each unfinished row's token; an end token or the cap finishes the row.

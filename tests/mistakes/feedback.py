@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mistakes import Mutation
 
 _STARS = ("tests/agents/preferences/test_stars.py",)
+_CORRECTIONS = ("tests/agents/preferences/test_corrections.py",)
 _STAR_LOSSES = ("tests/agents/supervised/test_stars.py",)
 
 FEEDBACK = [
@@ -70,5 +71,54 @@ FEEDBACK = [
         'lora.modules_to_save = ["thresholds"]',
         "lora.modules_to_save = None",
         _STAR_LOSSES,
+    ),
+    Mutation(
+        "the response is preferred to its correction",
+        "agents/preferences/corrections.py",
+        "((better.id,), (original.id,))",
+        "((original.id,), (better.id,))",
+        _CORRECTIONS,
+    ),
+    Mutation(
+        "a text that was left as it is counts as a correction",
+        "agents/preferences/corrections.py",
+        "return bool(text.strip()) and text.strip() != response.text.strip()",
+        "return bool(text.strip())",
+        _CORRECTIONS,
+    ),
+    Mutation(
+        "corrections go to the responses in the order of the page",
+        "agents/preferences/page.py",
+        'texts[order[place]] = text or ""',
+        'texts[place] = text or ""',
+        _CORRECTIONS,
+    ),
+    Mutation(
+        "a corrector is asked again",
+        "agents/preferences/corrector.py",
+        "for q in questions if journal.reply(q) is None}",
+        "for q in questions}",
+        _CORRECTIONS,
+    ),
+    Mutation(
+        "a rewritten text that was cut off ends there",
+        "agents/preferences/corrector.py",
+        "reply.finished is not False",
+        "True",
+        _CORRECTIONS,
+    ),
+    Mutation(
+        "a corrector samples",
+        "llm_env/reward/judges/local.py",
+        "seed=0, greedy=True",
+        "seed=0",
+        _CORRECTIONS,
+    ),
+    Mutation(
+        "rounds leave corrections out",
+        "agents/iteration/judging.py",
+        "first = correction_rankings(read_corrections(folder / CORRECTIONS_FILE))",
+        "first = correction_rankings(read_corrections(folder / CORRECTIONS_FILE)[:0])",
+        _CORRECTIONS,
     ),
 ]

@@ -31,6 +31,9 @@ class AskedModel(Protocol):
     def replies(self, questions: Sequence[str], options: Sequence[str]) -> Iterator[tuple[int, Reply]]:
         """The place of a question and its reply, for each question, in any order."""
 
+    def written(self, questions: Sequence[str], max_new_tokens: int) -> Iterator[tuple[int, Reply]]:
+        """The place of a question and a reply with a text, for each question, in any order."""
+
 
 def load_asked_model(
     name: str,

@@ -1,7 +1,8 @@
 """Instructions of judges: a file of plain text with places for the prompt and the responses.
 
 Two ways to judge (Zheng et al. 2023, "Judging LLM-as-a-Judge", https://arxiv.org/abs/2306.05685, section 3.1):
-``pairwise``, which of two responses is better, and ``grade``, how good one is, from 1 to 10.
+``pairwise``, which of two responses is better, and ``grade``, how good one is, from 1 to 10. And two other things that a
+language model is asked for: ``correct``, to rewrite a response, and ``feedback``, what a user's message says of one.
 """
 
 from __future__ import annotations
@@ -13,17 +14,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_env.lm.names import check_choice
-from llm_env.reward.judges.names import GRADE, MODES, PAIRWISE
+from llm_env.reward.judges.names import CORRECT, FEEDBACK, GRADE, PAIRWISE
 from llm_env.text.prompts import RawPrompt
 
 PLACES: Mapping[str, tuple[str, ...]] = {
     PAIRWISE: ("prompt", "response_a", "response_b"),
     GRADE: ("prompt", "response"),
+    CORRECT: ("prompt", "response"),
+    FEEDBACK: ("prompt", "response", "reply"),
 }
 """The placeholders of an instruction, by the way of judging; each must stand in it."""
-OPTIONS: Mapping[str, tuple[str, ...]] = {PAIRWISE: ("A", "B"), GRADE: tuple(str(grade) for grade in range(1, 11))}
-"""What the judge may answer."""
-DEFAULT_FILES = {mode: Path(__file__).with_name(f"{mode}.txt") for mode in MODES}
+OPTIONS: Mapping[str, tuple[str, ...]] = {
+    PAIRWISE: ("A", "B"),
+    GRADE: tuple(str(grade) for grade in range(1, 11)),
+    CORRECT: (),
+    FEEDBACK: ("A", "B", "C"),
+}
+"""What may be answered; any text where there is nothing."""
+DEFAULT_FILES = {mode: Path(__file__).with_name(f"{mode}.txt") for mode in PLACES}
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,7 @@ class Instruction:
     """What a judge is told.
 
     Attributes:
-        mode: ``pairwise`` or ``grade``.
+        mode: ``pairwise``, ``grade``, ``correct`` or ``feedback``.
         text: The instruction with its placeholders.
         is_default: Whether it is the one that is shipped.
     """
@@ -42,7 +50,7 @@ class Instruction:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """What the judge may answer: the letters A and B, or the grades."""
+        """What the judge may answer: letters, or grades; nothing for any text."""
         return OPTIONS[self.mode]
 
     @property
@@ -51,7 +59,7 @@ class Instruction:
         return hashlib.sha256(self.text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
     def question(self, prompt: RawPrompt, *responses: str) -> str:
-        """The instruction with a prompt and one response, or two in the order A, B.
+        """The instruction with a prompt and one response, or two in the order A, B, or a response and the reply to it.
 
         Placeholders that stand in a prompt or response are left as they are.
         """
@@ -65,7 +73,7 @@ def read_instruction(mode: str, path: str | Path | None = None, option: str = "j
     """Reads an instruction.
 
     Args:
-        mode: ``pairwise`` or ``grade``.
+        mode: ``pairwise``, ``grade``, ``correct`` or ``feedback``.
         path: A UTF-8 text file; None: the instruction that is shipped.
         option: The option that the file came from, for error messages.
 
@@ -73,7 +81,7 @@ def read_instruction(mode: str, path: str | Path | None = None, option: str = "j
         FileNotFoundError: there is no such file.
         ValueError: it is no UTF-8 text, lacks a placeholder, or is an instruction of the other way of judging.
     """
-    check_choice("judge_mode", mode, MODES)
+    check_choice("judge_mode", mode, tuple(PLACES))
     if path is None:
         return Instruction(mode, DEFAULT_FILES[mode].read_text(encoding="utf-8").strip(), True)
     if not Path(path).is_file():

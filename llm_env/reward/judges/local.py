@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from llm_env.lm.generate import continue_prompts
 from llm_env.lm.loading import autocast
 from llm_env.lm.names import LoadSettings
 from llm_env.lm.packed_attention import packed_states
@@ -19,7 +20,7 @@ from llm_env.reward.judges.names import local_name
 from llm_env.reward.judges.reading import Reply
 from llm_env.reward.scores import RewardModelError
 from llm_env.text.encoding import text_ids
-from llm_env.text.prompts import encode_prompt
+from llm_env.text.prompts import Prompt, encode_prompt
 
 CHUNK = 16
 """Questions that are answered together, and kept together."""
@@ -68,7 +69,8 @@ class LocalJudge:
         """
         spellings = [option_ids(option, lambda text: text_ids(text, self.model.tokenizer)) for option in options]
         for start in range(0, len(questions), CHUNK):
-            contexts = [self._context(question, spellings) for question in questions[start : start + CHUNK]]
+            longest = max(len(ids) for s in spellings for ids in s)
+            contexts = [self._prompt(question, longest - 1).ids for question in questions[start : start + CHUNK]]
             for i, logs in enumerate(self._log_probs(contexts, spellings)):
                 highest = logs.max()
                 if not np.isfinite(highest):
@@ -78,20 +80,44 @@ class LocalJudge:
                 mass = float(min(1.0, math.exp(highest) * weights.sum()))
                 yield start + i, Reply(dict(zip(options, shares.tolist(), strict=True)), mass)
 
-    def _context(self, question: str, spellings: Sequence[set[Ids]]) -> Ids:
-        """The ids of a question, up to where the model's answer begins."""
+    def written(self, questions: Sequence[str], max_new_tokens: int) -> Iterator[tuple[int, Reply]]:
+        """Writes an answer to each question, the likeliest token each time.
+
+        Args:
+            questions: The questions, whole instructions.
+            max_new_tokens: Length cap of an answer, in tokens.
+
+        Yields:
+            The place of a question, and the reply with its text; in order.
+
+        Raises:
+            ValueError: a question is longer than the model can read.
+            FloatingPointError: the model's logits are NaN.
+        """
+        tokenizer = self.model.tokenizer
+        for start in range(0, len(questions), CHUNK):
+            prompts = [self._prompt(question, max_new_tokens) for question in questions[start : start + CHUNK]]
+            with self.model.frozen() as lm, autocast(lm.device, self.mixed_precision):
+                answers = continue_prompts(lm, prompts, self.model.eos_ids, max_new_tokens, seed=0, greedy=True)
+            for i, ids in enumerate(answers):
+                text = str(tokenizer.decode([t for t in ids if t < len(tokenizer)], skip_special_tokens=True))
+                yield start + i, Reply(text=text.strip(), finished=ids[-1] in self.model.eos_ids)
+
+    def _prompt(self, question: str, room: int) -> Prompt:
+        """A question, up to where the model's answer begins, of which `room` tokens will be read too."""
         tokenizer = self.model.tokenizer
         has_template = tokenizer.chat_template is not None
         prompt, _ = encode_prompt(
             [{"role": "user", "content": question}] if has_template else question, tokenizer, UNLIMITED
         )
-        limit, longest = self.model.lm.max_positions, max(len(ids) for s in spellings for ids in s)
-        if limit is not None and len(prompt.ids) + longest - 1 > limit:
+        limit = self.model.lm.max_positions
+        if limit is not None and len(prompt.ids) + room > limit:
             raise ValueError(
-                f"{self.label}: a question to the judge has {len(prompt.ids):,} tokens, and the model can read {limit:,}. "
-                f"Judge shorter responses, or with a shorter instruction. It begins {question[:60]!r}."
+                f"{self.label}: a question has {len(prompt.ids):,} tokens, its answer {room:,}, and the model can read "
+                f"{limit:,}. "
+                f"Take shorter responses, or a shorter instruction. It begins {question[:60]!r}."
             )
-        return prompt.ids
+        return prompt
 
     def _log_probs(self, contexts: Sequence[Ids], spellings: Sequence[set[Ids]]) -> NDArray[np.float64]:
         """Log-probability of each option behind each context, shape (questions, options), in nats."""

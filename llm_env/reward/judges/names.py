@@ -15,6 +15,8 @@ LOCAL, SERVED = "llm:", "openai:"
 PAIRWISE, GRADE = "pairwise", "grade"
 MODES = (PAIRWISE, GRADE)
 """Ways to judge: which of two responses is better, or how good one is."""
+CORRECT, FEEDBACK = "correct", "feedback"
+"""What else a language model is asked for: to rewrite a response, and what a user's message says of one."""
 CHAT_PATH = "/chat/completions"
 CONCURRENCY = 8
 """Requests that a server is sent side by side, by default."""
@@ -60,6 +62,11 @@ def check_judge_name(name: str, option: str) -> None:
         served_name(name, option)
     elif not local_name(name).strip():
         raise ValueError(f"{option}={name!r} names no model. Give llm:FOLDER or llm:HUB_ID.")
+
+
+def asked_name(name: str) -> str:
+    """The name under which a language model is loaded, where a folder or hub id may stand without ``llm:``."""
+    return name if is_language_judge(name) else f"{LOCAL}{name}"
 
 
 def local_name(name: str) -> str:

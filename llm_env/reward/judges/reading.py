@@ -8,7 +8,7 @@ most probable grade, with fewer ties. Where there are no probabilities, the numb
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 TIE = "tie"
@@ -19,7 +19,7 @@ _WORDS = re.compile(r"-?\d+(?:\.\d+)?|[^\W\d_]+")
 _AROUND = frozenset(
     ("the", "my", "final", "better", "best", "of", "is", "response", "assistant", "answer", "verdict", "choice")
 )
-_AROUND |= {"grade", "score", "rating"}
+_AROUND |= {"grade", "score", "rating", "letter"}
 """Words that may stand before an answer on its line."""
 _OF_TEN = re.compile(r"\s*/\s*10\b")
 _BRACKETS = re.compile(r"\[\[\s*([^\[\]]*?)\s*\]\]")
@@ -32,12 +32,14 @@ class Reply:
     Attributes:
         shares: Probability of each possible answer, which together are 1. None: not known.
         mass: Probability that the model gave all of them together, before they were divided by it. None: not known.
-        text: What a server's model wrote; None for a model whose probabilities were read.
+        text: What the model wrote; None for one whose probabilities were read.
+        finished: Whether a text that was asked for ended by itself; None where it is not known.
     """
 
     shares: Mapping[str, float] | None = None
     mass: float | None = None
     text: str | None = None
+    finished: bool | None = None
 
 
 def verdict_of(reply: Reply) -> str | None:
@@ -52,6 +54,15 @@ def verdict_of(reply: Reply) -> str | None:
     assert reply.shares is not None
     a, b = reply.shares["A"], reply.shares["B"]
     return TIE if a == b else "A" if a > b else "B"
+
+
+def letter_of(reply: Reply, letters: Sequence[str]) -> str | None:
+    """The most probable of some letters, or the one that was written; None where the reply says none, or two are equal."""
+    if reply.text is not None:
+        return _said(reply.text, re.compile("|".join(letters)))
+    assert reply.shares is not None
+    first, second = sorted(letters, key=lambda letter: -(reply.shares or {})[letter])[:2]
+    return None if reply.shares[first] == reply.shares[second] else first
 
 
 def grade_of(reply: Reply) -> float | None:

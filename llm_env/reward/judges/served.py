@@ -76,14 +76,26 @@ class ServedJudge:
 
         yield from side_by_side(ask, questions, self.concurrency, self.endpoint.timeout)
 
+    def written(self, questions: Sequence[str], max_new_tokens: int) -> Iterator[tuple[int, Reply]]:
+        """Has an answer written to each question, several at once; see `replies`.
+
+        Args:
+            questions: The questions, whole instructions.
+            max_new_tokens: Length cap of an answer, in the model's tokens; a model that thinks first has `MAX_TOKENS` beside.
+        """
+
+        def ask(question: str, stop: threading.Event) -> Reply:
+            return self._read(self._ask(self._request(question, MAX_TOKENS + max_new_tokens), stop), ())
+
+        yield from side_by_side(ask, questions, self.concurrency, self.endpoint.timeout)
+
+    def _request(self, question: str, max_tokens: int) -> dict[str, Any]:
+        message = {"role": "user", "content": question}
+        return {"model": self.model, "messages": [message], "temperature": 0, "max_tokens": max_tokens}
+
     def _reply(self, question: str, options: Sequence[str], stop: threading.Event) -> Reply:
         """Asks one question."""
-        request: dict[str, Any] = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": question}],
-            "temperature": 0,
-            "max_tokens": MAX_TOKENS,
-        }
+        request = self._request(question, MAX_TOKENS)
         wants_shares = all(option.isdigit() for option in options)
         extra = {"logprobs": True, "top_logprobs": TOP_LOGPROBS} if wants_shares and self._gives_logprobs else {}
         try:
@@ -125,7 +137,8 @@ class ServedJudge:
         shares, mass = None, None
         if options and (found := grade_shares(choice.get("logprobs"), options)) is not None:
             shares, mass = found
-        return Reply(shares, mass, text)
+        reason = choice.get("finish_reason")
+        return Reply(shares, mass, text, None if reason is None else reason != "length")
 
 
 def grade_shares(logprobs: Any, options: Sequence[str]) -> tuple[dict[str, float], float] | None:

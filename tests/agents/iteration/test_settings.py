@@ -48,6 +48,8 @@ def test_rounds_of_the_version_before_go_on(tmp_path: Path) -> None:
         "judge_prompt",
         "judge_concurrency",
         "page",
+        "corrector",
+        "corrector_prompt",
     }
     assert set(flat_types(IterationSettings)) == names
     with pytest.raises(ValueError, match=r"has rounds with other settings \(epochs\)"):

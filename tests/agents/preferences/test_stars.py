@@ -110,16 +110,18 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StarPage:
 def test_stars_on_the_page_are_those_of_the_responses_that_stand_there(page: StarPage) -> None:
     _, title, _, _, *rest = page.show("ann")
     assert title == "0 of 2 done. Stars for each response, 1 (bad) to 5 (very good)."
-    texts, choices, (_, all_bad, _) = rest[:3], rest[3:6], rest[6:]
+    choices, (_, all_bad, _) = rest[3:6], rest[6:]
     assert all(c["choices"] == ["1", "2", "3", "4", "5"] and c["value"] is None for c in choices)
     assert not all_bad["visible"]
     assert page.submit("ann", 0, "5", None, "1")[2] == "**No stars yet for response B.**"
-    stars = [str(int(t["value"].split()[1].rstrip(".")) + 2) for t in texts]  # answer 0 gets 2, answer 2 gets 4
-    page.submit("ann", 0, *stars)
-    assert page.answers.rankings["ann", "p0", None].stars == {"r0": 2, "r1": 3, "r2": 4}
+    for name in ("ann", "bob", "cid", "dan"):  # each sees another order
+        texts = page.show(name)[4:7]
+        stars = [str(int(t["value"].split()[1].rstrip(".")) + 2) for t in texts]  # answer 0 gets 2, answer 2 gets 4
+        page.submit(name, 0, *stars)
+        assert page.answers.rankings[name, "p0", None].stars == {"r0": 2, "r1": 3, "r2": 4}
     assert page.show("ann")[1].startswith("How polite is each? 1 of 2 done.")
     page.submit("ann", 1, "3", "3", "3")  # all alike says something about each
-    (line, _) = read_rankings(page.answers.path)
+    (line, *_) = read_rankings(page.answers.path)
     assert line.tiers == (("r2",), ("r1",), ("r0",))
     assert agreement([line])["annotators"] == ["ann"]
 

@@ -113,7 +113,7 @@ def test_many_questions_are_answered_in_order_and_as_each_alone(model_folder: Ca
 def test_a_question_that_the_model_cannot_read_whole_is_refused(model_folder: Callable[..., str]) -> None:
     judge = LocalJudge(f"llm:{model_folder('gpt2')}", CPU)  # reads 256 tokens
     with pytest.raises(
-        ValueError, match=r"judge='llm:.*a question to the judge has .* tokens, and the model can read 256"
+        ValueError, match=r"judge='llm:.*a question has .* tokens, its answer .*, and the model can read 256"
     ):
         list(judge.replies(["good " * 400], LETTERS))
 

@@ -342,6 +342,7 @@ OTHERS = [
     ("sweep --output-dir out --config nosuch.yaml", "config='nosuch.yaml'", "no such file"),
     ("sweep --output-dir pairs.jsonl", "output_dir", "is a file"),
     ("ab --a {actor} --output-dir out", "somebody has to compare", "--judge"),
+    ("ab --a {actor} --people --page corrections --output-dir out", "page='corrections'", "an A/B test compares"),
     ("ab --a {actor} --judge gold --people --output-dir out", "somebody has to compare", "one of them"),
     ("ab --a ./nosuch --judge gold --output-dir out", "a='./nosuch'", "no such folder"),
     ("ab --a {actor} --b ./nosuch --judge gold --output-dir out", "b='./nosuch'", "no such folder"),

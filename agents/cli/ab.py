@@ -22,7 +22,7 @@ from agents.cli.arguments import parse_command_line, read_command_line
 from agents.console import SAME_COMMAND, PlainConsole, attempt
 from agents.files import write_json, write_text
 from agents.output_folder import check_output_folder, has_files, locked
-from agents.preferences.settings import ComparisonSettings
+from agents.preferences.settings import CORRECTIONS, ComparisonSettings
 from llm_env.lm.names import LoadSettings
 from llm_env.rules import FLAG, SEED, Rule, check_settings, number, whole
 
@@ -97,6 +97,8 @@ class Args(ComparisonSettings):
         self.check_collection()
         self.check_judge_prompt([] if self.judge is None else [self.judge])
         self.check_page_is_used(self.people)
+        if self.page == CORRECTIONS:
+            raise ValueError("page='corrections': an A/B test compares. Take ranking or stars.")
         check_settings(self, AB_RULES)
         if (self.judge is None) != self.people:
             raise ValueError("somebody has to compare: give --judge NAME or --people, one of them.")

@@ -52,11 +52,6 @@ class ComparisonSettings:
     page: str = RANKING
     """What people do on the page: rank the responses to a prompt (ranking), give each 1 to 5 stars (stars), or edit them
     (corrections)."""
-    corrector: str | None = None
-    """A stronger language model that rewrites each response: a folder, a hub id or openai:URL#MODEL. A rewritten response is
-    preferred to the one before, and a text to fine-tune on (docs/feedback.md)."""
-    corrector_prompt: str | None = None
-    """File with what the corrector is told; {prompt} and {response} stand for the texts. Default: the one that is shipped."""
     host: str = "127.0.0.1"
     """Address of the page on which people rank. 0.0.0.0 lets others in your network rank, by the token that is printed."""
     port: int = 7860
@@ -95,10 +90,6 @@ class ComparisonSettings:
         check_settings(self, {name: rule for name, rule in COLLECTION_RULES.items() if hasattr(self, name)})
         check_choice("judge_mode", self.judge_mode, MODES)
         check_choice("page", self.page, PAGES)
-        if self.corrector_prompt is not None and self.corrector is None:
-            raise ValueError(
-                f"corrector_prompt={self.corrector_prompt!r}: there is no corrector. Give one, or leave it out."
-            )
 
     def check_page_is_used(self, people: bool) -> None:
         """Refuses a page that nobody would see.
@@ -116,3 +107,16 @@ class CollectionSettings(ComparisonSettings):
 
     n_responses: int = 4
     """Responses to each prompt, at least 2; near-duplicates are drawn anew, and left out if that does not help."""
+    corrector: str | None = None
+    """A stronger language model that rewrites each response: a folder, a hub id or openai:URL#MODEL. A rewritten response is
+    preferred to the one before, and a text to fine-tune on (docs/feedback.md)."""
+    corrector_prompt: str | None = None
+    """File with what the corrector is told; {prompt} and {response} stand for the texts. Default: the one that is shipped."""
+
+    def check_collection(self) -> None:
+        """Checks the numbers and names; see `ComparisonSettings.check_collection`."""
+        super().check_collection()
+        if self.corrector_prompt is not None and self.corrector is None:
+            raise ValueError(
+                f"corrector_prompt={self.corrector_prompt!r}: there is no corrector. Give one, or leave it out."
+            )

@@ -171,9 +171,9 @@ def ab_test(args: Args) -> ABTest:
     from llm_env.text.prompts import read_prompts
 
     records = shuffled(read_prompts(args.prompts or DEFAULT_HELDOUT_PROMPTS), args.seed, args.n_prompts)
-    temperatures = (args.temperature, args.temperature if args.temperature_b is None else args.temperature_b)
-    games = Games(temperatures, args.max_prompt_length, args.max_new_tokens, args.seed)
-    players = (player(args.a, "a"), player(args.b, "b"))
+    games = Games(args.max_prompt_length, args.max_new_tokens, args.seed)
+    temperature_b = args.temperature if args.temperature_b is None else args.temperature_b
+    players = (player(args.a, "a", args.temperature), player(args.b, "b", temperature_b))
     return ABTest(players, records, games, args.error, args.equal_within, args.stop_early)
 
 
@@ -192,7 +192,7 @@ def described(args: Args, test: ABTest) -> dict[str, object]:
         "a": test.players[0].name,
         "b": test.players[1].name,
         "prompts": args.prompts,
-        "temperatures": test.games.temperatures,
+        "temperatures": [p.temperature for p in test.players],
         "max_prompt_length": args.max_prompt_length,
         "max_new_tokens": args.max_new_tokens,
         "seed": args.seed,

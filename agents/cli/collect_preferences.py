@@ -46,7 +46,8 @@ class Args(CollectionSettings):
     output_dir: Path
     """Folder for the files. What it holds already is kept, and what is missing is added."""
     actors: tuple[str, ...] = ()
-    """Model folders, hub ids, or checkpoints of runs that respond; they take turns. Default: the embedded tiny actor."""
+    """Model folders, hub ids, checkpoints of runs, or best_of:N:MODEL?by=REWARD_MODEL, that respond; they take turns. Default:
+    the embedded tiny actor."""
     temperatures: tuple[float, ...] = (1.0,)
     """Sampling temperatures; each actor responds at each of them."""
     n_prompts: int | None = None
@@ -109,6 +110,7 @@ def collect(args: Args) -> None:
     from agents.local_page import check_page
     from agents.preferences.corrector import load_corrector
     from agents.preferences.judges import load_judge
+    from agents.preferences.players import player
     from agents.preferences.records import read_rankings
     from llm_env.lm.loading import resolve_device
 
@@ -116,6 +118,8 @@ def collect(args: Args) -> None:
     args = dataclasses.replace(args, output_dir=args.output_dir.absolute())
     args.check_values()
     check_output_folder(args.output_dir)
+    for name in args.actors:
+        player(name, "actors")
     if args.import_export is not None and not args.import_export.is_file():
         raise FileNotFoundError(f"import_export={str(args.import_export)!r}: there is no such file.")
     if args.people:
@@ -196,7 +200,8 @@ def sample(args: Args, load: LoadSettings, judge: Judge | None) -> list[Candidat
         FileNotFoundError, ValueError: prompts or models cannot be loaded, or the judge needs a column that a prompt has not.
     """
     from agents.preferences.folder import candidates_in
-    from agents.preferences.sampling import Sampling, Source
+    from agents.preferences.players import player
+    from agents.preferences.sampling import Sampling
     from llm_env.default_task import DEFAULT_MODEL, DEFAULT_PROMPTS
     from llm_env.text.prompts import read_prompts
 
@@ -208,7 +213,7 @@ def sample(args: Args, load: LoadSettings, judge: Judge | None) -> list[Candidat
     if judge is not None:
         judge.check_prompts(prompts)
     prompts = [p for _ in range(args.repeats) for p in prompts]
-    sources = tuple(Source(a, t) for t in args.temperatures for a in args.actors or (DEFAULT_MODEL,))
+    sources = tuple(player(a, "actors", t) for t in args.temperatures for a in args.actors or (DEFAULT_MODEL,))
     sampling = Sampling(sources, args.n_responses, args.max_prompt_length, args.max_new_tokens, args.seed)
     described = {name: getattr(args, name) for name in ("prompts", "n_prompts", "repeats")}
     candidates = candidates_in(args.output_dir, prompts, sampling, load, described, console)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -20,11 +19,11 @@ from agents.preferences.corrector import load_corrector
 from agents.preferences.folder import candidates_in, rank_in
 from agents.preferences.judge_report import described, keep_report
 from agents.preferences.judges import load_judge
+from agents.preferences.players import check_player, player
 from agents.preferences.records import Ranking, read_candidates, read_rankings, write_jsonl
 from agents.preferences.sampling import Sampling, Source
 from agents.preferences.selection import best_texts, clearest, disputed_first, lost, pairs_of
 from agents.preferences.settings import CORRECTIONS
-from agents.runs.checkpoint_actor import is_checkpoint
 from llm_env.lm.loading import load_config
 from llm_env.reward.judges.instruction import read_instruction
 from llm_env.reward.judges.names import CORRECT, SERVED, asked_name, check_judge_name, is_language_judge, local_name
@@ -64,8 +63,10 @@ def check_sources(state: RoundsState) -> None:
         name = asked_name(settings.corrector)
         check_asked_model(name, "corrector", settings)
         read_instruction(CORRECT, settings.corrector_prompt, "corrector_prompt")
-    if settings.opponent is not None and not is_checkpoint(Path(settings.opponent)):
-        load_config(settings.opponent, "causal language model", "opponent", settings.trust_remote_code)
+    for opponent in opponents(state):
+        check_player(opponent, "opponent", state.load)
+        if opponent.by is not None:
+            load_judge(opponent.by, settings, state.load, 0)
     if settings.first_preferences:
         read_rankings(settings.first_preferences, "first_preferences")
 
@@ -81,12 +82,20 @@ def check_asked_model(name: str, option: str, settings: IterationSettings) -> No
         load_config(local_name(name), "causal language model", option, settings.trust_remote_code)
 
 
+def opponents(state: RoundsState) -> list[Source]:
+    """The models that play against the actor.
+
+    Raises:
+        ValueError: a name is none.
+    """
+    return [player(name, "opponent", state.settings.temperature, state.first) for name in state.settings.opponent]
+
+
 def respond(state: RoundsState, number: int) -> None:
-    """Samples responses of the current actor, and of the opponent if there is one, to the round's prompts."""
+    """Samples responses of the current actor, and of the opponents if there are some, to the round's prompts."""
     settings = state.settings
-    names = [str(state.actor(number - 1)), *([settings.opponent] if settings.opponent is not None else [])]
     sampling = Sampling(
-        sources=tuple(Source(name, settings.temperature) for name in names),
+        sources=(Source(str(state.actor(number - 1)), settings.temperature), *opponents(state)),
         n_responses=settings.n_responses,
         max_prompt_length=settings.max_prompt_length,
         max_new_tokens=settings.max_new_tokens,
@@ -145,17 +154,8 @@ def select(state: RoundsState, number: int) -> None:
     Raises:
         ValueError: nothing is left.
     """
-    settings, folder = state.settings, state.round_folder(number)
-    path = folder / "rankings.jsonl"
-    rankings = read_rankings(path) if path.is_file() else []  # people may have corrected, and ranked nothing
-    counts = {"rankings": len(rankings)}  # what each choice leaves, for the console and selection.json
-    for name in settings.select:
-        if name == "lost":
-            rankings = lost(rankings, str(state.actor(number - 1)))
-        elif name == "disputed":
-            ordered = disputed_first(rankings)
-            rankings = ordered[: math.ceil(len(ordered) * settings.select_share)]
-        counts[name] = len(rankings)
+    settings, folder = state.settings.of_round(number), state.round_folder(number)
+    rankings, counts = chosen(state, number, settings.select)
     # What is trained on as it is: corrections, and before the first round rankings that were there.
     first = correction_rankings(read_corrections(folder / CORRECTIONS_FILE))
     if first:
@@ -165,13 +165,34 @@ def select(state: RoundsState, number: int) -> None:
     records = (
         text_records(rankings, first, counts)
         if settings.method == REJECTION_SAMPLING
-        else pair_records(state, rankings, first, counts)
+        else pair_records(settings, rankings, first, counts)
     )
     if not records:
         raise ValueError(f"Round {number}: nothing is left to train on ({counts}). Select less strictly.")
     write_jsonl(folder / "train.jsonl", records)
     write_json(folder / "selection.json", counts, indent=None)
     say(state.console, f"chosen: {', '.join(f'{v:,} {k}' for k, v in counts.items())}")
+
+
+def chosen(state: RoundsState, number: int, select: Sequence[str]) -> tuple[list[Ranking], dict[str, int]]:
+    """A round's rankings, as far as they were lost or are disputed where `select` says so; and what each choice leaves.
+
+    Args:
+        state: Settings and folder of the rounds.
+        number: Number of the round, from 1.
+        select: Names of `SELECTIONS`; ``margin`` is about pairs, and left to others.
+    """
+    path = state.round_folder(number) / "rankings.jsonl"
+    rankings = read_rankings(path) if path.is_file() else []  # people may have corrected, and ranked nothing
+    counts = {"rankings": len(rankings)}  # for the console and selection.json
+    for name in select:
+        if name == "lost":
+            rankings = lost(rankings, str(state.actor(number - 1)))
+        elif name == "disputed":
+            ordered = disputed_first(rankings)
+            rankings = ordered[: math.ceil(len(ordered) * state.settings.select_share)]
+        counts[name] = len(rankings)
+    return rankings, counts
 
 
 def text_records(rankings: list[Ranking], first: list[Ranking], counts: dict[str, int]) -> list[dict[str, object]]:
@@ -188,17 +209,16 @@ def text_records(rankings: list[Ranking], first: list[Ranking], counts: dict[str
 
 
 def pair_records(
-    state: RoundsState, rankings: list[Ranking], first: list[Ranking], counts: dict[str, int]
+    settings: IterationSettings, rankings: list[Ranking], first: list[Ranking], counts: dict[str, int]
 ) -> list[dict[str, object]]:
     """Pairs of a preferred and another response, as records.
 
     Args:
-        state: Has the settings `pairs`, `select` and `select_share`.
+        settings: The round's; `pairs`, `select` and `select_share` are read.
         rankings: The round's rankings.
         first: Rankings that were there before the first round, and corrections; all their pairs are taken.
         counts: Gets the numbers of pairs.
     """
-    settings = state.settings
     pairs = pairs_of(rankings, settings.pairs)
     counts["pairs"] = len(pairs)
     if "margin" in settings.select:

@@ -13,10 +13,11 @@ from rich.console import Console
 
 from agents.figures import can_draw
 from agents.files import write_json, write_text
+from agents.iteration.arena import play
 from agents.iteration.evaluate import evaluate
 from agents.iteration.judging import check_sources, rank, respond, select
 from agents.iteration.report import draw_rounds, rounds_table
-from agents.iteration.settings import PEOPLE, IterationSettings
+from agents.iteration.settings import IterationSettings
 from agents.iteration.state import RoundsState
 from agents.iteration.training import check_training, train, train_judge, train_with_algorithm
 from agents.output_folder import check_output_folder, locked
@@ -53,6 +54,8 @@ def iterate(settings: IterationSettings, console: Console | None = None) -> list
 def _iterate(state: RoundsState) -> list[dict[str, Any]]:
     settings = state.settings
     state.step(0, "evaluation", evaluate)
+    if settings.opponent:
+        state.step(0, "arena", play)
     evaluations = [state.evaluation(0)]
     for number in range(1, settings.rounds + 1):
         run_round(state, number)
@@ -61,7 +64,7 @@ def _iterate(state: RoundsState) -> list[dict[str, Any]]:
     write_json(state.folder / "rounds.json", report)
     write_text(state.folder / "rounds.md", rounds_table(report))
     if can_draw():
-        draw_rounds(report, state.folder / "rounds.png", settings.method)
+        draw_rounds(report, state.folder / "rounds.png", " ".join(settings.schedule) or settings.method)
     state.keep_actor()
     return report
 
@@ -73,11 +76,12 @@ def run_round(state: RoundsState, number: int) -> None:
         state: Settings and folder of the rounds.
         number: The round, from 1.
     """
-    settings = state.settings
+    settings = state.settings.of_round(number)
     state.round_folder(number).mkdir(exist_ok=True)
     if "training" not in state.steps_done(number):
-        state.console.rule(f"round {number} of {settings.rounds}", align="left")
-    if settings.is_algorithm and PEOPLE not in state.judges:
+        name = f": {settings.method}" if state.settings.schedule else ""
+        state.console.rule(f"round {number} of {settings.rounds}{name}", align="left")
+    if settings.is_algorithm and not settings.trains_reward_model:
         state.step(number, "training", train_with_algorithm)  # it generates and scores for itself
     elif settings.is_algorithm:
         state.step(number, "responses", respond)
@@ -91,5 +95,7 @@ def run_round(state: RoundsState, number: int) -> None:
         state.step(number, "training", train)
     if number % settings.evaluate_every == 0 or number == settings.rounds:
         state.step(number, "evaluation", evaluate)
+    if settings.opponent:
+        state.step(number, "arena", play)
     # The actor of the round before is not needed any more; without this each round would add a model to the memory.
     MODELS.clear(str(state.actor(number - 1)))

@@ -7,6 +7,8 @@ OUT/round_1/train.jsonl        what was chosen to train on
 OUT/round_1/training/actor/    the actor after the round
 OUT/round_1/evaluation.json    on held-out prompts
 OUT/round_1/steps.json         the steps that are done, with their seconds
+OUT/arena/                     against opponents: each player's responses to held-out prompts, and who beat whom
+OUT/arena.json, arena.md       and the strengths
 OUT/rounds.json, rounds.md, rounds.png, actor/   all rounds, and the last actor
 """
 
@@ -155,7 +157,10 @@ class RoundsState:
                 ) from error
             # A setting that is newer than the rounds had its default then.
             defaults = {f.name: f.default for f in dataclasses.fields(self.settings)}
-            changed = [k for k, v in values.items() if before.get(k, defaults[k]) != v]
+            before = json.loads(
+                json.dumps({**defaults, **before, "opponent": _opponents(before.get("opponent"))}, default=str)
+            )
+            changed = [k for k, v in values.items() if before[k] != v]
             if not changed:
                 return
             if any(path for name in RESULTS for path in self.folder.glob(f"round_*/{name}")):
@@ -163,13 +168,19 @@ class RoundsState:
                     f"output_dir={str(self.folder)!r} has rounds with other settings ({', '.join(changed)}). Choose another "
                     "folder, or the same settings."
                 )
-            for name in ("settings.json", "steps.json", "evaluation.json"):
+            for name in ("settings.json", "steps.json", "evaluation.json", "arena.json", "arena.md"):
                 (self.folder / name).unlink(missing_ok=True)
+            remove_folder(self.folder / "arena")
             for round_folder in self.folder.glob("round_*"):
                 remove_folder(round_folder)
         else:
             self.check_folder()
         write_text(path, json.dumps(values, indent=1) + "\n")
+
+
+def _opponents(value: Any) -> list[str]:
+    """The setting `opponent` as a list; rounds of an earlier version have one name or none."""
+    return [value] if isinstance(value, str) else list(value or ())
 
 
 def split_prompts(settings: IterationSettings) -> tuple[list[PromptRecord], list[PromptRecord]]:

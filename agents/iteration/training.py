@@ -11,10 +11,11 @@ from agents.algorithms.table import checked_settings
 from agents.console import named_values
 from agents.files import write_text
 from agents.flat_settings import read_settings
-from agents.iteration.settings import PEOPLE, REJECTION_SAMPLING, IterationSettings
+from agents.iteration.judging import chosen
+from agents.iteration.settings import REJECTION_SAMPLING, IterationSettings
 from agents.iteration.state import RoundsState, remove_folder, reward_name
 from agents.output_folder import has_files
-from agents.preferences.records import Ranking, read_rankings, write_jsonl
+from agents.preferences.records import Ranking, write_jsonl
 from agents.runs.prompts import write_prompts
 from agents.runs.run import TrainingRun
 from agents.runs.settings import AlgorithmSettings, FolderSettings, RunSettings, TaskOptions, TrainingSettings
@@ -34,7 +35,7 @@ LEAST_MAX_LENGTH = 512
 
 def train(state: RoundsState, number: int) -> None:
     """Trains on the pairs or texts that were chosen in this round and in the `keep_rounds` before it."""
-    settings, folder = state.settings, state.round_folder(number)
+    settings, folder = state.settings.of_round(number), state.round_folder(number)
     rounds = range(max(1, number - settings.keep_rounds), number + 1)
     chosen = [(state.round_folder(n) / "train.jsonl").read_text(encoding="utf-8") for n in rounds]
     data = folder / "training_data.jsonl"
@@ -54,7 +55,8 @@ def train_on_texts(state: RoundsState, number: int, data: Path) -> None:
         number: Number of the round, from 1.
         data: Texts, one JSON record a line.
     """
-    fine_tune(text_settings(state.settings, data, trainer_settings(state, number, TEXTS_LEARNING_RATE)), state.console)
+    own = trainer_settings(state, number, TEXTS_LEARNING_RATE)
+    fine_tune(text_settings(state.settings.of_round(number), data, own), state.console)
 
 
 def train_on_pairs(state: RoundsState, number: int, data: Path) -> None:
@@ -65,7 +67,7 @@ def train_on_pairs(state: RoundsState, number: int, data: Path) -> None:
         number: Number of the round, from 1.
         data: Pairs, one JSON record a line.
     """
-    settings = state.settings
+    settings = state.settings.of_round(number)
     has_first_reference = settings.reference_name == "first" and METHODS[settings.method].reference
     own = trainer_settings(state, number, PAIRS_LEARNING_RATE)
     own["ref_model"] = state.first if has_first_reference else None
@@ -107,6 +109,12 @@ def check_training(settings: IterationSettings) -> None:
     Raises:
         ValueError, TypeError: the training would refuse one.
     """
+    for number in range(1, 1 + max(1, len(settings.schedule))):
+        _check_training(settings.of_round(number))
+
+
+def _check_training(settings: IterationSettings) -> None:
+    """`check_training` of the rounds of one method."""
     folder = settings.output_dir
     if settings.is_algorithm:
         run = algorithm_settings(settings, str(folder), "gold", folder)
@@ -146,7 +154,7 @@ def trainer_settings(state: RoundsState, number: int, default_rate: float) -> di
         number: Number of the round, from 1.
         default_rate: Learning rate where the settings say none.
     """
-    settings, target = state.settings, state.round_folder(number) / "training"
+    settings, target = state.settings.of_round(number), state.round_folder(number) / "training"
     shutil.rmtree(target / "actor", ignore_errors=True)
     return {
         **shared_settings(settings, default_rate),
@@ -158,11 +166,17 @@ def trainer_settings(state: RoundsState, number: int, default_rate: float) -> di
 
 
 def train_judge(state: RoundsState, number: int) -> None:
-    """Trains a reward model on the rankings of people in all rounds so far."""
-    settings, folder = state.settings, state.round_folder(number)
+    """Trains a reward model on the rankings of all rounds so far, those that the round's `select` leaves.
+
+    Raises:
+        ValueError: none is left.
+    """
+    settings, folder = state.settings.of_round(number), state.round_folder(number)
     rankings: list[Ranking] = []
     for n in range(1, number + 1):
-        rankings += read_rankings(state.round_folder(n) / "rankings.jsonl")
+        rankings += chosen(state, n, settings.select)[0]
+    if not rankings:
+        raise ValueError(f"Round {number}: no ranking is left to train a reward model on. Select less strictly.")
     data = folder / "all_rankings.jsonl"
     write_jsonl(data, [r.to_json() for r in rankings])
     target = judge_folder(state, number)
@@ -182,7 +196,7 @@ def train_judge(state: RoundsState, number: int) -> None:
 
 
 def judge_folder(state: RoundsState, number: int) -> Path:
-    """The folder of the reward model that a round trains on what people ranked."""
+    """The folder of the reward model that a round trains on rankings."""
     return state.round_folder(number) / "reward_modelling"
 
 
@@ -206,16 +220,17 @@ def train_with_algorithm(state: RoundsState, number: int) -> None:
 def run_settings(state: RoundsState, number: int) -> RunSettings:
     """Gives the settings of a round's training run, and writes its prompts to the round's folder.
 
-    The reward model is the judge, or the one that was trained on people's rankings (`train_judge`).
+    The reward model is the judge, or the one that was trained on the rounds' rankings (`train_judge`).
 
     Raises:
         ValueError: a setting breaks its rule.
     """
-    settings, folder = state.settings, state.round_folder(number)
+    settings, folder = state.settings.of_round(number), state.round_folder(number)
     write_prompts(folder / "prompts.jsonl", state.prompts)
     write_prompts(folder / "eval_prompts.jsonl", state.held_out)
     judge = state.judges[0]
-    reward_model = str(judge_folder(state, number) / "reward_model") if judge == PEOPLE else reward_name(judge)
+    own = judge_folder(state, number) / "reward_model"
+    reward_model = str(own) if settings.trains_reward_model else reward_name(judge)
     run = algorithm_settings(settings, str(state.actor(number - 1)), reward_model, folder)
     training = dataclasses.replace(run.training, seed=settings.seed + number)
     return dataclasses.replace(run, training=training, folder=dataclasses.replace(run.folder, gold=state.gold))

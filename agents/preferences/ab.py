@@ -26,7 +26,7 @@ from agents.preferences.folder import rank_in
 from agents.preferences.judge import Judge
 from agents.preferences.judge_report import FILE as JUDGES_FILE
 from agents.preferences.judge_report import keep_report
-from agents.preferences.players import Games, Player, answers
+from agents.preferences.players import Games, answers
 from agents.preferences.records import (
     Candidates,
     Ranking,
@@ -35,6 +35,7 @@ from agents.preferences.records import (
     read_candidates,
     read_rankings,
 )
+from agents.preferences.sampling import Source
 from llm_env.lm.names import LoadSettings
 from llm_env.text.prompts import PromptRecord
 
@@ -57,7 +58,7 @@ class ABTest:
         look: Whether the test ends when it is decided; else all prompts are compared.
     """
 
-    players: tuple[Player, Player]
+    players: tuple[Source, Source]
     records: Sequence[PromptRecord]
     games: Games
     error: float = 0.05

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from agents.preferences.judge import RewardJudge
 from agents.preferences.records import Candidates, Response
 from agents.preferences.settings import COLLECTION_RULES
 from agents.runs.checkpoint_actor import is_checkpoint, load_checkpoint_actor
@@ -23,6 +25,8 @@ CHUNK = 128
 """Prompts that are responded to at a time, between two writes to the disk."""
 SEED_STEP = 1_000_003
 """Distance of the seeds of two draws, a prime, so that runs with neighboring seeds share none."""
+BEST_OF_STEP = 15_485_863_000_003
+"""Distance of the seeds of the responses that best of n samples for one; beyond what a run's draws come to."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,23 @@ class Source:
     """A model that responds, at a temperature.
 
     Attributes:
-        name: Model folder, hub id, or a checkpoint of a run.
+        name: Model folder, hub id, or a checkpoint of a run; for best of n another name, and `model` says which it is.
         temperature: Sampling temperature, above 0.
+        model: Model folder, hub id, or a checkpoint of a run. None: the name.
+        best_of: Responses that it samples for each that it gives: the one that `by` scores highest.
+        by: Reward model or function that chooses, as `RewardJudge` takes it; needed where `best_of` is above 1.
     """
 
     name: str
     temperature: float = 1.0
+    model: str | None = None
+    best_of: int = 1
+    by: str | None = None
+
+    @property
+    def model_name(self) -> str:
+        """Model folder, hub id, or a checkpoint of a run."""
+        return self.model or self.name
 
     def __str__(self) -> str:
         return f"{self.name} at {self.temperature:g}"
@@ -130,7 +145,8 @@ def collect_responses(
     """
     sampling.check()
     records = read_prompts(prompts)
-    models = {s.name: load_source(s.name, load) for s in sampling.sources}
+    models = {s.name: load_source(s.model_name, load) for s in sampling.sources}
+    judges = {s.name: RewardJudge(s.by, load) for s in sampling.sources if s.by is not None}
     encoded = {name: PromptSet(records, model.tokenizer, sampling.max_prompt_length) for name, model in models.items()}
     for start in range(first, len(prompts), chunk):
         members = range(start, min(start + chunk, len(prompts)))
@@ -145,11 +161,18 @@ def collect_responses(
                     continue
                 source = sampling.sources[(number + attempt) % len(sampling.sources)]
                 draw = (start * TRIES + attempt) * sampling.n_responses + number
-                model, model_prompts = models[source.name], encoded[source.name]
-                ids = _sample(model, source, [model_prompts[i] for i in wanted], sampling, draw)
-                tokens += sum(map(len, ids))
-                for i, response_ids in zip(wanted, ids, strict=True):
-                    _add_unless_alike(responses[i], response_ids, model, source)
+                given, count = draw_responses(
+                    models[source.name],
+                    source,
+                    [records[i] for i in wanted],
+                    [encoded[source.name][i] for i in wanted],
+                    sampling.max_new_tokens,
+                    sampling.seed + SEED_STEP * draw,
+                    judges.get(source.name),
+                )
+                tokens += count
+                for i, response in zip(wanted, given, strict=True):
+                    _add_unless_alike(responses[i], response)
             if all(len(r) >= sampling.n_responses for r in responses.values()):
                 break
         enough = [i for i in members if len(responses[i]) >= 2]
@@ -162,16 +185,48 @@ def collect_responses(
         )
 
 
-def _sample(model: SharedLM, source: Source, prompts: list[Prompt], sampling: Sampling, draw: int) -> list[list[int]]:
-    """Samples the ids of a response to each prompt; `draw` numbers the calls, and gives each a seed of its own."""
-    seed = (sampling.seed + SEED_STEP * draw) % 2**63  # torch takes seeds below 2^63
-    with model.frozen() as lm:
-        return continue_prompts(lm, prompts, model.eos_ids, sampling.max_new_tokens, seed, source.temperature)
+def draw_responses(
+    model: SharedLM,
+    source: Source,
+    records: Sequence[PromptRecord],
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    seed: int,
+    judge: RewardJudge | None = None,
+) -> tuple[list[Response], int]:
+    """A source's response to each prompt, and how many tokens were generated for them; ids of responses are left empty.
 
-
-def _add_unless_alike(responses: list[Response], ids: list[int], model: SharedLM, source: Source) -> None:
-    """Adds a response to a prompt's others, where it is not empty and unlike each of them."""
+    Args:
+        model: The source's model.
+        source: Who responds.
+        records: The prompts, as the judge reads them.
+        prompts: The same, in the model's tokens.
+        max_new_tokens: Length cap of a response.
+        seed: Seed of the sampling.
+        judge: Chooses, for best of n.
+    """
     size = len(model.tokenizer)  # a model's vocabulary may be padded beyond its tokenizer's
-    text = str(model.tokenizer.decode([t for t in ids if t < size], skip_special_tokens=True))
-    if text.strip() and not any(near_duplicate(text, r.text) for r in responses):
-        responses.append(Response(f"r{len(responses)}", text, ids[-1] in model.eos_ids, str(source)))
+    tries: list[list[Response]] = [[] for _ in prompts]
+    tokens = 0
+    for number in range(source.best_of):
+        # torch takes seeds below 2^63
+        own_seed = (seed + BEST_OF_STEP * number) % 2**63
+        with model.frozen() as lm:
+            ids = continue_prompts(lm, prompts, model.eos_ids, max_new_tokens, own_seed, source.temperature)
+        for own, response_ids in zip(tries, ids, strict=True):
+            tokens += len(response_ids)
+            text = str(model.tokenizer.decode([t for t in response_ids if t < size], skip_special_tokens=True))
+            own.append(Response("", text, response_ids[-1] in model.eos_ids, str(source)))
+    if judge is None:
+        return [own[0] for own in tries], tokens
+    scores = judge.scores(
+        [Candidates("", r.prompt, tuple(own), r.columns) for r, own in zip(records, tries, strict=True)]
+    )
+    # of equal scores the first
+    return [own[max(range(len(own)), key=s.__getitem__)] for own, s in zip(tries, scores, strict=True)], tokens
+
+
+def _add_unless_alike(responses: list[Response], response: Response) -> None:
+    """Adds a response to a prompt's others, where it is not empty and unlike each of them."""
+    if response.text.strip() and not any(near_duplicate(response.text, r.text) for r in responses):
+        responses.append(dataclasses.replace(response, id=f"r{len(responses)}"))

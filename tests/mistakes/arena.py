@@ -6,6 +6,7 @@ from tests.mistakes import Mutation
 
 _SEQUENTIAL = ("tests/agents/evaluation/test_sequential.py",)
 _STRENGTHS = ("tests/agents/evaluation/test_strengths.py",)
+_PLAY = ("tests/agents/iteration/test_arena.py",)
 _AB = ("tests/agents/preferences/test_ab.py",)
 
 ARENA = [
@@ -74,10 +75,45 @@ ARENA = [
     ),
     Mutation(
         "best of n keeps the first",
-        "agents/preferences/players.py",
+        "agents/preferences/sampling.py",
         "key=s.__getitem__",
         "key=lambda i: -i",
         _AB,
+    ),
+    Mutation(
+        "a schedule's second round has the first's method",
+        "agents/iteration/settings.py",
+        "self.schedule[(number - 1) % len(self.schedule)]",
+        "self.schedule[0]",
+        ("tests/agents/iteration/test_arena.py::test_each_round_has_its_method_and_its_settings",),
+    ),
+    Mutation(
+        "the arena trains on what was won too",
+        "agents/iteration/settings.py",
+        'select = self.select or (("lost",) if self.opponent else ())',
+        "select = self.select",
+        _PLAY,
+    ),
+    Mutation(
+        "only the last round's games count for the strengths",
+        "agents/iteration/arena.py",
+        "    for n in range(number + 1):\n        for _, record in read_records",
+        "    for n in range(number, number + 1):\n        for _, record in read_records",
+        _PLAY,
+    ),
+    Mutation(
+        "the winner of a game is its loser",
+        "agents/iteration/arena.py",
+        "float(ranks[i] < ranks[j])",
+        "float(ranks[i] > ranks[j])",
+        ("tests/agents/iteration/test_arena.py::test_games_come_from_ranks_and_strengths_from_games",),
+    ),
+    Mutation(
+        "a schedule's DPO is held to the first actor",
+        "agents/iteration/settings.py",
+        'reference = self.reference or "previous"',
+        "reference = self.reference",
+        ("tests/agents/iteration/test_arena.py::test_each_round_has_its_method_and_its_settings",),
     ),
     Mutation(
         "people may not find two responses equally good",

@@ -242,8 +242,8 @@ class IterationSettings(CollectionSettings, UpdateSettings):
             )
         if self.select and not self.trains_reward_model:
             raise ValueError(
-                f"select is about preferences; {self.method} generates for itself. With --opponent a reward model is trained on "
-                "what is selected."
+                f"select is about preferences; {self.method} generates for itself. With --opponent a reward model is trained "
+                "on what is selected."
             )
         if "margin" in self.select:
             raise ValueError(f"select margin: {self.method}'s reward model is trained on rankings, not on pairs.")

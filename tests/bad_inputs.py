@@ -20,6 +20,11 @@ FILES: dict[str, bytes] = {
     "pairs.jsonl": _lines(_PAIRS),
     "texts.jsonl": _lines(_TEXTS),
     "stars.jsonl": b'{"prompt": "A:", "response": " Good.", "stars": 5}\n{"prompt": "B:", "response": " Bad.", "stars": 6}\n',
+    "chat.jsonl": b'{"messages": [{"role": "user", "content": "A?"}, {"role": "assistant", "content": "B."}, '
+    b'{"role": "user", "content": "C."}]}\n',
+    "chats.jsonl": b'{"messages": [{"role": "user", "content": "A?"}]}\n{"messages": 5}\n',
+    "said.jsonl": _lines([{"prompt": f"Number {i}?", "completion": " Good.", "label": True} for i in range(20)]),
+    "rules.yaml": b"- label: good\n  pattern: x\n",
     "judge.txt": b"{prompt} {response_a}",
     "prompts.jsonl": _lines([{"prompt": f"Number {i}:"} for i in range(20)]),
     "columns.jsonl": b'{"prompt": "One:", "answer": "1", "n": "x"}\n{"prompt": "Two:", "n": "2"}\n',
@@ -200,6 +205,7 @@ _SFT = "train_sft --output-dir out --texts texts.jsonl"
 _REWARD = "train_reward_model --output-dir out --preferences pairs.jsonl"
 _PREFERENCE = "train_preference --output-dir out --preferences pairs.jsonl"
 _COLLECT = "collect_preferences --output-dir out --judge gold"
+_FEEDBACK = "collect_feedback --output-dir out"
 _ASK = "collect_preferences --output-dir out --judge openai:http://h/v1#m"
 _EVALUATE = "evaluate_actor --actor {actor}"
 OTHERS = [
@@ -328,6 +334,21 @@ OTHERS = [
     ("iterate --output-dir out --first-preferences nosuch.jsonl", "first_preferences='nosuch.jsonl'", "no such file"),
     ("iterate --output-dir full", "full' is not empty", "not empty"),
     ("iterate --output-dir pairs.jsonl", "output_dir", "is a file"),
+    (f"{_FEEDBACK} --log nosuch.jsonl", "log='nosuch.jsonl'", "no such file"),
+    (f"{_FEEDBACK} --log chats.jsonl", "chats.jsonl, line 2", "'messages'"),
+    (f"{_FEEDBACK} --log texts.jsonl", "texts.jsonl, line 1", "'messages'"),
+    (f"{_FEEDBACK} --log chat.jsonl --classifier nosuch.yaml", "classifier='nosuch.yaml'", "no such file"),
+    (f"{_FEEDBACK} --log chat.jsonl --classifier rules.yaml", "rules.yaml, rule 1", "label='good'"),
+    (f"{_FEEDBACK} --log chat.jsonl --classifier llm:./nosuch", "classifier='./nosuch'", "no such folder"),
+    (f"{_FEEDBACK} --log chat.jsonl --classifier openai:http://h/v1", "classifier=", "names no model"),
+    (f"{_FEEDBACK} --log chat.jsonl --classifier-prompt judge.txt", "classifier_prompt='judge.txt'", "is none"),
+    (
+        f"{_FEEDBACK} --log chat.jsonl --classifier openai:http://h/v1#m --classifier-prompt judge.txt",
+        "classifier_prompt='judge.txt'",
+        "lacks {response}, {reply}",
+    ),
+    (f"{_FEEDBACK} --log chat.jsonl --examples -1", "examples=-1", "at least 0"),
+    ("train_preference --output-dir out --preferences said.jsonl", "loss='dpo' learns from pairs", "--loss kto"),
     ("pipeline --config nosuch.yaml --output-dir out", "config='nosuch.yaml'", "no such file"),
     ("pipeline --config stages.yaml --output-dir out", "stage 'sft'", "epochs=-1.0"),
     ("pipeline --config nostage.yaml --output-dir out", "'write_reviewz'", "Did you mean 'write_reviews'"),

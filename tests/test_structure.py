@@ -20,7 +20,7 @@ FLOORS = (
     {"algorithms", "callbacks"},
     {"runs", "evaluation", "probes"},
     {"preferences"},
-    {"supervised"},
+    {"supervised", "conversations"},
     {"iteration"},
     {"pipeline"},
     {"cli"},

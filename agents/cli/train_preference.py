@@ -5,7 +5,8 @@ r"""Trains a language model on preferences directly: DPO, DPOP, TDPO, ORPO, IPO,
         --lora-rank 16 --learning-rate 1e-4 --mixed-precision bf16 --output-dir runs/tdpo
 
 Preferences are rankings, as collect_preferences.py writes them, or pairs with `prompt`, `chosen`, `rejected`; a ranking
-of several responses makes all its pairs. Trains with TRL's trainers, and writes `actor/` for every other command,
+of several responses makes all its pairs. --loss kto takes single responses too, `prompt`, `completion`, `label`.
+Trains with TRL's trainers, and writes `actor/` for every other command,
 `preference.json` and `preference.png`. Ctrl-C stops; --resume goes on at the newest checkpoint.
 """
 
@@ -31,7 +32,11 @@ def run(settings: PreferenceSettings) -> int:
     if report is None:
         return status
     held_out = report["heldout"]
-    line = f"{report['loss']} ({report['source']}), beta {report['beta']:g}, {report['pairs']:,} pairs"
+    line = f"{report['loss']} ({report['source']}), beta {report['beta']:g}, "
+    if "pairs" in report:
+        line += f"{report['pairs']:,} pairs"
+    else:
+        line += f"{report['responses']:,} responses, {report['good_responses']:,} of them good"
     if "rewards/accuracies" in held_out:  # not of KTO, which looks at one response at a time
         accuracy = f"{held_out['rewards/accuracies']:.1%}"
         line += f": {accuracy} of {report['heldout_pairs']:,} held-out pairs in the right order"

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from agents.preferences.labeled import Labeled, read_labeled
 from agents.preferences.records import Ranking, check_leaks, prompt_key, read_rankings
 from agents.preferences.stars import MOST
+from llm_env.text.prompts import RawPrompt
 from llm_env.text.split import split_indices
 from llm_env.text.texts import EncodedText, TextRecord, encode_text
 
@@ -33,18 +35,60 @@ def read_split(
         held_out = read_rankings(eval_preferences, "eval_preferences")
         check_leaks(rankings, held_out)
         return rankings, held_out
-    # whole prompts are held out, because responses to one prompt resemble each other
-    prompts = list(dict.fromkeys(prompt_key(r.candidates.prompt) for r in rankings))
+    held = _held_prompts([r.candidates.prompt for r in rankings], preferences, share, seed)
+    return (
+        [r for r in rankings if prompt_key(r.candidates.prompt) not in held],
+        [r for r in rankings if prompt_key(r.candidates.prompt) in held],
+    )
+
+
+def read_labeled_split(
+    preferences: str, eval_preferences: str | None, share: float, seed: int
+) -> tuple[list[Labeled], list[Labeled]]:
+    """Reads training and held-out single responses with labels; see `read_split`."""
+    labeled = read_labeled(preferences)
+    if eval_preferences is not None:
+        held_out = read_labeled(eval_preferences, "eval_preferences")
+        seen = {prompt_key(one.prompt): one.where for one in labeled}
+        for one in held_out:
+            if prompt_key(one.prompt) in seen:
+                raise ValueError(
+                    f"{one.where}: this prompt is among the training responses too. Remove it on one side."
+                )
+        return labeled, held_out
+    held = _held_prompts([one.prompt for one in labeled], preferences, share, seed)
+    return (
+        [one for one in labeled if prompt_key(one.prompt) not in held],
+        [one for one in labeled if prompt_key(one.prompt) in held],
+    )
+
+
+def _held_prompts(all_prompts: Sequence[RawPrompt], preferences: str, share: float, seed: int) -> set[str]:
+    """The keys of the prompts that are held out: whole prompts, because responses to one prompt resemble each other."""
+    prompts = list(dict.fromkeys(map(prompt_key, all_prompts)))
     train, test = split_indices(len(prompts), share, seed)
     if not train or not test:
         raise ValueError(
             f"preferences={preferences!r} has {len(prompts)} different prompt(s); with fewer than two none can be held out."
         )
-    held = {prompts[i] for i in test}
-    return (
-        [r for r in rankings if prompt_key(r.candidates.prompt) not in held],
-        [r for r in rankings if prompt_key(r.candidates.prompt) in held],
-    )
+    return {prompts[i] for i in test}
+
+
+def encode_labeled(
+    labeled: Sequence[Labeled], tokenizer: Any, max_length: int, max_prompt_length: int
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Encodes single responses as rows with ``prompt_ids``, ``completion_ids`` and ``label``; counts those that were cut."""
+    rows = []
+    left_out = {"cut": 0, "cut to nothing": 0}
+    for one in labeled:
+        text = encode_text(one.text, tokenizer, max_prompt_length)
+        left_out["cut"] += len(text.ids) > max_length
+        ids = text.ids[:max_length]
+        if len(ids) <= text.start:
+            left_out["cut to nothing"] += 1
+            continue
+        rows.append({"prompt_ids": ids[: text.start], "completion_ids": ids[text.start :], "label": one.is_good})
+    return rows, left_out
 
 
 def encode_rankings(

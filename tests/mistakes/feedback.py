@@ -6,6 +6,7 @@ from tests.mistakes import Mutation
 
 _STARS = ("tests/agents/preferences/test_stars.py",)
 _CORRECTIONS = ("tests/agents/preferences/test_corrections.py",)
+_CONVERSATIONS = ("tests/agents/conversations/test_conversations.py",)
 _STAR_LOSSES = ("tests/agents/supervised/test_stars.py",)
 
 FEEDBACK = [
@@ -120,5 +121,47 @@ FEEDBACK = [
         "first = correction_rankings(read_corrections(folder / CORRECTIONS_FILE))",
         "first = correction_rankings(read_corrections(folder / CORRECTIONS_FILE)[:0])",
         _CORRECTIONS,
+    ),
+    Mutation(
+        "a refusal with thanks around it is praise",
+        "agents/conversations/classifiers.py",
+        "next((rule.label for rule in self.rules if",
+        "next((rule.label for rule in reversed(self.rules) if",
+        _CONVERSATIONS,
+    ),
+    Mutation(
+        "a user's turn is said of the answer behind it",
+        "agents/conversations/log.py",
+        "before, answer, reply = messages[: place - 1], messages[place - 1], messages[place]",
+        "before, answer, reply = messages[: place - 1], messages[(place + 1) % len(messages)], messages[place]",
+        _CONVERSATIONS,
+    ),
+    Mutation(
+        "what says nothing is a bad response",
+        "agents/conversations/collect.py",
+        "if label not in (POSITIVE, NEGATIVE):",
+        "if label is None:",
+        _CONVERSATIONS,
+    ),
+    Mutation(
+        "precision and recall are one another",
+        "agents/conversations/report.py",
+        '"precision": proportion(hit, sum(counts[true, label] for true in LABELS)),',
+        '"precision": proportion(hit, sum(counts[label, true] for true in LABELS)),',
+        _CONVERSATIONS,
+    ),
+    Mutation(
+        "the letters of the two opinions are swapped",
+        "agents/conversations/classifiers.py",
+        'BY_LETTER = {"A": POSITIVE, "B": NEGATIVE, "C": NONE}',
+        'BY_LETTER = {"A": NEGATIVE, "B": POSITIVE, "C": NONE}',
+        _CONVERSATIONS,
+    ),
+    Mutation(
+        "single responses of one label are all good",
+        "agents/supervised/rows.py",
+        '"label": one.is_good})',
+        '"label": True})',
+        _CONVERSATIONS,
     ),
 ]

@@ -31,8 +31,8 @@ def make_trainer(
     Args:
         settings: Checked settings.
         tokenizer: The model's tokenizer.
-        pairs: Pairs to train on, as `pair_rows` makes them.
-        held_out: Pairs to evaluate on.
+        pairs: Pairs to train on, as `pair_rows` makes them; for KTO single responses, as `sides` makes them.
+        held_out: Pairs or responses to evaluate on.
 
     Raises:
         FileNotFoundError, ValueError: a model cannot be loaded.
@@ -86,10 +86,8 @@ def _with_reference(
     held_out: list[dict[str, Any]],
 ) -> Any:
     """DPO's and KTO's trainers, with a reference model where TRL does not make one of the model itself."""
-    # KTO's records are the sides of the pairs
-    records = 2 * len(pairs) if row.trainer == UNPAIRED else len(pairs)
     entries = {
-        **_shared_entries(settings, row, records),
+        **_shared_entries(settings, row, len(pairs)),
         "max_length": None,  # the rows are cut already
         "precompute_ref_log_probs": settings.cache_reference,
     }

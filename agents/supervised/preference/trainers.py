@@ -50,24 +50,28 @@ def pair_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def unpaired_rows(pairs: Sequence[dict[str, Any]], batch_size: int, seed: int) -> list[dict[str, Any]]:
-    """Makes a row of each side of each pair, as `KTOTrainer`'s collator takes them.
+def sides(pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Both sides of each pair of `pair_rows`, as single responses with labels."""
+    return [
+        {"prompt_ids": pair["prompt_ids"], "completion_ids": pair[name], "label": name == "chosen_ids"}
+        for pair in pairs
+        for name in ("chosen_ids", "rejected_ids")
+    ]
+
+
+def unpaired_rows(singles: Sequence[dict[str, Any]], batch_size: int, seed: int) -> list[dict[str, Any]]:
+    """Makes rows of single responses, as `KTOTrainer`'s collator takes them.
 
     KTO estimates its KL from responses beside prompts that are not theirs: each row gets the response of the row before it in
     its batch, so the rows are put in a random order first.
 
     Args:
-        pairs: Pairs of `pair_rows`.
+        singles: Responses with ``prompt_ids``, ``completion_ids`` and ``label``, as `sides` gives them.
         batch_size: Rows that the trainer will put into a batch.
         seed: Seed of the order.
     """
-    sides = [
-        {"prompt_ids": pair["prompt_ids"], "completion_ids": pair[name], "label": name == "chosen_ids"}
-        for pair in pairs
-        for name in ("chosen_ids", "rejected_ids")
-    ]
-    order = torch.randperm(len(sides), generator=torch.Generator().manual_seed(seed)).tolist()
-    rows = [sides[i] for i in order]
+    order = torch.randperm(len(singles), generator=torch.Generator().manual_seed(seed)).tolist()
+    rows = [dict(singles[i]) for i in order]
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         for i, row in enumerate(batch):

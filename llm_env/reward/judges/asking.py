@@ -8,8 +8,8 @@ from typing import Protocol
 from llm_env.lm.names import LoadSettings
 from llm_env.reward.judges.instruction import Instruction
 from llm_env.reward.judges.local import LocalJudge
-from llm_env.reward.judges.names import CONCURRENCY, GRADE, SERVED
-from llm_env.reward.judges.reading import Reply, grade_of, verdict_of
+from llm_env.reward.judges.names import CONCURRENCY, FEEDBACK, GRADE, SERVED
+from llm_env.reward.judges.reading import Reply, grade_of, letter_of, verdict_of
 from llm_env.reward.judges.served import ServedJudge
 from llm_env.reward.limits import CallLimits
 from llm_env.reward.scores import RewardModelError
@@ -61,6 +61,13 @@ def load_asked_model(
     return LocalJudge(name, load, option, mixed_precision)
 
 
+def answer_of(reply: Reply, instruction: Instruction) -> float | str | None:
+    """What a reply says to an instruction: a grade, a verdict, or a letter; None where it says nothing that was asked for."""
+    if instruction.mode == GRADE:
+        return grade_of(reply)
+    return letter_of(reply, instruction.options) if instruction.mode == FEEDBACK else verdict_of(reply)
+
+
 class Readable:
     """Counts the replies in which an instruction's answer stands, and stops where too many have none.
 
@@ -84,12 +91,11 @@ class Readable:
             RewardModelError: more than half of the replies, and `UNREADABLE_LEAST` of them, have no answer.
         """
         self.count += 1
-        read = grade_of if self.instruction.mode == GRADE else verdict_of
-        if read(reply) is not None:
+        if answer_of(reply, self.instruction) is not None:
             return
         self.unreadable += 1
         if self.unreadable >= UNREADABLE_LEAST and 2 * self.unreadable > self.count:
-            wanted = "a grade from 1 to 10" if self.instruction.mode == GRADE else "A or B"
+            wanted = "a grade from 1 to 10" if self.instruction.mode == GRADE else " or ".join(self.instruction.options)
             raise RewardModelError(
                 f"{self.label}: {self.unreadable} of {self.count} replies have no answer that can be read ({wanted}); the last "
                 f"is {one_line(reply.text or '', 80)!r}. Ask more clearly (judge_prompt), or another model."

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from agents.preferences.records import read_rankings
 from agents.supervised.preference.build import make_trainer
-from agents.supervised.preference.methods import METHODS, method
-from agents.supervised.preference.trainers import labeled_rows, unpaired_rows
+from agents.supervised.preference.methods import METHODS, UNPAIRED, method
+from agents.supervised.preference.trainers import labeled_rows, sides, unpaired_rows
 from agents.supervised.rows import encode_rankings
 from agents.supervised.settings import PreferenceSettings
 from llm_env.default_task import DEFAULT_MODEL
@@ -37,7 +37,8 @@ def trainer_of(tmp_path: Path, models: tuple[str, str], loss: str, **extra: Any)
     options = {"model": policy, "ref_model": reference if method(loss).reference else None, "device": "cpu"}
     options |= {"output_dir": tmp_path / "out", "preferences": "", "loss": loss, "batch_size": 2}
     settings = PreferenceSettings(**{**options, **extra})
-    return make_trainer(settings, load_tokenizer(policy), PAIRS, PAIRS)
+    rows = sides(PAIRS) if method(loss).trainer == UNPAIRED else PAIRS
+    return make_trainer(settings, load_tokenizer(policy), rows, rows)
 
 
 def loss_of(trainer: Any) -> Tensor:
@@ -270,7 +271,7 @@ def test_rows_split_prompt_and_response_where_the_policy_does(tmp_path: Path) ->
 
 
 def test_kto_and_orpo_rows_hold_both_sides() -> None:
-    rows = unpaired_rows(PAIRS * 3, 4, seed=0)
+    rows = unpaired_rows(sides(PAIRS * 3), 4, seed=0)
     assert sum(r["label"] for r in rows) == 6
     for start in range(0, 12, 4):
         batch = rows[start : start + 4]

@@ -78,6 +78,7 @@ ALGORITHM_RULES: dict[str, Rule] = {
     "critic_lr_scale": _POSITIVE,
     "gradient_checkpointing": FLAG,
     "use_cache": FLAG,
+    "planned": FLAG,
     "entropy_grad": FLAG,
     "trust_remote_code": FLAG,
     "embedding_dim": _COUNT,

@@ -33,6 +33,7 @@ from tests.mistakes.faults import FAULTS
 from tests.mistakes.feedback import FEEDBACK
 from tests.mistakes.judges import JUDGES
 from tests.mistakes.pages import PAGES
+from tests.mistakes.plans import PLANS
 from tests.mistakes.rules import RULES
 from tests.mistakes.worlds import STOPS, TOOLS
 
@@ -59,6 +60,7 @@ MUTATIONS = [
         *FEEDBACK,
         *JUDGES,
         *PAGES,
+        *PLANS,
         *RULES,
         *ARENA,
     ),

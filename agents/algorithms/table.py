@@ -34,6 +34,7 @@ ACTOR_CRITIC_SETTINGS = (
     "gradient_checkpointing",
     "micro_batch_tokens",
     "use_cache",
+    "planned",
     "optimizer_class",
     "optimizer_kwargs",
     "critic_lr_scale",

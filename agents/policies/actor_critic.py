@@ -15,28 +15,29 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from agents.policies.acting import ActsOnText
 from agents.policies.actor import Actor, optimizer_defaults, save_language_model
 from agents.policies.critic import Critic, CriticNetwork, CriticSource, enable_checkpointing, make_critic
 from agents.policies.learning_rates import parameter_groups, scale_learning_rates
 from agents.policies.micro_batches import MicroBatches
-from agents.policies.observations import check_observation_space, sequences_of, split_observation
+from agents.policies.observations import check_observation_space, split_observation
+from agents.policies.planner import Planner
 from agents.policies.rollout_scores import ScoresRollouts
-from agents.policies.sampled_actions import ActionTensor, CarriesLogProbs
+from agents.policies.sampled_actions import CarriesLogProbs
 from agents.policies.settings import PolicySettings
 from llm_env.episode import Episode
-from llm_env.lm.causal_lm import CausalLM
 from llm_env.lm.loading import autocast
 from llm_env.lm.log_probs import head_kl, head_log_probs
 from llm_env.lm.packed_attention import packed_states
-from llm_env.lm.packing import PackedBatch, pack_ends
-from llm_env.lm.sampling import restrict, sample_tokens, unpack_bits
+from llm_env.lm.packing import PackedBatch
+from llm_env.lm.sampling import restrict, unpack_bits
 from llm_env.reward.reference import Reference
 from llm_env.rollout import respond
 from llm_env.task import TextTask
 from llm_env.text.prompts import Prompt
 
 
-class LLMActorCriticPolicy(CarriesLogProbs, ScoresRollouts, ActorCriticPolicy):
+class LLMActorCriticPolicy(CarriesLogProbs, ActsOnText, ScoresRollouts, ActorCriticPolicy):
     """Actor: a causal LM. Critic: a head on it or a network of its own.
 
     `forward`, `predict` and `predict_values` take `LLMText-v0` observations and decode with a key-value cache that
@@ -114,6 +115,7 @@ class LLMActorCriticPolicy(CarriesLogProbs, ScoresRollouts, ActorCriticPolicy):
             enable_checkpointing(self.actor)
             if isinstance(self.critic, CriticNetwork):
                 enable_checkpointing(self.critic.trunk)
+        self._planner = Planner(self._step, int(self.observation_space["input_ids"].high.max()))  # type: ignore[index]
         # Parameters exist by now: what evaluates them in parts, and what moves them.
         self.micro_batches = MicroBatches(self, s.micro_batch_tokens)
         self.optimizer = self.optimizer_class(
@@ -125,47 +127,6 @@ class LLMActorCriticPolicy(CarriesLogProbs, ScoresRollouts, ActorCriticPolicy):
             scale_learning_rates(self.optimizer)
         # SB3 drops gradients only after the next forward pass; they need not be in memory beside its activations.
         self.optimizer.register_step_post_hook(_drop_gradients)
-
-    def forward(
-        self, obs: PyTorchObs, deterministic: bool = False, allowed: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Samples the next tokens.
-
-        Args:
-            obs: Dictionary of ``input_ids`` (N, L) and ``length`` (N, 1).
-            deterministic: Take the likeliest token.
-            allowed: Which tokens may be chosen, boolean, shape (N, V); None: all.
-
-        Returns:
-            Actions (N,), which carry their log-probs to the environment; values (N, 1), NaN under `defer_values`;
-            log-probs (N,), in nats. Idle rows get 0.
-        """
-        ids, lengths = split_observation(obs)
-        hidden = self._last_hidden(ids, lengths)  # (N, H)
-        actions, log_probs = self._sample(hidden, lengths, deterministic, allowed)
-        values = self._values(hidden, ids, lengths)
-        return ActionTensor.carry(actions, log_probs, self.temperature), values, log_probs
-
-    @torch.no_grad()
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False, allowed: Tensor | None = None) -> Tensor:
-        """The next tokens (N,), among those allowed (N, V), which carry their log-probs; the critic is not asked."""
-        ids, lengths = split_observation(observation)
-        actions, log_probs = self._sample(self._last_hidden(ids, lengths), lengths, deterministic, allowed)
-        return ActionTensor.carry(actions, log_probs, self.temperature)
-
-    def _sample(
-        self, hidden: Tensor, lengths: Tensor, deterministic: bool, allowed: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens and their log-probs, both (N,), from hidden states (N, H); idle rows cost no head and no sampling."""
-        busy = lengths > 0
-        actions, log_probs = torch.zeros_like(lengths), torch.zeros(len(lengths), device=lengths.device)
-        if busy.any():
-            # Rows of ended episodes have length 0 in synchronous environments. (busy, V)
-            logits = self._logits(hidden[busy], self._acting_lm())
-            if allowed is not None:
-                logits = restrict(logits, allowed[busy])
-            actions[busy], log_probs[busy] = sample_tokens(logits, deterministic)
-        return actions, log_probs
 
     def get_distribution(self, obs: PyTorchObs | PackedBatch) -> Distribution:
         """π(·|s) for each observation, or each scored token of a packed batch; uniform for idle rows."""
@@ -189,37 +150,6 @@ class LLMActorCriticPolicy(CarriesLogProbs, ScoresRollouts, ActorCriticPolicy):
         ids, lengths = split_observation(obs)
         hidden = None if self.critic.reads_text else self._last_hidden(ids, lengths)
         return self._values(hidden, ids, lengths)
-
-    def _values(self, hidden: Tensor | None, ids: Tensor, lengths: Tensor) -> Tensor:
-        """V at each row's last token, (N, 1), float32; 0 for idle rows, NaN where a network is not asked now."""
-        # The buffer asks for these later, in one batch for the whole rollout.
-        if self.critic.reads_text and self.defer_values:
-            return torch.full((len(lengths), 1), torch.nan, device=self.device)
-        with self._autocast():
-            # Idle rows are read as one token, and their values set to 0. (N,)
-            batch = pack_ends(sequences_of(ids, lengths), ids.device) if self.critic.reads_text else None
-            values = self.critic(batch, hidden)
-        return (values * (lengths > 0))[:, None]
-
-    def _last_hidden(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """The actor's hidden state at each row's last token, (N, H): from the cache, or afresh where gradients are due."""
-        with self._autocast():
-            # Cached keys and values have no gradients.
-            if torch.is_grad_enabled():
-                return self._fresh_hidden(ids, lengths)
-            return self._acting.decoder.hidden(ids, lengths)
-
-    def _fresh_hidden(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        return self._packed_hidden(pack_ends(sequences_of(ids, lengths), ids.device)) * (lengths > 0)[:, None]
-
-    def _acting_lm(self) -> CausalLM:
-        """The model that `_last_hidden` asks, whose head goes with its states."""
-        return self.lm if torch.is_grad_enabled() else self._acting.decoder.lm
-
-    def _logits(self, hidden: Tensor, lm: CausalLM) -> Tensor:
-        """Logits over the temperature, float32."""
-        with self._autocast():
-            return lm.logits(hidden).float() / self.temperature
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         return autocast(self.device, self.mixed_precision)
@@ -338,10 +268,15 @@ class LLMActorCriticPolicy(CarriesLogProbs, ScoresRollouts, ActorCriticPolicy):
         return self._acting.merged()
 
     def set_training_mode(self, mode: bool) -> None:
-        """Train or eval mode; there is no dropout, but the cache is dropped, for the weights are about to change."""
+        """Train or eval mode; there is no dropout, but cache and plan are dropped, for the weights are about to change."""
         if mode:
-            self._acting.forget()
+            self._forget()
         super().set_training_mode(mode)
+
+    def _forget(self) -> None:
+        """Drops what came from weights that change now: the decoder's cache, and what was written ahead."""
+        self._acting.forget()
+        self._planner.drop()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """All weights, or with LoRA the trainable ones: the base model is named by `model` and never changes."""
@@ -358,7 +293,7 @@ class LLMActorCriticPolicy(CarriesLogProbs, ScoresRollouts, ActorCriticPolicy):
         Raises:
             RuntimeError: with `strict`, names are missing or unknown.
         """
-        self._acting.forget()
+        self._forget()
         # Not strict: with LoRA the base weights are missing on purpose, which is checked next.
         result = super().load_state_dict(state_dict, strict=False, assign=assign)
         missing = set(result.missing_keys) - (self._frozen_names() if self.settings.lora_rank else set())

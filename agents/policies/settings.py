@@ -32,6 +32,8 @@ class PolicySettings:
         micro_batch_tokens: Tokens of a mini-batch, prompts included, whose activations are in memory at a time; a larger
             mini-batch is worked through in parts, with the same gradient. None: all, unless that does not fit.
         use_cache: False reads the whole prefix for every token: slow, for comparison.
+        planned: Write turns ahead while a bound buffer collects a rollout, instead of a token at each call; see
+            `agents.policies.plan`.
         entropy_grad: Whether `evaluate_actions` gives an entropy with gradients; False saves time where ``ent_coef`` is 0.
         critic_lr_scale: The critic's learning rate, as a multiple of the actor's.
         trust_remote_code: Whether model code from a hub may run.
@@ -51,6 +53,7 @@ class PolicySettings:
     gradient_checkpointing: bool = False
     micro_batch_tokens: int | None = None
     use_cache: bool = True
+    planned: bool = True
     entropy_grad: bool = True
     critic_lr_scale: float = 1.0
     trust_remote_code: bool = False

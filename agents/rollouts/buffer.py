@@ -18,6 +18,7 @@ from agents.policies.observations import check_observation_space
 from agents.rollouts.advantages import Array, whiten
 from agents.rollouts.estimators import Rollout, estimator
 from agents.rollouts.minibatches import TokenSamples, balanced_groups
+from agents.rollouts.outlook import foresee
 from agents.rollouts.scoring import greedy_scores, rescore, score_rewards
 from agents.rollouts.segments import RolloutPolicy, Segment, masks_of
 from agents.rollouts.vec_env import LLMTextVecEnv, text_env
@@ -102,7 +103,8 @@ class TokenRolloutBuffer(RolloutBuffer):
     def bind(self, policy: RolloutPolicy, env: VecEnv) -> None:
         """Says whom to ask for what a rollout defers.
 
-        From now on the policy leaves out values, and the environment scores, while a rollout is collected.
+        From now on, while a rollout is collected, the policy leaves out values and writes turns ahead, and the environment does
+        not score.
 
         Args:
             policy: The algorithm's policy.
@@ -116,6 +118,7 @@ class TokenRolloutBuffer(RolloutBuffer):
         venv.check_wrappers(env)
         self._policy, self._venv = policy, venv
         policy.scored_by_buffer = True
+        policy.foresee_with(lambda ids, lengths: foresee(venv, self.buffer_size - self.pos, ids, lengths))
 
     @property
     def task(self) -> TextTask:

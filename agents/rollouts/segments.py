@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.policies.plan import Foresee
 from llm_env.episode import Episode
 from llm_env.lm.packing import Scored
 from llm_env.reward.reference import Reference
@@ -96,6 +97,9 @@ class RolloutPolicy(Protocol):
     """While True, values are left out (NaN) where they cost a pass of their own; the buffer has them scored later."""
     scored_by_buffer: bool
     """Whether a buffer is bound to the policy."""
+
+    def foresee_with(self, foresee: Foresee) -> None:
+        """Tells the policy whom to ask what comes, so that it can write turns ahead."""
 
     @property
     def rescores_values(self) -> bool:

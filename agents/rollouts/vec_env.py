@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections.abc import Iterable, Sequence
@@ -184,6 +185,12 @@ class LLMTextVecEnv(VecEnv):
     def round_steps(self) -> int:
         """Steps after which synchronous slots start together again."""
         return self.task.settings.round_steps if self.episodes == "synchronous" else self.task.settings.max_new_tokens
+
+    @property
+    def calm_steps(self) -> int:
+        """Steps in which nothing comes from outside but what follows a turn's end: until all slots start, or a world is due."""
+        round_ends = self.round_steps - self._clock if self.episodes == "synchronous" else sys.maxsize
+        return min([round_ends, *(clock - self._clock for clock in self._due.values())])
 
     @property
     def _lags(self) -> bool:

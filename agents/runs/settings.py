@@ -157,6 +157,8 @@ class AlgorithmSettings:
     """Compute activations again in the backward pass: less memory, a third more time."""
     micro_batch_tokens: int | None = None
     """Tokens of a mini-batch, prompts included, that are in memory at a time. Default: all, unless they do not fit."""
+    planned: bool = True
+    """Write turns ahead while collecting, instead of a token at each step of the environment: the same tokens, sooner."""
     algo_kwargs: tuple[str, ...] = ()
     """Any other setting of the algorithm, as name=value: gradient_steps=32, clip_range_high=0.28, …"""
 

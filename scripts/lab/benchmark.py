@@ -8,6 +8,7 @@ Contenders run in turn, each in a process of its own, on the same weights, promp
 and threads:
 
     ours        stock stable_baselines3.PPO with our policy, buffer and VecEnv; value head on the actor
+    stepped     the same without writing turns ahead: one token at each step of the environment
     ours-full   the same with a second network as critic, started from the reward model
     naive       the same stock PPO and policy with SB3's DictRolloutBuffer, no cache, a reward at each step (one iteration)
     a2c, trpo   the other algorithms on our path; a2c-naive, trpo-naive without it

@@ -40,9 +40,9 @@ def in_this_process(command: list[str], cwd: Path, **_: Any) -> None:
 
 
 def test_ours_and_the_floor_have_the_same_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from agents.policies import actor_critic
+    from agents.policies import acting
 
-    monkeypatch.setattr(actor_critic, "sample_tokens", actor_critic.sample_tokens)  # the script puts its own there
+    monkeypatch.setattr(acting, "sample_tokens", acting.sample_tokens)  # the script puts its own there
     monkeypatch.syspath_prepend(str(Path(benchmark.__file__).parent / "benchmarks"))
     monkeypatch.setattr(benchmark.subprocess, "run", in_this_process)
     args = Args(**SMALL, lengths="spread", contenders=("ours", "floor"), warmup=0, output_dir=tmp_path)  # type: ignore[arg-type]

@@ -14,9 +14,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-import agents.policies.actor_critic
 from agents import make_algorithm
 from agents.algorithms.table import algorithm as algorithm_row
+from agents.policies import acting
 from agents.policies.actor_critic import LLMActorCriticPolicy
 from agents.rollouts.vec_env import LLMTextVecEnv
 from benchmarks.case import Case, Stopwatch, read_case, write_result
@@ -38,27 +38,42 @@ class GivenPrompts:
         return self.prompts[index]
 
 
-def scripted(venv: LLMTextVecEnv, responses: list[list[int]], sample: Any) -> Any:
-    """Replaces what `sample_tokens` drew by the script's tokens.
+class Script:
+    """Replaces what the policy drew by the script's tokens; it draws all the same, for that is part of the time.
 
     Args:
-        venv: Tells which prompt each busy slot has, and how many tokens it has written.
+        policy: The policy that acts.
+        venv: Tells which prompt each slot has.
+        prompt: Length of each prompt, in tokens.
         responses: Token ids of each prompt's response.
-        sample: The function to replace; it is called all the same, for it is part of the time.
-
-    Returns:
-        A function with the same arguments and results: tokens and their log-probs, both (n_busy,).
     """
 
-    def sample_scripted(logits: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        sample(logits, *args)
-        # logits have a row for each slot with an open episode, in the order of the slots
-        busy = [e for e in venv.batch.episodes if e is not None]
-        tokens = torch.tensor([responses[e.prompt.index][len(e.response_ids)] for e in busy], device=logits.device)  # type: ignore[index]
-        log_normalizer = torch.logsumexp(logits, -1)
-        return tokens, logits.gather(-1, tokens[:, None])[:, 0] - log_normalizer
+    def __init__(
+        self, policy: LLMActorCriticPolicy, venv: LLMTextVecEnv, prompt: int, responses: list[list[int]]
+    ) -> None:
+        self.venv, self.prompt, self.responses = venv, prompt, responses
+        self.lengths: list[int] = []
+        """Lengths of the prefixes that are written on, a slot each; 0 for idle ones."""
+        self._policy_sample, policy._sample = policy._sample, self.note  # type: ignore[method-assign, assignment]
+        module: Any = acting  # the module that looks `sample_tokens` up
+        self._sample, module.sample_tokens = module.sample_tokens, self.sample
 
-    return sample_scripted
+    def note(self, hidden: torch.Tensor, lengths: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """The policy's `_sample`, which tells how far each slot is."""
+        self.lengths = lengths.tolist()
+        return self._policy_sample(hidden, lengths, *args)
+
+    def sample(self, logits: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """The script's tokens and their log-probs, both (n_busy,); arguments and results are `sample_tokens`'."""
+        self._sample(logits, *args)
+        # logits have a row for each slot that is not idle, in the order of the slots
+        tokens = [
+            self.responses[episode.prompt.index][length - self.prompt]  # type: ignore[index]
+            for episode, length in zip(self.venv.batch.episodes, self.lengths, strict=True)
+            if episode is not None and length
+        ]
+        drawn = torch.tensor(tokens, device=logits.device)
+        return drawn, logits.gather(-1, drawn[:, None])[:, 0] - torch.logsumexp(logits, -1)
 
 
 class Objective(BaseCallback):
@@ -86,7 +101,8 @@ def build(case: Case, models: dict[str, str], variant: str) -> OnPolicyAlgorithm
     Args:
         case: The case.
         models: Folders of ``actor``, ``reference`` and ``reward``.
-        variant: Name of the algorithm, and options after it, each with a plus sign: ``naive``, ``critic=reward_model``.
+        variant: Name of the algorithm, and options after it, each with a plus sign: ``naive``, ``stepped``,
+            ``critic=reward_model``.
     """
     algorithm, *options = variant.split("+")
     prompts, responses = case.script(_vocab_size(models["actor"]))
@@ -100,10 +116,9 @@ def build(case: Case, models: dict[str, str], variant: str) -> OnPolicyAlgorithm
     )  # fmt: skip
     venv.task.prompts = GivenPrompts(prompts)  # type: ignore[assignment]
     venv.batch.seed(np.random.default_rng(0))
-    sampler: Any = agents.policies.actor_critic  # the module that looks `sample_tokens` up
-    sampler.sample_tokens = scripted(venv, responses, sampler.sample_tokens)
     critic = next((o.removeprefix("critic=") for o in options if o.startswith("critic=")), "head")
     policy: dict[str, Any] = {"model": models["actor"], "critic": critic, "mixed_precision": case.precision}
+    policy["planned"] = "stepped" not in options
     if critic == "reward_model":
         policy["reward_model"] = models["reward"]
     settings: dict[str, Any] = {"learning_rate": LEARNING_RATE, "gamma": 1.0, "device": case.device, "seed": 0}
@@ -118,6 +133,7 @@ def build(case: Case, models: dict[str, str], variant: str) -> OnPolicyAlgorithm
         model: Any = row.cls(LLMActorCriticPolicy, venv, policy_kwargs=policy, **settings)
     else:
         model = make_algorithm(algorithm, env=venv, policy_kwargs=policy, **settings)
+    Script(model.policy, venv, case.prompt, responses)
     return model
 
 

@@ -9,6 +9,7 @@ from benchmarks.case import Case
 VARIANTS = {
     # contender: argument of benchmarks/ours.py
     "ours": "ppo",
+    "stepped": "ppo+stepped",
     "ours-full": "ppo+critic=reward_model",
     "naive": "ppo+naive",
     "a2c": "a2c",

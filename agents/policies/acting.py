@@ -1,0 +1,126 @@
+"""How an actor-critic policy acts: the next tokens, from a cache or from what was written ahead."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import Tensor
+
+from agents.policies.actor import Actor
+from agents.policies.critic import Critic
+from agents.policies.observations import sequences_of, split_observation
+from agents.policies.plan import Foresee, Step
+from agents.policies.planner import Planner
+from agents.policies.sampled_actions import ActionTensor
+from agents.policies.settings import PolicySettings
+from llm_env.lm.causal_lm import CausalLM
+from llm_env.lm.packing import PackedBatch, pack_ends
+from llm_env.lm.sampling import restrict, sample_tokens
+
+
+class ActsOnText:
+    """The part of `LLMActorCriticPolicy` that acts."""
+
+    settings: PolicySettings
+    temperature: float
+    defer_values: bool
+    device: torch.device
+    lm: CausalLM
+    critic: Critic
+    _acting: Actor
+    _planner: Planner
+
+    @abstractmethod
+    def _packed_hidden(self, batch: PackedBatch) -> Tensor:
+        """The actor's hidden states (n, H) that predict the scored tokens."""
+
+    @abstractmethod
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision that training computes in."""
+
+    def forward(
+        self, obs: PyTorchObs, deterministic: bool = False, allowed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Samples the next tokens.
+
+        Args:
+            obs: Dictionary of ``input_ids`` (N, L) and ``length`` (N, 1).
+            deterministic: Take the likeliest token.
+            allowed: Which tokens may be chosen, boolean, shape (N, V); None: all.
+
+        Returns:
+            Actions (N,), which carry their log-probs to the environment; values (N, 1), NaN under `defer_values`;
+            log-probs (N,), in nats. Idle rows get 0.
+        """
+        ids, lengths = split_observation(obs)
+        step = None
+        if self.settings.planned and not (deterministic or torch.is_grad_enabled()):
+            step = self._planner.next(ids, lengths, allowed)
+        actions, values, log_probs = self._step(ids, lengths, allowed, deterministic) if step is None else step
+        return ActionTensor.carry(actions, log_probs, self.temperature), values, log_probs
+
+    def foresee_with(self, foresee: Foresee) -> None:
+        """Tells the policy whom to ask what comes, so that it can write turns ahead; a bound buffer does so."""
+        self._planner.foresee = foresee
+
+    def _step(self, ids: Tensor, lengths: Tensor, allowed: Tensor | None, deterministic: bool = False) -> Step:
+        """Actions (N,), values (N, 1) and log-probs (N,) after prefixes (N, L) of the lengths given (N,)."""
+        hidden = self._last_hidden(ids, lengths)  # (N, H)
+        actions, log_probs = self._sample(hidden, lengths, deterministic, allowed)
+        return actions, self._values(hidden, ids, lengths), log_probs
+
+    @torch.no_grad()
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False, allowed: Tensor | None = None) -> Tensor:
+        """The next tokens (N,), among those allowed (N, V), which carry their log-probs; the critic is not asked."""
+        ids, lengths = split_observation(observation)
+        actions, log_probs = self._sample(self._last_hidden(ids, lengths), lengths, deterministic, allowed)
+        return ActionTensor.carry(actions, log_probs, self.temperature)
+
+    def _sample(
+        self, hidden: Tensor, lengths: Tensor, deterministic: bool, allowed: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens and their log-probs, both (N,), from hidden states (N, H); idle rows cost no head and no sampling."""
+        busy = lengths > 0
+        actions, log_probs = torch.zeros_like(lengths), torch.zeros(len(lengths), device=lengths.device)
+        if busy.any():
+            # Rows of ended episodes have length 0 in synchronous environments. (busy, V)
+            logits = self._logits(hidden[busy], self._acting_lm())
+            if allowed is not None:
+                logits = restrict(logits, allowed[busy])
+            actions[busy], log_probs[busy] = sample_tokens(logits, deterministic)
+        return actions, log_probs
+
+    def _values(self, hidden: Tensor | None, ids: Tensor, lengths: Tensor) -> Tensor:
+        """V at each row's last token, (N, 1), float32; 0 for idle rows, NaN where a network is not asked now."""
+        # The buffer asks for these later, in one batch for the whole rollout.
+        if self.critic.reads_text and self.defer_values:
+            return torch.full((len(lengths), 1), torch.nan, device=self.device)
+        with self._autocast():
+            # Idle rows are read as one token, and their values set to 0. (N,)
+            batch = pack_ends(sequences_of(ids, lengths), ids.device) if self.critic.reads_text else None
+            values = self.critic(batch, hidden)
+        return (values * (lengths > 0))[:, None]
+
+    def _last_hidden(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """The actor's hidden state at each row's last token, (N, H): from the cache, or afresh where gradients are due."""
+        with self._autocast():
+            # Cached keys and values have no gradients.
+            if torch.is_grad_enabled():
+                return self._fresh_hidden(ids, lengths)
+            return self._acting.decoder.hidden(ids, lengths)
+
+    def _fresh_hidden(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        return self._packed_hidden(pack_ends(sequences_of(ids, lengths), ids.device)) * (lengths > 0)[:, None]
+
+    def _acting_lm(self) -> CausalLM:
+        """The model that `_last_hidden` asks, whose head goes with its states."""
+        return self.lm if torch.is_grad_enabled() else self._acting.decoder.lm
+
+    def _logits(self, hidden: Tensor, lm: CausalLM) -> Tensor:
+        """Logits over the temperature, float32."""
+        with self._autocast():
+            return lm.logits(hidden).float() / self.temperature

@@ -5,6 +5,7 @@
 # make test-all  the same with the slow tests
 # make coverage  line coverage of the fast tests, in total and by file
 # make mutations breaks the code in many small ways, one at a time, and says whether the fast tests notice
+# make docs      the documentation, docs/_build/html/index.html
 # All make .venv on first use, with the versions of constraints.txt. JOBS=4 runs the tests in four processes.
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ JOBS ?= 2
 # A module's tests stay in one process (loadscope), so that what its fixtures make is made once.
 PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadscope
 
-.PHONY: demo rlhf turns lint test test-all coverage mutations clean
+.PHONY: demo rlhf turns docs lint test test-all coverage mutations clean
 
 demo: $(VENV)/.installed
 	@if [ -e $(RUN) ]; then echo "$(RUN) is there already: make demo RUN=another/folder, or remove it"; exit 1; fi
@@ -30,6 +31,10 @@ rlhf: $(VENV)/.installed
 turns: $(VENV)/.installed
 	$(BIN)/python scripts/train.py --config scripts/configs/turns.yaml --output-dir runs/turns
 	$(BIN)/python scripts/evaluate_actor.py --actor runs/turns/actor
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -58,5 +63,9 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) --editable ".[test]"
 	@touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) --editable ".[docs]"
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .coverage build *.egg-info
+	rm -rf docs/_build $(VENV) .pytest_cache .mypy_cache .ruff_cache .coverage build *.egg-info

@@ -38,7 +38,7 @@ from tests.mistakes.rules import RULES
 from tests.mistakes.worlds import STOPS, TOOLS
 
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("llm_env", "agents", "scripts", "tests", "examples", "README.md", "pyproject.toml")
+COPIED = ("llm_env", "agents", "scripts", "tests", "examples", "docs", "README.md", "pyproject.toml")
 FAILED = 1  # pytest's exit status where tests ran and one failed; others say that they could not be run
 
 MUTATIONS = [

@@ -47,7 +47,7 @@ class TextPPO(PPO):
         args: Positional arguments of PPO: policy, env, learning_rate, …
         clip_range_high: ε above 1 (DAPO's "clip-higher"), above 0. None: as `clip_range`.
         loss_aggregation: ``token``: mean over the mini-batch's tokens, as PPO. ``sequence``: mean of each response first, the
-            1/|y| of GRPO as published. ``constant``: sum over responses times their length cap. See `losses.aggregate`.
+            1/length of GRPO as published. ``constant``: sum over responses times their length cap. See `losses.aggregate`.
         max_resamples: DAPO's dynamic sampling: further rollouts that may be collected before an update, until as many
             groups whose scores differ are there as one rollout has groups; groups without spread are dropped. 0: none are
             collected nor dropped.

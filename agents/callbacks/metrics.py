@@ -71,7 +71,7 @@ class TextMetricsCallback(BaseCallback):
     Args:
         gold: A function of (prompts, responses), and of the columns that it names, that nobody trains on; its mean is logged as
             ``rollout/gold_score``. None: no such value is logged.
-        verbose: As in SB3's `BaseCallback`.
+        verbose: 1 prints a line for each iteration.
 
     Attributes:
         tokens: Tokens generated for training up to the last written row.
@@ -173,6 +173,10 @@ class TextMetricsCallback(BaseCallback):
             logger.warning("%s", message)
         self.tokens_per_second = generated / (time.perf_counter() - self._started)
         self.logger.record("time/tokens_per_second", self.tokens_per_second)
+        if self.verbose:
+            score, kl = (self.last.get(f"rollout/{name}", float("nan")) for name in ("rm_score", "kl"))
+            speed = f"{self.tokens_per_second:,.0f} tokens/s"
+            print(f"iteration {self.iteration:4d}  score {score:6.2f}  KL {kl:5.2f} nats  {speed}", flush=True)
         self.before_row()
         if isinstance(self.model, OnPolicyAlgorithm):
             self.model.dump_logs(self.iteration)

@@ -296,11 +296,11 @@ def test_what_cannot_be_resumed_says_so(tmp_path: Path) -> None:
         TrainingRun(RunSettings(algorithm=AlgorithmSettings("ars")), tmp_path, Console(), resume=True)
 
 
-def test_the_readme_has_the_table() -> None:
+def test_the_page_has_the_table() -> None:
     table = capability_table()
     assert table.count("\n| `") == len(ALGORITHMS)
     assert all(title in table for title in FEATURES.values())
-    assert table in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert table in (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
 
 
 def test_bf16_is_refused_as_a_setting_of_the_environment_too() -> None:

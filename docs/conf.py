@@ -1,0 +1,96 @@
+"""Builds the documentation: ``make docs``, then open docs/_build/html/index.html."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from llm_env import __version__  # noqa: E402
+
+project = "llm-env"
+author = "the llm-env authors"
+version = release = __version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.intersphinx",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build"]
+myst_heading_anchors = 4
+suppress_warnings = ["myst.header"]  # GitHub shows pages that begin at any level
+
+default_role = "code"  # docstrings put names between single backticks
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_default_options = {"show-inheritance": True}
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+# Only where the network may be used: `sphinx-build -t online`.
+intersphinx_mapping = {}
+if "online" in tags:  # type: ignore[name-defined]  # noqa: F821
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "gymnasium": ("https://gymnasium.farama.org", None),
+        "stable_baselines3": ("https://stable-baselines3.readthedocs.io/en/master", None),
+        "torch": ("https://docs.pytorch.org/docs/stable", None),
+        "transformers": ("https://huggingface.co/docs/transformers/main/en", None),
+    }
+
+html_theme = "furo"
+html_title = f"llm-env {version}"
+html_static_path: list[str] = []
+copybutton_exclude = ".linenos, .gp, .go"
+
+OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([^)#]+)(?:#[^)]*)?\)")
+"""A link from a page to a file of the repository, as GitHub follows it; the site has no such file."""
+
+
+DOCSTRING = re.compile(r"<!-- docstring: (\S+) -->")
+"""Where the Markdown docstring of ``module:name`` stands."""
+
+
+def _loaded(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _prepare_page(app: Any, name: str, source: list[str]) -> None:
+    """Makes links to files of the repository into text, one that leads nowhere a warning; gives scripts' pages a title."""
+    from sphinx.util import logging
+
+    # The environment's docstring is a page, as Gymnasium's are.
+    source[0] = DOCSTRING.sub(lambda match: inspect.getdoc(_loaded(match[1])) or "", source[0])
+    for match in OUTSIDE.finditer(source[0]):
+        if not (ROOT / match[2]).exists():
+            logging.getLogger(__name__).warning("%s: there is no %s", name, match[2])
+    source[0] = OUTSIDE.sub(r"\1", source[0])
+    if "/" in name:  # a table or samples that a script wrote, shown by the page that links to it
+        title = "" if source[0].startswith("# ") else f"# {name.split('/')[-1].replace('_', ' ').capitalize()}\n\n"
+        source[0] = f"---\norphan: true\n---\n{title}{source[0]}"
+
+
+def _from_the_root(app: Any, path: Path, name: str, content: list[str]) -> None:
+    """Leads the changelog's links, which start at the repository's root, to pages."""
+    content[0] = content[0].replace("](docs/", "](").replace("](README.md", "](index.md")
+
+
+def setup(app: Any) -> None:
+    """See Sphinx."""
+    app.connect("include-read", _from_the_root)
+    app.connect("source-read", _prepare_page)

@@ -22,7 +22,7 @@ from agents import (
     TextPPO,
     make_algorithm,
 )
-from agents.cli import ab, collect_preferences, evaluate_actor, sweep, write_reviews
+from agents.cli import ab, chat, collect_preferences, evaluate_actor, sweep, write_reviews
 from agents.evaluation.settings import EVALUATION_RULES, EvaluationSettings
 from agents.flat_settings import flat_types
 from agents.iteration.settings import ITERATION_RULES, IterationSettings
@@ -159,6 +159,7 @@ def test_there_are_as_many_rows_as_promised() -> None:
             supervised.UPDATE_RULES | COLLECTION_RULES | ITERATION_RULES | TASK_RULES | TRAINING_RULES,
         ),
         (EvaluationSettings, EVALUATION_RULES),
+        (chat.Args, chat.CHAT_RULES),
         (ab.Args, COLLECTION_RULES | ab.AB_RULES),
         (PolicySettings, ALGORITHM_RULES),
     ],

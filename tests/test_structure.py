@@ -20,7 +20,7 @@ FLOORS = (
     {"algorithms", "callbacks"},
     {"runs", "evaluation", "probes"},
     {"preferences"},
-    {"supervised", "conversations"},
+    {"supervised", "conversations", "chat"},
     {"iteration"},
     {"pipeline"},
     {"cli"},

@@ -36,6 +36,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "preference": Command("train_preference", "DPO and its relatives, from preferences"),
         "iterate": Command("iterate", "rounds of sampling, judging and training"),
         "pipeline": Command("pipeline", "all stages from one YAML file, with a report"),
+        "chat": Command("chat", "a conversation with an actor, or with two that are compared blind"),
         "ab": Command("ab", "is actor A better than actor B? A test that stops when it is sure"),
         "write-reviews": Command("write_reviews", "texts of the embedded task, to try the stages on"),
     },

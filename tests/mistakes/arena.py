@@ -9,6 +9,75 @@ _STRENGTHS = ("tests/agents/evaluation/test_strengths.py",)
 _PLAY = ("tests/agents/iteration/test_arena.py",)
 _AB = ("tests/agents/preferences/test_ab.py",)
 
+_CHAT = ("tests/agents/chat/test_chat.py",)
+_SPEAKER = ("tests/agents/chat/test_speaker.py",)
+
+CHAT = [
+    Mutation(
+        "an answer on the chat page is markup",
+        "agents/chat/page.py",
+        "        text = html.escape(token.text)\n",
+        "        text = token.text\n",
+        _CHAT,
+    ),
+    Mutation(
+        "a user's message on the chat page is markup",
+        "agents/chat/page.py",
+        "{html.escape(turn.message)}</div>",
+        "{turn.message}</div>",
+        _CHAT,
+    ),
+    Mutation(
+        "the left answer is the first actor's",
+        "agents/chat/log.py",
+        "np.random.default_rng(seed).permutation(count)",
+        "np.arange(count + 0 * seed)",
+        _CHAT,
+    ),
+    Mutation(
+        "a thumb is for what stands at its place in the file",
+        "agents/chat/session.py",
+        "return conversation.order(len(conversation.turns) - 1)[shown]",
+        "return shown",
+        _CHAT,
+    ),
+    Mutation(
+        "the conversation goes on with the worse answer",
+        "agents/chat/log.py",
+        "return max(0, self.better or 0)",
+        "return 0 if self.better in (None, TIE) else 1 - (self.better or 0)",
+        _CHAT,
+    ),
+    Mutation(
+        "files that follow from the events are not made again",
+        "agents/chat/log.py",
+        'Remove the line.") from error\n            self._write()',
+        'Remove the line.") from error',
+        _CHAT,
+    ),
+    Mutation(
+        "somebody reads another's conversation",
+        "agents/chat/page.py",
+        "conversation is not None and conversation.person == person",
+        "conversation is not None and person",
+        _CHAT,
+    ),
+    Mutation(
+        "the KL's sign is turned",
+        "agents/chat/speaker.py",
+        "kls = (both[0][0] - both[1][0]).tolist()",
+        "kls = (both[1][0] - both[0][0]).tolist()",
+        _SPEAKER,
+    ),
+    Mutation(
+        "values are those of a critic as it began",
+        "agents/chat/speaker.py",
+        "            critic.load_state_dict(tensors)\n",
+        "            assert tensors\n",
+        _SPEAKER,
+    ),
+]
+
 ARENA = [
     Mutation(
         "the sequential test is one for a single look",

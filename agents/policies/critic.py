@@ -28,6 +28,8 @@ from llm_env.lm.loading import load_weights
 from llm_env.lm.names import LoadSettings
 from llm_env.lm.packed_attention import packed_states, recompute_contexts
 from llm_env.lm.packing import PackedBatch
+from llm_env.reward.classifier import attach_mlp_head
+from llm_env.reward.heads import ScoreHead
 from llm_env.reward.models import scalar_head
 
 
@@ -107,14 +109,14 @@ class CriticNetwork(Critic):
 
     Args:
         trunk: Maps input ids (B, T) to hidden states (B, T, H), causally.
-        head: Linear, H to 1.
+        head: Linear or an MLP, H to 1.
         mean: Subtracted from the head's output: the reward model's normalization, in its raw score.
         std: Divides what is left; above 0.
     """
 
     reads_text = True
 
-    def __init__(self, trunk: nn.Module, head: nn.Linear, mean: float = 0.0, std: float = 1.0) -> None:
+    def __init__(self, trunk: nn.Module, head: nn.Linear | ScoreHead, mean: float = 0.0, std: float = 1.0) -> None:
         super().__init__()
         self.width = head.in_features
         self.trunk = trunk
@@ -175,8 +177,9 @@ def _from_reward_model(source: CriticSource) -> Critic:
     network = load_weights(
         AutoModelForSequenceClassification, source.reward_model, "reward model", "critic", source.load
     )
+    attach_mlp_head(network, source.reward_model, "critic")
     head = scalar_head(network)
-    if not isinstance(head, nn.Linear):
+    if head is None:
         raise ValueError(
             f"critic='reward_model': {source.reward_model!r} is no decoder with a scalar head at its last token; "
             "choose critic='actor', 'head' or 'detached_head'."

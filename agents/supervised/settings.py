@@ -58,6 +58,7 @@ REWARD_RULES: dict[str, Rule] = {
     "early_stopping": whole(0),
     "head_weights": Each(number()),
     "gate": FLAG,
+    "mlp_head": whole(0),
 }
 PREFERENCE_RULES: dict[str, Rule] = {
     "beta": number(above=0),
@@ -254,6 +255,8 @@ class RewardSettings(RankingsSettings):
     aspect trains their weighted sum. Default: a single head."""
     head_weights: tuple[float, ...] = ()
     """Weight of each head in the overall score. Default: all the same."""
+    mlp_head: int = 0
+    """Units of a hidden layer in the head, for example 64: a small MLP instead of a linear head; 0: linear."""
     gate: bool = False
     """Learn from the prompt how much each head weighs in the overall score."""
     gold: str | None = None
@@ -274,6 +277,8 @@ class RewardSettings(RankingsSettings):
             )
         if self.gate and not self.heads:
             raise ValueError("gate=True weighs several heads; name them: --heads helpful polite.")
+        if self.mlp_head == 1 or (self.mlp_head and self.heads):
+            raise ValueError(f"mlp_head={self.mlp_head} must be 0 or two units or more, and goes with a single head.")
 
     def _check_loss(self) -> None:
         check_choice("loss", self.loss, REWARD_LOSSES)

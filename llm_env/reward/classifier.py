@@ -25,7 +25,17 @@ from llm_env.lm.names import LoadSettings
 from llm_env.lm.packed_attention import packed_states
 from llm_env.lm.packing import in_groups, pack_ends
 from llm_env.lm.registry import MODELS
-from llm_env.reward.heads import Gate, combined_head, head_names, head_weights, load_gate
+from llm_env.reward.heads import (
+    Gate,
+    MLPHead,
+    ScoreHead,
+    combined_head,
+    head_names,
+    head_weights,
+    load_gate,
+    load_mlp_head,
+    mlp_size,
+)
 from llm_env.reward.reading import linear_head, logits, way_of_reading
 from llm_env.reward.scores import RewardModelError, checked_scores
 from llm_env.text.encoding import chat_ids, has_special_tokens, text_ids
@@ -191,6 +201,9 @@ class ClassifierReward:
             starts: Number of prompt tokens of each.
         """
         values = logits(self.model, sequences)  # (n, labels)
+        mlp = mlp_of(self.model)
+        if mlp is not None:  # the labels are its hidden units
+            return mlp(values)[:, 0]
         if self.heads is None:
             return values[:, 0]
         if self.gate is None:
@@ -214,14 +227,17 @@ def _cut(framed: list[int], text: list[int], limit: int) -> list[int]:
     return [*framed[:before], *text[-room:], *framed[after:]][-limit:]
 
 
-def scalar_head(model: PreTrainedModel) -> nn.Module | None:
-    """The linear head with which a decoder scores one token's state, or None for other classifiers.
+def scalar_head(model: PreTrainedModel) -> nn.Linear | ScoreHead | None:
+    """The head with which a decoder scores one token's state, linear or an MLP; None for other classifiers.
 
     Several heads with fixed weights are combined into one. With a gate the weights depend on the prompt, so there is none.
     """
     head = linear_head(model)
     if head is None or way_of_reading(model) != "packed":  # some encoders call their head by the same name
         return None
+    mlp = mlp_of(model)
+    if mlp is not None:
+        return ScoreHead(head, mlp)
     if head_names(model.config) is None:
         return head
     if getattr(model.config, "reward_gate", False):
@@ -241,7 +257,7 @@ def _load_classifier(name: str, settings: LoadSettings, option: str) -> tuple[Pr
     heads = head_names(config)
     if heads is not None and len(heads) != labels:
         raise ValueError(f"{option}={name!r} has {labels} labels, but config.json names {len(heads)} reward_heads.")
-    if labels != 1 and heads is None:
+    if labels != 1 and heads is None and not mlp_size(config):
         raise ValueError(
             f"{option}={name!r} has {labels} labels; a reward model has one (num_labels=1). To use one label of a "
             "classifier, wrap it in a function and give its name as 'package.module:function'."
@@ -249,8 +265,26 @@ def _load_classifier(name: str, settings: LoadSettings, option: str) -> tuple[Pr
     model = load_weights(AutoModelForSequenceClassification, name, "reward model", option, settings)
     if heads is not None and linear_head(model) is None:
         raise ValueError(f"{option}={name!r}: reward_heads need a decoder with a linear head named 'score'.")
+    attach_mlp_head(model, name, option)
     tokenizer = load_tokenizer(name, option, settings.trust_remote_code, settings.special_tokens_in_text)
     return freeze(model), tokenizer
+
+
+def attach_mlp_head(model: PreTrainedModel, name: str, option: str) -> None:
+    """Gives a classifier the second half of its MLP head as an attribute, where its configuration says that it has one.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
+    mlp = load_mlp_head(name, model.config, option)
+    if mlp is not None:
+        model.mlp_head = mlp.to(model.device)
+
+
+def mlp_of(model: PreTrainedModel) -> MLPHead | None:
+    """The second half of a classifier's MLP head; None where its head is linear."""
+    mlp: MLPHead | None = getattr(model, "mlp_head", None)
+    return mlp
 
 
 def same_tokenizer(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:

@@ -1,9 +1,13 @@
-"""Reward models with several heads: helpful, polite, …, put together into one score.
+"""Reward models with other heads than one linear one: several heads (helpful, polite, …) put together, or a small MLP.
 
-The folder is a sequence classifier with a label for each head. Its ``config.json`` names them (``reward_heads``) and says
-how much each counts (``reward_head_weights``); or ``gate.safetensors`` beside it holds a linear map from the hidden state at
-the prompt's last token to the logits of the weights, so that what counts depends on the prompt (Wang et al. 2024,
+Of several heads the folder is a sequence classifier with a label for each. Its ``config.json`` names them (``reward_heads``)
+and says how much each counts (``reward_head_weights``); or ``gate.safetensors`` beside it holds a linear map from the hidden
+state at the prompt's last token to the logits of the weights, so that what counts depends on the prompt (Wang et al. 2024,
 "Interpretable Preferences via Multi-Objective Reward Modeling", https://arxiv.org/abs/2406.12845).
+
+With an MLP the folder is a sequence classifier whose labels are the M units of the hidden layer, before their activation: its
+own `forward` gives exactly these, and whoever expects one label is told that there are M. ``mlp_head.safetensors`` beside it
+makes one score of them, and ``reward_mlp`` in ``config.json`` says so.
 """
 
 from __future__ import annotations
@@ -14,10 +18,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers.utils.hub import cached_file
 
 from llm_env.lm.weights import read_tensors
 
 GATE_FILE = "gate.safetensors"
+MLP_FILE = "mlp_head.safetensors"
 
 
 class Gate(nn.Module):
@@ -68,6 +74,100 @@ def load_gate(folder: str, hidden_size: int, n_heads: int) -> Gate | None:
         raise ValueError(f"{path} does not fit the model beside it: {str(error).splitlines()[-1].strip()}.") from error
     gate.requires_grad_(False)
     return gate.eval()
+
+
+class MLPHead(nn.Module):
+    """The second half of an MLP head: from the hidden units to the score, w · gelu(z + b) + c.
+
+    The first half, z = W h, is the classifier's own linear layer.
+
+    Args:
+        size: Number M of hidden units.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        # No `nn.Linear`: LoRA would put an adapter on it, and readers of the classifier look for its layers by their kind.
+        self.bias = nn.Parameter(torch.zeros(size))
+        self.weight = nn.Parameter(torch.randn(size) / (size + 1) ** 0.5)
+        self.offset = nn.Parameter(torch.zeros(1))
+
+    def forward(self, units: Tensor) -> Tensor:
+        """Hidden units before their activation, (n, M), to scores (n, 1), float32."""
+        active = nn.functional.gelu(units.float() + self.bias.float())
+        return (active @ self.weight.float() + self.offset.float())[:, None]
+
+    def save(self, folder: Path) -> None:
+        """Writes ``mlp_head.safetensors`` into a model folder."""
+        save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, folder / MLP_FILE)
+
+
+class ScoreHead(nn.Module):
+    """A decoder's linear layer with an MLP's second half behind it: from hidden states to scores.
+
+    Args:
+        linear: From the hidden size H to the M units.
+        mlp: From the units to the score.
+    """
+
+    def __init__(self, linear: nn.Linear, mlp: MLPHead) -> None:
+        super().__init__()
+        self.linear = linear
+        self.mlp = mlp
+        self.in_features = linear.in_features
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Hidden states (n, H) to scores (n, 1)."""
+        scores: Tensor = self.mlp(self.linear(states))
+        return scores
+
+
+def mlp_size(config: Any) -> int:
+    """Number of hidden units of a reward model's MLP head, by its configuration; 0 for a linear head.
+
+    Raises:
+        ValueError: ``reward_mlp`` is no number of units, or not the number of labels.
+    """
+    size = getattr(config, "reward_mlp", None) or 0
+    if isinstance(size, bool) or not isinstance(size, int) or size < 0 or size not in (0, config.num_labels):
+        raise ValueError(f"config.json has reward_mlp={size!r} and {config.num_labels} labels, which must be as many.")
+    return size
+
+
+def load_mlp_head(name: str, config: Any, option: str) -> MLPHead | None:
+    """Loads the second half of a reward model's MLP head.
+
+    Args:
+        name: The reward model's folder or hub id.
+        config: Its configuration.
+        option: The option that it came from, for error messages.
+
+    Returns:
+        None where the head is linear.
+
+    Raises:
+        ValueError: the file is missing or damaged, or does not fit the model.
+    """
+    size = mlp_size(config)
+    if not size:
+        return None
+    folder = Path(name).expanduser()
+    found = (
+        folder / MLP_FILE
+        if folder.is_dir()
+        else cached_file(name, MLP_FILE, _raise_exceptions_for_missing_entries=False)
+    )
+    if found is None or not Path(found).is_file():
+        raise ValueError(
+            f"{option}={name!r} is a reward model with an MLP head of {size} units, and its {MLP_FILE} is missing. Without it "
+            "there is no score: copy it, or train the model again."
+        )
+    head = MLPHead(size)
+    try:
+        head.load_state_dict(read_tensors(Path(found)))
+    except RuntimeError as error:
+        raise ValueError(f"{found} does not fit the model beside it: {str(error).splitlines()[-1].strip()}.") from error
+    return head.eval()
 
 
 def head_names(config: Any) -> list[str] | None:

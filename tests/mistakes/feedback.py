@@ -7,6 +7,7 @@ from tests.mistakes import Mutation
 _STARS = ("tests/agents/preferences/test_stars.py",)
 _CORRECTIONS = ("tests/agents/preferences/test_corrections.py",)
 _CONVERSATIONS = ("tests/agents/conversations/test_conversations.py",)
+_MLP = ("tests/agents/supervised/test_mlp_head.py",)
 _STAR_LOSSES = ("tests/agents/supervised/test_stars.py",)
 
 FEEDBACK = [
@@ -69,8 +70,8 @@ FEEDBACK = [
     Mutation(
         "under LoRA the thresholds stay where they began",
         "agents/supervised/reward_model/train.py",
-        'lora.modules_to_save = ["thresholds"]',
-        "lora.modules_to_save = None",
+        'for name in ("thresholds", "mlp_head") if',
+        'for name in ("mlp_head",) if',
         _STAR_LOSSES,
     ),
     Mutation(
@@ -163,5 +164,33 @@ FEEDBACK = [
         '"label": one.is_good})',
         '"label": True})',
         _CONVERSATIONS,
+    ),
+    Mutation(
+        "a hidden unit is the score",
+        "llm_env/reward/classifier.py",
+        "return mlp(values)[:, 0]",
+        "return values[:, 0]",
+        _MLP,
+    ),
+    Mutation(
+        "a critic starts as half of an MLP head",
+        "llm_env/reward/classifier.py",
+        "return ScoreHead(head, mlp)",
+        "return head",
+        _MLP,
+    ),
+    Mutation(
+        "under LoRA half of an MLP head stays as it was drawn",
+        "agents/supervised/reward_model/train.py",
+        'for name in ("thresholds", "mlp_head") if',
+        'for name in ("thresholds",) if',
+        _MLP,
+    ),
+    Mutation(
+        "an MLP head is trained as another than is scored",
+        "agents/supervised/reward_model/trainer.py",
+        "            values = mlp(values)\n",
+        "            values = mlp(values * 2)\n",
+        _MLP,
     ),
 ]

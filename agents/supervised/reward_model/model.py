@@ -14,7 +14,7 @@ from agents.supervised.settings import RewardSettings
 from agents.supervised.trainer import save_model
 from llm_env.lm.loading import load_config, load_weights
 from llm_env.lm.names import LoadSettings
-from llm_env.reward.heads import Gate
+from llm_env.reward.heads import Gate, MLPHead, load_mlp_head, mlp_size
 
 DROPOUT_FIELDS = ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop")
 """Names of dropout rates in the configurations of transformers' decoders."""
@@ -45,12 +45,17 @@ def load_base(name: str, settings: RewardSettings, tokenizer: Any) -> PreTrained
     config = load_config(name, "model", "model", settings.trust_remote_code)
     is_new = not any("SequenceClassification" in a for a in getattr(config, "architectures", None) or [])
     torch.manual_seed(settings.seed)
-    labels = max(1, len(settings.heads))
+    units = _mlp_units(config, name, is_new, settings)
+    labels = units or max(1, len(settings.heads))
     model = load_weights(AutoModelForSequenceClassification, name, "model", "model", load, num_labels=labels)
     head = _checked_head(model, name, labels, settings)
     if head is not None and is_new:
         nn.init.normal_(head.weight, std=1 / (head.in_features + 1) ** 0.5)
     model.config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if units:
+        mlp = MLPHead(units) if is_new else load_mlp_head(name, config, "model")
+        assert mlp is not None
+        model.mlp_head = mlp
     if settings.gate:
         assert head is not None
         model.gate = Gate(head.in_features, labels)
@@ -58,6 +63,24 @@ def load_base(name: str, settings: RewardSettings, tokenizer: Any) -> PreTrained
         set_dropout(model, settings.dropout)
     freeze_lower(model, settings.freeze_layers, name)
     return model
+
+
+def _mlp_units(config: Any, name: str, is_new: bool, settings: RewardSettings) -> int:
+    """Hidden units of the head: those that the settings ask for, or that a reward model to train further has; 0: a linear head.
+
+    Raises:
+        ValueError: a reward model has another head than the settings ask for.
+    """
+    before = 0 if is_new else mlp_size(config)
+    if not is_new and settings.mlp_head not in (0, before):
+        has = f"an MLP head of {before} units" if before else "a linear head"
+        raise ValueError(
+            f"mlp_head={settings.mlp_head}: model={name!r} is a reward model with {has}, which is trained further. Leave "
+            "mlp_head out, or start from a language model."
+        )
+    if before and settings.heads:
+        raise ValueError(f"model={name!r} is a reward model with an MLP head; several heads need linear ones.")
+    return settings.mlp_head or before
 
 
 def _checked_head(model: PreTrainedModel, name: str, labels: int, settings: RewardSettings) -> nn.Linear | None:
@@ -140,8 +163,16 @@ def save_reward_model(
         model.config.reward_gate = gate is not None
         if gate is None:
             model.config.reward_head_weights = head_shares(settings)
+    mlp: MLPHead | None = getattr(model, "mlp_head", None)
+    model.config.reward_mlp = None if mlp is None else len(mlp.weight)
+    if mlp is not None:  # what each label is, for whoever loads the classifier by itself
+        model.config.id2label = {i: f"hidden unit {i} of the reward's MLP head" for i in range(len(mlp.weight))}
+        model.config.label2id = {label: i for i, label in model.config.id2label.items()}
+        del model.mlp_head
     if gate is not None:
         del model.gate  # transformers would load its weights as unexpected ones
     save_model(model, tokenizer, folder)
+    if mlp is not None:
+        mlp.save(folder)
     if gate is not None:
         gate.save(folder)

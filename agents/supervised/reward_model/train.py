@@ -129,8 +129,8 @@ def _make_trainer(
             "greater_is_better": True,
         }
     lora = adapter_config(model, settings.lora_rank, task_type="SEQ_CLS") if settings.lora_rank else None
-    if lora is not None and hasattr(model, "thresholds"):
-        lora.modules_to_save = ["thresholds"]  # trained as they are, without adapters
+    if lora is not None:  # trained as they are, without adapters
+        lora.modules_to_save = [name for name in ("thresholds", "mlp_head") if hasattr(model, name)] or None
     return RankingTrainer(
         model=model,
         args=RewardConfig(

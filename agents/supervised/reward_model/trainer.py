@@ -17,7 +17,7 @@ from agents.supervised.reward_model.losses import RankingLoss
 from agents.supervised.reward_model.stars import StarThresholds, ordinal_loss, regression_loss
 from llm_env.lm.packed_attention import packed_states
 from llm_env.lm.packing import pack_ends
-from llm_env.reward.heads import Gate
+from llm_env.reward.heads import Gate, MLPHead
 from llm_env.reward.reading import pad_token, pooled_length, way_of_reading
 
 
@@ -58,7 +58,8 @@ class RankingTrainer(RewardTrainer):
             the model has an attribute ``thresholds``, else ``regression``.
         star_mean: Mean of the training stars, for ``regression``.
         head_weights: Weight of each head in the overall score; None with a single head, or with a gate.
-        kwargs: Keyword arguments of `RewardTrainer`. Where the model has an attribute ``gate``, the gate weighs the heads.
+        kwargs: Keyword arguments of `RewardTrainer`. Where the model has an attribute ``gate``, the gate weighs the heads;
+            where it has ``mlp_head``, that makes a score of its labels.
     """
 
     def __init__(
@@ -97,12 +98,16 @@ class RankingTrainer(RewardTrainer):
         """
         plain = self.accelerator.unwrap_model(model)
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        mlp: MLPHead | None = getattr(plain, "mlp_head", None)
         if not self.is_packed:  # an encoder, which pools by itself
             if self.pad is not None:  # RoBERTa and its like count positions by the pad id
                 ids = ids.masked_fill(mask == 0, self.pad)
-            return model(input_ids=ids, attention_mask=mask).logits[:, 0].float()
+            labels = model(input_ids=ids, attention_mask=mask).logits
+            return (labels if mlp is None else mlp(labels))[:, 0].float()
         ends, prompt_ends = (states.float() for states in self._states(model, plain, inputs))
-        values = plain.score(ends)  # (n, heads)
+        values = plain.score(ends)  # (n, heads), or the hidden units of an MLP
+        if mlp is not None:
+            values = mlp(values)
         if values.shape[1] == 1:
             return values[:, 0]
         rows = torch.arange(len(ids), device=values.device)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from agents.flat_settings import parse_yaml
+from agents.processes import name_rank
 from llm_env.extras import explained
 from llm_env.reward.scores import RewardModelError
 from llm_env.text.printable import printable
@@ -87,9 +88,11 @@ def plain_warnings(console: Console) -> None:
 
 
 def print_error(error: Exception | str) -> None:
-    """Prints ``error: …`` on the standard error stream, on one line."""
+    """Prints ``error: …`` on the standard error stream, on one line; of several processes the first that fails."""
     message = explained(error) if isinstance(error, ModuleNotFoundError) else str(error)
-    text = " ".join(message.split())
+    text = name_rank(" ".join(message.split()))
+    if text is None:
+        return
     PlainConsole(stderr=True).print(f"error: {text}", style="red")
 
 

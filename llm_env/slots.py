@@ -52,6 +52,8 @@ class EpisodeSlots:
         episodes: The episode in each slot; None where the slot is idle.
         order: The order in which prompts are handed out.
         mask_source: The model that top-k and top-p look at; the reference, unless a policy puts another one here.
+        part: Where several processes share one order of prompts: which of how many this is. Of each `part[1]` prompts that come
+            next, it takes the one with the number `part[0]`.
 
     Raises:
         ValueError: the reward needs the policy's whole distribution, which a step does not see.
@@ -64,6 +66,7 @@ class EpisodeSlots:
         self.score_steps = score_steps
         self.episodes: list[Episode | None] = [None] * n_slots
         self.order = PromptOrder(len(task.prompts), np.random.default_rng())
+        self.part = (0, 1)
         # The observation, (N, max_length): prompt and response so far, then V, which no token has.
         self._ids = np.full((n_slots, task.max_length), task.pad_value, dtype=np.int64)
         self._lengths = np.zeros(n_slots, dtype=np.int64)  # (N,), in tokens; 0: idle
@@ -100,11 +103,8 @@ class EpisodeSlots:
             if like is not None:
                 begun[slot] = begun[like]._replace(slot=slot)
                 continue
-            record = prompt
-            if record is None and len(self.task.prompts):
-                record = self.task.prompts[self.order.next()]
-            seed = 0 if self._worlds is None else int(self.order.rng.integers(SEEDS))
-            begun[slot] = WorldStart(slot, record, seed)
+            mine, all_parts = self.part
+            begun[slot] = [self._drawn(slot, prompt) for _ in range(all_parts)][mine]
         if self._worlds is not None:
             episodes = self._worlds.begin(list(begun.values()))
         else:
@@ -112,6 +112,12 @@ class EpisodeSlots:
         for slot, episode in zip(begun, episodes, strict=True):
             self._place(slot, episode)
         return episodes
+
+    def _drawn(self, slot: int, prompt: Prompt | None) -> WorldStart:
+        """The next prompt of the order, unless one is named, and the world's seed."""
+        if prompt is None and len(self.task.prompts):
+            prompt = self.task.prompts[self.order.next()]
+        return WorldStart(slot, prompt, 0 if self._worlds is None else int(self.order.rng.integers(SEEDS)))
 
     def idle(self, slot: int) -> None:
         """Empties a slot."""

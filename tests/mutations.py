@@ -34,6 +34,7 @@ from tests.mistakes.feedback import FEEDBACK
 from tests.mistakes.judges import JUDGES
 from tests.mistakes.pages import PAGES
 from tests.mistakes.plans import PLANS
+from tests.mistakes.processes import PROCESSES
 from tests.mistakes.rules import RULES
 from tests.mistakes.worlds import STOPS, TOOLS
 
@@ -61,6 +62,7 @@ MUTATIONS = [
         *JUDGES,
         *PAGES,
         *PLANS,
+        *PROCESSES,
         *RULES,
         *ARENA,
         *CHAT,

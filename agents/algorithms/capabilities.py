@@ -1,8 +1,8 @@
-"""The table of what each algorithm can be used with, as the README shows it."""
+"""What each algorithm can be used with: the table that the README shows, and the refusals."""
 
 from __future__ import annotations
 
-from agents.algorithms.table import ALGORITHMS
+from agents.algorithms.table import ALGORITHMS, algorithm
 
 FEATURES = {
     "full_weights": "all weights",
@@ -14,6 +14,7 @@ FEATURES = {
     "gpu": "GPU (tests not yet run)",
     "bf16": "bf16",
     "resume": "resume",
+    "processes": "several processes",
 }
 
 
@@ -31,3 +32,33 @@ def capability_table() -> str:
         )
     lines += ["", *(f"{number}. {reason[0].upper()}{reason[1:]}." for reason, number in notes.items())]
     return "\n".join(lines) + "\n"
+
+
+def check_masks(name: str, masks: bool) -> None:
+    """Refuses an environment with mask rules (`masks` is True) for an algorithm that would not heed them.
+
+    Raises:
+        ValueError: the algorithm knows no masks; the reason is given.
+    """
+    if masks:
+        algorithm(name).refuse(name, "masks", "top_k, top_p, min_new_tokens, allowed and forbidden tokens")
+
+
+def check_world(name: str, has_world: bool) -> None:
+    """Refuses an environment whose world answers the policy for an algorithm that could not learn from such episodes.
+
+    Raises:
+        ValueError: the algorithm's row says why it cannot.
+    """
+    if has_world:
+        algorithm(name).refuse(name, "worlds", "a world")
+
+
+def check_processes(name: str, processes: int) -> None:
+    """Refuses several processes for an algorithm that cannot share its update among them.
+
+    Raises:
+        ValueError: there are several, and the algorithm's row says why it cannot.
+    """
+    if processes > 1:
+        algorithm(name).refuse(name, "processes", f"processes={processes}")

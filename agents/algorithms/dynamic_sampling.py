@@ -7,6 +7,7 @@ from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 
+from agents.distributed import ranks
 from agents.rollouts.segments import Segment
 
 LEAST_SPREAD = 1e-8  # in score: below it, scores of a group count as equal
@@ -25,6 +26,22 @@ def groups_with_spread(segments: Sequence[Segment]) -> list[Segment]:
     with_spread = {group for group, values in scores.items() if max(values) - min(values) > LEAST_SPREAD}
     # Whole groups stay or go: a baseline needs all of a group's responses.
     return [s for s in segments if s.group in with_spread]
+
+
+def first_groups(kept: Sequence[Segment], most: int) -> tuple[set[int], int]:
+    """The first groups of those that were kept, at most `most`, all processes' counted.
+
+    Args:
+        kept: Segments in the order in which they were collected.
+        most: How many groups, in all processes together.
+
+    Returns:
+        The numbers of this process's groups among them, and how many they are in all processes.
+    """
+    # A group's number rises with the time at which it was collected, and with its slots.
+    mine = list(dict.fromkeys(s.group for s in kept))
+    of_all = sorted((group, rank) for rank, groups in enumerate(ranks().everyone(mine)) for group in groups)[:most]
+    return {group for group, rank in of_all if rank == ranks().rank}, len(of_all)
 
 
 class PartOfRollout(BaseCallback):

@@ -9,20 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
+from agents.algorithms.capabilities import check_masks, check_processes, check_world
 from agents.algorithms.record import RECORD, record_of
+from agents.algorithms.replicas import distribute
 from agents.algorithms.table import (
     BUFFER_SETTINGS,
     Algorithm,
     algorithm,
-    check_masks,
-    check_world,
     checked_settings,
     settings_of,
 )
 from agents.algorithms.wiring import Settings, Wiring, device_type
+from agents.distributed import ranks
 from agents.rollouts.buffer import TokenRolloutBuffer
 from agents.rollouts.vec_env import EPISODE_MODES, LLMTextVecEnv
 from llm_env import ENV_ID
@@ -52,7 +54,8 @@ def make_algorithm(
             ``"reinforce_pp"``.
         env: ``"LLMText-v0"``, made with `n_envs`, `episodes` and `env_kwargs`; or an environment that exists already: an
             `LLMTextVecEnv`, or what `gymnasium.make("LLMText-v0")` returned, whose settings are then taken over.
-        n_envs: Slots, which is episodes per rollout and round where they are synchronous.
+        n_envs: Slots, which is episodes per rollout and round where they are synchronous. Of several processes
+            (`agents.distributed.join`) each makes its part of them.
         rounds: Rounds of `max_new_tokens` steps in a rollout, unless `n_steps` is given.
         episodes: ``"synchronous"`` or ``"continuous"``; see `LLMTextVecEnv`. None: synchronous, and continuous for
             algorithms that do not learn from `TokenRolloutBuffer`.
@@ -74,7 +77,11 @@ def make_algorithm(
     SLOTS.check("rounds", rounds)
     if env_kwargs is not None and not isinstance(env_kwargs, Mapping):
         raise TypeError(f"env_kwargs={env_kwargs!r} must be a mapping of the environment's settings.")
+    check_processes(name, ranks().world)
     chosen = {**row.defaults, **checked_settings(name, settings)}
+    if chosen.get("seed") is None and ranks().several:  # one order of prompts, and the same new weights
+        chosen["seed"] = ranks().from_first(int(np.random.default_rng().integers(2**31)))
+    seed = chosen.get("seed")
     venv = _environment(name, row, env, n_envs, episodes, dict(env_kwargs or {}), chosen)
     base = venv.unwrapped if isinstance(venv, VecEnvWrapper) else venv
     if not isinstance(base, LLMTextVecEnv):
@@ -107,6 +114,7 @@ def make_algorithm(
         "episodes": base.episodes,
         "env_kwargs": {f.name: getattr(base.task.settings, f.name) for f in dataclasses.fields(base.task.settings)},
     }
+    distribute(model, seed)
     setattr(model, RECORD, record_of(name=name, settings=settings, rounds=rounds, **environment))
     return model
 
@@ -159,7 +167,7 @@ def _environment(
     if n_envs % group_size:
         raise ValueError(f"n_envs={n_envs} must be a multiple of group_size={group_size}.")
     return LLMTextVecEnv(
-        n_envs,
+        ranks().part_of(n_envs, "n_envs", group_size),
         episodes=episodes,
         scoring="deferred" if row.rollouts else "step",
         group_size=group_size,

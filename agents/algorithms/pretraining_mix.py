@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
 
+from agents.distributed import ranks
 from agents.rules import check_arguments
 from llm_env.lm.packing import PackedBatch, pack
 from llm_env.text.prompts import PromptOrder
@@ -41,11 +44,18 @@ class PretrainingMix:
         """Which texts come next; a checkpoint keeps it."""
 
     def next_batch(self, device: torch.device) -> PackedBatch:
-        """The next texts, at least one and about `tokens` tokens of them, laid end to end."""
+        """The next texts, at least one and about `tokens` tokens of them, laid end to end.
+
+        Of several processes each reads every world-th of them; one that gets none reads the first one, with a share of 0.
+        """
         chosen: list[EncodedText] = []
         room = self.tokens
         # Until the tokens are used up, or each text is in once; the last one may go beyond.
         while not chosen or (room > 0 and len(chosen) < len(self.texts)):
             chosen.append(self.texts[self.order.next()])
             room -= len(chosen[-1].ids)
-        return pack([t.ids for t in chosen], [t.start for t in chosen], device)
+        mine = chosen[ranks().rank :: ranks().world]
+        share = sum(len(t.ids) - t.start for t in mine) / sum(len(t.ids) - t.start for t in chosen)
+        read = mine or chosen[:1]
+        packed = pack([t.ids for t in read], [t.start for t in read], device)
+        return dataclasses.replace(packed, share=share, policy_share=share)

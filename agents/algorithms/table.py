@@ -87,6 +87,7 @@ _Q_NO = {
     "groups": "it learns from replayed tokens, not from groups of responses",
     "worlds": "its replay stores a response as one text, in which each token follows the one before",
     "bf16": "it regresses on small differences of Q, which bf16 rounds away",
+    "processes": "its replay buffer and its updates between steps are one process's",
 }
 
 
@@ -131,6 +132,15 @@ class Algorithm:
         """Says why it cannot be used with a feature; None where it can."""
         return self.no.get(feature)
 
+    def refuse(self, name: str, feature: str, what: str) -> None:
+        """Refuses a feature that it cannot be used with; `what` asked for it of the algorithm with this name.
+
+        Raises:
+            ValueError: the row says why not.
+        """
+        if (reason := self.reason(feature)) is not None:
+            raise ValueError(f"{name} cannot be used with {what}: {reason}.")
+
     def class_for(self, settings: Mapping[str, Any], kl_in_loss: bool) -> type[BaseAlgorithm]:
         """Chooses stock PPO where the loss is PPO's, `TextPPO` where settings add to it, and any other row's own class."""
         beyond_ppo = kl_in_loss or any(name in settings for name in TEXT_LOSS_SETTINGS)
@@ -161,7 +171,12 @@ ALGORITHMS: dict[str, Algorithm] = {
         {**_ALWAYS, "gae_lambda": 0.95, "normalize_advantage": False, "learning_rate": 8e-4, "target_kl": 0.02},
         # TRPO's own step moves the actor and the optimizer moves the critic alone, at the learning rate: nothing to scale.
         policy_settings=tuple(s for s in ACTOR_CRITIC_SETTINGS if s != "critic_lr_scale"),
-        no={**_NO_MASKS, **_HAS_CRITIC, "bf16": "its Hessian-vector products need float32"},
+        no={
+            **_NO_MASKS,
+            **_HAS_CRITIC,
+            "bf16": "its Hessian-vector products need float32",
+            "processes": "its Hessian-vector products and line search would have to be shared, inside the library's step",
+        },
     ),
     "maskable_ppo": Algorithm(
         MaskablePPO,
@@ -186,6 +201,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             **_NO_MASKS,
             **_HAS_CRITIC,
             "bf16": "its LSTM is small: there is nothing to gain",
+            "processes": "its LSTM is small, and the library's buffer deals out its mini-batches in each process for itself",
         },
     ),
     "dqn": Algorithm(
@@ -226,6 +242,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             **_NO_MASKS,
             "groups": "each candidate's weights are judged on episodes of their own",
             "bf16": "it never computes a gradient; decoding is all it does",
+            "processes": "it has no gradient to share: the library has pools of its own for its candidates",
             "resume": "its callbacks are called in the middle of an update, when the candidates are drawn already",
         },
     ),
@@ -350,13 +367,13 @@ def checked_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     row = algorithm(name)
     # A value of another kind than compared with here is refused by its rule below.
     if settings.get("lora_rank"):
-        _refuse(name, row, "lora", f"lora_rank={settings['lora_rank']}")
+        row.refuse(name, "lora", f"lora_rank={settings['lora_rank']}")
     if settings.get("mixed_precision", "no") != "no":
-        _refuse(name, row, "bf16", f"mixed_precision={settings['mixed_precision']!r}")
+        row.refuse(name, "bf16", f"mixed_precision={settings['mixed_precision']!r}")
     if settings.get("group_size", 1) not in (0, 1):
-        _refuse(name, row, "groups", f"group_size={settings['group_size']}")
+        row.refuse(name, "groups", f"group_size={settings['group_size']}")
     if settings.get("critic") not in (None, "none"):
-        _refuse(name, row, "separate_critic", f"critic={settings['critic']!r}")
+        row.refuse(name, "separate_critic", f"critic={settings['critic']!r}")
     has = settings_of(name)
     neutral = {"lora_rank": 0, "mixed_precision": "no", "group_size": 1, "critic": "none", "kl_in": "reward"}
     for setting, value in settings.items():
@@ -370,30 +387,3 @@ def checked_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         check_choice("advantages", chosen, WITH_A_CRITIC)
     check_arguments(settings, _NO_DEFAULT | {s for s, default in _class_settings(row.cls).items() if default is None})
     return {setting: value for setting, value in settings.items() if setting in has}
-
-
-def check_masks(name: str, masks: bool) -> None:
-    """Refuses an environment with mask rules (`masks` is True) for an algorithm that would not heed them.
-
-    Raises:
-        ValueError: the algorithm knows no masks; the reason is given.
-    """
-    if masks:
-        _refuse(name, algorithm(name), "masks", "top_k, top_p, min_new_tokens, allowed and forbidden tokens")
-
-
-def check_world(name: str, has_world: bool) -> None:
-    """Refuses an environment whose world answers the policy for an algorithm that could not learn from such episodes.
-
-    Raises:
-        ValueError: the algorithm's row says why it cannot.
-    """
-    if has_world:
-        _refuse(name, algorithm(name), "worlds", "a world")
-
-
-def _refuse(name: str, row: Algorithm, feature: str, what: str) -> None:
-    """Raises a ValueError where the row says that the algorithm cannot be used with a feature; `what` asked for it."""
-    reason = row.reason(feature)
-    if reason is not None:
-        raise ValueError(f"{name} cannot be used with {what}: {reason}.")

@@ -15,9 +15,10 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from agents.algorithms.dynamic_sampling import PartOfRollout, groups_with_spread
+from agents.algorithms.dynamic_sampling import PartOfRollout, first_groups, groups_with_spread
 from agents.algorithms.losses import aggregate, approximate_kl, check_aggregation, clipped_surrogate, kl_penalty
 from agents.algorithms.pretraining_mix import PretrainingMix
+from agents.distributed import ranks
 from agents.policies.actor_critic import LLMActorCriticPolicy
 from agents.policies.critic import NoCritic
 from agents.rollouts.buffer import TokenRolloutBuffer
@@ -93,6 +94,8 @@ class TextPPO(PPO):
     def _setup_model(self) -> None:
         """PPO's, and the texts of PPO-ptx."""
         super()._setup_model()
+        if isinstance(self.rollout_buffer, TokenRolloutBuffer):
+            self.rollout_buffer.mean_over = "tokens" if self.loss_aggregation == "token" else "sequences"
         if self.ptx_texts is not None:
             trusted = self.policy.settings.trust_remote_code
             # Texts are read as the environment's prompts are.
@@ -120,16 +123,16 @@ class TextPPO(PPO):
             part = PartOfRollout(callback, first=attempt == 0)
             if not super().collect_rollouts(env, part, rollout_buffer, n_rollout_steps):
                 return False
-            n_groups = len({s.group for s in rollout_buffer.segments})
+            n_groups = ranks().total(len({s.group for s in rollout_buffer.segments}))
             kept += groups_with_spread(rollout_buffer.segments)
             # Numbers of the first groups with spread, as many as a rollout has; attempts never share a group's number.
-            wanted = list(dict.fromkeys(s.group for s in kept))[:n_groups]
-            if len(wanted) >= n_groups:
+            wanted, n_wanted = first_groups(kept, n_groups)
+            if n_wanted >= n_groups:
                 break
-        if kept:  # with none the rollout stays as it is
-            rollout_buffer.replace_segments([s for s in kept if s.group in set(wanted)])
+        if n_wanted:  # with none the rollout stays as it is
+            rollout_buffer.replace_segments([s for s in kept if s.group in wanted])
         self.logger.record("rollout/resamples", attempt)
-        self.logger.record("rollout/groups_with_spread", len({s.group for s in rollout_buffer.segments}))
+        self.logger.record("rollout/groups_with_spread", n_wanted or n_groups)
         callback.on_rollout_end()
         return True
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from stable_baselines3.common.utils import get_device
 
+from agents.distributed import ranks
 from agents.policies.critic import check_critic
 from agents.policies.q_network import LLMQPolicy
 from agents.rollouts.buffer import TokenRolloutBuffer
@@ -77,14 +78,21 @@ def on_policy(w: Wiring) -> Settings:
             "or take episodes='continuous'."
         )
     # Steps in which a slot waits for its world have no tokens.
-    tokens = n_steps * cap // round_steps * w.venv.num_envs
+    tokens = n_steps * cap // round_steps * w.venv.num_envs * ranks().world
     # Mini-batches are counted in tokens here, and hold whole responses.
+    least = cap * ranks().world
     if w.takes_batch_size:
-        settings.setdefault("batch_size", max(cap, -(-tokens // MINI_BATCHES)))
+        settings.setdefault("batch_size", max(least, -(-tokens // MINI_BATCHES)))
     batch_size = settings.get("batch_size", tokens)
-    if batch_size < cap:
+    if batch_size < least:
+        times = f" x {ranks().world} processes = {least}" if ranks().several else ""
         raise ValueError(
-            f"batch_size={batch_size} tokens must be at least max_new_tokens={cap}: responses are not torn apart."
+            f"batch_size={batch_size} tokens must be at least max_new_tokens={cap}{times}: responses are not torn apart."
+        )
+    if ranks().several and settings.get("normalize_advantage", True):
+        raise ValueError(
+            "normalize_advantage=True goes by each process's part of a mini-batch; with several processes leave it out, "
+            "and the whole rollout's advantages are whitened."
         )
     if w.task.kl.in_loss and w.task.kl.estimator == "k1":
         warnings.warn(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from agents.callbacks.metrics import TextMetricsCallback
+from agents.distributed import ranks
 from agents.rollouts.vec_env import text_env
 
 SPIKE = 10.0
@@ -108,8 +109,10 @@ class Alarms(BaseCallback):
             for parameter in group["params"]:
                 self._handles.append(parameter.register_post_accumulate_grad_hook(self._note_gradient))
         self._handles.append(optimizer.register_step_pre_hook(self._before_update))
+        ranks().reduced.append(self._note_gradient)  # with several processes what counts is the sum of their gradients
 
     def _remove_hooks(self) -> None:
+        ranks().reduced.clear()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

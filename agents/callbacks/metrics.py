@@ -13,6 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from agents.callbacks.constant_scores import ConstantScores
+from agents.distributed import ranks
 from agents.rollouts.vec_env import text_env
 from llm_env.episode import ENDS
 from llm_env.reward.models import load_text_reward
@@ -21,13 +22,15 @@ from llm_env.reward.scores import RewardFunction, TextReward
 logger = logging.getLogger(__name__)
 GoldFunction = TextReward | RewardFunction
 """A score that nobody trains on: a function, as for rewards, or a reward model that reads texts."""
+OF_STATISTICS = ("kl", "response_length", "rm_score", "reward_parts", "has_end", "turns", "end")
+"""What the log's ``rollout/`` values are made from, of an episode's information."""
 
 
 def episode_statistics(infos: list[dict[str, Any]]) -> dict[str, float]:
     """Computes the log's ``rollout/`` values; see the README's table of metrics.
 
     Args:
-        infos: The last step's information dictionary of each ended episode.
+        infos: Of each ended episode the last step's information dictionary, or `OF_STATISTICS` of it and its ``gold_score``.
 
     Returns:
         Values by their names in the log; none where no episode ended.
@@ -51,6 +54,8 @@ def episode_statistics(infos: list[dict[str, Any]]) -> dict[str, float]:
         values["rollout/turns"] = float(np.mean([info["turns"] for info in infos]))
         for end in ENDS[2:]:  # end tokens and stop strings end turns there, no episode
             values[f"rollout/end/{end}"] = float(np.mean([info["end"] == end for info in infos]))
+    if "gold_score" in infos[0]:
+        values["rollout/gold_score"] = float(np.mean([info["gold_score"] for info in infos]))
     return values
 
 
@@ -89,6 +94,8 @@ class TextMetricsCallback(BaseCallback):
         """The latest iteration's `rollout/*` numbers."""
         self.episodes: list[dict[str, Any]] = []
         """The latest iteration's ended episodes, as info dictionaries."""
+        self._of_all: list[dict[str, Any]] = []
+        """The same of all processes, as far as statistics look at them."""
         self.constant_scores = ConstantScores()
         """Says it once if all scores are equal for several iterations."""
         self._pending = False
@@ -118,11 +125,13 @@ class TextMetricsCallback(BaseCallback):
         env = text_env(self.training_env)
         self.episodes += env.ended
         env.ended.clear()
-        self.last = episode_statistics(self.episodes)
+        own = [{name: info[name] for name in OF_STATISTICS if name in info} for info in self.episodes]
         if self.gold is not None and self.episodes:
             prompts, responses = [[i[name] for i in self.episodes] for name in ("prompt", "response")]
             scores = self.gold.score_texts(prompts, responses, [i["columns"] for i in self.episodes])
-            self.last["rollout/gold_score"] = float(np.mean(scores))
+            own = [{**info, "gold_score": score} for info, score in zip(own, scores, strict=True)]
+        self._of_all = [info for part in ranks().everyone(own) for info in part]
+        self.last = episode_statistics(self._of_all)
         for name, value in self.last.items():
             self.logger.record(name, value)
         self.logger.record("rollout/tokens", self.total_tokens)
@@ -134,8 +143,11 @@ class TextMetricsCallback(BaseCallback):
 
     @property
     def total_tokens(self) -> int:
-        """Tokens generated so far, those of the iteration under way and of a resumed run's first part included."""
-        return self.tokens + self._generated() - self._generated_before
+        """Tokens generated so far, those of the iteration under way and of a resumed run's first part included.
+
+        They are all processes' together, which ask for it together.
+        """
+        return self.tokens + ranks().total(self._generated() - self._generated_before)
 
     @property
     def row_is_due(self) -> bool:
@@ -167,9 +179,9 @@ class TextMetricsCallback(BaseCallback):
             return
         self._pending = False
         self.iteration += 1
-        generated = self._generated() - self._generated_before
+        generated = ranks().total(self._generated() - self._generated_before)
         self.tokens += generated
-        if message := self.constant_scores.see([info["rm_score"] for info in self.episodes]):
+        if message := self.constant_scores.see([info["rm_score"] for info in self._of_all]):
             logger.warning("%s", message)
         self.tokens_per_second = generated / (time.perf_counter() - self._started)
         self.logger.record("time/tokens_per_second", self.tokens_per_second)

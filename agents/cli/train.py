@@ -4,6 +4,7 @@ r"""Trains a language model with reinforcement learning, and leaves a folder tha
     python scripts/train.py --output-dir runs/mine --model FOLDER_OR_HUB_ID --reward-model FOLDER_OR_HUB_ID \
         --prompts prompts.jsonl --max-new-tokens 64 --total-timesteps 200000
     python scripts/train.py --resume runs/mine                          go on where it stopped
+    python scripts/train.py --processes 2 …                             in two processes on this machine (docs/scale.md)
 
 Settings come from the defaults, then --config (YAML), then the command line.
 """
@@ -13,10 +14,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from safetensors import SafetensorError
@@ -24,7 +26,8 @@ from safetensors import SafetensorError
 from agents.cli.arguments import parse_command_line, read_command_line
 from agents.cli.start import called_as
 from agents.console import PlainConsole, plain_warnings, print_error
-from agents.flat_settings import read_settings, to_flat
+from agents.flat_settings import from_flat, read_settings, to_flat
+from agents.processes import ProcessSettings, check_divides, launch, launched, under_torchrun
 from agents.runs.settings import CHANGEABLE, RunSettings
 
 console = PlainConsole()
@@ -42,6 +45,10 @@ class Args:
     resume: Path | None = None
     """Folder of a run to go on with; its own settings are used, and only --total-timesteps, --reward-timeout and --reward-wait
     may be given as well."""
+    together: Annotated[ProcessSettings, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes] = dataclasses.field(
+        default_factory=ProcessSettings
+    )
+    """Processes that train together."""
     settings: Annotated[RunSettings, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes] = dataclasses.field(
         default_factory=RunSettings
     )
@@ -86,23 +93,70 @@ def check(argv: Sequence[str]) -> None:
     """Checks a command line without loading a model or writing anything; see `agents.pipeline.commands.check_command`."""
     from agents.algorithms.table import checked_settings  # imports torch
 
-    settings = parse(argv, read_command_line).settings.checked()
+    args = parse(argv, read_command_line)
+    settings = args.settings.checked()
     checked_settings(settings.algorithm.algo, settings.algorithm_arguments())
+    check_together(args.together, settings)
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status."""
     plain_warnings(console)
     try:
+        if under_torchrun():
+            return train(*settings_of_first(argv))
         args = parse(argv)
         settings = args.settings.checked()
+        check_together(args.together, settings)
     except (ValueError, TypeError, OSError) as error:
         return fail(str(error), None, None)
-    default_folder = Path("runs") / f"{settings.algorithm.algo}-{settings.training.seed}"
+    if args.together.processes > 1:
+        return launch("train", argv, args.together.processes)
     try:
-        return train(settings, args.resume or args.output_dir or default_folder, args.resume is not None)
+        return train(settings, folder_of(args), args.resume is not None)
     except KeyboardInterrupt:  # while libraries were loaded
         return 130
+
+
+def check_together(together: ProcessSettings, settings: RunSettings) -> None:
+    """Checks the number of processes, and whether the run's work can be shared among so many.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    together.check()
+    if together.world == 1:
+        return
+    from agents.algorithms.capabilities import check_processes  # these import torch
+    from agents.algorithms.table import algorithm
+
+    check_processes(settings.algorithm.algo, together.world)
+    unit = settings.algorithm.group_size or algorithm(settings.algorithm.algo).defaults.get("group_size", 1)
+    check_divides("n_envs", settings.training.n_envs, together.world, int(unit))
+
+
+def folder_of(args: Args) -> Path:
+    """The folder that a run writes to."""
+    settings = args.settings
+    return args.resume or args.output_dir or Path("runs") / f"{settings.algorithm.algo}-{settings.training.seed}"
+
+
+def settings_of_first(argv: Sequence[str]) -> tuple[RunSettings, Path, bool]:
+    """What `train` takes, for one of several processes: rank 0 reads the files that the command line names, for all.
+
+    Raises:
+        FileNotFoundError, ValueError, TypeError: on rank 0, something on the command line or in the files is wrong.
+    """
+    from agents.distributed import ranks  # imports torch
+
+    told: dict[str, Any] = {}
+    if ranks().first:
+        args = parse(argv)
+        settings = args.settings.checked()
+        check_together(args.together, settings)
+        told = {"settings": to_flat(settings), "folder": str(folder_of(args)), "resume": args.resume is not None}
+    told = ranks().from_first(told)
+    return from_flat(RunSettings, told["settings"], "rank 0"), Path(told["folder"]), bool(told["resume"])
 
 
 def train(settings: RunSettings, folder: Path, resume: bool) -> int:
@@ -123,12 +177,13 @@ def train(settings: RunSettings, folder: Path, resume: bool) -> int:
     try:
         run = TrainingRun(settings, folder, console, resume)
         console.print(
-            f"{settings.algorithm.algo} on {run.model.device}, {run.model.n_envs} slots; writing to {folder}",
+            f"{settings.algorithm.algo} on {run.model.device}, {settings.training.n_envs} slots"
+            f"{f' in {run.world} processes' * (run.world > 1)}; writing to {folder}",
         )
         run.train()
     except KeyboardInterrupt:
         if run is not None:  # else nothing is there to go on with
-            console.print(f"Stopped. Go on with: {called_as()} --resume {folder}")
+            console.print(f"Stopped. {go_on(folder)}")
         return 130
     except FloatingPointError as error:  # going on from the checkpoint would come to the same numbers
         return fail(str(error), folder, None)
@@ -150,6 +205,12 @@ def train(settings: RunSettings, folder: Path, resume: bool) -> int:
     return 0
 
 
+def go_on(folder: Path) -> str:
+    """Says how to go on with a run."""
+    together = f"--processes {os.environ['WORLD_SIZE']} " if launched() else ""
+    return f"Go on with: {called_as()} {together}--resume {folder}"
+
+
 def disk_is_full(error: Exception) -> bool:
     """Whether an error says that the disk is full; safetensors hides the system's own error in a text."""
     return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or f"os error {errno.ENOSPC}" in str(error)
@@ -165,7 +226,7 @@ def fail(message: str, folder: Path | None, run: object | None) -> int:
     """
     print_error(message)
     if run is not None and folder is not None and (folder / "checkpoints").is_dir():
-        console.print(f"Go on with: {called_as()} --resume {folder}")
+        console.print(go_on(folder))
     return 1
 
 

@@ -15,6 +15,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from agents.distributed import ranks
 from agents.policies.acting import ActsOnText
 from agents.policies.actor import Actor, optimizer_defaults, save_language_model
 from agents.policies.critic import Critic, CriticNetwork, CriticSource, enable_checkpointing, make_critic
@@ -219,8 +220,17 @@ class LLMActorCriticPolicy(CarriesLogProbs, ActsOnText, ScoresRollouts, ActorCri
     def _in_parts(
         self, evaluate: Callable[[PackedBatch], tuple[Tensor, ...]], batch: PackedBatch
     ) -> tuple[Tensor, ...]:
-        """`evaluate(batch)`, in parts where it does not fit in memory."""
-        return self.micro_batches(evaluate, batch)
+        """`evaluate(batch)`, in parts where it does not fit in memory; its gradient is that of all processes' mini-batch."""
+        outputs = self.micro_batches(evaluate, batch)
+        # Values and entropies are means over tokens in every loss; what the policy's is a mean over, the batch knows.
+        shares = {
+            "values": batch.share,
+            "log_probs": batch.policy_share,
+            "entropy": batch.share,
+            "kl": batch.policy_share,
+        }
+        names = ("log_probs",) if len(outputs) == 1 else tuple(shares)[: len(outputs)]
+        return ranks().joined(outputs, [shares[name] for name in names], self)
 
     def _evaluate(self, batch: PackedBatch) -> tuple[Tensor, ...]:
         """Values, log-probs and entropies of a packed batch's tokens, each (n,)."""

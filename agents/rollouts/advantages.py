@@ -178,9 +178,14 @@ def remax(rewards: Array, lengths: NDArray[np.int64], baselines: Array, gamma: f
     return np.where(inside, returns_to_go(rewards, lengths, gamma) - baselines[:, None], 0.0)
 
 
-def whiten(advantages: Array) -> Array:
+def whiten(advantages: Array, mean: float, std: float) -> Array:
     """Shifts and scales to mean 0 and standard deviation 1; shape kept. A single or constant entry becomes 0.
 
     "Advantage whitening", detail 2.4 of Huang et al. 2023, "The N Implementation Details of RLHF with PPO".
+
+    Args:
+        advantages: Any shape.
+        mean: Of all advantages, which may be more than those here.
+        std: Their standard deviation.
     """
-    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    return (advantages - mean) / (std + 1e-8)

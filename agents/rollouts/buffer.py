@@ -14,10 +14,11 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from agents.distributed import ranks
 from agents.policies.observations import check_observation_space
 from agents.rollouts.advantages import Array, whiten
 from agents.rollouts.estimators import Rollout, estimator
-from agents.rollouts.minibatches import TokenSamples, balanced_groups
+from agents.rollouts.minibatches import TokenSamples, balanced_groups, with_shares
 from agents.rollouts.outlook import foresee
 from agents.rollouts.scoring import greedy_scores, rescore, score_rewards
 from agents.rollouts.segments import RolloutPolicy, Segment, masks_of
@@ -98,6 +99,10 @@ class TokenRolloutBuffer(RolloutBuffer):
         self._policy: RolloutPolicy | None = None
         self._venv: LLMTextVecEnv | None = None
         self._rollouts = 0
+        self.mean_over = "tokens"
+        """What the policy's loss is a mean over: tokens, or sequences; it is what several processes' losses are weighted by."""
+        self.share = 1.0
+        """This process's share of the tokens of the mini-batch that `get` gave last."""
         super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
 
     def bind(self, policy: RolloutPolicy, env: VecEnv) -> None:
@@ -137,6 +142,7 @@ class TokenRolloutBuffer(RolloutBuffer):
     def reset(self) -> None:
         """Empties the buffer: a rollout begins."""
         self.segments: list[Segment] = []
+        self._stands_in = False  # whether the segments are only here to keep step with other processes
         self._open: list[Segment | None] = [None] * self.n_envs
         self._rollouts += 1
         self.pos = 0
@@ -269,8 +275,9 @@ class TokenRolloutBuffer(RolloutBuffer):
         return ends
 
     def replace_segments(self, segments: Sequence[Segment]) -> None:
-        """Trains on these whole segments instead of those that were collected."""
-        self.segments = list(segments)
+        """Trains on these whole segments instead of those that were collected; on none, where other processes have some."""
+        self._stands_in = not segments
+        self.segments = list(segments) or self.segments
         self._flatten(np.zeros(len(self.segments)))
 
     def _flatten(self, ends: Array) -> None:
@@ -293,18 +300,21 @@ class TokenRolloutBuffer(RolloutBuffer):
         rewards, values = padded([s.rewards for s in segments]), padded([s.values for s in segments])
         # The mean stays: to subtract it would pay for length.
         if self.whiten_rewards:
-            rewards /= rewards[inside].std() + 1e-8
+            rewards /= self._moments(rewards[inside])[1] + 1e-8
         turns = padded([s.turns for s in segments]).astype(np.int64)
         advantages, returns = self._advantages(rewards, values, turns, lengths, ends)
         # From here on flat, (n_tokens,), segment by segment.
         self.values = values[inside].astype(np.float32)
         self.returns = returns[inside].astype(np.float32)
         flat = advantages[inside]
-        self.advantages = (whiten(flat) if self.whiten_advantages else flat).astype(np.float32)
+        self.advantages = (whiten(flat, *self._moments(flat)) if self.whiten_advantages else flat).astype(np.float32)
         self.rewards = rewards[inside].astype(np.float32)
         self.log_probs = np.concatenate([s.log_probs for s in segments]).astype(np.float32)
         self.actions = np.concatenate([s.actions for s in segments]).astype(np.int64)
         self._offsets = np.concatenate([[0], np.cumsum(lengths)])
+
+    def _moments(self, flat: Array) -> tuple[float, float]:
+        return ranks().moments(flat[:0] if self._stands_in else flat)
 
     def _advantages(
         self, rewards: Array, values: Array, turns: np.ndarray, lengths: np.ndarray, ends: Array
@@ -344,17 +354,19 @@ class TokenRolloutBuffer(RolloutBuffer):
         assert self.full, "The buffer is read before a rollout filled it."
         lengths = np.diff(self._offsets)
         # numpy's global generator, as SB3's buffers: `set_random_seed` seeds it.
-        order = np.random.permutation(len(self.segments))
-        for members in balanced_groups(lengths, order, batch_size):
-            yield self._samples(members)
+        order = np.random.permutation(0 if self._stands_in else len(self.segments))
+        groups = balanced_groups(lengths, order, batch_size)
+        for members, share, policy_share in with_shares(groups, lengths, self.mean_over):
+            self.share = share
+            yield self._samples(members, policy_share)
 
-    def _samples(self, members: list[int]) -> TokenSamples:
+    def _samples(self, members: Sequence[int], policy_share: float) -> TokenSamples:
         chosen = [self.segments[i] for i in members]
         # The texts end to end; only the tokens of the responses are scored.
         packed = pack([s.ids for s in chosen], [s.places for s in chosen], self.device)
         masks = masks_of(chosen)
-        if masks is not None:
-            packed = dataclasses.replace(packed, masks=torch.from_numpy(np.concatenate(masks)).to(self.device))
+        bits = None if masks is None else torch.from_numpy(np.concatenate(masks)).to(self.device)
+        packed = dataclasses.replace(packed, masks=bits, share=self.share, policy_share=policy_share)
         # Where the members' tokens are in the flat arrays, in the members' order, as `packed.targets`. (n,)
         tokens = np.concatenate([np.arange(self._offsets[i], self._offsets[i + 1]) for i in members])
 

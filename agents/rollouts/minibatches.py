@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
+from agents.distributed import ranks
 from llm_env.lm.packing import PackedBatch
 
 
@@ -39,23 +41,28 @@ def balanced_groups(lengths: np.ndarray, order: np.ndarray, batch_size: int | No
 
     A fixed cut-off would leave a rest, whose few tokens would weigh as much as a full mini-batch's.
 
+    With several processes each deals out its own segments, to groups that are one mini-batch together: `batch_size` is in
+    tokens of all of them, and all have as many groups, some of which may be empty here.
+
     Args:
         lengths: Tokens of each segment.
         order: Indices in the order in which they are dealt out, each to the group that is shortest so far.
         batch_size: In tokens; None: one group.
 
     Raises:
-        ValueError: a segment alone is longer than `batch_size`.
+        ValueError: a segment alone, or one of each process, is longer than `batch_size`.
     """
     if batch_size is None:
         return [[int(i) for i in order]]
-    if int(lengths.max()) > batch_size:
+    tokens, longest = (int(n) for n in ranks().add([lengths[order].sum(), lengths[order].max(initial=0)]))
+    if longest > batch_size:
+        each, times = (" in each process", " x processes") if ranks().several else ("", "")
         raise ValueError(
-            f"batch_size={batch_size} tokens is less than a response of {int(lengths.max())} tokens, and responses are "
-            "not torn apart. Raise batch_size to at least max_new_tokens."
+            f"batch_size={batch_size} tokens is less than a response{each} of {longest} tokens, and responses are "
+            f"not torn apart. Raise batch_size to at least max_new_tokens{times}."
         )
     # ⌈tokens / batch_size⌉ groups are the fewest; whole segments may need more, which the loop finds out.
-    n_groups = -(-int(lengths.sum()) // batch_size)
+    n_groups = -(-tokens // batch_size)
     while True:
         groups: list[list[int]] = [[] for _ in range(n_groups)]
         sizes = np.zeros(n_groups, dtype=np.int64)
@@ -64,6 +71,28 @@ def balanced_groups(lengths: np.ndarray, order: np.ndarray, batch_size: int | No
             shortest = int(sizes.argmin())
             groups[shortest].append(int(i))
             sizes[shortest] += lengths[i]
-        if sizes.max() <= batch_size:
-            return [g for g in groups if g]
+        joint = ranks().add(sizes)
+        if joint.max() <= batch_size:
+            return [g for g, size in zip(groups, joint, strict=True) if size]
         n_groups += 1
+
+
+def with_shares(
+    groups: Sequence[Sequence[int]], lengths: np.ndarray, mean_over: str
+) -> Iterator[tuple[Sequence[int], float, float]]:
+    """Goes through mini-batches, each with what is here of all that the processes have of it.
+
+    Args:
+        groups: Segments of each mini-batch; as many mini-batches in all processes.
+        lengths: Tokens of each segment.
+        mean_over: What the policy's loss is a mean over: ``tokens`` or ``sequences``.
+
+    Yields:
+        The segments; their share of the mini-batch's tokens; and their share of its tokens or sequences, as `mean_over` says.
+        Of a mini-batch that has none here it is the shortest segment, whose shares are 0: all processes evaluate as often.
+    """
+    tokens = np.array([lengths[list(g)].sum() for g in groups], dtype=np.float64)
+    counts = tokens if mean_over == "tokens" else np.array([len(g) for g in groups], dtype=np.float64)
+    shares = zip((tokens / ranks().add(tokens)).tolist(), (counts / ranks().add(counts)).tolist(), strict=True)
+    for members, (share, policy_share) in zip(groups, shares, strict=True):
+        yield members or [int(lengths.argmin())], share, policy_share

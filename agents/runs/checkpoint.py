@@ -9,13 +9,10 @@ written between two iterations, when the rollout buffer holds nothing that is st
 from __future__ import annotations
 
 import json
-import random
 import shutil
-from collections import deque
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from sb3_contrib import RecurrentPPO
@@ -24,14 +21,17 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents.checksums import CHECKSUMS, damaged_file, read_object, write_checksums
+from agents.distributed import ranks
 from agents.files import flush
 from agents.rollouts.replay import TokenReplayBuffer
 from agents.rollouts.vec_env import text_env
+from agents.runs.rank_states import load_slots_and_streams, rank_state, slots_and_streams, torch_random_state
 from llm_env.lm.weights import read_tensors
 
 FORMAT = 2
 """Format 1, of earlier versions, is the same without ``checksums.json``."""
 _ALWAYS_THERE = {"state.json", "policy.safetensors", "optimizer.safetensors", "random.safetensors"}
+_TENSORS = ("policy", "optimizer", "random")
 COUNTERS = ("num_timesteps", "_total_timesteps", "_episode_num", "_n_updates", "_current_progress_remaining")
 MORE_COUNTERS = ("_n_calls", "exploration_rate")  # of DQN and QR-DQN
 _PARTIAL = ".partial-"
@@ -57,9 +57,20 @@ def save_checkpoint(model: BaseAlgorithm, folder: Path, extra: dict[str, Any] | 
     Raises:
         OSError: the disk is full or cannot be written; earlier checkpoints are untouched.
     """
+    # What each process has to itself goes to rank 0, so that nothing but its disk is needed.
+    others = ranks().everyone(None if ranks().first else rank_state(model))[1:]
+    target = folder / f"step_{model.num_timesteps * ranks().world:012d}"
+    if ranks().first:
+        _write(model, target, extra or {}, others, keep)
+    ranks().any(False)  # nobody goes on, or ends, before it is written
+    return target
+
+
+def _write(model: BaseAlgorithm, target: Path, extra: dict[str, Any], others: list[Any], keep: int) -> None:
+    """Writes a checkpoint, whole or not at all, and removes old ones; `others` are the states of the ranks from 1 on."""
     # Everything is written to another name first, so that a folder named step_… is always whole.
+    folder = target.parent
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"step_{model.num_timesteps:012d}"
     partial = folder / f"{_PARTIAL}{target.name}"
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -69,17 +80,15 @@ def save_checkpoint(model: BaseAlgorithm, folder: Path, extra: dict[str, Any] | 
         save_file(optimizer_tensors, partial / "optimizer.safetensors")
         if tensors := _algorithm_tensors(model):
             save_file(tensors, partial / "algorithm.safetensors")
-        save_file(_torch_random_state(), partial / "random.safetensors")
+        save_file(torch_random_state(), partial / "random.safetensors")
         state = {
             "format": FORMAT,
             "counters": {name: getattr(model, name) for name in (*COUNTERS, *MORE_COUNTERS) if hasattr(model, name)},
             "optimizer": optimizer_values,
-            "random": _random_state(model),
-            "env": text_env(model.env).state_dict(),
-            "episode_starts": _episode_starts(model).tolist(),
-            "ep_info_buffer": [_plain(info) for info in model.ep_info_buffer or []],
+            **slots_and_streams(model),
             "mix": mix.order.state_dict() if (mix := getattr(model, "mix", None)) is not None else None,
-            "extra": extra or {},
+            "extra": extra,
+            **({"ranks": others} if others else {}),
         }
         (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
         write_checksums(partial)
@@ -93,7 +102,6 @@ def save_checkpoint(model: BaseAlgorithm, folder: Path, extra: dict[str, Any] | 
         raise
     for old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
-    return target
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -125,14 +133,16 @@ def damage(checkpoint: Path) -> str | None:
     return None if sums.keys() >= _ALWAYS_THERE else f"{CHECKSUMS} is missing, or lacks a file"
 
 
-def load_checkpoint(model: BaseAlgorithm, checkpoint: Path, check: bool = True) -> dict[str, Any]:
+def load_checkpoint(model: BaseAlgorithm, checkpoint: Path | None, check: bool = True) -> dict[str, Any]:
     """Puts an algorithm where `save_checkpoint` left off.
 
-    Go on with ``model.learn(total - model.num_timesteps, reset_num_timesteps=False)``.
+    Go on with ``model.learn(total - model.num_timesteps, reset_num_timesteps=False)``. With as many processes as wrote it, what
+    follows is what would have followed; with another number it is not, since they sample by other random streams, and a warning
+    says so.
 
     Args:
         model: An algorithm made with the same settings as the saved one.
-        checkpoint: The checkpoint's folder.
+        checkpoint: The checkpoint's folder, which rank 0 alone reads; the other processes may give None.
         check: Whether its files are compared with their checksums first; off where the caller has just done so.
 
     Returns:
@@ -143,6 +153,41 @@ def load_checkpoint(model: BaseAlgorithm, checkpoint: Path, check: bool = True) 
         CheckpointError: a file of it is damaged, or it has another format, another number of slots, or weights that do not
             fit.
     """
+    me = ranks()
+    state: dict[str, Any] = {}
+    files: dict[str, dict[str, torch.Tensor]] = {name: {} for name in (*_TENSORS, "algorithm")}
+    if me.first:
+        assert checkpoint is not None
+        state, files = _read_checkpoint(model, checkpoint, check)
+    state = me.from_first(state)
+    files = {name: me.tensors_from_first(tensors) for name, tensors in files.items()}
+    # Weights and optimizer first, then what the algorithm counts and keeps, then the environment, and last the random states,
+    # which what comes before may have used.
+    try:
+        model.policy.load_state_dict(files["policy"])
+    except RuntimeError as error:  # as torch says it, on many lines
+        raise CheckpointError(f"{checkpoint} does not fit: {' '.join(str(error).split())}") from error
+    _load_optimizer(model.policy.optimizer, files["optimizer"], state["optimizer"])
+    written_by = [state, *state.get("ranks", [])]
+    for name, value in state["counters"].items():
+        # SB3 counts the steps of one process's slots.
+        of_all = len(written_by) / me.world if name in ("num_timesteps", "_total_timesteps") else 1
+        setattr(model, name, value if of_all == 1 else round(value * of_all))
+    extra = dict(state["extra"])
+    if tensors := files["algorithm"]:
+        if "rollouts" in tensors:  # earlier versions kept the age of the masks' actor here
+            extra["mask_rollouts"] = int(tensors.pop("rollouts"))
+        _load_algorithm_tensors(model, tensors)
+    if state.get("mix") is not None:
+        model.mix.order.load_state_dict(state["mix"])  # type: ignore[attr-defined]  # of TextPPO
+    load_slots_and_streams(model, written_by, files["random"])
+    return extra
+
+
+def _read_checkpoint(
+    model: BaseAlgorithm, checkpoint: Path, check: bool
+) -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]]:
+    """The plain values and the tensors of a checkpoint; see `load_checkpoint`."""
     if not (checkpoint / "state.json").is_file():
         raise FileNotFoundError(f"{checkpoint} holds no checkpoint.")
     if check and (reason := damage(checkpoint)) is not None:
@@ -150,31 +195,12 @@ def load_checkpoint(model: BaseAlgorithm, checkpoint: Path, check: bool = True) 
     state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     if state["format"] not in range(1, FORMAT + 1):
         raise CheckpointError(f"{checkpoint} has format {state['format']}; this version reads 1 to {FORMAT}.")
-    if len(state["episode_starts"]) != model.n_envs:
-        raise CheckpointError(f"{checkpoint} has {len(state['episode_starts'])} slots, the environment {model.n_envs}.")
-    # Weights and optimizer first, then what the algorithm counts and keeps, then the environment, and last the random states,
-    # which what comes before may have used.
-    try:
-        model.policy.load_state_dict(_read(checkpoint / "policy.safetensors"))
-    except RuntimeError as error:  # as torch says it, on many lines
-        raise CheckpointError(f"{checkpoint} does not fit: {' '.join(str(error).split())}") from error
-    _load_optimizer(model.policy.optimizer, _read(checkpoint / "optimizer.safetensors"), state["optimizer"])
-    for name, value in state["counters"].items():
-        setattr(model, name, value)
-    extra = dict(state["extra"])
-    if (checkpoint / "algorithm.safetensors").is_file():
-        tensors = _read(checkpoint / "algorithm.safetensors")
-        if "rollouts" in tensors:  # earlier versions kept the age of the masks' actor here
-            extra["mask_rollouts"] = int(tensors.pop("rollouts"))
-        _load_algorithm_tensors(model, tensors)
-    if state.get("mix") is not None:
-        model.mix.order.load_state_dict(state["mix"])  # type: ignore[attr-defined]  # of TextPPO
-    model.ep_info_buffer = deque(state["ep_info_buffer"], maxlen=model._stats_window_size)
-    model.ep_success_buffer = deque(maxlen=model._stats_window_size)
-    model._last_obs = text_env(model.env).load_state_dict(state["env"])  # type: ignore[assignment]
-    model._last_episode_starts = np.array(state["episode_starts"], dtype=bool)
-    _load_random_state(model, state["random"], _read(checkpoint / "random.safetensors"))
-    return extra
+    slots = sum(len(one["episode_starts"]) for one in (state, *state.get("ranks", [])))
+    if slots != model.n_envs * ranks().world:
+        raise CheckpointError(f"{checkpoint} has {slots} slots, the environment {model.n_envs * ranks().world}.")
+    files = {name: _read(checkpoint / f"{name}.safetensors") for name in _TENSORS}
+    own = checkpoint / "algorithm.safetensors"
+    return state, {**files, "algorithm": _read(own) if own.is_file() else {}}
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
@@ -227,17 +253,6 @@ def _load_algorithm_tensors(model: BaseAlgorithm, tensors: dict[str, torch.Tenso
         env.load_masks(masks)
 
 
-def _episode_starts(model: BaseAlgorithm) -> np.ndarray:
-    starts = model._last_episode_starts
-    return np.zeros(model.n_envs, dtype=bool) if starts is None else np.asarray(starts).astype(bool)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return value.item() if isinstance(value, np.generic) else value
-
-
 def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Copies for safetensors, which refuses tensors that share memory (tied embeddings do)."""
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
@@ -261,32 +276,3 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.T
         index, _, name = key.partition("/")
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": values["groups"]})
-
-
-def _torch_random_state() -> dict[str, torch.Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states.update({f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())})
-    return states
-
-
-def _random_state(model: BaseAlgorithm) -> dict[str, Any]:
-    version, internal, gauss = random.getstate()
-    name, keys, pos, has_gauss, cached = np.random.get_state(legacy=True)
-    return {
-        "python": [version, list(internal), gauss],
-        "numpy": [name, np.asarray(keys).tolist(), int(pos), int(has_gauss), float(cached)],
-        "action_space": model.action_space.np_random.bit_generator.state,
-    }
-
-
-def _load_random_state(model: BaseAlgorithm, values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-    version, internal, gauss = values["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, pos, has_gauss, cached = values["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), pos, has_gauss, cached))
-    model.action_space.np_random.bit_generator.state = values["action_space"]
-    torch.set_rng_state(tensors["cpu"])
-    cuda = [tensors[f"cuda{i}"] for i in range(len(tensors) - 1)]
-    if cuda and torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(cuda)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from agents.distributed import ranks
 from agents.files import write_text
 from agents.runs.settings import RunSettings
 from llm_env.default_task import DEFAULT_HELDOUT_PROMPTS
-from llm_env.text.prompts import PromptRecord, read_prompts
+from llm_env.text.prompts import PromptRecord, prompt_record, read_prompts
 from llm_env.text.split import hold_out
 
 HELD_OUT_LEAST_PROMPTS = 10
@@ -67,6 +69,24 @@ def run_prompts(settings: RunSettings, folder: Path, resume: bool) -> RunPrompts
         return RunPrompts(all_prompts, all_prompts, split=(all_prompts, []))
     train_prompts, held_out = hold_out(all_prompts, settings.training.seed)
     return RunPrompts(train_prompts, held_out, split=(train_prompts, held_out))
+
+
+def shared_prompts(read: Callable[[], RunPrompts]) -> RunPrompts:
+    """The prompts that rank 0 reads, in every process; with one process what `read` gives, as it is."""
+    if not ranks().several:
+        return read()
+    prompts = read() if ranks().first else RunPrompts(None, None)
+    train, held_out = (_from_first(side) for side in (prompts.train, prompts.held_out))
+    return RunPrompts(train, held_out, prompts.split)
+
+
+def _from_first(source: RunPromptSource | None) -> RunPromptSource | None:
+    # Embedded prompts are on every machine; of the user's file there may be one copy.
+    if source is not None and source != DEFAULT_HELDOUT_PROMPTS:
+        told = ranks().from_first([[r.where, r.to_json()] for r in read_prompts(source)])
+    else:
+        told = ranks().from_first(source)
+    return [prompt_record(where, record) for where, record in told] if isinstance(told, list) else told
 
 
 def write_prompts(path: Path, prompts: list[PromptRecord]) -> None:

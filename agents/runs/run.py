@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import signal
 import warnings
 from pathlib import Path
@@ -21,6 +23,7 @@ from agents.callbacks.mask_refresh import MaskRefresh
 from agents.callbacks.metrics import TextMetricsCallback
 from agents.callbacks.reference_refresh import ReferenceRefresh
 from agents.console import say
+from agents.distributed import ranks
 from agents.evaluation.gold import load_gold
 from agents.files import write_json
 from agents.output_folder import locked
@@ -32,8 +35,9 @@ from agents.runs.display import RunDisplay
 from agents.runs.folder import RunFolder
 from agents.runs.held_out import HeldOutPrompts
 from agents.runs.imports import import_nothing_from
+from agents.runs.joint_log import JointLogger
 from agents.runs.learning_rate import keep_rate_of_a_single_rollout
-from agents.runs.prompts import run_prompts
+from agents.runs.prompts import run_prompts, shared_prompts
 from agents.runs.settings import RunSettings
 from llm_env.extras import installed
 from llm_env.lm.runtime import be_deterministic
@@ -65,17 +69,18 @@ class RunCallback(TextMetricsCallback):
         """Evaluates, where it is time, so that the row of the log has the numbers."""
         every = self.run.settings.folder.eval_every
         if every and (self.is_last or self.iteration % every == 0):
-            for name, value in self.run.evaluate(self.model.num_timesteps).items():
+            for name, value in self.run.evaluate(self.run.timestep).items():
                 self.logger.record(name, value)
 
     def after_iteration(self) -> None:
         """Shows the iteration, samples and saves where it is time, and stops where a signal asked for it."""
         run, settings = self.run, self.run.settings.folder
+        run.stop_requested = ranks().any(run.stop_requested)  # a signal reaches processes at different moments
         run.display.show(self)
         # After each iteration, not only with a checkpoint: Ctrl-C may put a checkpoint after any, and must not change the rest.
         text_env(self.training_env).clear_caches()
         if self.is_last or self.iteration % settings.sample_every == 0:
-            run.sample(self.model.num_timesteps)
+            run.sample(run.timestep)
         can_resume = algorithm(run.settings.algorithm.algo).reason("resume") is None
         if can_resume and (self.is_last or run.stop_requested or self.iteration % settings.checkpoint_every == 0):
             run.save()
@@ -135,13 +140,16 @@ class TrainingRun:
         self.settings = settings
         self.console = console
         self.stop_requested = False
+        self.world = ranks().world
+        if not ranks().first:  # rank 0 speaks, and writes, for all
+            console.quiet = True
         self.folder = RunFolder(folder, resume)
         if resume:
             import_nothing_from(folder)
         name = settings.algorithm.algo
         if resume and (reason := algorithm(name).reason("resume")) is not None:
             raise ValueError(f"{name} cannot be resumed: {reason}. Start it again in another folder.")
-        if resume:
+        if resume and ranks().first:
             self.folder.check_resumable(settings)
         check_length(settings)
         if settings.training.deterministic:
@@ -149,9 +157,11 @@ class TrainingRun:
         self.rows = CsvRows(self.folder.progress)
         # What can fail comes first: nothing is written before all of it is loaded.
         self.gold = load_gold(settings.gold_name, settings.task.reward_limits)
-        self.prompts = run_prompts(settings, self.folder.path, resume)
+        self.prompts = shared_prompts(lambda: run_prompts(settings, self.folder.path, resume))
         self.model = self._make_model()
-        keep_rate_of_a_single_rollout(self.model, settings.training.total_timesteps)
+        # SB3 counts the steps of this process's slots.
+        self._total = math.ceil(settings.training.total_timesteps / self.world)
+        keep_rate_of_a_single_rollout(self.model, self._total)
         self.task = text_env(self.model.env).task
         if self.gold is not None:
             self.gold.check_prompts(self.task.prompts.records)
@@ -162,7 +172,7 @@ class TrainingRun:
                 self.prompts.held_out, self.task.tokenizer, settings.task.max_prompt_length, "eval_prompts"
             )
         self.held_out = HeldOutPrompts(held_out, self.task, self.gold)
-        self.display = RunDisplay(console, settings.training.total_timesteps)
+        self.display = RunDisplay(console, self._total)
         self.best: dict[str, float] | None = None
         """The best evaluation so far."""
         self.refresh: ReferenceRefresh | None = None
@@ -203,6 +213,11 @@ class TrainingRun:
 
     def _open_folder(self) -> None:
         """Begins the folder, or goes back to the newest checkpoint in it; then opens the log."""
+        if not ranks().first:
+            if self.folder.resume:
+                self._load_newest_checkpoint()
+            self.model.set_logger(JointLogger(None, []))
+            return
         if not self.folder.resume:
             self.folder.begin(self.settings, self.prompts)
         else:
@@ -220,12 +235,12 @@ class TrainingRun:
             warnings.warn(
                 "tensorboard is not installed, so its log is left out: pip install 'llm-env[plots]'", stacklevel=2
             )
-        self.model.set_logger(Logger(str(self.folder.path), formats))
+        self.model.set_logger((JointLogger if self.world > 1 else Logger)(str(self.folder.path), formats))
 
     def _load_newest_checkpoint(self) -> int:
         """Puts the algorithm and the callbacks where the newest checkpoint left them; returns its timestep, or -1."""
-        checkpoint = self.folder.newest_checkpoint(self.say)
-        if checkpoint is None:
+        checkpoint = self.folder.newest_checkpoint(self.say) if ranks().first else None
+        if not ranks().any(checkpoint is not None):
             return -1
         extra = load_checkpoint(self.model, checkpoint, check=False)
         self.callback.iteration, self.callback.tokens = extra["iteration"], extra["tokens"]
@@ -237,7 +252,12 @@ class TrainingRun:
             self.refresh.rollouts = extra["rollouts"]
         if self.mask_refresh is not None:
             self.mask_refresh.rollouts = extra["mask_rollouts"]
-        return self.model.num_timesteps
+        return self.timestep
+
+    @property
+    def timestep(self) -> int:
+        """Environment steps so far, those of all processes together."""
+        return self.model.num_timesteps * self.world
 
     def say(self, text: str) -> None:
         """Prints a line."""
@@ -253,14 +273,14 @@ class TrainingRun:
             FloatingPointError: rewards, gradients or weights are not finite any more; the newest checkpoint stands.
             OSError: the disk is full or cannot be written; the newest checkpoint stands.
         """
-        with locked(self.folder.path):
+        with locked(self.folder.path) if ranks().first else contextlib.nullcontext():
             self._train()
 
     def _train(self) -> None:
         self._open_folder()
-        total = self.settings.training.total_timesteps
-        steps_left = total - self.model.num_timesteps
+        steps_left = self._total - self.model.num_timesteps
         if steps_left <= 0:
+            total = self.settings.training.total_timesteps
             self.say(f"The run in {self.folder.path} has already reached {total:,} timesteps.")
             self.finish()
             return
@@ -290,6 +310,8 @@ class TrainingRun:
 
     def sample(self, timestep: int) -> None:
         """Appends responses to the first held-out prompts to ``samples.jsonl``."""
+        if not ranks().first:
+            return
         records = self.held_out.sample(self.policy, timestep, self.settings.folder.n_samples)
         if records:
             self.folder.add_samples(records)
@@ -301,11 +323,15 @@ class TrainingRun:
             The log's ``eval/`` values.
         """
         settings = self.settings.folder
-        values = self.held_out.evaluate(self.policy, settings.n_eval, self.settings.task.kl_coef)
+        values: dict[str, float] = {}
+        if ranks().first:
+            values = self.held_out.evaluate(self.policy, settings.n_eval, self.settings.task.kl_coef)
+        values = ranks().from_first(values)
         if self.best is None or values[settings.best_by] > self.best[settings.best_by]:
             self.best = {"timestep": timestep, **values}
             self._save_actor("best")
-            write_json(self.folder.path / "best" / "best.json", self.best)
+            if ranks().first:
+                write_json(self.folder.path / "best" / "best.json", self.best)
         return {f"eval/{name}": value for name, value in values.items()}
 
     def save(self) -> None:
@@ -325,7 +351,8 @@ class TrainingRun:
 
     def draw(self) -> None:
         """Draws ``report.png``."""
-        self.folder.draw(f"{self.settings.algorithm.algo.upper()}, {self.folder.path.name}")
+        if ranks().first:
+            self.folder.draw(f"{self.settings.algorithm.algo.upper()}, {self.folder.path.name}")
 
     def finish(self) -> None:
         """Writes ``actor/`` and ``report.png``."""
@@ -334,4 +361,5 @@ class TrainingRun:
 
     def _save_actor(self, name: str) -> None:
         """Writes the actor to a folder inside the run's."""
-        self.folder.save_model(name, lambda path: self.policy.save_actor(path, self.task.tokenizer))
+        if ranks().first:
+            self.folder.save_model(name, lambda path: self.policy.save_actor(path, self.task.tokenizer))

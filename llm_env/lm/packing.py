@@ -39,6 +39,8 @@ class PackedBatch:
         order: For each sequence in the packed order, its index in the caller's order, B entries.
         masks: Which tokens the policy could choose from where each scored token was chosen, as bits
             (`llm_env.lm.sampling.pack_bits`), shape (n, ⌈V/8⌉), uint8. None: all tokens.
+        share: Where several processes hold parts of one batch: the scored tokens here as a share of all, 0 to 1.
+        policy_share: The same of what the policy's loss is a mean over: tokens, or sequences.
     """
 
     input_ids: Tensor
@@ -48,6 +50,8 @@ class PackedBatch:
     counts: tuple[int, ...]
     order: tuple[int, ...]
     masks: Tensor | None = None
+    share: float = 1.0
+    policy_share: float = 1.0
 
     @property
     def device(self) -> torch.device:

@@ -55,8 +55,8 @@ ADVANTAGES = [
     Mutation(
         "advantages are centered and not scaled",
         "agents/rollouts/advantages.py",
-        "(advantages - advantages.mean()) / (advantages.std() + 1e-8)",
-        "advantages - advantages.mean()",
+        "(advantages - mean) / (std + 1e-8)",
+        "advantages - mean",
         _ADVANTAGE_TESTS,
     ),
     Mutation(
@@ -113,7 +113,7 @@ FILES = [
     ),
     Mutation(
         "a resumed run has other random numbers",
-        "agents/runs/checkpoint.py",
+        "agents/runs/rank_states.py",
         'torch.set_rng_state(tensors["cpu"])',
         "pass",
         _RESUME_TESTS,

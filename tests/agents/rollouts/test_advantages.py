@@ -57,10 +57,10 @@ def test_turn_gae_with_turns_of_one_token_is_gae() -> None:
 
 
 def test_whiten() -> None:
-    got = whiten(np.array([1.0, 2.0, 6.0]))
+    got = whiten(np.array([1.0, 2.0, 6.0]), 3.0, np.sqrt(14 / 3))
     assert got.mean() == pytest.approx(0)
     assert got.std() == pytest.approx(1)
-    assert whiten(np.array([3.0])).tolist() == [0.0]
+    assert whiten(np.array([3.0]), 3.0, 0.0).tolist() == [0.0]
 
 
 GROUPS = np.array([7, 7, 3, 3, 7, 3])

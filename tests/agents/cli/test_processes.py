@@ -1,0 +1,192 @@
+"""Commands in several processes: how they start, end, fail, and go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from agents.checksums import checksum
+from agents.cli import train
+from agents.cli.start import start
+from agents.processes import LOST, ProcessSettings, _say_who_failed, timeout_in
+from tests.agents.rank_faults import PHASES
+from tests.conftest import ROOT
+
+ITERATIONS = 4
+RUN = {
+    "reward-model": "tests.agents.rank_faults:count_dots",
+    "n-envs": 8,
+    "max-new-tokens": 8,
+    "total-timesteps": 8 * 8 * ITERATIONS,
+    "checkpoint-every": 1,
+    "sample-every": 2,
+    "n-samples": 2,
+    "eval-every": 2,
+    "n-eval": 4,
+    "kl-target": 1.0,
+}
+CALLS = {"collecting": 8 * 2 + 3, "scoring": 3, "training": 4 * 4 * 2 + 2, "logging": 3, "saving": 3}
+"""In which the third iteration is under way."""
+
+
+def command(*arguments: object, processes: int = 2, **environment: str) -> subprocess.Popen[str]:
+    words = [sys.executable, "scripts/train.py", "--processes", processes, "--rank-timeout", 60, *arguments]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(
+        list(map(str, words)), cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def new(folder: Path, *more: object) -> tuple[object, ...]:
+    return ("--output-dir", folder, *(word for name, value in RUN.items() for word in (f"--{name}", value)), *more)
+
+
+def result(folder: Path) -> tuple[str, str, int]:
+    """What a run left: its weights, its samples, and how many rows its log has."""
+    rows = (folder / "progress.csv").read_text(encoding="utf-8").count("\n")
+    return checksum(folder / "actor" / "model.safetensors"), (folder / "samples.jsonl").read_text("utf-8"), rows
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    process = command(*new(folder))
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, ""), out + err
+    assert "8 slots in 2 processes" in out
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_rank_that_is_killed_ends_the_run_in_a_line_and_it_goes_on(
+    phase: str, rank: int, whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    process = command(*new(folder), FALL=f"{rank}:{phase}:{CALLS[phase]}:killed")
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert err.count("\n") == 1
+    assert err.startswith(f"error: rank {rank} was killed by signal 9 (SIGKILL")
+    process = command("--resume", folder)
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, ""), out + err
+    assert result(folder) == result(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_on_one_rank_is_one_line(rank: int, tmp_path: Path) -> None:
+    process = command(*new(tmp_path / "run"), FALL=f"{rank}:training:2:fails")
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert err == f"error: rank {rank}: AssertionError: the reward's own mistake\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["hangs", "hangs in C"])
+def test_a_rank_that_hangs_ends_the_run_within_the_limit(how: str, tmp_path: Path) -> None:
+    process = command(*new(tmp_path / "run"), "--rank-timeout", 5, FALL=f"1:scoring:2:{how}")
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert err == "error: rank 1 did not come to where the others wait, for 5 s (--rank-timeout)\n"
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_the_run_goes_on_to_the_same_weights(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = command(*new(folder))
+    until = time.monotonic() + 300
+    while not (folder / "progress.csv").is_file() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert err == ""
+    if process.returncode == 130:  # else it was at its end already
+        assert f"Go on with: python scripts/train.py --processes 2 --resume {folder}" in out
+        process = command("--resume", folder)
+        _, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    assert result(folder) == result(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 4])
+def test_another_number_of_processes_goes_on_and_says_that_it_is_not_exact(
+    processes: int, whole: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    total = 2 * RUN["total-timesteps"]  # type: ignore[operator]
+    process = command("--resume", folder, "--total-timesteps", total, processes=processes)
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, ""), out + err
+    assert "the checkpoint is of 2 processes, and now there" in out
+    rows = (folder / "progress.csv").read_text(encoding="utf-8").splitlines()
+    steps = [float(row.split(",")[rows[0].split(",").index("time/total_timesteps")]) for row in rows[1:]]
+    assert steps == [64.0 * (i + 1) for i in range(2 * ITERATIONS)]
+
+
+# ------------------------------------------------------------------------------------------------- in this process
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--processes", "0"], "processes=0 must be"),
+        (["--rank-timeout", "0"], "rank_timeout=0.0 must be"),
+        (["--processes", "3"], "n_envs=64 must be a multiple of the 3 processes: take 66"),
+        (
+            ["--processes", "2", "--algo", "grpo", "--n-envs", "4"],
+            "n_envs=4 must be a multiple of the 2 processes x group_size=4: take 8",
+        ),
+        (["--processes", "2", "--algo", "dqn"], "dqn cannot be used with processes=2: its replay buffer"),
+    ],
+)
+def test_what_cannot_be_started(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(options) == 1
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_under_torchrun_it_says_itself_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    assert ProcessSettings().world == 2
+    with pytest.raises(ValueError, match="processes=2: torchrun has started the processes already"):
+        ProcessSettings(2).check()
+
+
+def test_a_command_for_one_process_refuses_torchrun(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    assert start("evaluate_actor") == 1
+    assert "evaluate_actor runs in one process: start it without torchrun" in capsys.readouterr().err
+
+
+def test_the_limit_is_read_before_the_rest() -> None:
+    assert timeout_in(["--seed", "1", "--rank-timeout", "5"]) == 5
+    assert timeout_in(["--rank_timeout=7.5", "--seed", "1"]) == 7.5
+    assert timeout_in(["--rank-timeout", "soon"]) == timeout_in([]) == ProcessSettings().rank_timeout
+
+
+@pytest.mark.parametrize(
+    ("statuses", "said", "status"),
+    [
+        ({0: LOST, 1: -9}, "error: rank 1 was killed by signal 9 (SIGKILL; if nobody sent it, memory ran out).\n", 1),
+        ({0: 1, 1: LOST}, "", 1),  # rank 0 has said it
+        ({1: LOST}, "error: rank 1 lost the connection to the other ranks.\n", 1),
+        ({0: 130, 1: 130}, "", 130),
+    ],
+)
+def test_who_failed(statuses: dict[int, int], said: str, status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _say_who_failed(statuses) == status
+    assert capsys.readouterr().err == said

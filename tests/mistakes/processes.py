@@ -1,0 +1,72 @@
+"""Mistakes in what several processes of one run do together."""
+
+from __future__ import annotations
+
+from tests.mistakes import Mutation
+
+_TESTS = ("tests/agents/test_distributed.py",)
+PROCESSES = [
+    Mutation(
+        "the plain mean over ranks",
+        "agents/distributed.py",
+        "return _Weighted.apply(shares, ",
+        "return _Weighted.apply([1 / self.world] * len(outputs), ",
+        _TESTS,
+    ),
+    Mutation(
+        "gradients stay where they are",
+        "agents/distributed.py",
+        "        self.add_gradients(module.parameters())\n",
+        "",
+        _TESTS,
+    ),
+    Mutation(
+        "each rank whitens by itself",
+        "agents/rollouts/buffer.py",
+        "return ranks().moments(flat[:0] if self._stands_in else flat)",
+        "return flat.mean(), flat.std()",
+        _TESTS,
+    ),
+    Mutation(
+        "each rank has as many mini-batches as it likes",
+        "agents/rollouts/minibatches.py",
+        "        joint = ranks().add(sizes)\n",
+        "        joint = sizes\n",
+        _TESTS,
+    ),
+    Mutation(
+        "all ranks take the same prompts",
+        "llm_env/slots.py",
+        "for _ in range(all_parts)][mine]",
+        "for _ in range(all_parts)][0]",
+        _TESTS,
+    ),
+    Mutation(
+        "the log has rank 0's episodes",
+        "agents/callbacks/metrics.py",
+        "for part in ranks().everyone(own) for info in part]",
+        "for info in own]",
+        _TESTS,
+    ),
+    Mutation(
+        "each rank stops by its own KL",
+        "agents/algorithms/replicas.py",
+        "float(ranks().add([self.share() * float(approx_kl)])[0])",
+        "float(approx_kl)",
+        _TESTS,
+    ),
+    Mutation(
+        "responses weigh by their tokens",
+        "agents/rollouts/minibatches.py",
+        'counts = tokens if mean_over == "tokens" else ',
+        "counts = tokens if mean_over else ",
+        _TESTS,
+    ),
+    Mutation(
+        "texts weigh alike in all ranks",
+        "agents/algorithms/pretraining_mix.py",
+        "return dataclasses.replace(packed, share=share, policy_share=share)",
+        "return dataclasses.replace(packed, share=0.5, policy_share=0.5)",
+        _TESTS,
+    ),
+]

@@ -32,6 +32,7 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "sft": Command("train_sft", "supervised fine-tuning on texts, or on prompts with responses"),
         "collect": Command("collect_preferences", "responses, and what judges or people say of them"),
         "feedback": Command("collect_feedback", "what users say of answers in chat logs, as training data"),
+        "find-hacks": Command("find_hacks", "adversarial examples for a reward model"),
         "reward-model": Command("train_reward_model", "a reward model from preferences"),
         "preference": Command("train_preference", "DPO and its relatives, from preferences"),
         "iterate": Command("iterate", "rounds of sampling, judging and training"),

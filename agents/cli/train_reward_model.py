@@ -40,6 +40,11 @@ def run(settings: RewardSettings) -> int:
         )
     if "stars" in report:
         print_stars(report["stars"])
+    for kind, of in report.get("hacks", {}).items():
+        resisted = of["resisted"]
+        console.print(
+            f"Hacks, {kind}: {resisted['share']:.1%} of {resisted['of']:,} held-out ones score below the response."
+        )
     if "gold_accuracy" in report:
         console.print(
             f"Of the gold order: {report['gold_accuracy']:.1%}; the annotators: {report['annotator_gold_accuracy']:.1%}.",

@@ -92,25 +92,32 @@ class RewardJudge(Judge):
         noise: As in `Judge`.
         seed: Seed of the draws, which only noise needs.
         limits: How long a call of a function or server may take, and for how long one that fails is repeated.
+        option: The option that the name came from, for error messages.
 
     Raises:
         FileNotFoundError, ValueError: it cannot be loaded, or the noise is negative.
     """
 
     def __init__(
-        self, name: str, load: LoadSettings, noise: float = 0.0, seed: int = 0, limits: CallLimits | None = None
+        self,
+        name: str,
+        load: LoadSettings,
+        noise: float = 0.0,
+        seed: int = 0,
+        limits: CallLimits | None = None,
+        option: str = "judge",
     ) -> None:
         super().__init__(DEFAULT_GOLD if name == "gold" else name, noise, seed)
         is_text_reward = reads_texts(self.name)
         self.tokenizer = (
             None
             if is_text_reward
-            else load_tokenizer(self.name, "judge", load.trust_remote_code, load.special_tokens_in_text)
+            else load_tokenizer(self.name, option, load.trust_remote_code, load.special_tokens_in_text)
         )
         self.model: RewardModel = (
-            load_text_reward(self.name, "judge", limits)
+            load_text_reward(self.name, option, limits)
             if self.tokenizer is None
-            else load_reward_model(self.name, load, self.tokenizer, option="judge")
+            else load_reward_model(self.name, load, self.tokenizer, option=option)
         )
 
     def check_prompts(self, records: Sequence[PromptRecord]) -> None:

@@ -59,6 +59,7 @@ REWARD_RULES: dict[str, Rule] = {
     "head_weights": Each(number()),
     "gate": FLAG,
     "mlp_head": whole(0),
+    "train_on_hacks": FLAG,
 }
 PREFERENCE_RULES: dict[str, Rule] = {
     "beta": number(above=0),
@@ -255,6 +256,11 @@ class RewardSettings(RankingsSettings):
     aspect trains their weighted sum. Default: a single head."""
     head_weights: tuple[float, ...] = ()
     """Weight of each head in the overall score. Default: all the same."""
+    hacks: str | None = None
+    """File of adversarial pairs, as find_hacks.py writes them: trained on beside the preferences, but for those to held-out
+    prompts, of which it is reported how often the reward model resists them."""
+    train_on_hacks: bool = True
+    """Train on the hacks; --no-train-on-hacks only reports, on the same held-out ones."""
     mlp_head: int = 0
     """Units of a hidden layer in the head, for example 64: a small MLP instead of a linear head; 0: linear."""
     gate: bool = False
@@ -300,6 +306,10 @@ class RewardSettings(RankingsSettings):
             )
         if self.heads:
             raise ValueError(f"loss={self.loss!r} has a single score; leave heads out, or train on rankings.")
+        if self.hacks is not None and self.train_on_hacks:
+            raise ValueError(
+                f"loss={self.loss!r} learns stars, and hacks are pairs: add --no-train-on-hacks to report on them."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

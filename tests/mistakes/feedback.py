@@ -7,6 +7,7 @@ from tests.mistakes import Mutation
 _STARS = ("tests/agents/preferences/test_stars.py",)
 _CORRECTIONS = ("tests/agents/preferences/test_corrections.py",)
 _CONVERSATIONS = ("tests/agents/conversations/test_conversations.py",)
+_HACKS = ("tests/agents/supervised/test_hacks.py",)
 _MLP = ("tests/agents/supervised/test_mlp_head.py",)
 _STAR_LOSSES = ("tests/agents/supervised/test_stars.py",)
 
@@ -192,5 +193,33 @@ FEEDBACK = [
         "            values = mlp(values)\n",
         "            values = mlp(values * 2)\n",
         _MLP,
+    ),
+    Mutation(
+        "the trick is preferred to the response",
+        "agents/preferences/hacks.py",
+        "((better.id,), (worse.id,)),",
+        "((worse.id,), (better.id,)),",
+        _HACKS,
+    ),
+    Mutation(
+        "hacks are reported on the prompts that they were trained on",
+        "agents/supervised/reward_model/hacks.py",
+        "sides[prompt_key(hack.candidates.prompt) in held].append(hack)",
+        "sides[1 - (prompt_key(hack.candidates.prompt) in held)].append(hack)",
+        _HACKS,
+    ),
+    Mutation(
+        "a policy's find is where the reward model agrees",
+        "agents/preferences/hacks.py",
+        "if by_id[worse.id] - by_id[better.id] >= least",
+        "if by_id[better.id] - by_id[worse.id] >= least",
+        _HACKS,
+    ),
+    Mutation(
+        "a trick that was resisted counts as one that was not",
+        "agents/supervised/reward_model/hacks.py",
+        "difference = by_id[better.id] - by_id[worse.id]",
+        "difference = by_id[worse.id] - by_id[better.id]",
+        _HACKS,
     ),
 ]

@@ -18,6 +18,7 @@ from agents.files import write_json
 from agents.policies.actor import adapter_config
 from agents.preferences.judge import episode_of
 from agents.preferences.records import Ranking, prompt_key, read_rankings
+from agents.supervised.reward_model.hacks import hacks_report, split_hacks
 from agents.supervised.reward_model.losses import RankingLoss
 from agents.supervised.reward_model.model import head_shares, load_base, save_reward_model
 from agents.supervised.reward_model.report import (
@@ -63,7 +64,8 @@ def train_reward_model(settings: RewardSettings, console: Console | None = None)
         gold.check_prompts([PromptRecord(r.candidates.prompt, r.candidates.columns, r.where) for r in held_out])
     name = settings.model or DEFAULT_MODEL
     tokenizer = load_tokenizer(name, "model", settings.trust_remote_code, settings.special_tokens_in_text)
-    rows, left_out = _encode(train, tokenizer, settings)
+    hacks, held_out_hacks = read_hacks(settings, held_out)
+    rows, left_out = _encode([*train, *hacks], tokenizer, settings)
     held_out_rows, _ = _encode(held_out, tokenizer, settings)
     for side, side_rows in (("training", rows), ("held-out", held_out_rows)):
         if not side_rows:
@@ -93,9 +95,28 @@ def train_reward_model(settings: RewardSettings, console: Console | None = None)
             "score_std": std,
             "log": training_log(trainer),
         }
+        if held_out_hacks:
+            report["hacks"] = hacks_report(held_out_hacks, raw_scores(folder, held_out_hacks, settings))
+            report["train_hacks"] = len(hacks)
         mistakes = report.pop("worst_mistakes")
         write_report(settings.output_dir, report, mistakes)
         return {**report, "worst_mistakes": mistakes}
+
+
+def read_hacks(settings: RewardSettings, held_out: Sequence[Ranking]) -> tuple[list[Ranking], list[Ranking]]:
+    """The adversarial pairs to train on, none where the settings want a report only, and those to report on.
+
+    Raises:
+        FileNotFoundError, ValueError: they cannot be read, are no pairs, or none is left to train on.
+    """
+    if settings.hacks is None:
+        return [], []
+    hacks = read_rankings(settings.hacks, "hacks")
+    for hack in hacks:
+        if len(hack.pairs()) != 1:
+            raise ValueError(f"{hack.where}: hacks are pairs of a good response and a trick, 'chosen' and 'rejected'.")
+    train, reported = split_hacks(hacks, held_out, settings.heldout_share, settings.seed)
+    return (train if settings.train_on_hacks else []), reported
 
 
 def _encode(

@@ -124,7 +124,12 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "extra", [("--loss", "ordinal"), ("--loss", "ordinal", "--lora-rank", "2"), ("--loss", "regression")]
+    "extra",
+    [
+        ("--loss", "ordinal", "--lora-rank", "2"),
+        pytest.param(("--loss", "ordinal"), marks=pytest.mark.slow),
+        pytest.param(("--loss", "regression"), marks=pytest.mark.slow),
+    ],
 )
 def test_single_responses_with_stars_train_and_are_reported(
     small: Path, tmp_path: Path, extra: tuple[str, ...]

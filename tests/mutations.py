@@ -31,6 +31,7 @@ from tests.mistakes.counterparts import COUNTERPARTS
 from tests.mistakes.environment import DECODING, PROBABILITIES, REWARDS, TEXTS, TURNS
 from tests.mistakes.faults import FAULTS
 from tests.mistakes.feedback import FEEDBACK
+from tests.mistakes.front_door import FRONT_DOOR
 from tests.mistakes.judges import JUDGES
 from tests.mistakes.pages import PAGES
 from tests.mistakes.plans import PLANS
@@ -59,6 +60,7 @@ MUTATIONS = [
         *COUNTERPARTS,
         *FAULTS,
         *FEEDBACK,
+        *FRONT_DOOR,
         *JUDGES,
         *PAGES,
         *PLANS,

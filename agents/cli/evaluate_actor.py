@@ -37,7 +37,7 @@ class Args:
     """Evaluate an actor."""
 
     actor: Path
-    """Model folder, as a run leaves it in RUN/actor."""
+    """Model folder, as a run leaves it in RUN/actor; or the run's folder."""
     model: str | None = None
     """Reference: model folder or hub id. Default: the run's, or the embedded model."""
     reward_model: tuple[str, ...] | None = None
@@ -48,8 +48,8 @@ class Args:
     reward_wait: float | None = None
     """Seconds for which a call that fails is repeated. Default: the run's."""
     prompts: str | None = None
-    """Prompts to respond to: a .txt, .jsonl, .csv or .parquet file, or a dataset id. Default: the run's held-out prompts, or
-    the embedded ones."""
+    """Prompts to respond to: a .txt, .jsonl, .json, .csv or .parquet file, or a dataset id. Default: the run's held-out
+    prompts, or the embedded ones."""
     against: Path | None = None
     """Another actor's folder: its responses to the same prompts are compared with this one's."""
     texts: Path | None = None
@@ -112,6 +112,8 @@ def evaluate(args: Args) -> None:
     for option, folder in (("actor", args.actor), ("against", args.against)):
         if folder is not None and not folder.is_dir():
             raise FileNotFoundError(f"{option}={str(folder)!r}: there is no such folder. Name a run's RUN/actor.")
+    against = None if args.against is None else actor_of(args.against)
+    args = dataclasses.replace(args, actor=actor_of(args.actor), against=against)
     output = args.output or args.actor.parent / "evaluation.json"
     check_output_file("output", output)
     settings = run_settings(args)
@@ -140,6 +142,19 @@ def evaluate(args: Args) -> None:
         console.print(samples_table(report))
     write_json(output, report.to_json())
     console.print(f"Numbers and samples: {output}")
+
+
+def actor_of(folder: Path) -> Path:
+    """The actor's folder, where a run's was named.
+
+    Raises:
+        ValueError: the run has no actor yet.
+    """
+    if not (folder / "run.json").is_file():
+        return folder
+    if not (folder / "actor").is_dir():
+        raise ValueError(f"{str(folder)!r} is a run that has not ended: it has no actor yet. Go on with it: --resume.")
+    return folder / "actor"
 
 
 def run_settings(args: Args) -> RunSettings:

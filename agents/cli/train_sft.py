@@ -4,8 +4,8 @@ r"""Supervised fine-tuning: teaches a language model to write responses like tho
     python scripts/train_sft.py --texts chats.jsonl --model HuggingFaceTB/SmolLM2-135M --lora-rank 16 --learning-rate 2e-4 \
         --output-dir runs/sft
 
-A record has `prompt` and `response`, or `messages`, or plain `text` (.jsonl, .csv, .parquet, a dataset id; .txt: a text a
-line). Trains with TRL's SFTTrainer, and writes `actor/` for train.py's --model, `sft.json` with samples, and `sft.png`.
+A record has `prompt` and `response`, or `messages`, or plain `text` (.jsonl, .json, .csv, .parquet, a dataset id; .txt: a text
+a line). Trains with TRL's SFTTrainer, and writes `actor/` for train.py's --model, `sft.json` with samples, and `sft.png`.
 Ctrl-C stops; --resume goes on at the newest checkpoint.
 """
 

@@ -30,7 +30,8 @@ class ComparisonSettings:
     """What is responded to, and how responses are compared. Reading it imports no torch."""
 
     prompts: str | None = None
-    """Prompts to respond to: a .txt, .jsonl, .csv or .parquet file, or a dataset id. Default: the embedded ones."""
+    """Prompts to respond to: a .txt, .jsonl, .json, .csv or .parquet file, or a dataset id. Default: the embedded
+    ones."""
     max_prompt_length: int = TaskSettings.max_prompt_length
     """Tokens of a prompt; longer prompts are cut on the left."""
     max_new_tokens: int = TaskSettings.max_new_tokens

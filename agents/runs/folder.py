@@ -12,7 +12,7 @@ RUN/samples.jsonl         prompt, response, score, KL at the start, during the r
 RUN/report.png            score, KL, entropy, length
 RUN/checkpoints/          the newest two, complete
 RUN/best/                 the actor of the best evaluation, with eval_every
-RUN/actor/                the model, for from_pretrained
+RUN/actor/                the model, for from_pretrained, with its model card
 """
 
 from __future__ import annotations
@@ -33,12 +33,14 @@ from agents.figures import can_draw
 from agents.files import original_name, replacing, replacing_folder, write_json
 from agents.flat_settings import write_settings
 from agents.output_folder import LOCK_FILE, check_output_folder
+from agents.runs.card import model_card
 from agents.runs.checkpoint import CheckpointError, damage, list_checkpoints
 from agents.runs.csv_log import CsvRows
 from agents.runs.figure import draw_report, read_progress
 from agents.runs.manifest import MANIFEST, check_manifest, write_manifest
 from agents.runs.prompts import HELD_OUT_FILE, TRAIN_FILE, RunPrompts
 from agents.runs.settings import RunSettings
+from llm_env import __version__
 
 PACKAGES = ("llm-env", "torch", "transformers", "gymnasium", "stable-baselines3", "peft", "numpy", "tokenizers")
 
@@ -186,6 +188,13 @@ class RunFolder:
         """
         with replacing_folder(self.path / name) as partial:
             save(partial)
+
+    def card(self, settings: RunSettings) -> str:
+        """Gives the model card of the actor as it is now."""
+        progress = read_progress(self.progress) if self.progress.is_file() else {}
+        last = {name: float(values[-1]) for name, values in progress.items() if len(values)}
+        lines = self.samples.read_bytes().split(b"\n")[:-1] if self.samples.is_file() else []
+        return model_card(settings, self.path.name, last, [json.loads(line) for line in lines], __version__)
 
     def draw(self, title: str) -> None:
         """Draws ``report.png`` from ``progress.csv``, if that has a row."""

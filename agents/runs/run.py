@@ -25,7 +25,7 @@ from agents.callbacks.reference_refresh import ReferenceRefresh
 from agents.console import say
 from agents.distributed import ranks
 from agents.evaluation.gold import load_gold
-from agents.files import write_json
+from agents.files import write_json, write_text
 from agents.output_folder import locked
 from agents.policies.text_policy import TextPolicy
 from agents.rollouts.vec_env import text_env
@@ -360,6 +360,11 @@ class TrainingRun:
         self.draw()
 
     def _save_actor(self, name: str) -> None:
-        """Writes the actor to a folder inside the run's."""
+        """Writes the actor and its model card to a folder inside the run's."""
+
+        def write(path: Path) -> None:
+            self.policy.save_actor(path, self.task.tokenizer)
+            write_text(path / "README.md", self.folder.card(self.settings))
+
         if ranks().first:
-            self.folder.save_model(name, lambda path: self.policy.save_actor(path, self.task.tokenizer))
+            self.folder.save_model(name, write)

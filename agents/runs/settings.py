@@ -52,8 +52,8 @@ class TaskOptions(TaskSettings):
             (docs/reward_server.md), verifier:NAME?option=value (docs/verifiers.md), or a language model that grades, llm:FOLDER
             or openai:URL#MODEL (docs/judges.md). Several are summed. Default: the embedded one, with the embedded model.
         reward_weights: One weight for each reward model.
-        prompts: Prompts to train on: a .txt, .jsonl, .csv or .parquet file, or a dataset id. Default: the embedded ones, with
-            the embedded model. With a world, records that it is told of.
+        prompts: Prompts to train on: a .txt, .jsonl, .json, .csv or .parquet file, or a dataset id. Default: the embedded ones,
+            with the embedded model. With a world, records that it is told of.
         world: What answers the policy's turns (docs/turns.md): a registered Gymnasium id, or package.module:factory.
         world_kwargs: Arguments of the world's factory, as name=value.
     """

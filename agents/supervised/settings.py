@@ -220,8 +220,8 @@ class RankingsSettings(TrainerSettings):
     """Settings of the stages that learn from preferences."""
 
     preferences: str
-    """File of rankings, pairs or stars (.jsonl, .csv, .parquet), or a dataset id; for --loss kto also of single responses with
-    labels."""
+    """File of rankings, pairs or stars (.jsonl, .json, .csv, .parquet), or a dataset id; for --loss kto also of single
+    responses with labels."""
     eval_preferences: str | None = None
     """File of held-out preferences, of other prompts. Default: the preferences of a share of the prompts, heldout_share."""
 

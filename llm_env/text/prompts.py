@@ -1,8 +1,8 @@
 """Prompts: where they come from, how they are tokenized, in which order they are asked.
 
 A prompt is a text, or a list of chat messages that the tokenizer's chat template renders. The source is a list of
-either or of records, a file (``.txt``: one a line; ``.jsonl``, ``.csv``, ``.parquet``: records with a field ``prompt``,
-``messages``, ``text`` or ``question``), or the id of a dataset for `datasets.load_dataset`, with an optional split:
+either or of records, a file (``.txt``: one a line; ``.jsonl``, ``.json``, ``.csv``, ``.parquet``: records with a field
+``prompt``, ``messages``, ``text`` or ``question``), or the id of a dataset for `datasets.load_dataset`, with an optional split:
 ``"stanfordnlp/imdb:train"``; or a task of reasoning-gym, ``"reasoning_gym:basic_arithmetic?size=1000"``. A record's other
 fields are the prompt's columns, which rewards may name.
 """

@@ -13,15 +13,15 @@ from typing import Any
 from llm_env.extras import require
 from llm_env.text.reasoning_gym import PREFIX, read_task
 
-FILE_KINDS = (".txt", ".jsonl", ".csv", ".parquet")
+FILE_KINDS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
 
 
 def read_records(source: str | Path, option: str) -> list[tuple[str, Any]]:
     """Reads all records of a file, or of a dataset id with an optional split (``"stanfordnlp/imdb:train"``).
 
     Args:
-        source: ``.txt`` (each line a record), ``.jsonl`` (any JSON value a line), ``.csv``, ``.parquet`` a dataset, or a task
-            of reasoning-gym (`llm_env.text.reasoning_gym`).
+        source: ``.txt`` (each line a record), ``.jsonl`` (any JSON value a line), ``.json`` (one array), ``.csv``,
+            ``.parquet``, a dataset, or a task of reasoning-gym (`llm_env.text.reasoning_gym`).
         option: The option that the source came from, for error messages.
 
     Returns:
@@ -56,6 +56,8 @@ def _read_file(path: Path, option: str) -> list[tuple[str, Any]]:
     text = file_text(path, label)
     if kind == ".csv":
         return _csv(path, text)
+    if kind == ".json":
+        return _json_array(path, text)
     if kind == ".txt":
         # Not `splitlines`, which also parts a text at characters that are none of a line's end, such as U+2028.
         lines = re.split(r"\r\n|\n|\r", text.removesuffix("\n").removesuffix("\r")) if text else []
@@ -125,6 +127,13 @@ def _parquet(path: Path, label: str) -> list[tuple[str, Any]]:
     except Exception as error:  # pyarrow raises many kinds
         raise ValueError(f"{label} cannot be read as parquet: {_first_line(error)}.") from error
     return [(f"{path}: row {i}", {str(k): v for k, v in row.items()}) for i, row in enumerate(rows, 1)]
+
+
+def _json_array(path: Path, text: str) -> list[tuple[str, Any]]:
+    values = parsed_json(text, str(path))
+    if not isinstance(values, list):
+        raise ValueError(f"{path}: a .json file holds one array of records; one record a line is .jsonl.")
+    return [(f"{path}, entry {i}", value) for i, value in enumerate(values, 1)]
 
 
 def _json(where: str, line: str) -> Any:

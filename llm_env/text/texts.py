@@ -1,6 +1,7 @@
 """Texts to learn from: plain ones, prompts with responses, and conversations; read from files and encoded.
 
-A source is a file (``.txt``: one text a line; ``.jsonl``, ``.csv``, ``.parquet``) or a dataset id, as for prompts. A record has
+A source is a file (``.txt``: one text a line; ``.jsonl``, ``.json``, ``.csv``, ``.parquet``) or a dataset id, as for prompts. A
+record has
 
 - ``prompt`` (a text, or a list of messages) and ``response`` (or ``completion``); ``"finished": false`` where it was cut off,
 - ``messages``, the last of them the assistant's: everything before it is the prompt; or

@@ -130,3 +130,20 @@ def test_an_export_of_another_make_is_one_line(tmp_path: Path, content: str, mes
     export.write_text(content)
     with pytest.raises(ValueError, match=message):
         import_rankings(export, read_candidates(responses))
+
+
+def test_an_array_of_records_is_a_file_too(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text('[{"prompt": "a", "answer": 1},\n "b"]', encoding="utf-8")
+    assert [record.prompt for record in read_prompts(path)] == ["a", "b"]
+    path.write_text('["a", 5]', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"p\.json, entry 2: "):
+        read_prompts(path)
+    path.write_text('{"prompt": "a"}\n{"prompt": "b"}', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"p\.json: not valid JSON \(Extra data at line 2"):
+        read_prompts(path)
+    path.write_text('{"prompt": "a"}', encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"p\.json: a \.json file holds one array of records; one record a line is \.jsonl"
+    ):
+        read_prompts(path)

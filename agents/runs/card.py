@@ -1,0 +1,78 @@
+"""The model card of a trained actor: README.md in its folder, as model hubs show it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from agents.flat_settings import to_flat
+from agents.runs.settings import RunSettings
+
+METRICS = {
+    "rollout/rm_score": "score of the rollout",
+    "rollout/kl": "KL to the reference, nats per response",
+    "rollout/gold_score": "gold score, which nobody trains on",
+    "rollout/response_length": "tokens of a response",
+    "eval/rm_score": "score on held-out prompts",
+    "eval/kl": "KL on held-out prompts, nats per response",
+    "rollout/tokens": "tokens generated in training",
+}
+MOST_SAMPLES = 4
+
+
+def model_card(
+    settings: RunSettings, name: str, last: Mapping[str, float], samples: Sequence[Mapping[str, Any]], version: str
+) -> str:
+    """Writes the card in Markdown: how the actor was trained, what came out, what it writes.
+
+    Args:
+        settings: The run's settings.
+        name: The run's name.
+        last: The last row of its metrics.
+        samples: Samples on held-out prompts, the latest last.
+        version: The version of this project.
+    """
+    algo = settings.algorithm.algo
+    base = settings.task.model
+    head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    if base is not None and not Path(base).expanduser().exists():  # a hub's id
+        head["base_model"] = base
+    head["tags"] = ["llm-env", "reinforcement-learning", algo]
+    defaults = to_flat(RunSettings())
+    changed = {k: v for k, v in to_flat(settings).items() if v != defaults.get(k)}
+    rows = [f"| {about} | {last[key]:,.2f} |" for key, about in METRICS.items() if key in last]
+    latest = samples[-1]["timestep"] if samples else None
+    shown = [sample for sample in samples if sample["timestep"] == latest][:MOST_SAMPLES]
+    texts = [f"{s['prompt']}\n--> {s['response']}\n    score {s['rm_score']:.2f}" for s in shown]
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        f"# {name}",
+        f"A causal language model, trained with `{algo}` by llm-env {version}: token by token in `LLMText-v0`, against a "
+        "frozen reward and a KL penalty to the model that it started from.",
+        "## Settings",
+        "What differs from the defaults; `config.yaml` beside this folder has everything.",
+        f"```yaml\n{yaml.safe_dump(_plain(changed), sort_keys=True, allow_unicode=True)}```",
+        *(["## Result", "| | |\n|---|---|\n" + "\n".join(rows)] if rows else []),
+        *(
+            ["## Samples", "On held-out prompts, the last of training, as they came.", _fenced("\n\n".join(texts))]
+            * bool(texts)
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as plain values; what is none is written as text."""
+    return json.loads(json.dumps(dict(settings), default=str))
+
+
+def _fenced(text: str) -> str:
+    """A text in a block of code that nothing in it can end."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}text\n{text}\n{fence}"

@@ -1,0 +1,59 @@
+"""Mistakes in what a newcomer meets first: the command, the card, files of records."""
+
+from __future__ import annotations
+
+from tests.mistakes import Mutation
+
+_CARD = ("tests/agents/runs/test_card.py",)
+_MAIN = ("tests/agents/cli/test_main.py",)
+
+FRONT_DOOR = [
+    Mutation(
+        "the card shows samples of the start",
+        "agents/runs/card.py",
+        'latest = samples[-1]["timestep"]',
+        'latest = samples[0]["timestep"]',
+        _CARD,
+    ),
+    Mutation(
+        "a sample ends the card's block of code", "agents/runs/card.py", "while fence in text:", "while False:", _CARD
+    ),
+    Mutation(
+        "a folder is called a model of the hub",
+        "agents/runs/card.py",
+        "if base is not None and not Path(base).expanduser().exists():",
+        "if base is not None:",
+        _CARD,
+    ),
+    Mutation(
+        "the card shows the defaults too", "agents/runs/card.py", "if v != defaults.get(k)}", "if k in defaults}", _CARD
+    ),
+    Mutation(
+        "a command is called by its module in hints",
+        "agents/cli/main.py",
+        'sys.argv = [f"llm-env {words[0]}", *words[1:]]',
+        'sys.argv = ["main.py", *words[1:]]',
+        _MAIN,
+    ),
+    Mutation(
+        "a command that is not there is no failure",
+        "agents/cli/main.py",
+        'See llm-env --help.", file=sys.stderr)\n        return 2',
+        'See llm-env --help.", file=sys.stderr)\n        return 0',
+        _MAIN,
+    ),
+    Mutation(
+        "a .json file may hold one record",
+        "llm_env/text/records.py",
+        "if not isinstance(values, list):",
+        "if not isinstance(values, list | dict):",
+        ("tests/llm_env/text/test_records.py",),
+    ),
+    Mutation(
+        "a run that has not ended is evaluated as a model",
+        "agents/cli/evaluate_actor.py",
+        'if not (folder / "actor").is_dir():',
+        "if False:",
+        ("tests/agents/cli/test_evaluate_actor.py",),
+    ),
+]

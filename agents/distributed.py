@@ -135,6 +135,14 @@ class Ranks:
         self._meet(lambda: dist.broadcast(data, src=0))
         return value if self.first else _from_bytes(data)
 
+    def first_does(self, work: Callable[[], Any]) -> Any:
+        """What rank 0 alone does while the others wait; each gets what it gave, which JSON can say.
+
+        All have come here before it begins.
+        """
+        self.any(False)
+        return self.from_first(work() if self.first else None)
+
     def tensors_from_first(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rank 0's tensors by name, on the CPU; what the others give is not looked at."""
         if not self.several:

@@ -63,6 +63,29 @@ def to_flat(settings: Any) -> dict[str, Any]:
     return flat
 
 
+def to_words(settings: Any) -> list[str]:
+    """The words that say a settings object on a command line: each value but those that are None or an empty list."""
+    words: list[str] = []
+    for name, value in to_flat(settings).items():
+        if value is not None and value != []:
+            words += option_words(name, value)
+    return words
+
+
+def option_words(name: str, value: Any) -> list[str]:
+    """Gives the words that set an option on a command line.
+
+    Args:
+        name: The setting's name, with underscores.
+        value: Its value. True and False become the flags ``--name`` and ``--no-name``, a list several words.
+    """
+    option = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{option}" if value else f"--no-{option}"]
+    values = value if isinstance(value, list | tuple) else [value]
+    return [f"--{option}", *map(str, values)]
+
+
 def from_flat(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """Makes a settings object from a flat mapping.
 

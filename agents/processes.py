@@ -32,7 +32,7 @@ PATIENCE_S = 3600
 RULES: dict[str, Rule] = {"processes": whole(1), "rank_timeout": number(above=0)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ProcessSettings:
     """How many processes train together, which is no setting of the run: it may differ when the run goes on."""
 
@@ -43,7 +43,7 @@ class ProcessSettings:
     """Seconds that a process waits for the others before the run ends with an error. It must be longer than what one does
     alone: an evaluation, or writing a checkpoint."""
 
-    def check(self) -> None:
+    def check_processes(self) -> None:
         """Checks the numbers.
 
         Raises:
@@ -60,6 +60,11 @@ class ProcessSettings:
     def world(self) -> int:
         """How many processes there are, or are to be."""
         return int(os.environ["WORLD_SIZE"]) if under_torchrun() else self.processes
+
+    @property
+    def starts_processes(self) -> bool:
+        """Whether the processes are still to be started."""
+        return self.processes > 1 and not under_torchrun()
 
 
 def check_divides(what: str, count: int, world: int, unit: int = 1) -> None:
@@ -88,6 +93,11 @@ def launched() -> bool:
 def under_torchrun() -> bool:
     """Whether `torchrun` started this process, as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ and "MASTER_ADDR" in os.environ
+
+
+def first_rank() -> bool:
+    """Whether this process is the one that writes: rank 0, or the only one."""
+    return not under_torchrun() or os.environ["RANK"] == "0"
 
 
 # What a rank knows of the others.
@@ -234,6 +244,7 @@ def launch(command: str, argv: Sequence[str], count: int) -> int:
 
     for name in [n for n in logging.root.manager.loggerDict if n.startswith("torch.distributed.elastic")]:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # each has a level of its own; what there is to say, we say
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
     os.environ[LAUNCHED] = sys.argv[0]
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     config = LaunchConfig(
@@ -243,6 +254,7 @@ def launch(command: str, argv: Sequence[str], count: int) -> int:
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
+        local_addr="localhost",
         max_restarts=0,
         monitor_interval=0.1,
         shutdown_timeout=PATIENCE_S,
@@ -255,6 +267,8 @@ def launch(command: str, argv: Sequence[str], count: int) -> int:
         return 128 + int(error.sigval)
     finally:
         del os.environ[LAUNCHED]
+        for number, handler in handlers.items():  # torchrun's stay otherwise
+            signal.signal(number, handler)
     return 0
 
 

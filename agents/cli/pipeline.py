@@ -19,6 +19,7 @@ from agents.console import PlainConsole, print_error
 from agents.output_folder import check_output_folder, locked
 from agents.pipeline.commands import RunCommand, check_command, run_child
 from agents.pipeline.stages import Pipeline, read_stages
+from agents.processes import RULES
 from llm_env.rules import SEED
 
 console = PlainConsole()
@@ -34,6 +35,8 @@ class Args:
     """Folder of the stages' folders and the report."""
     seed: int = 0
     """Seed of every stage that does not set another."""
+    processes: int = 1
+    """Processes of each stage that trains and does not set another number (docs/scale.md)."""
     stop_after: str | None = None
     """Name of the last stage to run. Default: all run, and the report is written."""
 
@@ -50,8 +53,9 @@ def run(args: Args, run_command: RunCommand = run_child) -> int:
         if args.stop_after is not None and args.stop_after not in [s.name for s in stages]:
             raise ValueError(f"stop_after={args.stop_after!r} is none of {', '.join(s.name for s in stages)}.")
         SEED.check("seed", args.seed)
+        RULES["processes"].check("processes", args.processes)
         check_output_folder(args.output_dir)
-        pipeline = Pipeline(stages, args.output_dir, args.seed, run_command)
+        pipeline = Pipeline(stages, args.output_dir, args.seed, run_command, args.processes)
         for stage in stages:  # all of them before the first runs, which may take hours
             check_command(stage.script, pipeline.command_line(stage), f"{args.config}, stage {stage.name!r}")
         with locked(args.output_dir):

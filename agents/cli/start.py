@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from agents import processes
 from agents.console import print_error
 
-TRAINING = ("train",)
+TRAINING = ("train", "train_sft", "train_reward_model", "train_preference")
 """Commands that several processes run together."""
 
 
@@ -60,19 +60,14 @@ def as_rank(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
         status = 130
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else 1
-    except LostRank as error:
-        status = processes.LOST
-        # A connection that breaks is mostly the end of another rank, of which the launcher knows more, and that rank most.
-        is_late = "--rank-timeout" in str(error)
-        if is_late or not processes.launched():
-            time.sleep(0.0 if is_late else 1.0)
-            if processes.claim_failure():
-                sys.stderr.write(f"error: {error}\n")
-                status = 1
     except BaseException as error:
         if os.environ.get("LLM_ENV_TRACEBACK"):
             raise
-        print_error(f"{type(error).__name__}: {error}")
+        # Trainers of other libraries meet in their own ways, and a connection that breaks is gloo's RuntimeError there.
+        lost = isinstance(error, LostRank) or (isinstance(error, RuntimeError) and bool(processes.ranks_that_ended()))
+        status = _say_lost(error) if lost else 1
+        if not lost:
+            print_error(f"{type(error).__name__}: {error}")
     if status == 130:
         processes.wait_for_all()
     if status == 0:
@@ -80,6 +75,18 @@ def as_rank(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
         return 0
     processes.end(status)
     return status
+
+
+def _say_lost(error: BaseException) -> int:
+    """Says that another rank was lost, unless somebody knows more of it; returns the exit status."""
+    # A connection that breaks is mostly the end of another rank, of which the launcher knows more, and that rank most.
+    is_late = "--rank-timeout" in str(error)
+    if is_late or not processes.launched():
+        time.sleep(0.0 if is_late else 1.0)
+        if processes.claim_failure():
+            sys.stderr.write(f"error: {error}\n")
+            return 1
+    return processes.LOST
 
 
 def called_as() -> str:

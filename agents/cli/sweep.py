@@ -25,8 +25,9 @@ from agents.cli.arguments import parse_command_line
 from agents.console import PlainConsole, print_error
 from agents.figures import DPI, can_draw, new_figure
 from agents.files import write_json, write_text
+from agents.flat_settings import option_words
 from agents.output_folder import check_output_folder, locked
-from agents.pipeline.commands import RunCommand, check_command, option_words, run_child
+from agents.pipeline.commands import RunCommand, check_command, run_child
 from llm_env.rules import SEED, Each, Rule, check_settings, whole
 
 console = PlainConsole()

@@ -124,7 +124,7 @@ def check_together(together: ProcessSettings, settings: RunSettings) -> None:
     Raises:
         ValueError: it cannot.
     """
-    together.check()
+    together.check_processes()
     if together.world == 1:
         return
     from agents.algorithms.capabilities import check_processes  # these import torch

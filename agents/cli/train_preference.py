@@ -17,6 +17,8 @@ from collections.abc import Sequence
 
 from agents.cli.arguments import parse_command_line, read_command_line
 from agents.console import PlainConsole, attempt, print_left_out, print_samples
+from agents.flat_settings import to_words
+from agents.processes import first_rank, launch
 from agents.supervised.settings import PreferenceSettings
 
 console = PlainConsole()
@@ -28,6 +30,10 @@ def run(settings: PreferenceSettings) -> int:
     """Trains and says how it went; returns the exit status."""
     from agents.supervised.preference.train import train_on_preferences  # imports torch, which --help need not wait for
 
+    if settings.starts_processes:
+        return attempt(settings.check, console)[1] or launch("train_preference", to_words(settings), settings.processes)
+    if not first_rank():  # rank 0 speaks for all
+        console.quiet = True
     report, status = attempt(lambda: train_on_preferences(settings, console), console)
     if report is None:
         return status

@@ -18,6 +18,8 @@ from typing import Any
 
 from agents.cli.arguments import parse_command_line, read_command_line
 from agents.console import PlainConsole, attempt, print_left_out
+from agents.flat_settings import to_words
+from agents.processes import first_rank, launch
 from agents.supervised.settings import RewardSettings
 
 console = PlainConsole()
@@ -29,6 +31,12 @@ def run(settings: RewardSettings) -> int:
     """Trains and says how it went; returns the exit status."""
     from agents.supervised.reward_model.train import train_reward_model  # imports torch, which --help need not wait for
 
+    if settings.starts_processes:
+        return attempt(settings.check, console)[1] or launch(
+            "train_reward_model", to_words(settings), settings.processes
+        )
+    if not first_rank():  # rank 0 speaks for all
+        console.quiet = True
     report, status = attempt(lambda: train_reward_model(settings, console), console)
     if report is None:
         return status

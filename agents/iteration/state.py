@@ -42,6 +42,7 @@ from llm_env.text.split import hold_out
 
 CHANGEABLE = (
     "output_dir", "rounds", "host", "port", "evaluate_every", "reward_timeout", "reward_wait", "judge_concurrency",
+    "processes", "rank_timeout",
 )  # fmt: skip
 """Settings that may differ when the rounds of a folder go on."""
 

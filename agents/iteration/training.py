@@ -16,8 +16,8 @@ from agents.iteration.settings import REJECTION_SAMPLING, IterationSettings
 from agents.iteration.state import RoundsState, remove_folder, reward_name
 from agents.output_folder import has_files
 from agents.preferences.records import Ranking, write_jsonl
+from agents.runs.in_processes import train_run
 from agents.runs.prompts import write_prompts
-from agents.runs.run import TrainingRun
 from agents.runs.settings import AlgorithmSettings, FolderSettings, RunSettings, TaskOptions, TrainingSettings
 from agents.supervised.preference.build import check_trl_kwargs
 from agents.supervised.preference.methods import METHODS
@@ -186,6 +186,8 @@ def train_judge(state: RoundsState, number: int) -> None:
         model=state.first,
         batch_size=settings.batch_size,
         micro_batch_size=settings.micro_batch_size,
+        processes=settings.processes,
+        rank_timeout=settings.rank_timeout,
         resume=has_files(target),
         device=settings.device,
         trust_remote_code=settings.trust_remote_code,
@@ -213,7 +215,7 @@ def train_with_algorithm(state: RoundsState, number: int) -> None:
     else:
         shutil.rmtree(target, ignore_errors=True)
         settings = run_settings(state, number)
-    TrainingRun(settings, target, state.console, resume=resume).train()
+    train_run(settings, target, state.console, resume, state.settings)
     remove_folder(target / "checkpoints")
 
 

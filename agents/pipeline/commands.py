@@ -1,4 +1,4 @@
-"""The commands of `agents.cli`: the words of an option, and running a command, in a process of its own or in this one."""
+"""The commands of `agents.cli`: running a command, in a process of its own or in this one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 
 class RunCommand(Protocol):
@@ -58,17 +58,3 @@ def check_command(name: str, argv: Sequence[str], where: str) -> None:
         importlib.import_module(f"agents.cli.{name}").check(list(argv))
     except (ValueError, TypeError, OSError) as error:
         raise ValueError(f"{where}: {error}") from error
-
-
-def option_words(name: str, value: Any) -> list[str]:
-    """Gives the words that set an option on a command line.
-
-    Args:
-        name: The setting's name, with underscores.
-        value: Its value. True and False become the flags ``--name`` and ``--no-name``, a list several words.
-    """
-    option = name.replace("_", "-")
-    if isinstance(value, bool):
-        return [f"--{option}" if value else f"--no-{option}"]
-    values = value if isinstance(value, list | tuple) else [value]
-    return [f"--{option}", *map(str, values)]

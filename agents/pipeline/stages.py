@@ -12,15 +12,15 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agents.files import write_json
-from agents.flat_settings import read_yaml
+from agents.flat_settings import option_words, read_yaml
 from agents.output_folder import LOCK_FILE, empty_folder, has_files
-from agents.pipeline.commands import RunCommand, option_words, run_child
+from agents.pipeline.commands import RunCommand, run_child
 
 SCRIPTS = {
     "write_reviews": "output-dir",
@@ -35,6 +35,8 @@ SCRIPTS = {
 """The commands that can be stages, and the option that says where each writes."""
 RESUMED_BY_FLAG = ("train_sft", "train_reward_model", "train_preference")
 """The commands that go on in their output folder with ``--resume``; train takes the folder, the others need no option."""
+IN_PROCESSES = ("train_sft", "train_reward_model", "train_preference", "iterate", "train")
+"""The commands that several processes can run together."""
 NOT_COMPARED = ("checkpoints", "tensorboard", LOCK_FILE)
 """Names of folders and files that may change or go without the stage counting as changed."""
 
@@ -154,13 +156,17 @@ class Pipeline:
         folder: The folder that holds the stages' folders.
         seed: Seed of each stage that does not set another.
         run: Runs a stage's command; see `RunCommand`.
+        processes: How many processes train, in a stage that does not set another number.
     """
 
-    def __init__(self, stages: list[Stage], folder: Path, seed: int, run: RunCommand = run_child) -> None:
+    def __init__(
+        self, stages: list[Stage], folder: Path, seed: int, run: RunCommand = run_child, processes: int = 1
+    ) -> None:
         self.stages = stages
         self.folder = folder
         self.seed = seed
         self.run_command = run
+        self.processes = processes
         self.folders = {s.name: folder / s.name for s in stages}
 
     def note(self, stage: Stage) -> Note | None:
@@ -201,7 +207,16 @@ class Pipeline:
 
     def command_line(self, stage: Stage) -> list[str]:
         """The words with which a stage's command starts."""
-        return [*output_option(stage, self.folders[stage.name]), *stage_options(stage, self.folders, self.seed)]
+        return [
+            *output_option(stage, self.folders[stage.name]),
+            *stage_options(stage, self.folders, self.seed),
+            *self._together(stage),
+        ]
+
+    def _together(self, stage: Stage) -> list[str]:
+        """The words that say how many processes a stage runs in, which is no input: another number makes it no other stage."""
+        asked = self.processes > 1 and stage.script in IN_PROCESSES and "processes" not in stage.options
+        return option_words("processes", self.processes) if asked else []
 
     def run(self, stage: Stage) -> int:
         """Runs a stage, from where it stopped if it is the same still; returns the exit status.
@@ -218,7 +233,7 @@ class Pipeline:
                 raise FileExistsError(f"{folder} is not empty, and no stage of this pipeline made it. Move it away.")
             if note.outputs is None and note.inputs == inputs:  # interrupted
                 seconds_before = note.seconds
-                argv = resumed(stage, folder, argv)
+                argv = resumed(stage, folder, argv, self._together(stage))
             else:
                 empty_folder(folder)
         # Without outputs the record says that the stage is under way, also if this process is killed now.
@@ -232,14 +247,15 @@ class Pipeline:
         return status
 
 
-def resumed(stage: Stage, folder: Path, argv: list[str]) -> list[str]:
+def resumed(stage: Stage, folder: Path, argv: list[str], together: Sequence[str] = ()) -> list[str]:
     """Gives the command line that goes on with an interrupted stage.
 
     Args:
         stage: The stage whose command line it is.
         folder: Its folder, which is not empty.
         argv: The command line that started it.
+        together: The words among them that say how many processes there are, which are said again.
     """
     if stage.script == "train" and (folder / "config.yaml").is_file():
-        return ["--resume", str(folder)]
+        return ["--resume", str(folder), *together]
     return [*argv, "--resume"] if stage.script in RESUMED_BY_FLAG else argv

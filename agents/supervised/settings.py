@@ -11,6 +11,7 @@ from pathlib import Path
 from agents.console import named_values
 from agents.output_folder import LOCK_FILE, check_output_folder, has_files, locked
 from agents.preferences.selection import check_pairs
+from agents.processes import ProcessSettings, check_divides, first_rank
 from agents.supervised.preference.methods import METHODS, method
 from llm_env.lm.names import check_choice, check_mixed_precision
 from llm_env.rules import FLAG, SEED, TOKENS, Each, Rule, check_settings, number, whole
@@ -78,7 +79,7 @@ METHOD_OPTIONS = ("dpop_lambda", "tdpo_alpha", "label_smoothing", "simpo_gamma",
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpdateSettings:
+class UpdateSettings(ProcessSettings):
     """Settings of training on records in mini-batches, which supervised stages and the rounds of `agents.iteration` share."""
 
     output_dir: Path
@@ -91,9 +92,10 @@ class UpdateSettings:
     """How the learning rate falls after warm-up, in each training: cosine, linear (both to zero) or constant. For many short
     rounds take constant."""
     batch_size: int = 32
-    """Records in an update, on each device."""
+    """Records in an update, of all processes together."""
     micro_batch_size: int | None = None
-    """Records in memory at a time; gradients add up to batch_size, which it must divide. Default: batch_size."""
+    """Records in memory at a time, in each process; gradients add up to batch_size, which it must divide. Default: batch_size,
+    or a process's part of it."""
     lora_rank: int = 0
     """Rank of LoRA adapters, which are merged into the model that is written. 0 trains all weights."""
     mixed_precision: str = "no"
@@ -114,8 +116,14 @@ class UpdateSettings:
             ValueError: a setting breaks its rule.
         """
         check_settings(self, UPDATE_RULES)
-        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
-            raise ValueError(f"micro_batch_size={self.micro_batch_size} must divide batch_size={self.batch_size}.")
+        self.check_processes()
+        check_divides("batch_size", self.batch_size, self.world)
+        part = self.batch_size // self.world
+        if self.micro_batch_size is not None and part % self.micro_batch_size:
+            each = f" / {self.world} processes" if self.world > 1 else ""
+            raise ValueError(
+                f"micro_batch_size={self.micro_batch_size} must divide batch_size={self.batch_size}{each}."
+            )
         check_choice("lr_schedule", self.lr_schedule, LR_SCHEDULES)
         check_mixed_precision(self.mixed_precision)
 
@@ -151,8 +159,9 @@ class TrainerSettings(UpdateSettings):
             NotADirectoryError, PermissionError: the folder cannot be written to.
         """
         self.check_values()
-        check_output_folder(self.output_dir)
-        self._check_folder()
+        if first_rank():
+            check_output_folder(self.output_dir)
+            self._check_folder()
 
     def check_values(self) -> None:
         """Checks the values, before anything is read.
@@ -170,6 +179,9 @@ class TrainerSettings(UpdateSettings):
         Raises:
             FileExistsError: another process writes there, or has done so since `check`.
         """
+        if not first_rank():  # rank 0 writes for all
+            yield
+            return
         with locked(self.output_dir):
             self._check_folder()
             if not self.resume:
@@ -357,6 +369,10 @@ class PreferenceSettings(RankingsSettings):
         """Checks the values, and that the method has the settings given; see `TrainerSettings.check_values`."""
         super().check_values()
         check_settings(self, PREFERENCE_RULES)
+        if self.cache_reference and self.world > 1:
+            raise ValueError(
+                "cache_reference: several processes would write one cache. Leave it out, or take one process."
+            )
         self._check_method()
         if self.max_prompt_length >= self.max_length:
             raise ValueError(

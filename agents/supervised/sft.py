@@ -10,11 +10,19 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from agents.distributed import ranks
 from agents.figures import DPI, can_draw, new_figure
 from agents.files import write_json
 from agents.policies.actor import adapter_config
 from agents.supervised.settings import SFTSettings, TrainerSettings
-from agents.supervised.trainer import quiet_trainer, run_trainer, save_model, trainer_arguments, training_log
+from agents.supervised.trainer import (
+    in_processes,
+    quiet_trainer,
+    run_trainer,
+    save_model,
+    trainer_arguments,
+    training_log,
+)
 from llm_env.default_task import DEFAULT_MODEL
 from llm_env.lm.causal_lm import CausalLM, end_token_ids
 from llm_env.lm.generate import continue_prompts
@@ -43,6 +51,8 @@ def fine_tune(settings: SFTSettings, console: Console | None = None) -> dict[str
     Raises:
         FileNotFoundError, FileExistsError, ValueError: something cannot be read, or a setting breaks its rule.
     """
+    if settings.starts_processes:
+        return in_processes("train_sft", settings, "sft.json")
     settings.check()
     name = settings.model or DEFAULT_MODEL
     tokenizer = load_tokenizer(name, "model", settings.trust_remote_code, settings.special_tokens_in_text)
@@ -52,26 +62,29 @@ def fine_tune(settings: SFTSettings, console: Console | None = None) -> dict[str
 
     with settings.writing():
         model = load_model(name, settings, settings.from_scratch)
-        before = text_perplexity(model, tokenizer, encoded_held_out)
+        before = ranks().first_does(lambda: text_perplexity(model, tokenizer, encoded_held_out))
         trainer = _make_trainer(settings, model, tokenizer, encoded, encoded_held_out)
         trained = run_trainer(trainer, settings, console or Console(quiet=True))
 
-        report: dict[str, Any] = {
-            "model": name,
-            "train_texts": len(encoded),
-            "heldout_texts": len(encoded_held_out),
-            "response_only": settings.response_only,
-            "perplexity_before": before,
-            "perplexity": text_perplexity(trained, tokenizer, encoded_held_out),
-            "log": training_log(trainer),
-            "samples": sample_responses(
-                trained, tokenizer, [r for r in held_out if r.prompt is not None], settings.n_samples
-            ),
-        }
-        save_model(trained, tokenizer, settings.output_dir / "actor")
-        write_json(settings.output_dir / "sft.json", report)
-        if can_draw():
-            draw_losses(report["log"], settings.output_dir / "sft.png")
+        def result() -> dict[str, Any]:
+            prompted = [r for r in held_out if r.prompt is not None]
+            report: dict[str, Any] = {
+                "model": name,
+                "train_texts": len(encoded),
+                "heldout_texts": len(encoded_held_out),
+                "response_only": settings.response_only,
+                "perplexity_before": before,
+                "perplexity": text_perplexity(trained, tokenizer, encoded_held_out),
+                "log": training_log(trainer),
+                "samples": sample_responses(trained, tokenizer, prompted, settings.n_samples),
+            }
+            save_model(trained, tokenizer, settings.output_dir / "actor")
+            write_json(settings.output_dir / "sft.json", report)
+            if can_draw():
+                draw_losses(report["log"], settings.output_dir / "sft.png")
+            return report
+
+        report: dict[str, Any] = ranks().first_does(result)
         return report
 
 

@@ -14,7 +14,10 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from agents.checksums import damaged_file, newest_whole, read_object, write_checksums
 from agents.console import say
+from agents.distributed import ranks
 from agents.files import replacing_folder
+from agents.flat_settings import to_words
+from agents.processes import launch
 from agents.supervised.faults import StopAtFaults
 from agents.supervised.settings import TrainerSettings
 from llm_env.extras import installed
@@ -30,7 +33,9 @@ def trainer_arguments(settings: TrainerSettings, records: int) -> dict[str, Any]
         settings: Checked settings of a stage.
         records: Size of the training set; the number of steps, and so of warm-up steps, follows from it.
     """
-    micro = settings.micro_batch_size or settings.batch_size
+    # `Trainer` counts each process's records; what the user asked for is those of all.
+    part = settings.batch_size // settings.world
+    micro = settings.micro_batch_size or part
     steps = max(1, math.ceil(settings.epochs * math.ceil(records / settings.batch_size)))
     every = max(1, math.ceil(steps / settings.evaluations))
     on_cpu = resolve_device(settings.device).type == "cpu"
@@ -45,7 +50,8 @@ def trainer_arguments(settings: TrainerSettings, records: int) -> dict[str, Any]
         "warmup_steps": round(settings.warmup * steps),
         "per_device_train_batch_size": micro,
         "per_device_eval_batch_size": micro,
-        "gradient_accumulation_steps": settings.batch_size // micro,
+        "gradient_accumulation_steps": part // micro,
+        "ddp_find_unused_parameters": False,  # each gets a gradient; heads are applied outside of the wrapped forward
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
         "bf16": settings.mixed_precision == "bf16",
@@ -88,6 +94,26 @@ def _damage(checkpoint: Path) -> str | None:
     return damaged_file(checkpoint)
 
 
+def in_processes(command: str, settings: TrainerSettings, report: str) -> dict[str, Any]:
+    """Runs a stage's command in several processes, for a caller that is one; returns the report that it wrote.
+
+    Args:
+        command: The command's module in `agents.cli`.
+        settings: The stage's settings.
+        report: The report's file in the output folder.
+
+    Raises:
+        ChildProcessError: it failed, and has said why.
+    """
+    settings.check()
+    status = launch(command, to_words(settings), settings.processes)
+    if status == 130:
+        raise KeyboardInterrupt
+    if status:
+        raise ChildProcessError(f"{command} in {settings.processes} processes ended with status {status}.")
+    return read_object(settings.output_dir / report)
+
+
 def run_trainer(trainer: Any, settings: TrainerSettings, console: Console) -> PreTrainedModel:
     """Trains, and returns the model in eval mode, LoRA adapters merged.
 
@@ -103,11 +129,13 @@ def run_trainer(trainer: Any, settings: TrainerSettings, console: Console) -> Pr
 
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
+    if not ranks().first:
+        console.quiet = True
     trainer.add_callback(StageProgress(console))
     trainer.add_callback(CheckpointSums())
     trainer.add_callback(StopAtFaults())
     with quiet_loading():
-        trainer.train(resume_from_checkpoint=newest_checkpoint(settings, console))
+        trainer.train(resume_from_checkpoint=ranks().first_does(lambda: newest_checkpoint(settings, console)))
     model = trainer.accelerator.unwrap_model(trainer.model)
     if settings.lora_rank:
         model = model.merge_and_unload()
@@ -137,8 +165,10 @@ class CheckpointSums(TrainerCallback):
     """Adds ``checksums.json`` to each checkpoint, by which damage is found before training goes on from it."""
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Called when the checkpoint's files are written."""
-        write_checksums(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        """Called when the checkpoint's files are written, each process's own among them."""
+        ranks().first_does(lambda: None)
+        if ranks().first:
+            write_checksums(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 class StageProgress(TrainerCallback):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -93,6 +94,30 @@ def test_two_ranks_make_each_update_of_one_process(name: str, all_in_two: Found)
 @pytest.mark.parametrize("name", IN_FOUR)
 def test_four_ranks_make_the_update_of_one_process(name: str, in_four: Found) -> None:
     check_update(name, in_four[name])
+
+
+@pytest.mark.slow
+def test_two_agents_of_torchrun_make_the_update_of_one_process(tmp_path: Path) -> None:
+    """As on two machines: each agent starts its ranks, and they find each other by a rendezvous."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "two"]
+    agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", *rendezvous]
+    command = [
+        *agent,
+        "--local-addr",
+        "localhost",
+        "-m",
+        "tests.agents.same_update",
+        str(tmp_path / "found.json"),
+        "ppo",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    agents = [subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [process.communicate()[1] for process in agents]
+    assert [process.returncode for process in agents] == [0, 0], errors
+    check_update("ppo", json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["ppo"])
 
 
 def test_ranks_have_as_many_mini_batches_within_the_batch_size(in_two: Found) -> None:

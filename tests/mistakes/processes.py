@@ -69,4 +69,18 @@ PROCESSES = [
         "return dataclasses.replace(packed, share=0.5, policy_share=0.5)",
         _TESTS,
     ),
+    Mutation(
+        "each process has the whole batch",
+        "agents/supervised/trainer.py",
+        "part = settings.batch_size // settings.world",
+        "part = settings.batch_size",
+        ("tests/agents/supervised/test_in_processes.py",),
+    ),
+    Mutation(
+        "a checkpoint has rank 0's streams alone",
+        "agents/runs/rank_states.py",
+        "    if me.rank < len(written_by):\n",
+        "    if me.first:\n",
+        ("tests/agents/cli/test_processes.py",),
+    ),
 ]

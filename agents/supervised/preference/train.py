@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
+from agents.distributed import ranks
 from agents.figures import can_draw
 from agents.files import write_json
 from agents.preferences.labeled import Labeled, is_labeled
@@ -19,7 +20,7 @@ from agents.supervised.preference.trainers import pair_rows, sides
 from agents.supervised.rows import encode_labeled, encode_rankings, read_labeled_split, read_split
 from agents.supervised.settings import PreferenceSettings
 from agents.supervised.sft import sample_responses
-from agents.supervised.trainer import run_trainer, save_model, training_log
+from agents.supervised.trainer import in_processes, run_trainer, save_model, training_log
 from llm_env.default_task import DEFAULT_MODEL
 from llm_env.lm.loading import load_tokenizer
 from llm_env.text.texts import TextRecord
@@ -39,6 +40,8 @@ def train_on_preferences(settings: PreferenceSettings, console: Console | None =
         FileNotFoundError, FileExistsError, ValueError: something cannot be read, or a setting breaks its rule; of a bad
             record, file and line are named.
     """
+    if settings.starts_processes:
+        return in_processes("train_preference", settings, "preference.json")
     settings.check()
     check_trl_kwargs(settings)
     row = method(settings.loss)
@@ -56,22 +59,27 @@ def train_on_preferences(settings: PreferenceSettings, console: Console | None =
         trained = run_trainer(trainer, settings, console or Console(quiet=True))
         log = training_log(trainer)
         last_evaluation: dict[str, Any] = next((entry for entry in reversed(log) if "eval_loss" in entry), {})
-        report: dict[str, Any] = {
-            "loss": settings.loss,
-            "source": row.source,
-            "beta": settings.beta or row.beta,
-            "model": name,
-            "reference": (settings.ref_model or name) if row.reference else None,
-            **_counts(pairs, held_out_pairs, data),
-            "left_out": left_out,
-            "heldout": {k.removeprefix("eval_"): v for k, v in last_evaluation.items() if k.startswith("eval_")},
-            "log": log,
-            "samples": sample_responses(trained, tokenizer, _prompts(data.held_out), settings.n_samples),
-        }
-        save_model(trained, tokenizer, settings.output_dir / "actor")
-        write_json(settings.output_dir / "preference.json", report)
-        if can_draw():
-            draw(log, settings.output_dir / "preference.png", row.reference)
+
+        def result() -> dict[str, Any]:
+            report: dict[str, Any] = {
+                "loss": settings.loss,
+                "source": row.source,
+                "beta": settings.beta or row.beta,
+                "model": name,
+                "reference": (settings.ref_model or name) if row.reference else None,
+                **_counts(pairs, held_out_pairs, data),
+                "left_out": left_out,
+                "heldout": {k.removeprefix("eval_"): v for k, v in last_evaluation.items() if k.startswith("eval_")},
+                "log": log,
+                "samples": sample_responses(trained, tokenizer, _prompts(data.held_out), settings.n_samples),
+            }
+            save_model(trained, tokenizer, settings.output_dir / "actor")
+            write_json(settings.output_dir / "preference.json", report)
+            if can_draw():
+                draw(log, settings.output_dir / "preference.png", row.reference)
+            return report
+
+        report: dict[str, Any] = ranks().first_does(result)
         return report
 
 

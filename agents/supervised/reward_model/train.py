@@ -13,6 +13,7 @@ import numpy as np
 from rich.console import Console
 from transformers import EarlyStoppingCallback, PreTrainedModel
 
+from agents.distributed import ranks
 from agents.evaluation.gold import load_gold
 from agents.files import write_json
 from agents.policies.actor import adapter_config
@@ -32,7 +33,7 @@ from agents.supervised.reward_model.stars import StarThresholds, given_stars, he
 from agents.supervised.reward_model.trainer import RankingTrainer
 from agents.supervised.rows import encode_rankings, encode_stars, read_split
 from agents.supervised.settings import RewardSettings
-from agents.supervised.trainer import quiet_trainer, run_trainer, trainer_arguments, training_log
+from agents.supervised.trainer import in_processes, quiet_trainer, run_trainer, trainer_arguments, training_log
 from llm_env.default_task import DEFAULT_MODEL
 from llm_env.lm.loading import load_tokenizer, resolve_device
 from llm_env.lm.names import LoadSettings
@@ -55,6 +56,8 @@ def train_reward_model(settings: RewardSettings, console: Console | None = None)
         FileNotFoundError, FileExistsError, ValueError: something cannot be read, or a setting breaks its rule; of a bad
             record, file and line are named.
     """
+    if settings.starts_processes:
+        return in_processes("train_reward_model", settings, "report.json")
     # As it is now: the gold function may change the current folder.
     settings = dataclasses.replace(settings, output_dir=settings.output_dir.absolute())
     settings.check()
@@ -83,24 +86,30 @@ def train_reward_model(settings: RewardSettings, console: Console | None = None)
         trainer = _make_trainer(settings, model, tokenizer, rows, held_out_rows, star_mean)
         trained = run_trainer(trainer, settings, console or Console(quiet=True))
         folder = settings.output_dir / "reward_model"
-        save_reward_model(trained, tokenizer, folder, settings, star_mean if settings.loss == "regression" else None)
-        mean, std = normalize(folder, train, settings)
 
-        report = evaluate(folder, held_out, settings, gold, star_mean)
-        report |= {
-            "loss": settings.loss,
-            "left_out": left_out,
-            "train_rows": len(rows),
-            "score_mean": mean,
-            "score_std": std,
-            "log": training_log(trainer),
-        }
-        if held_out_hacks:
-            report["hacks"] = hacks_report(held_out_hacks, raw_scores(folder, held_out_hacks, settings))
-            report["train_hacks"] = len(hacks)
-        mistakes = report.pop("worst_mistakes")
-        write_report(settings.output_dir, report, mistakes)
-        return {**report, "worst_mistakes": mistakes}
+        def result() -> dict[str, Any]:
+            save_reward_model(
+                trained, tokenizer, folder, settings, star_mean if settings.loss == "regression" else None
+            )
+            mean, std = normalize(folder, train, settings)
+            report = evaluate(folder, held_out, settings, gold, star_mean)
+            report |= {
+                "loss": settings.loss,
+                "left_out": left_out,
+                "train_rows": len(rows),
+                "score_mean": mean,
+                "score_std": std,
+                "log": training_log(trainer),
+            }
+            if held_out_hacks:
+                report["hacks"] = hacks_report(held_out_hacks, raw_scores(folder, held_out_hacks, settings))
+                report["train_hacks"] = len(hacks)
+            mistakes = report.pop("worst_mistakes")
+            write_report(settings.output_dir, report, mistakes)
+            return {**report, "worst_mistakes": mistakes}
+
+        report: dict[str, Any] = ranks().first_does(result)
+        return report
 
 
 def read_hacks(settings: RewardSettings, held_out: Sequence[Ranking]) -> tuple[list[Ranking], list[Ranking]]:

@@ -160,7 +160,7 @@ def test_under_torchrun_it_says_itself_how_many_there_are(monkeypatch: pytest.Mo
         monkeypatch.setenv(name, value)
     assert ProcessSettings().world == 2
     with pytest.raises(ValueError, match="processes=2: torchrun has started the processes already"):
-        ProcessSettings(2).check()
+        ProcessSettings(processes=2).check_processes()
 
 
 def test_a_command_for_one_process_refuses_torchrun(

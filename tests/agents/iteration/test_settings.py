@@ -52,6 +52,8 @@ def test_rounds_of_the_version_before_go_on(tmp_path: Path) -> None:
         "corrector_prompt",
         "schedule",
         "schedule_kwargs",
+        "processes",
+        "rank_timeout",
     }
     assert set(flat_types(IterationSettings)) == names
     with pytest.raises(ValueError, match=r"has rounds with other settings \(epochs\)"):

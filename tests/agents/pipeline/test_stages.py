@@ -13,10 +13,10 @@ import yaml
 
 from agents.cli import evaluate_actor, pipeline
 from agents.cli.arguments import parse_command_line
-from agents.flat_settings import flat_types
+from agents.flat_settings import flat_types, option_words
 from agents.output_folder import locked
 from agents.pipeline import report as pipeline_report
-from agents.pipeline.commands import RunCommand, option_words, run_child, run_here
+from agents.pipeline.commands import RunCommand, run_child, run_here
 from agents.pipeline.stages import SCRIPTS, Note, Pipeline, Stage, read_stages, stage_options
 from tests.browser import needs_browser, open_page
 from tests.conftest import ROOT

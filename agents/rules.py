@@ -76,6 +76,7 @@ ALGORITHM_RULES: dict[str, Rule] = {
     "lora_alpha": _POSITIVE,
     "micro_batch_tokens": whole(1, of="tokens"),
     "critic_lr_scale": _POSITIVE,
+    "critic_layers": _COUNT,
     "gradient_checkpointing": FLAG,
     "use_cache": FLAG,
     "planned": FLAG,

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from tests.mistakes import Mutation
 from tests.mistakes.agents import ADVANTAGES, FILES, WIRING, WORLDS
-from tests.mistakes.arena import ARENA, CHAT
+from tests.mistakes.arena import ARENA, CHAT, CRITIC
 from tests.mistakes.columns import COLUMNS
 from tests.mistakes.counterparts import COUNTERPARTS
 from tests.mistakes.environment import DECODING, PROBABILITIES, REWARDS, TEXTS, TURNS
@@ -68,6 +68,7 @@ MUTATIONS = [
         *RULES,
         *ARENA,
         *CHAT,
+        *CRITIC,
     ),
 ]
 

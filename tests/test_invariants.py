@@ -58,7 +58,7 @@ def test_the_ratio_test_sees_a_stale_cache(monkeypatch: pytest.MonkeyPatch) -> N
     assert logged(model)["train/approx_kl"] > 1e-5
 
 
-@pytest.mark.parametrize("critic", ["head", "reward_model", "detached_head"])
+@pytest.mark.parametrize("critic", ["head", "reward_model", "detached_head", "top_layers"])
 def test_fast_and_stock_path_make_the_same_update(critic: str) -> None:
     """Invariant 5: our buffer, cache and deferred scoring against SB3's own buffer, no cache, step scoring."""
     common: dict[str, Any] = {

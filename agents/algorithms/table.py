@@ -38,6 +38,7 @@ ACTOR_CRITIC_SETTINGS = (
     "optimizer_class",
     "optimizer_kwargs",
     "critic_lr_scale",
+    "critic_layers",
 )
 """The settings of on-policy algorithms that go to their policy; see `agents.policies.settings.PolicySettings`."""
 TEXT_LOSS_SETTINGS = ("clip_range_high", "loss_aggregation", "max_resamples", "ptx_texts", "ptx_coef", "ptx_tokens")
@@ -336,7 +337,7 @@ def settings_of(name: str) -> list[str]:
         if "group_size" not in row.defaults:
             names.discard("max_resamples")
     if row.defaults.get("critic") == "none":  # nothing to say of a critic that is not there
-        names -= {"critic", "critic_lr_scale", "vf_coef", "clip_range_vf", "gae_lambda"}
+        names -= {"critic", "critic_lr_scale", "critic_layers", "vf_coef", "clip_range_vf", "gae_lambda"}
     return sorted(names - _NOT_SETTINGS | {"policy_kwargs"})
 
 

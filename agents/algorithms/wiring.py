@@ -195,12 +195,12 @@ def policy_settings(task: TextTask, user_settings: Settings, algorithm: Mapping[
     if "critic" not in kwargs:
         kwargs["critic"] = default_critic(can_start, bool(kwargs.get("lora_rank")))
     check_critic(kwargs["critic"])
-    if kwargs["critic"] == "reward_model":
-        if not can_start or classifier is None:
-            raise ValueError(
-                "critic='reward_model' needs one reward model that is a decoder with the actor's tokenizer; "
-                f"this task's is {settings.reward_model!r}. Choose critic='actor', 'head' or 'detached_head'."
-            )
+    if kwargs["critic"] == "reward_model" and not can_start:
+        raise ValueError(
+            "critic='reward_model' needs one reward model that is a decoder with the actor's tokenizer; "
+            f"this task's is {settings.reward_model!r}. Choose critic='actor', 'head' or 'detached_head'."
+        )
+    if kwargs["critic"] in ("reward_model", "top_layers") and can_start and classifier is not None:
         # With the default actor, None means the default reward model (`PolicySettings.critic_start`).
         is_default = classifier.name == DEFAULT_REWARD_MODEL
         kwargs.setdefault("reward_model", None if is_default and settings.model is None else classifier.name)

@@ -228,7 +228,7 @@ class Speaker:
         if not tensors:
             self.notes.append(f"{self.name} was trained without a critic ({run.algorithm.algo}): no values.")
             return None
-        critic = _critic_for(tensors, run, self.model.lm.hidden_size)
+        critic = _critic_for(tensors, run, self.model)
         try:
             critic.load_state_dict(tensors)
         except RuntimeError as error:  # tensors of other names or shapes
@@ -243,14 +243,17 @@ def _run_settings(run: Path | None) -> RunSettings | None:
     return read_settings(RunSettings, run / "config.yaml")
 
 
-def _critic_for(tensors: dict[str, Any], run: RunSettings, hidden_size: int) -> Critic:
+def _critic_for(tensors: dict[str, Any], run: RunSettings, model: SharedLM) -> Critic:
     """A critic of the kind that a run trained, with its first weights."""
+    lm, arguments = model.lm, run.algorithm_arguments()
     if set(tensors) == {"weight", "bias"}:
-        return HeadCritic(hidden_size)
+        return HeadCritic(lm.hidden_size)
     task = run.task
     embedded = task.model is None and task.reward_model is None
     reward_model = DEFAULT_REWARD_MODEL if embedded else (task.reward_model or (None,))[0]
-    source = CriticSource(task.model or DEFAULT_MODEL, hidden_size, reward_model, task.trust_remote_code)
+    layers = arguments.get("critic_layers") or 1
+    name, trust = task.model or DEFAULT_MODEL, task.trust_remote_code
+    source = CriticSource(name, lm.hidden_size, reward_model, trust, lm.trunk, layers)
     # What it was by default shows in its head: that of a reward model has no bias.
-    kind = run.algorithm_arguments().get("critic") or ("actor" if "head.bias" in tensors else "reward_model")
+    kind = arguments.get("critic") or ("actor" if "head.bias" in tensors else "reward_model")
     return make_critic(str(kind), source)

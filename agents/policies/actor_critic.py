@@ -110,7 +110,9 @@ class LLMActorCriticPolicy(CarriesLogProbs, ActsOnText, ScoresRollouts, ActorCri
         self.lm = self._acting.lm
         self.actor = self.lm.model
         # The critic: a head on the actor's states, or a network of its own.
-        source = CriticSource(self.lm.name, self.lm.hidden_size, s.critic_start, s.trust_remote_code)
+        source = CriticSource(
+            self.lm.name, self.lm.hidden_size, s.critic_start, s.trust_remote_code, self.lm.trunk, s.critic_layers or 1
+        )
         self.critic = make_critic(s.critic, source)
         if s.gradient_checkpointing:
             enable_checkpointing(self.actor)

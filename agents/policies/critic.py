@@ -6,6 +6,7 @@
 | ``detached_head`` | the same | stop at the head |
 | ``reward_model`` | own network, starts as the reward model | its own |
 | ``actor`` | own network, starts as the actor's trunk, with a head of zeros | its own |
+| ``top_layers`` | k blocks of its own on the actor's lower layers | its own; stop at the actor's layers |
 | ``none`` | there is none, all values are 0: for advantages that need no critic | |
 
 Heads that start at zero follow "The N Implementation Details of RLHF with PPO" (Huang et al. 2023); a critic that
@@ -19,12 +20,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
+from agents.policies.top_layers import with_own_top
 from llm_env.lm.causal_lm import load_causal_lm
-from llm_env.lm.loading import load_weights
+from llm_env.lm.loading import load_config, load_weights
 from llm_env.lm.names import LoadSettings
 from llm_env.lm.packed_attention import packed_states, recompute_contexts
 from llm_env.lm.packing import PackedBatch
@@ -144,12 +147,16 @@ class CriticSource:
         hidden_size: Width of its hidden states.
         reward_model: Folder or hub id of the reward model; None: there is none to start from.
         trust_remote_code: Whether model code from a hub may run.
+        trunk: The actor's trunk, whose lower layers a ``top_layers`` critic reads; None: there is none to share.
+        layers: k, the blocks that are a ``top_layers`` critic's own.
     """
 
     model: str
     hidden_size: int
     reward_model: str | None = None
     trust_remote_code: bool = False
+    trunk: nn.Module | None = None
+    layers: int = 1
 
     @property
     def load(self) -> LoadSettings:
@@ -167,7 +174,30 @@ def _from_actor(source: CriticSource) -> Critic:
     return CriticNetwork(lm.model.base_model, head)
 
 
-def _from_reward_model(source: CriticSource) -> Critic:
+def _on_lower_layers(source: CriticSource) -> Critic:
+    """The last blocks of the reward model, where it is of the actor's shape, else of the actor, on the actor's lower layers."""
+    if source.trunk is None:
+        raise ValueError(
+            "critic='top_layers' reads the actor's lower layers, which are not at hand here; choose another."
+        )
+    whole = _from_actor(source)
+    if source.reward_model is not None:
+        config = load_config(source.reward_model, "reward model", "critic", source.trust_remote_code)
+        if same_shape(config, source.trunk.config):
+            whole = _from_reward_model(source)
+    assert isinstance(whole, CriticNetwork)
+    whole.trunk = with_own_top(source.trunk, whole.trunk, source.layers)
+    return whole
+
+
+def same_shape(one: Any, other: Any) -> bool:
+    """Whether two configurations are of models with the same layers, as many of them."""
+    heads = ("num_attention_heads", "num_key_value_heads")
+    names = ("model_type", "hidden_size", "num_hidden_layers", *heads, "intermediate_size", "vocab_size")
+    return all(getattr(one, name, None) == getattr(other, name, None) for name in names)
+
+
+def _from_reward_model(source: CriticSource) -> CriticNetwork:
     """A network of its own that starts as the reward model."""
     if source.reward_model is None:
         raise ValueError(
@@ -192,6 +222,7 @@ def _from_reward_model(source: CriticSource) -> Critic:
 CRITICS: dict[str, Callable[[CriticSource], Critic]] = {
     "reward_model": _from_reward_model,
     "actor": _from_actor,
+    "top_layers": _on_lower_layers,
     "head": lambda source: HeadCritic(source.hidden_size),
     "detached_head": lambda source: HeadCritic(source.hidden_size, detach=True),
     "none": lambda source: NoCritic(),

@@ -157,6 +157,10 @@ class LLMQPolicy(PlainActor, BasePolicy):
     ) -> None:
         if backup not in BACKUPS:
             raise ValueError(f"backup={backup!r} is not known; use one of {', '.join(BACKUPS)}.")
+        if critic == "top_layers":
+            raise ValueError(
+                "critic='top_layers': a Q-network's V has no layers of its own on the actor's. Choose another."
+            )
         if critic == "none":
             raise ValueError(
                 "critic='none': Q = τ·log π + V needs a V. Choose reward_model, actor, head or detached_head."

@@ -19,7 +19,9 @@ class PolicySettings:
     Attributes:
         model: Folder or hub id of the actor. None: the embedded default.
         temperature: Divides the logits; must be the environment's, since the KL compares the two.
-        critic: A row of `agents.policies.critic.CRITICS`: ``reward_model``, ``actor``, ``head``, ``detached_head`` or ``none``.
+        critic: A row of `agents.policies.critic.CRITICS`: ``reward_model``, ``actor``, ``head``, ``detached_head``,
+            ``top_layers`` or ``none``.
+        critic_layers: Blocks that are a ``top_layers`` critic's own, on the actor's lower ones; None: 1.
         reward_model: Folder or hub id that a ``reward_model`` critic starts from. None: the embedded default, if `model` is
             it too.
         lora_rank: Rank r of LoRA adapters on all linear layers (Hu et al. 2021, https://arxiv.org/abs/2106.09685);
@@ -45,6 +47,7 @@ class PolicySettings:
     model: str | None = None
     temperature: float = 1.0
     critic: str = "reward_model"
+    critic_layers: int | None = None
     reward_model: str | None = None
     lora_rank: int = 0
     lora_alpha: float | None = None
@@ -62,7 +65,11 @@ class PolicySettings:
         """Checks what can be checked before anything is loaded."""
         check_critic(self.critic)
         check_mixed_precision(self.mixed_precision)
-        check_arguments(vars(self), may_be_none=frozenset({"lora_alpha", "micro_batch_tokens"}))
+        check_arguments(vars(self), may_be_none=frozenset({"lora_alpha", "micro_batch_tokens", "critic_layers"}))
+        if self.critic_layers is not None and self.critic != "top_layers":
+            raise ValueError(
+                f"critic_layers={self.critic_layers} is for critic='top_layers'; this one is {self.critic!r}."
+            )
         if self.critic == "none" and self.critic_lr_scale != 1.0:
             raise ValueError(f"critic_lr_scale={self.critic_lr_scale}, but there is no critic.")
 

@@ -135,7 +135,9 @@ class AlgorithmSettings:
     advantages: str | None = None
     """For algorithms with a critic: gae, of each token, or turn_gae, of whole turns in a world."""
     critic: str | None = None
-    """reward_model, actor, head or detached_head. Default: the reward model if it fits."""
+    """reward_model, actor, head, detached_head or top_layers. Default: the reward model if it fits."""
+    critic_layers: int | None = None
+    """With --critic top_layers: how many blocks are the critic's own, on the actor's lower ones. Default: 1."""
     critic_lr_scale: float | None = None
     """The critic's learning rate as a multiple of the actor's."""
     group_size: int | None = None

@@ -105,7 +105,13 @@ def test_a_run_of_the_version_before_is_read_and_written_with_the_same_names(tmp
         "world": None, "world_kwargs": None, "max_turns": 8, "max_turn_tokens": None, "max_length": None,
         "max_world_tokens": 256, "world_timeout": 60.0, "world_errors": "raise", "world_lag": 0, "advantages": None,
     }  # fmt: skip
-    newer |= {"judge_prompt": None, "judge_concurrency": 8}
+    newer |= {
+        "judge_prompt": None,
+        "judge_concurrency": 8,
+        "critic_layers": None,
+        "planned": True,
+        "stop_strings": None,
+    }
     assert after == {**before, "whiten_rewards": False, **newer}  # null was its default
     assert read_settings(RunSettings, path) == settings
 

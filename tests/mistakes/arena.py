@@ -78,6 +78,46 @@ CHAT = [
     ),
 ]
 
+_TOP = ("tests/agents/policies/test_top_layers.py",)
+
+CRITIC = [
+    Mutation(
+        "a critic on the lower layers sends its loss into them",
+        "agents/policies/top_layers.py",
+        "        with torch.no_grad():\n            return self.shared",
+        "        with torch.enable_grad():\n            return self.shared",
+        _TOP,
+    ),
+    Mutation(
+        "a critic's own blocks are the actor's",
+        "agents/policies/top_layers.py",
+        "    top = list(theirs)[-count:]\n",
+        "    top = list(shared)[-count:]\n    assert theirs\n",
+        _TOP,
+    ),
+    Mutation(
+        "a critic's own blocks are the first ones",
+        "agents/policies/top_layers.py",
+        "    top = list(theirs)[-count:]\n",
+        "    top = list(theirs)[:count]\n",
+        _TOP,
+    ),
+    Mutation(
+        "the actor's layers are saved with its critic",
+        "agents/policies/top_layers.py",
+        'object.__setattr__(self, "shared", shared)',
+        "self.shared = shared",
+        _TOP,
+    ),
+    Mutation(
+        "a reward model of the actor's shape is left aside",
+        "agents/policies/critic.py",
+        "if same_shape(config, source.trunk.config):",
+        "if not same_shape(config, source.trunk.config):",
+        _TOP,
+    ),
+]
+
 ARENA = [
     Mutation(
         "the sequential test is one for a single look",

@@ -36,7 +36,7 @@ def made(folder: Path, critic: str) -> tuple[Path, object]:
     return folder, model.policy
 
 
-@pytest.mark.parametrize("critic", ["reward_model", "actor", "head"])
+@pytest.mark.parametrize("critic", ["reward_model", "actor", "head", "top_layers"])
 def test_tokens_have_the_kl_and_the_values_of_the_policy(critic: str, tmp_path: Path) -> None:
     run, policy = made(tmp_path, critic)
     place = find_actor(str(run), "actor")

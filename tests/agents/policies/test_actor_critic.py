@@ -20,7 +20,7 @@ from llm_env.lm.packing import pack
 from llm_env.lm.registry import MODELS
 
 SMALL: dict[str, Any] = {"max_new_tokens": 6, "max_prompt_length": 12}
-CRITICS = ("reward_model", "actor", "head", "detached_head")
+CRITICS = ("reward_model", "actor", "head", "detached_head", "top_layers")
 
 
 def make_policy(**kwargs: Any) -> tuple[LLMActorCriticPolicy, LLMTextVecEnv]:
@@ -303,7 +303,9 @@ def test_gradients_do_not_outlive_the_step() -> None:
     assert all(p.grad is None for p in model.policy.parameters())
 
 
-@pytest.mark.parametrize(("critic", "reaches"), [("head", True), ("detached_head", False), ("actor", False)])
+@pytest.mark.parametrize(
+    ("critic", "reaches"), [("head", True), ("detached_head", False), ("actor", False), ("top_layers", False)]
+)
 def test_how_far_the_value_loss_reaches(critic: str, reaches: bool) -> None:
     policy: Any = make_algorithm("ppo", n_envs=2, seed=0, critic=critic, env_kwargs=SMALL).policy
     with torch.no_grad():  # a head of zeros would hand no gradient on

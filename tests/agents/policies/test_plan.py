@@ -102,7 +102,7 @@ def test_planned_and_stepped_rollouts_are_the_same(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("critic", ["head", "detached_head", "actor", "reward_model"])
+@pytest.mark.parametrize("critic", ["head", "detached_head", "actor", "reward_model", "top_layers"])
 def test_with_each_critic(critic: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_same("ppo", monkeypatch, 0.9, critic=critic)
 

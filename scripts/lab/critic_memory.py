@@ -3,7 +3,7 @@
     python scripts/lab/critic_memory.py                      on the embedded actor
     python scripts/lab/critic_memory.py MODEL_FOLDER         on another; its reward model is left out
 
-The activations are those that autograd keeps for the backward pass of the value loss, counted once each, of 8 texts of 64 tokens.
+The activations are those that autograd keeps for the backward pass of the value loss, each counted once: 8 texts of 64 tokens.
 """
 
 from __future__ import annotations

@@ -26,6 +26,8 @@ SCRIPTS = {
     "write_reviews": "output-dir",
     "train_sft": "output-dir",
     "collect_preferences": "output-dir",
+    "collect_feedback": "output-dir",
+    "find_hacks": "output-dir",
     "train_reward_model": "output-dir",
     "train_preference": "output-dir",
     "iterate": "output-dir",

@@ -242,7 +242,8 @@ def test_a_stage_that_lives_on_after_its_pipeline_was_killed_is_not_started_a_se
 def test_the_default_configurations_are_well_formed_and_have_all_scripts() -> None:
     files = [ROOT / "scripts" / "configs" / name for name in ("rlhf_default.yaml", "dpo_default.yaml")]
     stages = [stage for file in files for stage in read_stages(file)]
-    assert {s.script for s in stages} == set(SCRIPTS)
+    # logs of chats and tricks of policies are the user's own
+    assert {s.script for s in stages} == set(SCRIPTS) - {"collect_feedback", "find_hacks"}
     for stage in stages:  # every option is one that the script has
         command = importlib.import_module(f"agents.cli.{stage.script}")
         assert set(stage.options) <= set(flat_types(command.Args)), stage.name

@@ -59,9 +59,16 @@ def transcript_html(conversation: Conversation | None, color: str) -> str:
     for number, turn in enumerate(conversation.turns):
         parts.append(f'<div class="user" style="{_BOX}background:#eef;color:#000">{html.escape(turn.message)}</div>')
         order = conversation.order(number)
-        boxes = [_answer_box(turn, answer, place, color) for place, answer in enumerate(order)]
+        # Until one is chosen, colors that one of them alone has would tell who is who.
+        shown = color if not turn.is_open or all(_has(answer, color) for answer in turn.answers) else PLAIN
+        boxes = [_answer_box(turn, answer, place, shown) for place, answer in enumerate(order)]
         parts.append(f'<div style="{_SIDES}">{"".join(boxes)}</div>')
     return "".join(parts)
+
+
+def _has(answer: Answer, color: str) -> bool:
+    """Whether an answer's tokens have what the color shows."""
+    return all((token.kl if color == KL else token.value) is not None for token in answer.tokens)
 
 
 def _answer_box(turn: Turn, answer: int, place: int, color: str) -> str:
@@ -199,7 +206,7 @@ class ChatPage:
     def _buttons(self) -> list[tuple[Any, Callable[..., list[Any]]]]:
         """The buttons for thumbs and choices, hidden at first, with what they do."""
         gr, buttons = self.gr, []
-        sides = ("",) if self.sides == 1 else (" left", " right")
+        sides = ("",) if self.sides == 1 else (" (left)", " (right)")
 
         def thumb(place: int, good: bool) -> Callable[..., list[Any]]:
             return lambda person, name, color: self.thumb(person, name, color, place, good)
@@ -209,7 +216,7 @@ class ChatPage:
 
         with gr.Row():
             for place, side in enumerate(sides):
-                for good, sign in ((True, "👍"), (False, "👎")):
+                for good, sign in ((True, "👍 good"), (False, "👎 bad")):
                     name = f"{'up' if good else 'down'}{place}"
                     buttons.append((gr.Button(f"{sign}{side}", visible=False, elem_id=name), thumb(place, good)))
         if self.sides > 1:

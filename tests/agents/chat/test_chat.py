@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from agents.chat.log import TIE, ChatLog
-from agents.chat.page import KL, PLAIN, VALUE, ChatPage, answer_html
+from agents.chat.page import KL, PLAIN, VALUE, ChatPage, answer_html, transcript_html
 from agents.chat.session import NotNowError, Session
 from agents.chat.speaker import Answer, Token
 from agents.chat.terminal import talk
@@ -159,6 +159,17 @@ def test_texts_are_texts() -> None:
     assert 'title="KL 2.000 nats"' in answer_html(answer, KL)
     assert "background:rgb(255,191,255)" in answer_html(answer, VALUE)  # violet, a third of 3
     assert answer_html(answer, KL).count("<span") == 1  # what has no number has no color
+
+
+def test_colors_do_not_tell_who_is_who(tmp_path: Path) -> None:
+    log = ChatLog(tmp_path)
+    c = log.begin("ann")
+    log.add_answers(c, "Hi", "Hi", [Answer("a", "x", True, (Token("x", 1.0),)), Answer("b", "y", True, (Token("y"),))])
+    assert "<span" not in transcript_html(c, KL)
+    log.add_choice(c, 0, 0)
+    assert "<span" in transcript_html(c, KL)
+    log.add_answers(c, "Hi", "Hi", [Answer(n, "x", True, (Token("x", 1.0),)) for n in "ab"])
+    assert transcript_html(c, KL).count("<span") == 3
 
 
 @pytest.fixture

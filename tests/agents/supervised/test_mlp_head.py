@@ -22,7 +22,6 @@ from agents.supervised.settings import RewardSettings
 from llm_env.default_task import DEFAULT_MODEL, DEFAULT_REWARD_MODEL
 from llm_env.lm.loading import load_tokenizer
 from llm_env.lm.names import LoadSettings
-from llm_env.reward.classifier import scalar_head
 from llm_env.reward.heads import MLPHead
 from llm_env.reward.models import ClassifierReward
 from tests.agents.supervised.test_reward_model import QUICK, report_of, train
@@ -120,7 +119,8 @@ def test_a_run_takes_it_as_reward_model_and_its_critic_starts_as_it(trained: Pat
     assert algorithm.policy_kwargs["critic"] == "reward_model"
     critic, reward = algorithm.policy.critic, ClassifierReward(str(trained), CPU, load_tokenizer(DEFAULT_MODEL))
     states = torch.randn(5, 32)
-    want = (scalar_head(reward.model)(states)[:, 0] - reward.mean) / reward.std
+    model: Any = reward.model
+    want = (model.mlp_head(model.score(states))[:, 0] - reward.mean) / reward.std
     torch.testing.assert_close(critic.values_of(states), want)
     assert all(p.requires_grad for p in critic.parameters())
     algorithm.learn(2 * 4)

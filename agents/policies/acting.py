@@ -19,7 +19,8 @@ from agents.policies.sampled_actions import ActionTensor
 from agents.policies.settings import PolicySettings
 from llm_env.lm.causal_lm import CausalLM
 from llm_env.lm.packing import PackedBatch, pack_ends
-from llm_env.lm.sampling import restrict, sample_tokens
+from llm_env.lm.sampling import choose_tokens, draw, restrict
+from llm_env.lm.writer import Outlook, Writer, Written
 
 
 class ActsOnText:
@@ -33,6 +34,7 @@ class ActsOnText:
     critic: Critic
     _acting: Actor
     _planner: Planner
+    _writes: Writer | None
 
     @abstractmethod
     def _packed_hidden(self, batch: PackedBatch) -> Tensor:
@@ -58,7 +60,7 @@ class ActsOnText:
         """
         ids, lengths = split_observation(obs)
         step = None
-        if self.settings.planned and not (deterministic or torch.is_grad_enabled()):
+        if not (deterministic or torch.is_grad_enabled()) and self._can_plan():
             step = self._planner.next(ids, lengths, allowed)
         actions, values, log_probs = self._step(ids, lengths, allowed, deterministic) if step is None else step
         return ActionTensor.carry(actions, log_probs, self.temperature), values, log_probs
@@ -67,31 +69,79 @@ class ActsOnText:
         """Tells the policy whom to ask what comes, so that it can write turns ahead; a bound buffer does so."""
         self._planner.foresee = foresee
 
+    def _can_plan(self) -> bool:
+        """Whether turns are written ahead, which takes a cache, and a critic that need not read each prefix now."""
+        needs_texts = self.critic.reads_text and not self.defer_values
+        return self.settings.planned and not needs_texts and self._acting.decoder.ready()
+
+    def _write_ahead(self, ids: Tensor, lengths: Tensor, outlook: Outlook) -> Written:
+        """Writes as far as can be foreseen, with a random number for each step and slot."""
+        before = torch.get_rng_state()
+        drawn = draw(outlook.steps, len(lengths))
+        with self._autocast():
+            written = self._writer().write(ids, lengths, outlook, drawn)
+        # Numbers of steps that were not needed are still to be drawn by whoever comes next.
+        if len(written.actions) < outlook.steps:
+            torch.set_rng_state(before)
+            draw(len(written.actions), len(lengths))
+        return written
+
     def _step(self, ids: Tensor, lengths: Tensor, allowed: Tensor | None, deterministic: bool = False) -> Step:
         """Actions (N,), values (N, 1) and log-probs (N,) after prefixes (N, L) of the lengths given (N,)."""
+        if not torch.is_grad_enabled() and lengths.any() and self._acting.decoder.ready():
+            actions, values, log_probs = self._write_one(ids, lengths, allowed, deterministic)
+            return actions, self._values(None, ids, lengths) if self.critic.reads_text else values[:, None], log_probs
         hidden = self._last_hidden(ids, lengths)  # (N, H)
         actions, log_probs = self._sample(hidden, lengths, deterministic, allowed)
         return actions, self._values(hidden, ids, lengths), log_probs
+
+    def _write_one(self, ids: Tensor, lengths: Tensor, allowed: Tensor | None, deterministic: bool) -> Step:
+        """Actions, values and log-probs of one step, all (N,), in the same way as `_write_ahead`."""
+        busy = (lengths > 0).long().cpu()
+        outlook = Outlook(1, busy, torch.zeros(self.lm.vocab_size, dtype=torch.bool), goes_on=False)
+        drawn = None if deterministic else draw(1, len(lengths))
+        with self._autocast():
+            written = self._writer().write(ids.cpu(), lengths.cpu(), outlook, drawn, allowed)
+        return written.actions[0], written.values[0], written.log_probs[0]
+
+    def _writer(self) -> Writer:
+        """What writes on with the decoder that there is."""
+        decoder = self._acting.decoder
+        if self._writes is None or self._writes.decoder is not decoder or self._writes.device != decoder.lm.device:
+            self._writes = Writer(decoder, self._choose)
+        return self._writes
+
+    def _choose(self, hidden: Tensor, drawn: Tensor | None, allowed: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, their log-probs and, from a critic on the actor's states, values, all (R,), from hidden states (R, H)."""
+        logits = self._acting.decoder.lm.logits(hidden).float()
+        logits = logits if self.temperature == 1.0 else logits / self.temperature
+        tokens, log_probs = choose_tokens(logits if allowed is None else restrict(logits, allowed), drawn)
+        if self.critic.reads_text:
+            return tokens, log_probs, torch.full_like(log_probs, torch.nan)
+        return tokens, log_probs, self.critic(None, hidden)
 
     @torch.no_grad()
     def _predict(self, observation: PyTorchObs, deterministic: bool = False, allowed: Tensor | None = None) -> Tensor:
         """The next tokens (N,), among those allowed (N, V), which carry their log-probs; the critic is not asked."""
         ids, lengths = split_observation(observation)
-        actions, log_probs = self._sample(self._last_hidden(ids, lengths), lengths, deterministic, allowed)
+        if lengths.any() and self._acting.decoder.ready():
+            actions, _, log_probs = self._write_one(ids, lengths, allowed, deterministic)
+        else:
+            actions, log_probs = self._sample(self._last_hidden(ids, lengths), lengths, deterministic, allowed)
         return ActionTensor.carry(actions, log_probs, self.temperature)
 
     def _sample(
         self, hidden: Tensor, lengths: Tensor, deterministic: bool, allowed: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Tokens and their log-probs, both (N,), from hidden states (N, H); idle rows cost no head and no sampling."""
+        """Tokens and their log-probs, both (N,), from hidden states (N, H) without a cache; idle rows cost no head."""
         busy = lengths > 0
         actions, log_probs = torch.zeros_like(lengths), torch.zeros(len(lengths), device=lengths.device)
         if busy.any():
             # Rows of ended episodes have length 0 in synchronous environments. (busy, V)
             logits = self._logits(hidden[busy], self._acting_lm())
-            if allowed is not None:
-                logits = restrict(logits, allowed[busy])
-            actions[busy], log_probs[busy] = sample_tokens(logits, deterministic)
+            drawn = None if deterministic else draw(len(lengths)).to(logits.device)[busy]
+            logits = logits if allowed is None else restrict(logits, allowed[busy])
+            actions[busy], log_probs[busy] = choose_tokens(logits, drawn)
         return actions, log_probs
 
     def _values(self, hidden: Tensor | None, ids: Tensor, lengths: Tensor) -> Tensor:

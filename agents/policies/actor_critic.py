@@ -32,6 +32,7 @@ from llm_env.lm.log_probs import head_kl, head_log_probs
 from llm_env.lm.packed_attention import packed_states
 from llm_env.lm.packing import PackedBatch
 from llm_env.lm.sampling import restrict, unpack_bits
+from llm_env.lm.writer import Writer
 from llm_env.reward.reference import Reference
 from llm_env.rollout import respond
 from llm_env.task import TextTask
@@ -118,7 +119,8 @@ class LLMActorCriticPolicy(CarriesLogProbs, ActsOnText, ScoresRollouts, ActorCri
             enable_checkpointing(self.actor)
             if isinstance(self.critic, CriticNetwork):
                 enable_checkpointing(self.critic.trunk)
-        self._planner = Planner(self._step, int(self.observation_space["input_ids"].high.max()))  # type: ignore[index]
+        self._writes: Writer | None = None
+        self._planner = Planner(self._write_ahead, int(self.observation_space["input_ids"].high.max()))  # type: ignore[index]
         # Parameters exist by now: what evaluates them in parts, and what moves them.
         self.micro_batches = MicroBatches(self, s.micro_batch_tokens)
         self.optimizer = self.optimizer_class(

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.policies.plan import MaskRules, Outlook
 from agents.rollouts.vec_env import LLMTextVecEnv
+from llm_env.lm.writer import MaskRules, Outlook
 
 
 def foresee(venv: LLMTextVecEnv, steps_left: int, ids: Tensor, lengths: Tensor) -> Outlook | None:
@@ -16,7 +16,7 @@ def foresee(venv: LLMTextVecEnv, steps_left: int, ids: Tensor, lengths: Tensor) 
     Args:
         venv: The environment.
         steps_left: Steps until the rollout is over, and with it the weights that write.
-        ids: Observed token ids, shape (N, L).
+        ids: Observed token ids, on the CPU, shape (N, L).
         lengths: Their lengths, shape (N,).
 
     Returns:
@@ -26,19 +26,18 @@ def foresee(venv: LLMTextVecEnv, steps_left: int, ids: Tensor, lengths: Tensor) 
     rules, observation = venv.task.masks, venv.batch.observation()
     if not venv.collecting or rules.looks_at_a_model or venv.task.ends.stop_strings:
         return None
-    if not np.array_equal(observation["input_ids"], ids.cpu().numpy()):
+    if not np.array_equal(observation["input_ids"], ids.numpy()):
         return None
-    if not np.array_equal(observation["length"][:, 0], lengths.cpu().numpy()):
+    if not np.array_equal(observation["length"][:, 0], lengths.numpy()):
         return None
-    device = ids.device
     masks = None
     if rules.active:
-        table = torch.from_numpy(np.stack([rules.allowed, rules.allowed & ~rules.eos])).to(device)
+        table = torch.from_numpy(np.stack([rules.allowed, rules.allowed & ~rules.eos]))
         written = [0 if e is None else len(e.response_ids) - e.turn_start for e in venv.batch.episodes]
-        masks = MaskRules(table, rules.min_new_tokens - torch.tensor(written, device=device))
-    is_end = torch.zeros(venv.task.vocab_size, dtype=torch.bool, device=device)
+        masks = MaskRules(table, rules.min_new_tokens - torch.tensor(written))
+    is_end = torch.zeros(venv.task.vocab_size, dtype=torch.bool)
     is_end[[i for i in venv.task.eos_ids if i < venv.task.vocab_size]] = True
-    room = torch.tensor(_room(venv), device=device)
+    room = torch.tensor(_room(venv))
     # With a world the next state is the world's; a slot that takes the next prompt at once has that.
     goes_on = venv.episodes == "continuous" or venv.task.make_world is not None
     return Outlook(min(steps_left, venv.calm_steps), room, is_end, goes_on, masks)

@@ -18,12 +18,11 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
 from llm_env.lm.causal_lm import CausalLM, attention_span
-from llm_env.lm.ragged_cache import Positions, RaggedLayer
+from llm_env.lm.ragged_cache import Positions, RaggedLayer, row_bucket
 
 logger = logging.getLogger(__name__)
 
-_GROW = 32  # columns are allocated in multiples of this
-_COMPACT_BELOW = 0.75  # storage is compacted when a smaller share of its rows than this is in use
+_GROW = 32  # columns are allocated, and looked at, in multiples of this
 
 
 class CachedDecoder:
@@ -44,23 +43,32 @@ class CachedDecoder:
     ) -> None:
         self.lm = lm
         self._refresh = refresh
+        self._plain_mask = False
+        """Whether this model needs to be told by a mask of two dimensions what to look at; tried in `_check`."""
         self._reads_chunks: bool | None = None
         """Whether a chunk gives what a full forward pass gives; None: it was not tried yet."""
         self.max_length = max_length
         self.use_cache = use_cache
         self._checked = not use_cache
+        self.keeps_storage = False
+        """Whether keys and values stay where they are in memory when nobody needs them."""
+        self._positions = Positions()
+        self._layers: list[RaggedLayer] = []
         self.clear()
 
     def clear(self) -> None:
         """Forgets everything; must follow every change of the weights."""
         self._stale = True
-        self._positions = Positions()
-        self._layers: list[RaggedLayer] = []
+        self._drop_rows()
         self._tokens = torch.empty(0, 0, dtype=torch.long)  # (slots, columns): what each slot's row encodes
         self._lengths = torch.empty(0, dtype=torch.long)  # (slots,)
         self._row_of_slot = torch.empty(0, dtype=torch.long)  # (slots,), -1: none
-        self._n_rows = 0
         self._last: Tensor | None = None  # (slots, H): the last hidden state of each slot's row
+
+    def _drop_rows(self) -> None:
+        self._n_rows = 0  # rows that the model reads: those in use, and some that fill up their bucket
+        if not self.keeps_storage:
+            self._layers = []
 
     @torch.no_grad()
     def hidden(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
@@ -76,21 +84,41 @@ class CachedDecoder:
         """
         # Bookkeeping stays on the CPU; only keys, values and hidden states are on the device.
         ids, lengths = input_ids.detach().cpu().long(), lengths.detach().cpu().long().flatten()
-        longest = int(lengths.max()) if len(lengths) else 0
-        # Once: does the cache work for this model? And `refresh`, before the first use of weights that changed.
+        if not self.ready():
+            return self._uncached(ids, lengths)
+        self.read(ids, lengths)
+        if self._last is None:  # every slot has been idle so far
+            return torch.zeros(len(lengths), self.lm.hidden_size, device=self.lm.device)
+        return self._last * (lengths > 0).to(self._last.device)[:, None]
+
+    def ready(self) -> bool:
+        """Prepares the model's use: whether the cache works for it, tried once, and `refresh` where weights have changed.
+
+        Returns:
+            Whether there is a cache.
+        """
         if not self._checked:
             self._check()
         if self._stale and self._refresh is not None:
             self._refresh()
         self._stale = False
-        if not self.use_cache:
-            return self._uncached(ids, lengths)
+        return self.use_cache
+
+    def read(self, ids: Tensor, lengths: Tensor) -> None:
+        """Brings the cache to where it encodes these prefixes; to be called when `ready`.
+
+        Args:
+            ids: Right-padded prefixes, long, on the CPU, shape (N, L).
+            lengths: Tokens of each prefix, long, on the CPU, shape (N,); 0 for an idle row.
+        """
+        longest = int(lengths.max()) if len(lengths) else 0
         if len(lengths) != len(self._lengths):  # another number of slots: start with an empty cache
             self.clear()
+            self._stale = False
             self._lengths = torch.zeros_like(lengths)
             self._row_of_slot = torch.full_like(lengths, -1)
             self._tokens = torch.zeros(len(lengths), 0, dtype=torch.long)
-        self._widen(longest)
+        self.widen(longest)
 
         # Compare each prefix with what its slot's row encodes: the same, one token longer, or another one.
         width = min(ids.shape[1], self._tokens.shape[1])
@@ -102,20 +130,15 @@ class CachedDecoder:
         if longer.any() and not self._can_read_chunks():
             longer[:] = False
         fresh = (lengths > 0) & ~(grown | longer | same & (lengths == self._lengths))
-        self._release(lengths == 0)
+        self.release(lengths == 0)
         if grown.any():
             self._decode(ids, grown)
         if longer.any():
             self._append(ids, lengths, longer)
         if fresh.any():
             self._prefill(ids, lengths, fresh)
-        assert self._last is not None or longest == 0
-        if self._last is None:
-            # Every slot has been idle so far.
-            return torch.zeros(len(lengths), self.lm.hidden_size, device=self.lm.device)
-        return self._last * (lengths > 0).to(self._last.device)[:, None]
 
-    def _widen(self, longest: int) -> None:
+    def widen(self, longest: int) -> None:
         """Makes room for `longest` tokens a row."""
         have = self._tokens.shape[1]
         if longest <= have:
@@ -128,22 +151,60 @@ class CachedDecoder:
         for layer in self._layers:
             layer.reserve(self._n_rows, want)
 
-    def _release(self, idle: Tensor) -> None:
-        """Takes idle slots' rows away, and compacts the storage when many have gone."""
+    def release(self, idle: Tensor) -> None:
+        """Takes idle slots' rows away (boolean, shape (N,)), and moves the others together where a smaller bucket fits."""
         self._row_of_slot[idle] = -1
         self._lengths[idle] = 0
-        # Rows in use are moved together at the front of the storage.
         used = self._row_of_slot >= 0
         n_used = int(used.sum())
-        if self._layers and 0 < n_used < _COMPACT_BELOW * self._n_rows:
-            rows = self._row_of_slot[used]
+        if self._layers and n_used > 0 and row_bucket(n_used) < self._n_rows:
+            # In the order of the slots; rows that fill up the bucket hold whatever they hold.
+            rows = torch.zeros(row_bucket(n_used), dtype=torch.long)
+            rows[:n_used] = self._row_of_slot[used]
             for layer in self._layers:
-                layer.keep(rows.to(layer.keys.device))
+                layer.keep(rows.to(layer.keys.device), self.keeps_storage)
             self._row_of_slot[used] = torch.arange(n_used)
-            self._n_rows = n_used
+            self._n_rows = len(rows)
         # Nobody is left, as between two synchronous rounds: the storage goes, the next round allocates its own.
         elif self._layers and n_used == 0:
-            self._layers, self._n_rows = [], 0
+            self._drop_rows()
+
+    def fits_fewer(self, n: int) -> bool:
+        """Whether a smaller bucket of rows would do for n slots."""
+        return row_bucket(n) < self._n_rows
+
+    def slots_of_rows(self) -> Tensor:
+        """The slot of each row that the model reads, on the CPU, shape (rows,); the number of slots for a row without one."""
+        slots = torch.full((self._n_rows,), len(self._lengths))
+        used = (self._row_of_slot >= 0).nonzero()[:, 0]
+        slots[self._row_of_slot[used]] = used
+        return slots
+
+    def states_of(self, slots: Tensor) -> Tensor:
+        """The last hidden states of slots, as `slots_of_rows` gives them, on the device, shape (rows, H)."""
+        assert self._last is not None
+        return self._last[slots.clamp(max=len(self._lengths) - 1)]
+
+    def wrote(self, grown: Tensor, tokens: Tensor, states: Tensor) -> None:
+        """Notes that tokens were read, by `read_tokens`, that nobody asked for by a prefix.
+
+        Args:
+            grown: Whether a slot's row has read them, boolean, on the CPU, shape (N,).
+            tokens: The tokens, on the CPU, shape (T, N).
+            states: The last hidden state of each row, shape (≥ rows, H).
+        """
+        assert self._last is not None
+        slots = grown.nonzero()[:, 0]
+        columns = self._lengths[slots][:, None] + torch.arange(len(tokens))  # (n, T)
+        self._tokens[slots[:, None], columns] = tokens[:, slots].T
+        self._lengths[slots] += len(tokens)
+        new = states[self._row_of_slot[slots].to(states.device)].to(self._last.dtype)
+        self._last = self._last.index_copy(0, slots.to(states.device), new)
+
+    def addresses(self) -> tuple[int, ...]:
+        """Where keys, values and weights are in memory."""
+        tensors = [t for layer in self._layers for t in (layer.keys, layer.values)]
+        return tuple(t.data_ptr() for t in (*tensors, *self.lm.model.parameters()))
 
     def _remember(self, slots: Tensor, hidden: Tensor, lengths: Tensor, ids: Tensor) -> None:
         """Notes which prefix each of these slots' rows encodes now, and its last hidden state (n, H)."""
@@ -184,7 +245,7 @@ class CachedDecoder:
         taken = set(self._row_of_slot[self._row_of_slot >= 0].tolist())
         free = [r for r in range(self._n_rows) if r not in taken][:count]
         free += range(self._n_rows, self._n_rows + count - len(free))
-        self._n_rows = max([self._n_rows, *(r + 1 for r in free)])
+        self._n_rows = max(self._n_rows, row_bucket(max(free, default=-1) + 1))
         return torch.tensor(free, dtype=torch.long)
 
     def _decode(self, ids: Tensor, grown: Tensor) -> None:
@@ -192,35 +253,54 @@ class CachedDecoder:
 
         The other rows compute too, and write into the column behind their prefix, which their next token will overwrite.
         """
-        # A row that does not grow writes one column behind its prefix, which may lie beyond the storage.
-        self._widen(int(self._lengths.max()) + 1)
-        device = self.lm.device
         slots = grown.nonzero()[:, 0]
         rows = self._row_of_slot[slots]
-        # The column that each row writes, and the token that it reads.
-        columns = torch.zeros(self._n_rows, dtype=torch.long)
-        others = (self._row_of_slot >= 0) & ~grown
-        columns[self._row_of_slot[others]] = self._lengths[others]
-        columns[rows] = self._lengths[slots]
+        columns = self._next_columns()
         tokens = torch.zeros(self._n_rows, dtype=torch.long)
         tokens[rows] = ids[slots, self._lengths[slots]]
+        device, width = self.lm.device, self.columns_for(int(columns.max()))
+        states = self.read_tokens(tokens.to(device), columns.to(device), width)
+        self._remember(slots, states[rows.to(device)], self._lengths + grown.long(), ids)  # without those that waited
+
+    def _next_columns(self) -> Tensor:
+        """The column that each row's next token goes to, on the CPU, shape (rows,)."""
+        # A row that does not grow writes one column behind its prefix, which may lie beyond the storage.
+        self.widen(int(self._lengths.max()) + 1)
+        columns = torch.zeros(self._n_rows, dtype=torch.long)
+        used = self._row_of_slot >= 0
+        columns[self._row_of_slot[used]] = self._lengths[used]
+        return columns
+
+    def columns_for(self, column: int) -> int:
+        """Columns that are looked at where a row writes this one: a multiple, so that few different shapes are met."""
+        return -(-(column + 1) // _GROW) * _GROW
+
+    def read_tokens(self, tokens: Tensor, columns: Tensor, width: int) -> Tensor:
+        """Reads one token in every row: a function of tensors, whose shapes depend on the numbers of rows and columns alone.
+
+        Args:
+            tokens: The tokens, shape (rows,).
+            columns: The column that each row writes, shape (rows,); it looks at that one and those before it.
+            width: Columns that any row may look at, from `columns_for`.
+
+        Returns:
+            Hidden states, shape (rows, H).
+        """
         positions = self._positions
         # All stored rows, because attention to a subset would copy the cache.
-        positions.rows, positions.is_part = torch.arange(self._n_rows, device=device), False
-        positions.columns = columns.to(device)[:, None]
-        positions.kv_length = int(columns.max()) + 1
-        # (rows, kv_length): each row looks at its prefix and its new token, not at stale columns behind them
-        mask = torch.arange(positions.kv_length, device=device) <= positions.columns
+        positions.rows, positions.is_part = torch.arange(len(tokens), device=tokens.device), False
+        positions.columns, positions.kv_length = columns[:, None], width
+        # (rows, width): each row looks at its prefix and its new token, not at stale columns behind them.
+        mask = torch.arange(width, device=tokens.device) <= positions.columns
         out = self.lm.hidden(
-            tokens.to(device)[:, None],
-            attention_mask=mask.long(),
+            tokens[:, None],
+            attention_mask=mask.long() if self._plain_mask else self._added(mask[:, None, None]),
             position_ids=positions.columns,
             past_key_values=Cache(layers=list(self._layers)),
             use_cache=True,
         )
-        # The rows that only waited are not read.
-        hidden = out.last_hidden_state[rows.to(device), 0]  # (grown slots, H)
-        self._remember(slots, hidden, self._lengths + grown.long(), ids)
+        states: Tensor = out.last_hidden_state[:, 0]
+        return states
 
     def _append(self, ids: Tensor, lengths: Tensor, longer: Tensor) -> None:
         """Reads several new tokens in the rows of the slots that are `longer`; the other rows are not touched."""
@@ -228,7 +308,7 @@ class CachedDecoder:
         slots = longer.nonzero()[:, 0]
         before, after = self._lengths[slots], lengths[slots]  # (n,)
         chunk = int((after - before).max())
-        self._widen(int(before.max()) + chunk)
+        self.widen(int(before.max()) + chunk)
         # (n, T): the columns behind each row's prefix. Those behind its new end are masked until they are written again.
         columns = before[:, None] + torch.arange(chunk)
         inside = columns < after[:, None]
@@ -254,7 +334,7 @@ class CachedDecoder:
     def _added(self, mask: Tensor) -> Tensor:
         """A mask of four dimensions as attention takes it: what is not looked at as the lowest number, added to the scores."""
         dtype = self.lm.model.dtype
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
     def _uncached(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """The same as `hidden`, each prefix read from the start."""
@@ -273,10 +353,13 @@ class CachedDecoder:
         """Decides once whether this model can be cached: by its configuration, then by trying it on ragged rows."""
         self._checked = True
         reason = None
+        growing = [[2, 5], [3, 6], [4, 6]]  # both grow, then one while the other waits
         if attention_span(self.lm.config) < self.max_length:
             reason = "its cache is not plain attention over the whole prefix"
-        elif not self._agrees_with_full_forward([[2, 5], [3, 6], [4, 6]]):  # both grow, then one while the other waits
-            reason = "its cached step disagrees with a full forward pass"
+        elif not self._agrees_with_full_forward(growing):
+            self._plain_mask = True
+            if not self._agrees_with_full_forward(growing):
+                reason = "its cached step disagrees with a full forward pass"
         self.clear()
         if reason is not None:
             self.use_cache = False
@@ -300,6 +383,7 @@ class CachedDecoder:
         """Compares cached steps with a full forward pass, on two rows of these lengths, one step after the other."""
         trial = CachedDecoder(self.lm, self.max_length)
         trial._checked = trial._reads_chunks = True
+        trial._plain_mask = self._plain_mask
         vocab = self.lm.vocab_size
         ids = (torch.arange(2 * 8).reshape(2, 8) * 7 + 1) % vocab
         try:

@@ -13,6 +13,11 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 
+def row_bucket(n: int) -> int:
+    """Rows that are read where n are in use: 1, 2, 4, then multiples of 8, so that few different shapes are met."""
+    return next((size for size in (1, 2, 4) if n <= size), -(-n // 8) * 8)
+
+
 class Positions:
     """Where this decoding step writes, and how far it looks; all layers share one object.
 
@@ -68,17 +73,21 @@ class RaggedLayer(DynamicLayer):
         if n_rows <= have_rows and n_columns <= have_columns:
             return
         shape = (max(n_rows, have_rows), max(n_columns, have_columns))
-        # Callers ask for half as many columns again (`_widen`), so that this copy is rare.
+        # Callers ask for half as many columns again (`CachedDecoder.widen`), so that this copy is rare.
         for name in ("keys", "values"):
             old = getattr(self, name)
             new = old.new_zeros(shape[0], old.shape[1], shape[1], old.shape[3])
             new[:have_rows, :, :have_columns] = old
             setattr(self, name, new)
 
-    def keep(self, rows: Tensor) -> None:
-        """Keeps these rows only, in this order."""
-        self.keys = self.keys.index_select(0, rows)
-        self.values = self.values.index_select(0, rows)
+    def keep(self, rows: Tensor, in_place: bool = False) -> None:
+        """Moves these rows to the front, in this order; drops the others unless the storage must stay where it is."""
+        for name in ("keys", "values"):
+            kept = getattr(self, name).index_select(0, rows)
+            if in_place:
+                getattr(self, name)[: len(rows)] = kept
+            else:
+                setattr(self, name, kept)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Writes T tokens in each row, and returns keys and values of the columns that any row may look at.
@@ -97,7 +106,7 @@ class RaggedLayer(DynamicLayer):
         self.keys[at.rows[:, None], :, at.columns] = key_states.transpose(1, 2).to(self.keys.dtype)
         self.values[at.rows[:, None], :, at.columns] = value_states.transpose(1, 2).to(self.values.dtype)
         keys, values = self.keys[:, :, : at.kv_length], self.values[:, :, : at.kv_length]
-        return (keys[at.rows], values[at.rows]) if at.is_part else (keys, values)
+        return (keys[at.rows], values[at.rows]) if at.is_part else (keys[: len(at.rows)], values[: len(at.rows)])
 
     def get_seq_length(self) -> int:
         """Number of columns before this step's tokens, in the longest row."""

@@ -23,17 +23,45 @@ def sample_tokens(
     Returns:
         Tokens, and their log π in nats, both of shape (n,). Where a row's logits hold NaN, its log π is NaN.
     """
+    drawn = None if deterministic else draw(len(logits), generator=generator, device=logits.device)
+    return choose_tokens(logits, drawn)
+
+
+def draw(*shape: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu") -> Tensor:
+    """Uniform numbers in (0, 1], float64, one for each token that is to be sampled.
+
+    Args:
+        shape: How many.
+        generator: Random generator on the device; None: torch's global one.
+        device: Where to draw.
+    """
+    # Without 0, so that a token of probability 0 in front is not drawn.
+    return 1 - torch.rand(*shape, dtype=torch.float64, device=device, generator=generator)
+
+
+def choose_tokens(logits: Tensor, drawn: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The token of each row that a uniform number falls on, by inverse transform sampling, or the likeliest.
+
+    Args:
+        logits: Logits divided by the temperature, float32, shape (n, V).
+        drawn: Numbers in (0, 1], float64, shape (n,); None: the likeliest tokens.
+
+    Returns:
+        As `sample_tokens`.
+    """
     log_all = torch.log_softmax(logits, -1)
-    if deterministic:
-        tokens = log_all.argmax(-1)
-    else:
-        # Inverse transform sampling: one random number a row. In float64, because the sum has V terms.
-        cumulative = log_all.exp().cumsum(-1, dtype=torch.float64)
-        # In (0, 1], so that a token of probability 0 in front is not drawn; times the sum, which rounding moves off 1.
-        drawn = 1 - torch.rand(len(logits), 1, dtype=torch.float64, device=logits.device, generator=generator)
-        # NaN has no place in the order: the search ends behind the last token, where a GPU could not even read an error.
-        tokens = torch.searchsorted(cumulative, drawn * cumulative[:, -1:])[:, 0].clamp(max=logits.shape[-1] - 1)
+    tokens = pick_tokens(log_all, drawn)
     return tokens, log_all.gather(-1, tokens[:, None])[:, 0]
+
+
+def pick_tokens(log_probs: Tensor, drawn: Tensor | None) -> Tensor:
+    """The tokens of `choose_tokens`, shape (n,), by all tokens' log π, shape (n, V)."""
+    if drawn is None:
+        return log_probs.argmax(-1)
+    # In float64, because the sum has V terms; the number times the sum, which rounding moves off 1.
+    cumulative = log_probs.exp().cumsum(-1, dtype=torch.float64)
+    # NaN has no place in the order: the search ends behind the last token, where a GPU could not even read an error.
+    return torch.searchsorted(cumulative, drawn[:, None] * cumulative[:, -1:])[:, 0].clamp_(max=log_probs.shape[-1] - 1)
 
 
 def check_log_probs(log_probs: NDArray[Any]) -> None:

@@ -31,10 +31,10 @@ DECODING = [
         _DECODING_TESTS,
     ),
     Mutation(
-        "rows that ride along lose their last token",
+        "a new token is written over the one before",
         _DECODING,
-        "columns[self._row_of_slot[others]] = self._lengths[others]",
-        "columns[self._row_of_slot[others]] = self._lengths[others] - 1",
+        "columns[self._row_of_slot[used]] = self._lengths[used]",
+        "columns[self._row_of_slot[used]] = (self._lengths[used] - 1).clamp(min=0)",
         _DECODING_TESTS,
     ),
     Mutation(

@@ -1,16 +1,17 @@
-"""Mistakes in planned rollouts: when a plan fits, what it is written by, and when it is dropped."""
+"""Mistakes in planned rollouts: when a plan fits, when it is dropped, and the loop that writes it."""
 
 from __future__ import annotations
 
 from tests.mistakes import Mutation
 
 _TESTS = ("tests/agents/policies/test_plan.py",)
+_WRITER_TESTS = ("tests/llm_env/lm/test_writer.py",)
 PLANS = [
     Mutation(
         "a plan is handed out whatever is observed",
         "agents/policies/plan.py",
-        "if not (torch.equal(lengths, self.lengths) and torch.equal(ids, self.ids)):",
-        "if not torch.equal(lengths, self.lengths):",
+        "not (torch.equal(lengths, self.lengths) and torch.equal(ids, self.ids)):",
+        "not torch.equal(lengths, self.lengths):",
         _TESTS,
     ),
     Mutation(
@@ -29,16 +30,65 @@ PLANS = [
     ),
     Mutation(
         "a plan goes on where only the world knows with what",
-        "agents/policies/planner.py",
-        "if ended.any() and (outlook.goes_on or not (grown > 0).any()):",
-        "if ended.any() and not (grown > 0).any():",
-        _TESTS,
+        "llm_env/lm/writer.py",
+        "if not left or (outlook.goes_on and left < n_growing):",
+        "if not left:",
+        _WRITER_TESTS,
     ),
     Mutation(
-        "a plan writes on behind an end token",
-        "agents/policies/planner.py",
-        "ended = acts & (outlook.is_end[actions] | (outlook.room == t + 1))",
-        "ended = acts & (outlook.room == t + 1)",
+        "writing goes on behind an end token",
+        "llm_env/lm/writer.py",
+        "ended = desk.alive & (desk.is_end[desk.tokens] | (desk.room == at + 1))",
+        "ended = desk.alive & (desk.room == at + 1)",
+        _WRITER_TESTS,
+    ),
+    Mutation(
+        "rows of slots that have ended are read to the end",
+        "llm_env/lm/writer.py",
+        "                        decoder.release(~growing)\n",
+        "",
+        _WRITER_TESTS,
+    ),
+    Mutation(
+        "rows that fill up a bucket write into another slot",
+        "llm_env/lm/decoding.py",
+        "slots = torch.full((self._n_rows,), len(self._lengths))",
+        "slots = torch.full((self._n_rows,), 0)",
+        _WRITER_TESTS,
+    ),
+    Mutation(
+        "the loop's masks are those of its first step",
+        "llm_env/lm/writer.py",
+        "return self.table[(self.short[self.slots[:rows]] > self.at).long()]",
+        "return self.table[(self.short[self.slots[:rows]] > 0).long()]",
+        _WRITER_TESTS,
+    ),
+    Mutation(
+        "what was written is read again",
+        "llm_env/lm/decoding.py",
+        "self._lengths[slots] += len(tokens)",
+        "pass",
+        _WRITER_TESTS,
+    ),
+    Mutation(
+        "a replay that disagrees leaves its marks",
+        "llm_env/lm/replay.py",
+        "        put_back(want)\n",
+        "",
+        _WRITER_TESTS,
+    ),
+    Mutation(
+        "a step that was captured elsewhere is replayed",
+        "llm_env/lm/replay.py",
+        "if addresses != self._expected:",
+        "if self._expected is None:",
+        _WRITER_TESTS,
+    ),
+    Mutation(
+        "random numbers that a plan did not need are lost",
+        "agents/policies/acting.py",
+        "            torch.set_rng_state(before)\n",
+        "",
         _TESTS,
     ),
     Mutation(
@@ -49,8 +99,8 @@ PLANS = [
         _TESTS,
     ),
     Mutation(
-        "a plan forgets the minimum length",
-        "agents/policies/plan.py",
+        "a plan expects other masks than it was written under",
+        "llm_env/lm/writer.py",
         "return self.table[(self.short > steps).long()]",
         "return self.table[(self.short > 0).long()]",
         _TESTS,

@@ -40,16 +40,17 @@ def in_this_process(command: list[str], cwd: Path, **_: Any) -> None:
 
 
 def test_ours_and_the_floor_have_the_same_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from agents.policies import acting
+    from llm_env.lm import sampling
 
-    monkeypatch.setattr(acting, "sample_tokens", acting.sample_tokens)  # the script puts its own there
+    monkeypatch.setattr(sampling, "pick_tokens", sampling.pick_tokens)  # the script puts its own there
     monkeypatch.syspath_prepend(str(Path(benchmark.__file__).parent / "benchmarks"))
     monkeypatch.setattr(benchmark.subprocess, "run", in_this_process)
-    args = Args(**SMALL, lengths="spread", contenders=("ours", "floor"), warmup=0, output_dir=tmp_path)  # type: ignore[arg-type]
+    args = Args(**SMALL, lengths="spread", contenders=("ours", "stepped", "floor"), warmup=0, output_dir=tmp_path)  # type: ignore[arg-type]
     assert benchmark.main(args) == 0
     (result,) = json.loads((tmp_path / "results.json").read_text())
-    ours, floor = (result["contenders"][name]["objective"] for name in ("ours", "floor"))
+    ours, stepped, floor = (result["contenders"][name]["objective"] for name in ("ours", "stepped", "floor"))
     assert ours == pytest.approx(floor, abs=1e-2)
+    assert stepped == ours
     assert abs(floor["kl"]) > 1e-3
 
 

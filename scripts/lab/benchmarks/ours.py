@@ -14,12 +14,14 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
+import llm_env.lm.sampling
 from agents import make_algorithm
 from agents.algorithms.table import algorithm as algorithm_row
-from agents.policies import acting
 from agents.policies.actor_critic import LLMActorCriticPolicy
 from agents.rollouts.vec_env import LLMTextVecEnv
 from benchmarks.case import Case, Stopwatch, read_case, write_result
+from llm_env.lm.sampling import pick_tokens
+from llm_env.lm.writer import Writer
 from llm_env.text.prompts import Prompt
 
 LEARNING_RATE = 1e-5
@@ -51,29 +53,43 @@ class Script:
     def __init__(
         self, policy: LLMActorCriticPolicy, venv: LLMTextVecEnv, prompt: int, responses: list[list[int]]
     ) -> None:
-        self.venv, self.prompt, self.responses = venv, prompt, responses
-        self.lengths: list[int] = []
-        """Lengths of the prefixes that are written on, a slot each; 0 for idle ones."""
-        self._policy_sample, policy._sample = policy._sample, self.note  # type: ignore[method-assign, assignment]
-        module: Any = acting  # the module that looks `sample_tokens` up
-        self._sample, module.sample_tokens = module.sample_tokens, self.sample
+        self.venv, self.prompt = venv, prompt
+        longest = max(map(len, responses))
+        self.table = torch.tensor([[*r, *[0] * (longest - len(r))] for r in responses])  # (prompts, longest)
+        module: Any = llm_env.lm.sampling  # the module that looks `pick_tokens` up
+        module.pick_tokens = self.pick
+        self._writer, policy._writer = policy._writer, self.writer  # type: ignore[method-assign]
+        self._sample, policy._sample = policy._sample, self.sample  # type: ignore[method-assign, assignment]
 
-    def note(self, hidden: torch.Tensor, lengths: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """The policy's `_sample`, which tells how far each slot is."""
-        self.lengths = lengths.tolist()
-        return self._policy_sample(hidden, lengths, *args)
+    def note(self, lengths: torch.Tensor, rows: Any) -> None:
+        """Notes where each slot begins, and how to know the slots of n rows and the step since."""
+        self.rows, busy = rows, [0 if e is None else e.prompt.index for e in self.venv.batch.episodes]
+        longest = self.table.shape[1]
+        places = lengths.cpu()[:, None] - self.prompt + torch.arange(longest)  # (slots, steps)
+        # A row of the script for each slot, and one more for rows that belong to none.
+        script = self.table[torch.tensor([*busy, 0])].gather(1, places[[*range(len(busy)), 0]].clamp(0, longest - 1))
+        self.script = script.to(lengths.device)
 
-    def sample(self, logits: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """The script's tokens and their log-probs, both (n_busy,); arguments and results are `sample_tokens`'."""
-        self._sample(logits, *args)
-        # logits have a row for each slot that is not idle, in the order of the slots
-        tokens = [
-            self.responses[episode.prompt.index][length - self.prompt]  # type: ignore[index]
-            for episode, length in zip(self.venv.batch.episodes, self.lengths, strict=True)
-            if episode is not None and length
-        ]
-        drawn = torch.tensor(tokens, device=logits.device)
-        return drawn, logits.gather(-1, drawn[:, None])[:, 0] - torch.logsumexp(logits, -1)
+    def writer(self) -> Any:
+        """The policy's writer, which tells where each slot begins."""
+        writer: Any = self._writer()
+
+        def write(ids: torch.Tensor, lengths: torch.Tensor, *args: Any) -> Any:
+            self.note(lengths.to(writer.device), lambda n: (writer._desk.slots[:n], writer._desk.at))
+            return Writer.write(writer, ids, lengths, *args)
+
+        writer.write = write
+        return writer
+
+    def sample(self, hidden: torch.Tensor, lengths: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """The policy's `_sample`, which tells how far each slot is; it looks at those that are not idle."""
+        self.note(lengths, lambda n: (lengths.nonzero()[:, 0], torch.zeros_like(lengths[:1])))
+        return self._sample(hidden, lengths, *args)
+
+    def pick(self, log_probs: torch.Tensor, drawn: torch.Tensor | None) -> torch.Tensor:
+        """The script's tokens, (rows,); arguments and results are `pick_tokens`'."""
+        pick_tokens(log_probs, drawn)
+        return self.script[self.rows(len(log_probs))]
 
 
 class Objective(BaseCallback):

@@ -1,0 +1,246 @@
+"""Writing on in N slots at once: token after token, without a word to the host between two of them.
+
+The loop's state is in tensors that have an entry for each slot and keep their addresses; the model reads rows of the decoder's
+storage, whose number falls from bucket to bucket as slots end (`llm_env.lm.decoding.row_bucket`). So one step is a function of
+tensors whose shapes depend on the numbers of rows and columns alone, which a GPU can capture and replay (`llm_env.lm.replay`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from llm_env.lm.decoding import CachedDecoder
+from llm_env.lm.replay import StepRunner, graph_capture
+
+Choose = Callable[[Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor, Tensor]]
+"""From hidden states (R, H), uniform numbers (R,) or None for the likeliest, and a mask (R, V) or None, to tokens, log π in
+nats and values, each (R,)."""
+LOOK_EVERY = 8
+"""Steps on a GPU after which the host looks how many slots have ended, where nothing hangs on it but speed."""
+
+
+class MaskRules(NamedTuple):
+    """Rules of the vocabulary alone, which can be applied without asking anybody at each step.
+
+    Attributes:
+        table: Which tokens may be chosen, boolean, shape (2, V): in any state; in one where the turn is too short to end.
+        short: Tokens after which each slot's turn may end, shape (N,).
+    """
+
+    table: Tensor
+    short: Tensor
+
+    def after(self, steps: int) -> Tensor:
+        """Which tokens may be chosen after a number of further tokens, boolean, shape (N, V)."""
+        return self.table[(self.short > steps).long()]
+
+
+class Outlook(NamedTuple):
+    """What can be foreseen of N slots; tensors are on the CPU.
+
+    Attributes:
+        steps: Steps that can be foreseen at most, at least 1.
+        room: Tokens that each slot's turn can have still, shape (N,); 0 for a slot that takes none.
+        is_end: Whether a token ends a turn, boolean, shape (V,).
+        goes_on: Whether a slot whose turn has ended goes on, with something that is not known yet: nothing can be written
+            behind the first end. If not, it is idle from then on.
+        masks: Which tokens may be chosen; None: all.
+    """
+
+    steps: int
+    room: Tensor
+    is_end: Tensor
+    goes_on: bool
+    masks: MaskRules | None = None
+
+
+class Written(NamedTuple):
+    """What was written in T steps, on the CPU, each of shape (T, N).
+
+    Attributes:
+        actions: The tokens; 0 where a slot took none.
+        values: What `Choose` gave.
+        log_probs: log π of the tokens, in nats.
+        acts: Whether a slot took a token.
+        ended: Whether it was its last.
+    """
+
+    actions: Tensor
+    values: Tensor
+    log_probs: Tensor
+    acts: Tensor
+    ended: Tensor
+
+
+class _Desk:
+    """The loop's state: tensors with an entry for each of N slots, and one more for rows that belong to none."""
+
+    def __init__(self, n_slots: int, steps: int, hidden_size: int, vocab_size: int, device: torch.device) -> None:
+        n = n_slots + 1
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
+            return torch.zeros(*shape, dtype=dtype, device=device)
+
+        self.n_slots, self.steps = n_slots, steps
+        self.slots = zeros(n_slots + 8)  # the slot of each row; (rows,) of it are in use
+        # The step under way. It has a dimension, for without one torch would ask the device for a number.
+        self.at = zeros(1)
+        self.tokens, self.columns, self.room = zeros(n), zeros(n), zeros(n)
+        self.alive, self.is_end = zeros(n, dtype=torch.bool), zeros(vocab_size, dtype=torch.bool)
+        self.drawn = zeros(steps, n, dtype=torch.float64)
+        self.table, self.short = zeros(2, vocab_size, dtype=torch.bool), zeros(n)  # of `MaskRules`
+        self.actions = zeros(steps, n)
+        self.values, self.log_probs = (zeros(steps, n, dtype=torch.float32) for _ in range(2))
+        self.acts, self.ended = (zeros(steps, n, dtype=torch.bool) for _ in range(2))
+        self.states = zeros(n_slots + 8, hidden_size, dtype=torch.float32)  # of each row
+
+    def moving(self) -> list[Tensor]:
+        """What a step changes."""
+        noted = [self.actions, self.values, self.log_probs, self.acts, self.ended]
+        return [self.at, self.tokens, self.columns, self.alive, self.states, *noted]
+
+    def addresses(self) -> tuple[int, ...]:
+        """Where all of it is in memory."""
+        return tuple(value.data_ptr() for value in vars(self).values() if isinstance(value, Tensor))
+
+    def mask(self, rows: int) -> Tensor:
+        """Which tokens may be chosen in each row by the rules, boolean, shape (rows, V)."""
+        return self.table[(self.short[self.slots[:rows]] > self.at).long()]
+
+    def written(self, steps: int) -> Written:
+        """What was noted, without steps in which no slot took a token."""
+        acts = self.acts[:steps, :-1].to("cpu", copy=True)
+        n = max(1, int(acts.any(1).sum()))
+        columns = (self.actions, self.values, self.log_probs)
+        actions, values, log_probs = (side[:n, :-1].to("cpu", copy=True) for side in columns)
+        return Written(actions, values, log_probs, acts[:n], self.ended[:n, :-1].to("cpu", copy=True))
+
+
+class Writer:
+    """Writes on in the slots of a decoder.
+
+    Args:
+        decoder: Reads prefixes and tokens.
+        choose: Chooses the next tokens; it looks at nothing that moves in memory.
+    """
+
+    def __init__(self, decoder: CachedDecoder, choose: Choose) -> None:
+        self.decoder = decoder
+        self._choose = choose
+        self._desk: _Desk | None = None
+        self.device = decoder.lm.device
+        self.runner = StepRunner(graph_capture(self.device), decoder.lm.name)
+        # A captured step finds keys and values where they were when it was captured.
+        decoder.keeps_storage = self.runner.captures
+
+    @torch.no_grad()
+    def write(
+        self, ids: Tensor, lengths: Tensor, outlook: Outlook, drawn: Tensor | None, mask: Tensor | None = None
+    ) -> Written:
+        """Writes on as far as can be foreseen.
+
+        Args:
+            ids: Right-padded prefixes, long, on the CPU, shape (N, L).
+            lengths: Tokens of each prefix, long, on the CPU, shape (N,); 0 for an idle slot. Not all are 0.
+            outlook: How far, what ends a slot, and which tokens may be chosen.
+            drawn: A uniform number in (0, 1] for each step and slot, float64, shape (steps, N); None: the likeliest tokens.
+            mask: Which tokens may be chosen in the one step that is foreseen, boolean, shape (N, V); None: see `outlook`.
+        """
+        decoder = self.decoder
+        decoder.read(ids, lengths)
+        desk = self._seat(lengths, outlook, drawn)
+        rows, samples, masked = self._rows(desk), drawn is not None, outlook.masks is not None
+        slots = desk.slots[:rows]
+        if mask is not None:
+            mask = mask[slots.clamp(max=len(lengths) - 1)]
+        elif masked:
+            mask = desk.mask(rows)
+        self._note(desk, decoder.states_of(slots), rows, samples, mask)
+        steps = self._go_on(desk, lengths, outlook, rows, samples) if outlook.steps > 1 else 1
+        written = desk.written(steps)
+        if len(written.actions) > 1:
+            decoder.wrote(written.acts[-1], written.actions[:-1], desk.states)
+        return written
+
+    def _go_on(self, desk: _Desk, lengths: Tensor, outlook: Outlook, rows: int, samples: bool) -> int:
+        """Reads what was chosen and chooses what is next, as far as can be foreseen; returns the steps that there were."""
+        decoder, masked, steps = self.decoder, outlook.masks is not None, 1
+        growing = outlook.room > 0
+        n_growing, start = int(growing.sum()), int(lengths[growing].max())
+        # The furthest columns that can be written: by a slot that grows, and by one that waits behind its prefix.
+        last, waiting = int((lengths + outlook.room).max()) - 1, int((lengths * ~growing).max())
+        while steps < outlook.steps:
+            # On a CPU nothing is to be waited for. On a GPU the answer is, so it is asked where something hangs on it.
+            if not desk.at.is_cuda or outlook.goes_on or steps % LOOK_EVERY == 0:
+                left = int(desk.alive.sum())
+                if not left or (outlook.goes_on and left < n_growing):
+                    break
+                if left < n_growing:
+                    growing = desk.alive[:-1].to("cpu", copy=True)
+                    n_growing, start = left, int(lengths[growing].max())
+                    if decoder.fits_fewer(left):
+                        decoder.release(~growing)
+                        rows = self._rows(desk)
+            column = max(min(start + steps - 1, last), waiting)
+            decoder.widen(column + 1)
+            width = decoder.columns_for(column)
+            step = functools.partial(self._step, desk, rows, width, samples, masked)
+            self.runner((rows, width, samples, masked), step, desk.moving())
+            steps += 1
+        return steps
+
+    def _seat(self, lengths: Tensor, outlook: Outlook, drawn: Tensor | None) -> _Desk:
+        """Puts the slots at their places."""
+        lm, n_slots = self.decoder.lm, len(lengths)
+        desk = self._desk
+        if desk is None or desk.n_slots != n_slots or desk.steps < outlook.steps or desk.at.device != lm.device:
+            desk = self._desk = _Desk(n_slots, outlook.steps, lm.hidden_size, lm.vocab_size, lm.device)
+        if self.runner.captures:  # all that it may need, at once: a captured step cannot follow
+            self.decoder.widen(int((lengths + outlook.room.clamp(max=outlook.steps)).max()))
+            self.runner.expect((*desk.addresses(), *self.decoder.addresses()))
+        for noted in (desk.at, desk.actions, desk.values, desk.log_probs):
+            noted.zero_()
+        desk.columns[:-1] = lengths
+        desk.room[:-1] = outlook.room
+        desk.alive[:-1] = outlook.room > 0
+        desk.is_end.copy_(outlook.is_end)
+        if outlook.masks is not None:
+            desk.table.copy_(outlook.masks.table)
+            desk.short[:-1] = outlook.masks.short
+        if drawn is not None:
+            desk.drawn[: len(drawn), :-1] = drawn
+        return desk
+
+    def _rows(self, desk: _Desk) -> int:
+        """Notes which slot each row belongs to; returns the number of rows."""
+        slots = self.decoder.slots_of_rows()
+        desk.slots[: len(slots)] = slots
+        return len(slots)
+
+    def _step(self, desk: _Desk, rows: int, width: int, samples: bool, masked: bool) -> None:
+        """Reads the tokens that were chosen last, and chooses the next ones; every tensor of the desk keeps its address."""
+        slots = desk.slots[:rows]
+        states = self.decoder.read_tokens(desk.tokens[slots], desk.columns[slots], width)
+        desk.columns.add_(desk.alive)
+        desk.at.add_(1)
+        self._note(desk, states, rows, samples, desk.mask(rows) if masked else None)
+
+    def _note(self, desk: _Desk, states: Tensor, rows: int, samples: bool, mask: Tensor | None) -> None:
+        """Chooses tokens by hidden states (rows, H), and notes them; what rows choose that have ended comes to nothing."""
+        slots, at = desk.slots[:rows], desk.at
+        tokens, log_probs, values = self._choose(states, desk.drawn[at, slots] if samples else None, mask)
+        desk.states[:rows].copy_(states)
+        tokens = tokens.masked_fill(~desk.alive[slots], 0)
+        desk.tokens[slots] = tokens
+        desk.actions[at, slots] = tokens
+        desk.values[at, slots] = values
+        desk.log_probs[at, slots] = log_probs
+        # An end token, or the last token that there is room for.
+        ended = desk.alive & (desk.is_end[desk.tokens] | (desk.room == at + 1))
+        desk.acts[at], desk.ended[at] = desk.alive, ended
+        desk.alive.logical_and_(~ended)

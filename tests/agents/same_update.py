@@ -52,6 +52,7 @@ CASES: dict[str, Case] = {
     "ppo": ("ppo", {}, {}),
     "head": ("ppo", {"critic": "head"}, {}),
     "actor critic, faster": ("ppo", {"critic": "actor", "critic_lr_scale": 3.0}, {}),
+    "top layers": ("ppo", {"critic": "top_layers"}, {}),
     "lora": ("ppo", {**LORA, "critic": "detached_head"}, {}),
     "lora, reward model": ("ppo", {**LORA, "critic": "reward_model"}, {}),
     "kl in the loss, k2": ("ppo", {"kl_in": "loss"}, {"kl_estimator": "k2"}),
@@ -241,11 +242,11 @@ def compare(name: str, joint: Ranks) -> dict[str, Any]:
     }
 
 
-def dealt(joint: Ranks) -> dict[str, Any]:
-    """How `balanced_groups` deals out segments of which one rank has twice as many tokens as the others."""
+def dealt(joint: Ranks, others: int, batch_size: int) -> dict[str, Any]:
+    """How `balanced_groups` deals out segments: the first rank's twelve, of many tokens, and some of few on each other one."""
     rng = np.random.default_rng(joint.rank)
-    lengths = rng.integers(8, 13, size=12) if joint.first else rng.integers(1, 8, size=12)
-    groups = buffer_module.balanced_groups(lengths, rng.permutation(12), 40)
+    lengths = rng.integers(8, 13, size=12) if joint.first else rng.integers(1, 8, size=others)
+    groups = buffer_module.balanced_groups(lengths, rng.permutation(len(lengths)), batch_size)
     counts = joint.everyone(len(groups))
     sizes = joint.add([lengths[list(g)].sum() for g in groups]) if len(set(counts)) == 1 else []
     return {"counts": counts, "sizes": list(sizes), "all": joint.everyone(sorted(i for g in groups for i in g))}
@@ -260,7 +261,8 @@ def main() -> None:
     WORLD = joint.world
     if joint.first:
         Path(out).with_suffix(".txt").write_text("\n".join(TEXTS) + "\n", encoding="utf-8")
-    found: dict[str, Any] = {"dealt": dealt(joint)}
+    # At first try a group of all ranks is too large, though no rank's part is; and a rank has fewer segments than groups.
+    found: dict[str, Any] = {"dealt": dealt(joint, 12, 35), "few dealt": dealt(joint, 3, 40)}
     LLMActorCriticPolicy.forward = forward  # type: ignore[method-assign]
     get = buffer_module.TokenRolloutBuffer.get
 

@@ -35,6 +35,13 @@ PROCESSES = [
         _TESTS,
     ),
     Mutation(
+        "a rank leaves out mini-batches of which it has nothing",
+        "agents/rollouts/minibatches.py",
+        "return [g for g, size in zip(groups, joint, strict=True) if size]",
+        "return [g for g in groups if g]",
+        _TESTS,
+    ),
+    Mutation(
         "all ranks take the same prompts",
         "llm_env/slots.py",
         "for _ in range(all_parts)][mine]",

@@ -207,7 +207,7 @@ class Episode:
             Whether the response has ended with it, or in a world the turn.
         """
         self.response_ids.append(token)
-        said = ends.end_of(self.response_ids[self.turn_start :])
+        said = ends.end_of(self.response_ids, self.turn_start)
         self.has_end = bool(said)  # also where it is the last token that fits
         is_full = len(self.response_ids) >= max_new_tokens
         if self.world_seed is not None:

@@ -29,20 +29,21 @@ class TurnEnds:
         self._reach = BYTES_PER_CHARACTER * max(map(len, self.stop_strings), default=0)
         self._may_complete: dict[int, bool] = {}
 
-    def end_of(self, turn_ids: Sequence[int]) -> str:
+    def end_of(self, ids: Sequence[int], start: int = 0) -> str:
         """Why a turn has ended with its last token; empty where it has not.
 
         Args:
-            turn_ids: The turn's tokens, at least one, none of which but the last ended it.
+            ids: Tokens, of which the turn's are the last: at least one, none of which but the last ended it.
+            start: The place of the turn's first token among them.
 
         Returns:
             ``end_token``, ``stop_string`` or nothing.
         """
-        token = turn_ids[-1]
+        token = ids[-1]
         if token in self.eos_ids:
             return "end_token"
         if self.stop_strings and self._completes(token):
-            text = self._decode(turn_ids[-self._reach :])
+            text = self._decode(ids[max(start, len(ids) - self._reach) :])
             if any(stop in text for stop in self.stop_strings):
                 return "stop_string"
         return ""

@@ -34,7 +34,7 @@ STOPS = [
     Mutation(
         "a turn is searched together with those before it",
         "llm_env/episode.py",
-        "said = ends.end_of(self.response_ids[self.turn_start :])",
+        "said = ends.end_of(self.response_ids, self.turn_start)",
         "said = ends.end_of(self.response_ids)",
         _STOPS,
     ),

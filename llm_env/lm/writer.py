@@ -172,6 +172,7 @@ class Writer:
         decoder, masked, steps = self.decoder, outlook.masks is not None, 1
         growing = outlook.room > 0
         n_growing, start = int(growing.sum()), int(lengths[growing].max())
+        longest = start
         # The furthest columns that can be written: by a slot that grows, and by one that waits behind its prefix.
         last, waiting = int((lengths + outlook.room).max()) - 1, int((lengths * ~growing).max())
         while steps < outlook.steps:
@@ -187,7 +188,8 @@ class Writer:
                         decoder.release(~growing)
                         rows = self._rows(desk)
             column = max(min(start + steps - 1, last), waiting)
-            decoder.widen(column + 1)
+            # A slot that has just ended may be the longest: its last token is read too.
+            decoder.widen(max(min(longest + steps - 1, last), waiting) + 1)
             width = decoder.columns_for(column)
             step = functools.partial(self._step, desk, rows, width, samples, masked)
             self.runner((rows, width, samples, masked), step, desk.moving())

@@ -240,3 +240,15 @@ def test_other_addresses_are_captured_anew() -> None:
         runner("key", lambda: state[0].add_(1), state)  # type: ignore[arg-type]
     assert state[0].tolist() == [3, 3]
     assert stand.captured == 2
+
+
+def test_the_longest_slot_may_end_anywhere(model_folder: Callable[..., str]) -> None:
+    """Its last token is read beside the others, which stand in columns before it, where its row does not leave."""
+    lm = load_causal_lm(model_folder("llama"), LoadSettings("float32", "cpu"))
+    lengths = torch.tensor([25, *[5] * 7])  # seven of eight rows are as many as eight
+    ids = torch.randint(3, lm.vocab_size, (8, 64), generator=torch.Generator().manual_seed(0))
+    nothing = torch.zeros(lm.vocab_size, dtype=torch.bool)
+    for tokens in range(6, 11):  # from column 30 on, over the end of a bucket
+        outlook = Outlook(STEPS, torch.tensor([tokens, *[STEPS] * 7]), nothing, goes_on=False)
+        written = writer_of(lm).write(ids, lengths, outlook, draw(STEPS, 8))
+        assert int(written.acts[:, 0].sum()) == tokens

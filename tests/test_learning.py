@@ -105,7 +105,8 @@ def test_ppo_learns_the_default_task(critic: str) -> None:
     rows = iterations(model, 64 * 32 * 16, TextMetricsCallback(gold=gold_score))
     assert rows[-1]["rollout/rm_score"] > rows[0]["rollout/rm_score"] + 1.0
     assert rows[-1]["rollout/gold_score"] > rows[0]["rollout/gold_score"] + 1.5
-    assert 0.5 < rows[-1]["rollout/kl"] < 10
+    # Of the last rows the middle one: a few responses far out make a row's mean.
+    assert 0.5 < np.median([row["rollout/kl"] for row in rows[-3:]]) < 10
 
 
 LEARNERS: dict[str, dict[str, Any]] = {

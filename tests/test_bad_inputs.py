@@ -21,6 +21,7 @@ from agents import (
     ReferenceRefresh,
     TextPPO,
     make_algorithm,
+    processes,
 )
 from agents.cli import ab, chat, collect_preferences, evaluate_actor, sweep, write_reviews
 from agents.evaluation.settings import EVALUATION_RULES, EvaluationSettings
@@ -144,19 +145,24 @@ def test_there_are_as_many_rows_as_promised() -> None:
     assert len(rows) == len(set(rows)) >= 150
 
 
+SUPERVISED_RULES = processes.RULES | supervised.UPDATE_RULES | supervised.TRAINER_RULES
+
+
 @pytest.mark.parametrize(
     ("cls", "rules"),
     [
         (RunSettings, {**TASK_RULES, **ALGORITHM_RULES, **TRAINING_RULES, **FOLDER_RULES}),
-        (supervised.SFTSettings, supervised.UPDATE_RULES | supervised.TRAINER_RULES | supervised.SFT_RULES),
-        (supervised.RewardSettings, supervised.UPDATE_RULES | supervised.TRAINER_RULES | supervised.REWARD_RULES),
-        (
-            supervised.PreferenceSettings,
-            supervised.UPDATE_RULES | supervised.TRAINER_RULES | supervised.PREFERENCE_RULES,
-        ),
+        (supervised.SFTSettings, SUPERVISED_RULES | supervised.SFT_RULES),
+        (supervised.RewardSettings, SUPERVISED_RULES | supervised.REWARD_RULES),
+        (supervised.PreferenceSettings, SUPERVISED_RULES | supervised.PREFERENCE_RULES),
         (
             IterationSettings,
-            supervised.UPDATE_RULES | COLLECTION_RULES | ITERATION_RULES | TASK_RULES | TRAINING_RULES,
+            processes.RULES
+            | supervised.UPDATE_RULES
+            | COLLECTION_RULES
+            | ITERATION_RULES
+            | TASK_RULES
+            | TRAINING_RULES,
         ),
         (EvaluationSettings, EVALUATION_RULES),
         (chat.Args, chat.CHAT_RULES),

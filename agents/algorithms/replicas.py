@@ -16,7 +16,7 @@ class AgreedThreshold(float):
     """Stands for `target_kl`: ``approx_kl > 1.5 * target_kl``, as a stock `train` says it, is decided for all ranks together.
 
     Args:
-        value: The number.
+        value: `target_kl`, in nats per token.
         share: Gives this rank's share of the mini-batch whose KL is compared.
     """
 

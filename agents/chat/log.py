@@ -61,7 +61,7 @@ class Conversation:
     """A conversation.
 
     Attributes:
-        id: Its name.
+        id: What it is called in the files: ``c`` and its number in the folder.
         person: Who talks with the actors.
         turns: What was said.
     """

@@ -51,9 +51,9 @@ class Answer:
 
     Attributes:
         actor: The name of who gave it.
-        text: The text.
+        text: What it says, without special tokens.
         finished: Whether it ended by itself; False where it was cut off at the length cap.
-        tokens: Its tokens.
+        tokens: The text in pieces, a token each, with its KL and value where they are known.
     """
 
     actor: str

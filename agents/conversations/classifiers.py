@@ -38,7 +38,7 @@ class Classifier(Protocol):
         """One of `LABELS` for each turn; None where the classifier gave nothing that can be read.
 
         Args:
-            turns: The turns.
+            turns: Users' turns behind an answer, in the log's order.
             folder: Where a classifier that is asked for each keeps what it was told.
         """
 

@@ -30,7 +30,7 @@ class Turn:
         conversation: Name of the conversation.
         place: Number of the user's message in it, from 0.
         prompt: The messages before the answer.
-        answer: The answer.
+        answer: The text that the model answered with, which the reply may be about.
         reply: What the user wrote next.
         truth: What the reply says of the answer by somebody who read it, one of `LABELS`; None: nobody did.
         finished: Whether the answer ended by itself.

@@ -14,9 +14,9 @@ def feedback_report(turns: Sequence[Turn], labels: Sequence[str | None], name: s
     """Counts the classes.
 
     Args:
-        turns: The turns of a log.
+        turns: The users' turns of a log that stand behind an answer.
         labels: What each says of the answer before it; None where the classifier gave nothing that can be read.
-        name: Who classified.
+        name: The classifier's name, as the report shows it.
         examples: How many examples of each class to show.
 
     Returns:

@@ -134,7 +134,7 @@ def _responses(state: RoundsState, place: int, number: int, records: Sequence[Pr
         state: Settings and folder of the rounds.
         place: The player's number: the opponents, then the actors of the rounds.
         number: The round that is played after.
-        records: The prompts.
+        records: The held-out prompts, the same ones after each round.
     """
     path = state.folder / "arena" / f"responses_{place}.jsonl"
     if path.is_file():

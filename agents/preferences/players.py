@@ -88,7 +88,7 @@ def answers(
     Args:
         player: Who responds.
         place: The player's number, from 0, which makes its draws its own, and its responses' id.
-        records: The prompts.
+        records: The prompts, of which each gets one response.
         games: How it responds.
         load: How models are loaded.
         first: Number of the first prompt among all, so that later prompts draw other responses.

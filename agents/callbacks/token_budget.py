@@ -21,6 +21,8 @@ class TokenBudget(BaseCallback):
         super().__init__()
         self.metrics = metrics
         self.budget = tokens
+        self._spent = 0
+        """Tokens before the rollout under way, whose first step is not to count for it."""
 
     def _on_training_start(self) -> None:
         # SB3's schedules are functions of 1 - steps / total, which every algorithm sets through this method.
@@ -28,6 +30,9 @@ class TokenBudget(BaseCallback):
             self.model._current_progress_remaining = max(0.0, 1.0 - self.metrics.total_tokens / self.budget)
 
         self.model._update_current_progress_remaining = by_tokens  # type: ignore[method-assign]
+
+    def _on_rollout_start(self) -> None:
+        self._spent = self.metrics.total_tokens
 
     def _on_training_end(self) -> None:
         # The class's own method counts again.
@@ -37,4 +42,4 @@ class TokenBudget(BaseCallback):
         # A rollout that was begun is finished: training may end at its first step only. On-policy loops count from 0,
         # off-policy loops from 1.
         first = self.locals.get("n_steps") == 0 or self.locals.get("num_collected_steps") == 1
-        return not (first and self.metrics.total_tokens >= self.budget)
+        return not (first and self._spent >= self.budget)

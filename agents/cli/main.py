@@ -70,18 +70,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs ``llm-env`` with a command line, by default this process's; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(overview(), end="")
+        sys.stdout.write(overview())
         return 0
     if words[0] == "--version":
         from llm_env import __version__
 
-        print(f"llm-env {__version__}")
+        sys.stdout.write(f"llm-env {__version__}\n")
         return 0
     known = commands()
     if words[0] not in known:
         close = difflib.get_close_matches(words[0], known, 1)
         meant = f" Did you mean {close[0]}?" if close else ""
-        print(f"error: llm-env has no command {words[0]!r}.{meant} See llm-env --help.", file=sys.stderr)
+        sys.stderr.write(f"error: llm-env has no command {words[0]!r}.{meant} See llm-env --help.\n")
         return 2
     # The command's own --help then shows how it is called.
     sys.argv = [f"llm-env {words[0]}", *words[1:]]

@@ -13,12 +13,15 @@ import time
 
 import torch
 
+from agents.console import PlainConsole
 from agents.policies.critic import CriticSource, make_critic
 from llm_env.default_task import DEFAULT_MODEL, DEFAULT_REWARD_MODEL
 from llm_env.lm.causal_lm import load_causal_lm
 from llm_env.lm.names import LoadSettings
 from llm_env.lm.packed_attention import packed_states
 from llm_env.lm.packing import pack
+
+console = PlainConsole()
 
 ADAM_BYTES = 16  # float32: weight, gradient, two moments
 MIB = 2**20
@@ -64,13 +67,13 @@ def main(argv: list[str]) -> None:
     rows = [("detached_head", 1), ("top_layers", 1), ("top_layers", 2), ("actor", 1)]
     if model == DEFAULT_MODEL:
         rows.append(("reward_model", 1))
-    print(
+    console.print(
         "| critic | its weights, gradients and Adam (MiB) | activations (MiB) | forward and backward (ms) |\n|---|---|---|---|"
     )
     for kind, layers in rows:
         own, kept, seconds = measure(model, kind, layers)
         name = f"{kind}, k = {layers}" if kind == "top_layers" else kind
-        print(f"| {name} | {own:,.1f} | {kept:,.1f} | {1000 * seconds:,.0f} |")
+        console.print(f"| {name} | {own:,.1f} | {kept:,.1f} | {1000 * seconds:,.0f} |")
 
 
 if __name__ == "__main__":

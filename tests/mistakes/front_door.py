@@ -38,8 +38,8 @@ FRONT_DOOR = [
     Mutation(
         "a command that is not there is no failure",
         "agents/cli/main.py",
-        'See llm-env --help.", file=sys.stderr)\n        return 2',
-        'See llm-env --help.", file=sys.stderr)\n        return 0',
+        'See llm-env --help.\\n")\n        return 2',
+        'See llm-env --help.\\n")\n        return 0',
         _MAIN,
     ),
     Mutation(

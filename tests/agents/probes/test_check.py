@@ -19,8 +19,14 @@ from llm_env.task import TextTask
 
 
 def ppo(env_kwargs: dict[str, Any], **settings: Any) -> BaseAlgorithm:
-    chosen = {"critic": "detached_head", "learning_rate": 1e-2, "batch_size": 256, "max_grad_norm": 10.0, **settings}
-    return make_algorithm("ppo", n_envs=256, env_kwargs=env_kwargs, seed=0, **chosen)
+    chosen = {
+        "critic": "detached_head",
+        "learning_rate": 1e-2,
+        "batch_size": 256,
+        "max_grad_norm": 10.0,
+        "ent_coef": 0.02,
+    }
+    return make_algorithm("ppo", n_envs=256, env_kwargs=env_kwargs, seed=0, **chosen, **settings)
 
 
 @pytest.mark.parametrize("name", ["constant", "delayed", "two turns", "kl"])

@@ -55,7 +55,7 @@ def test_every_file_kind_gives_the_same_prompts(tmp_path: Path, kind: str) -> No
         ("a.txt", "", r"is empty; at least one prompt"),
         ("a.csv", "prompt,n\nx,1\n,2\n", r"a\.csv, line 3: the prompt is empty"),
         ("a.csv", "quest\nx\n", r"needs a field named"),
-        ("a.json", "[]", r"ending must be one of"),
+        ("a.yaml", "[]", r"ending must be one of"),
     ],
 )
 def test_broken_files_are_named_with_their_line(tmp_path: Path, name: str, content: str, message: str) -> None:

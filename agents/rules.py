@@ -16,6 +16,12 @@ _POSITIVE = number(above=0)
 _COUNT = whole(1)
 _FROM_0_TO_1 = number(least=0, most=1)
 
+ALGORITHM_NAMES = (
+    "ppo", "maskable_ppo", "a2c", "trpo", "grpo", "dr_grpo", "rloo", "remax", "reinforce_pp", "dqn", "qr_dqn",
+    "recurrent_ppo", "ars",
+)  # fmt: skip
+"""The names in `agents.algorithms.table.ALGORITHMS`, for what must not wait for torch."""
+
 ALGORITHM_RULES: dict[str, Rule] = {
     # Every algorithm.
     "seed": SEED,

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import tyro
 
+from agents.cli import help_text
+from agents.cli.main import commands
 from agents.console import print_error
 from agents.flat_settings import flat_types
 
@@ -60,7 +62,9 @@ def read_command_line(
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(cls, args=argv, description=description, **arguments)
+            about = help_text.as_called(description, {c.module: name for name, c in commands().items()})
+            with help_text.registry():
+                return tyro.cli(cls, args=argv, description=about, **arguments)
     except SystemExit as stop:
         if not stop.code:
             raise

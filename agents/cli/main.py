@@ -41,6 +41,9 @@ COMMANDS: dict[str, dict[str, Command]] = {
         "ab": Command("ab", "is actor A better than actor B? A test that stops when it is sure"),
         "write-reviews": Command("write_reviews", "texts of the embedded task, to try the stages on"),
     },
+    "The command itself": {
+        "completion": Command("completion", "what completes commands and options with Tab, for bash or zsh"),
+    },
 }
 """All commands, in the groups in which ``--help`` shows them."""
 

@@ -6,6 +6,8 @@ from tests.mistakes import Mutation
 
 _CARD = ("tests/agents/runs/test_card.py",)
 _MAIN = ("tests/agents/cli/test_main.py",)
+_ARGUMENTS = ("tests/agents/cli/test_arguments.py",)
+_COMPLETION = ("tests/agents/cli/test_completion.py",)
 
 FRONT_DOOR = [
     Mutation(
@@ -55,5 +57,26 @@ FRONT_DOOR = [
         'if not (folder / "actor").is_dir():',
         "if False:",
         ("tests/agents/cli/test_evaluate_actor.py",),
+    ),
+    Mutation(
+        "the help keeps the line breaks of the source",
+        "agents/cli/help_text.py",
+        'text = re.sub(r"\s+", " ", text).strip()',
+        "text = text.strip()",
+        _ARGUMENTS,
+    ),
+    Mutation(
+        "Tab offers no negative flags",
+        "agents/cli/completion.py",
+        "if kind is bool:",
+        "if False:",
+        _COMPLETION,
+    ),
+    Mutation(
+        "Tab offers what stands without a name as an option",
+        "agents/cli/completion.py",
+        'if tyro.conf.Positional in getattr(hints.get(name), "__metadata__", ()):',
+        "if False:",
+        _COMPLETION,
     ),
 ]

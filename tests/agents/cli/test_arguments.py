@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
 from agents.cli import evaluate_actor, iterate, sweep, train
-from agents.cli.arguments import parse_command_line
+from agents.cli.arguments import parse_command_line, read_command_line
 
 
 @pytest.mark.parametrize(
@@ -38,6 +40,31 @@ def test_lists_of_other_commands_too(capsys: pytest.CaptureFixture[str]) -> None
         assert f"{argv[-1]} needs at least one value" in " ".join(capsys.readouterr().err.split())
     args = parse_command_line(sweep.Args, ["--output-dir", "out", "--vary", "", "--vary", "critic=head"], None)
     assert args.vary == ("", "critic=head")  # the configuration as it is, and a change
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of each kind."""
+
+    a_name: str | None = None
+    """Which ``one`` of
+    3. None: the first."""
+    names: tuple[str, ...] | None = None
+    """Some of `them`."""
+    count: int | None = 4
+    """How many."""
+
+
+def test_the_help_is_plain_and_none_can_still_be_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_command_line(Options, ["--help"], None)
+    said = " ".join(re.sub("[│╭╮╰╯─]", "", capsys.readouterr().out).split())
+    assert "--a-name STR Which one of 3. Default: the first. --names STR [STR ...] Some of them. --count INT" in said
+    assert "--count INT How many. (default: 4)" in said
+    assert parse_command_line(Options, ["--count", "None"], None).count is None
+    assert parse_command_line(Options, ["--names", "a", "b", "--count", "2"], None) == Options(None, ("a", "b"), 2)
+    with pytest.raises(ValueError, match="count"):
+        read_command_line(Options, ["--count", "x"])
 
 
 def test_options_are_flat_and_the_help_has_groups(capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,7 +61,7 @@ FRONT_DOOR = [
     Mutation(
         "the help keeps the line breaks of the source",
         "agents/cli/help_text.py",
-        'text = re.sub(r"\s+", " ", text).strip()',
+        r'text = re.sub(r"\s+", " ", text).strip()',
         "text = text.strip()",
         _ARGUMENTS,
     ),

@@ -58,7 +58,9 @@ class Options:
 def test_the_help_is_plain_and_none_can_still_be_said(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse_command_line(Options, ["--help"], None)
-    said = " ".join(re.sub("[│╭╮╰╯─]", "", capsys.readouterr().out).split())
+    out = capsys.readouterr().out
+    assert "Which one of 3. Default: the first." in out  # on one line
+    said = " ".join(re.sub("[│╭╮╰╯─]", "", out).split())
     assert "--a-name STR Which one of 3. Default: the first. --names STR [STR ...] Some of them. --count INT" in said
     assert "--count INT How many. (default: 4)" in said
     assert parse_command_line(Options, ["--count", "None"], None).count is None

@@ -109,6 +109,11 @@ class Actor:
         assert isinstance(merged_model, PreTrainedModel)
         return merged_model
 
+    def save_adapter(self, folder: Path) -> None:
+        """Writes the LoRA adapters alone; see the function `save_adapter`."""
+        assert self._adapted is not None, "without lora_rank there are no adapters"
+        save_adapter(self._adapted, self.lm.name, folder)
+
 
 class PlainActor(CarriesLogProbs, nn.Module):
     """What policies share whose actor is a causal LM as it stands, without adapters or a rounded copy to decode with."""
@@ -204,3 +209,17 @@ def save_language_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 def add_adapters(model: PreTrainedModel, rank: int, alpha: float | None = None) -> Any:
     """Puts LoRA adapters into a causal LM, in place, and freezes its own weights; returns PEFT's wrapper around it."""
     return require("peft", "lora").get_peft_model(model, adapter_config(model, rank, alpha))
+
+
+def save_adapter(adapted: Any, base: str, folder: Path) -> None:
+    """Writes LoRA adapters to a folder, for `peft.PeftModel.from_pretrained(base_model, folder)`.
+
+    Args:
+        adapted: PEFT's wrapper around the model.
+        base: Folder or hub id of the model that the adapters belong to, which the folder's configuration names.
+        folder: Folder to write to.
+    """
+    config = adapted.peft_config["default"]
+    config.base_model_name_or_path = base
+    # Not "auto", which asks the hub about the base model.
+    adapted.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)

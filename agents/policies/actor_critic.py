@@ -277,6 +277,10 @@ class LLMActorCriticPolicy(CarriesLogProbs, ActsOnText, ScoresRollouts, ActorCri
         """Writes the actor, adapters merged, and its tokenizer to a folder for `from_pretrained`."""
         save_language_model(self.merged_actor(), tokenizer, folder)
 
+    def save_adapter(self, folder: Path) -> None:
+        """With LoRA: writes the adapters alone to a folder for `peft.PeftModel.from_pretrained`."""
+        self._acting.save_adapter(folder)
+
     def merged_actor(self) -> PreTrainedModel:
         """The actor as an ordinary causal LM: itself, or with LoRA a copy with the adapters merged in."""
         return self._acting.merged()

@@ -25,7 +25,12 @@ MOST_SAMPLES = 4
 
 
 def model_card(
-    settings: RunSettings, name: str, last: Mapping[str, float], samples: Sequence[Mapping[str, Any]], version: str
+    settings: RunSettings,
+    name: str,
+    last: Mapping[str, float],
+    samples: Sequence[Mapping[str, Any]],
+    version: str,
+    library: str = "transformers",
 ) -> str:
     """Writes the card in Markdown: how the actor was trained, what came out, what it writes.
 
@@ -35,10 +40,11 @@ def model_card(
         last: The last row of its metrics.
         samples: Samples on held-out prompts, the latest last.
         version: The version of this project.
+        library: What loads the folder: ``transformers``, or ``peft`` where it holds adapters alone.
     """
     algo = settings.algorithm.algo
     base = settings.task.model
-    head: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    head: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation"}
     if base is not None and not Path(base).expanduser().exists():  # a hub's id
         head["base_model"] = base
     head["tags"] = ["llm-env", "reinforcement-learning", algo]
@@ -51,7 +57,7 @@ def model_card(
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {name}",
-        f"A causal language model, trained with `{algo}` by llm-env {version}: token by token in `LLMText-v0`, against a "
+        f"{'LoRA adapters of a' if library == 'peft' else 'A'} causal language model, trained with `{algo}` by llm-env {version}: token by token in `LLMText-v0`, against a "
         "frozen reward and a KL penalty to the model that it started from.",
         "## Settings",
         "What differs from the defaults; `config.yaml` beside this folder has everything.",

@@ -183,18 +183,19 @@ class RunFolder:
         """Writes a model to a folder inside the run's; its files take their places when all of them are written.
 
         Args:
-            name: The folder's name: ``actor`` or ``best``.
+            name: The folder's name: ``actor``, ``adapter`` or ``best``.
             save: Writes the model to the folder that it is called with.
         """
         with replacing_folder(self.path / name) as partial:
             save(partial)
 
-    def card(self, settings: RunSettings) -> str:
-        """Gives the model card of the actor as it is now."""
+    def card(self, settings: RunSettings, library: str = "transformers") -> str:
+        """Gives the model card of the actor as it is now; see `model_card`."""
         progress = read_progress(self.progress) if self.progress.is_file() else {}
         last = {name: float(values[-1]) for name, values in progress.items() if len(values)}
         lines = self.samples.read_bytes().split(b"\n")[:-1] if self.samples.is_file() else []
-        return model_card(settings, self.path.name, last, [json.loads(line) for line in lines], __version__)
+        samples = [json.loads(line) for line in lines]
+        return model_card(settings, self.path.name, last, samples, __version__, library)
 
     def draw(self, title: str) -> None:
         """Draws ``report.png`` from ``progress.csv``, if that has a row."""

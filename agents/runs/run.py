@@ -27,6 +27,7 @@ from agents.distributed import ranks
 from agents.evaluation.gold import load_gold
 from agents.files import write_json, write_text
 from agents.output_folder import locked
+from agents.policies.actor_critic import LLMActorCriticPolicy
 from agents.policies.text_policy import TextPolicy
 from agents.rollouts.vec_env import text_env
 from agents.runs.checkpoint import load_checkpoint, save_checkpoint
@@ -355,7 +356,9 @@ class TrainingRun:
             self.folder.draw(f"{self.settings.algorithm.algo.upper()}, {self.folder.path.name}")
 
     def finish(self) -> None:
-        """Writes ``actor/`` and ``report.png``."""
+        """Writes ``actor/``, with LoRA ``adapter/`` too, and ``report.png``."""
+        if self.settings.algorithm.lora_rank:
+            self._save_adapter()
         self._save_actor("actor")
         self.draw()
 
@@ -368,3 +371,13 @@ class TrainingRun:
 
         if ranks().first:
             self.folder.save_model(name, write)
+
+    def _save_adapter(self) -> None:
+        """Writes the LoRA adapters and their card to ``adapter/``; the algorithms that have them have this policy."""
+
+        def write(path: Path) -> None:
+            cast(LLMActorCriticPolicy, self.model.policy).save_adapter(path)
+            write_text(path / "README.md", self.folder.card(self.settings, "peft"))
+
+        if ranks().first:
+            self.folder.save_model("adapter", write)

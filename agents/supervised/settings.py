@@ -97,7 +97,8 @@ class UpdateSettings(ProcessSettings):
     """Records in memory at a time, in each process; gradients add up to batch_size, which it must divide. Default: batch_size,
     or a process's part of it."""
     lora_rank: int = 0
-    """Rank of LoRA adapters, which are merged into the model that is written. 0 trains all weights."""
+    """Rank of LoRA adapters. They are merged into the model that is written; a language model's stand in adapter/ too. 0 trains
+    all weights."""
     mixed_precision: str = "no"
     """Arithmetic of the training passes: no (float32) or bf16. Weights stay float32."""
     device: str = "auto"

@@ -17,9 +17,11 @@ from agents.console import say
 from agents.distributed import ranks
 from agents.files import replacing_folder
 from agents.flat_settings import to_words
+from agents.policies.actor import save_adapter
 from agents.processes import launch
 from agents.supervised.faults import StopAtFaults
 from agents.supervised.settings import TrainerSettings
+from llm_env.default_task import DEFAULT_MODEL
 from llm_env.extras import installed
 from llm_env.lm.loading import quiet_loading, resolve_device
 
@@ -115,7 +117,7 @@ def in_processes(command: str, settings: TrainerSettings, report: str) -> dict[s
 
 
 def run_trainer(trainer: Any, settings: TrainerSettings, console: Console) -> PreTrainedModel:
-    """Trains, and returns the model in eval mode, LoRA adapters merged.
+    """Trains, and returns the model in eval mode, LoRA adapters merged; those of a language model stand in ``adapter/`` too.
 
     Args:
         trainer: A `transformers.Trainer` or one of TRL's, ready to train.
@@ -138,6 +140,10 @@ def run_trainer(trainer: Any, settings: TrainerSettings, console: Console) -> Pr
         trainer.train(resume_from_checkpoint=ranks().first_does(lambda: newest_checkpoint(settings, console)))
     model = trainer.accelerator.unwrap_model(trainer.model)
     if settings.lora_rank:
+        # A reward model's scores are scaled once it is merged, which adapters alone would not show.
+        if ranks().first and model.peft_config["default"].task_type == "CAUSAL_LM":
+            with replacing_folder(settings.output_dir / "adapter") as partial:
+                save_adapter(model, settings.model or DEFAULT_MODEL, partial)
         model = model.merge_and_unload()
     model.config.use_cache = True  # the trainer turned it off, and a saved model keeps the value
     return model.eval()

@@ -79,4 +79,18 @@ FRONT_DOOR = [
         "if False:",
         _COMPLETION,
     ),
+    Mutation(
+        "the adapters name no base model",
+        "agents/policies/actor.py",
+        "config.base_model_name_or_path = base",
+        'config.base_model_name_or_path = ""',
+        ("tests/agents/runs/test_adapter.py",),
+    ),
+    Mutation(
+        "a run leaves no adapters",
+        "agents/runs/run.py",
+        "if self.settings.algorithm.lora_rank:",
+        "if False:",
+        ("tests/agents/runs/test_adapter.py",),
+    ),
 ]

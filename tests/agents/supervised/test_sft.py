@@ -16,6 +16,7 @@ from agents.supervised.sft import text_perplexity
 from llm_env.default_task import DEFAULT_MODEL, DEFAULT_REWARD_MODEL
 from llm_env.lm.loading import load_tokenizer
 from llm_env.text.texts import EncodedText
+from tests.agents.runs.test_adapter import assert_adapter_gives_the_actor
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,7 @@ def test_lora_is_merged_and_the_base_unchanged_in_shape(text: Path, tmp_path: Pa
     after = load_file(tmp_path / "lora" / "actor" / "model.safetensors")
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[n], after[n]) for n in before)
+    assert_adapter_gives_the_actor(tmp_path / "lora", DEFAULT_MODEL)
 
 
 def test_a_run_that_stopped_goes_on(text: Path, tmp_path: Path, model_folder: Any) -> None:

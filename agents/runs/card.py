@@ -54,10 +54,11 @@ def model_card(
     latest = samples[-1]["timestep"] if samples else None
     shown = [sample for sample in samples if sample["timestep"] == latest][:MOST_SAMPLES]
     texts = [f"{s['prompt']}\n--> {s['response']}\n    score {s['rm_score']:.2f}" for s in shown]
+    what = "LoRA adapters of a" if library == "peft" else "A"
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {name}",
-        f"{'LoRA adapters of a' if library == 'peft' else 'A'} causal language model, trained with `{algo}` by llm-env {version}: token by token in `LLMText-v0`, against a "
+        f"{what} causal language model, trained with `{algo}` by llm-env {version}: token by token in `LLMText-v0`, against a "
         "frozen reward and a KL penalty to the model that it started from.",
         "## Settings",
         "What differs from the defaults; `config.yaml` beside this folder has everything.",

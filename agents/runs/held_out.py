@@ -9,6 +9,7 @@ import numpy as np
 from agents.callbacks.metrics import mean_of_parts
 from agents.evaluation.settings import SAMPLE_SEED
 from agents.policies.text_policy import Responder
+from agents.rollouts.sample_tokens import TokenCritic, token_columns
 from llm_env.episode import Episode
 from llm_env.reward.scores import TextReward
 from llm_env.task import TextTask
@@ -36,17 +37,22 @@ class HeldOutPrompts:
         self.task = task
         self.gold = gold
 
-    def sample(self, policy: Responder, timestep: int, count: int) -> list[dict[str, Any]]:
-        """Gives records of prompt, response, score and KL for some of the prompts, evenly spread.
+    def sample(
+        self, policy: Responder, timestep: int, count: int, critic: TokenCritic | None = None
+    ) -> list[dict[str, Any]]:
+        """Gives records of prompt, response, score, KL and tokens for some of the prompts, evenly spread.
 
         Args:
             policy: The policy in training.
             timestep: Kept in each record.
             count: Number of prompts, at most.
+            critic: Has values and advantages of the tokens; None: there are none.
         """
         prompts = self.prompts.spread(count)
         if not prompts:
             return []
+        episodes = policy.respond(self.task, prompts, SAMPLE_SEED)
+        judged = [None] * len(episodes) if critic is None else critic.judge(self.task, episodes)
         return [
             {
                 "timestep": timestep,
@@ -57,8 +63,9 @@ class HeldOutPrompts:
                 **({"reward_parts": episode.part_scores} if episode.part_scores else {}),
                 "kl": episode.kl,
                 **({} if self.task.make_world is None else {"end": episode.end, "turns": _turns(episode)}),
+                "tokens": token_columns(self.task, episode, of_tokens),
             }
-            for episode in policy.respond(self.task, prompts, SAMPLE_SEED)
+            for episode, of_tokens in zip(episodes, judged, strict=True)
         ]
 
     def evaluate(self, policy: Responder, count: int, kl_coef: float) -> dict[str, float]:

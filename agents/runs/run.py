@@ -29,6 +29,7 @@ from agents.files import write_json, write_text
 from agents.output_folder import locked
 from agents.policies.actor_critic import LLMActorCriticPolicy
 from agents.policies.text_policy import TextPolicy
+from agents.rollouts.sample_tokens import token_critic
 from agents.rollouts.vec_env import text_env
 from agents.runs.checkpoint import load_checkpoint, save_checkpoint
 from agents.runs.csv_log import CsvRows
@@ -313,7 +314,8 @@ class TrainingRun:
         """Appends responses to the first held-out prompts to ``samples.jsonl``."""
         if not ranks().first:
             return
-        records = self.held_out.sample(self.policy, timestep, self.settings.folder.n_samples)
+        critic = token_critic(self.model)
+        records = self.held_out.sample(self.policy, timestep, self.settings.folder.n_samples, critic)
         if records:
             self.folder.add_samples(records)
 

@@ -85,7 +85,7 @@ def words_of_box(box: str) -> str:
         elif not words.startswith(("╭", "╰")):
             paragraphs[-1].append(words)
     text = " ".join(" ".join(p) for p in paragraphs if p and not p[0].startswith(("Argument helptext", "For full")))
-    text = re.sub(r"Missing from \S+:", "Required options are missing:", text).replace(" (required)", "")
+    text = re.sub(r"Missing from [^:]+:", "Required options are missing:", text).replace(" (required)", "")
     return f"{text.rstrip('.')}. See --help." if text else "the command line cannot be read. See --help."
 
 

@@ -23,6 +23,9 @@ class Command(NamedTuple):
 
 
 COMMANDS: dict[str, dict[str, Command]] = {
+    "To begin": {
+        "init": Command("init", "a folder to start from: a reward function, its test, prompts, settings"),
+    },
     "Reinforcement learning": {
         "train": Command("train", "PPO and its relatives on a language model; the embedded task needs no options"),
         "evaluate": Command("evaluate_actor", "a trained actor beside its reference: scores, KL, samples"),
@@ -52,6 +55,7 @@ llm-env COMMAND --help explains a command. Where to begin:
 
   llm-env train --output-dir runs/demo                  trains the embedded task: about a minute
   llm-env evaluate --actor runs/demo/actor              what it learned
+  llm-env init my-task                                  a task of your own
 """
 
 

@@ -93,4 +93,18 @@ FRONT_DOOR = [
         "if False:",
         ("tests/agents/runs/test_adapter.py",),
     ),
+    Mutation(
+        "init writes over a folder's files",
+        "agents/cli/init.py",
+        "if folder.exists() and any(folder.iterdir()):",
+        "if False:",
+        ("tests/agents/cli/test_init.py",),
+    ),
+    Mutation(
+        "a prompt to start from lacks what the reward asks for",
+        "agents/starter/prompts.jsonl",
+        '{"prompt": "How was the hotel?", "wanted": "room"}',
+        '{"prompt": "How was the hotel?", "wish": "room"}',
+        ("tests/agents/cli/test_init.py",),
+    ),
 ]

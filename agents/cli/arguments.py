@@ -78,11 +78,11 @@ def words_of_box(box: str) -> str:
         box: What tyro wrote to the standard error stream.
     """
     paragraphs: list[list[str]] = [[]]  # between horizontal lines
-    for line in box.splitlines():
+    for line in box.strip().splitlines()[1:]:  # the first has the box's title
         words = line.strip(" │|")
-        if not words.strip("╭╮╰╯─-"):
+        if not words.strip("╭╮╰╯─-"):  # plain - where the terminal has no UTF-8
             paragraphs.append([])
-        elif not words.startswith(("╭", "╰")):
+        else:
             paragraphs[-1].append(words)
     text = " ".join(" ".join(p) for p in paragraphs if p and not p[0].startswith(("Argument helptext", "For full")))
     text = re.sub(r"Missing from [^:]+:", "Required options are missing:", text).replace(" (required)", "")

@@ -1,7 +1,8 @@
 """Several processes of one training run, as `torchrun` starts them; with one process everything here is the identity.
 
 Every process, a *rank*, is a whole stable-baselines3 run of its own: its slots, its rollout buffer, its random stream, and the
-same weights. What they do together is here, and the others ask for it where they need it:
+same weights, or with ``--sharding full`` its part of them (`agents.shards`). What they do together is here, and the others ask
+for it where they need it:
 
 - gradients, added up at the end of the backward pass, before stock `train` clips them (`Ranks.joined`);
 - the number of mini-batches, and each rank's share of them (`agents.rollouts.buffer`);
@@ -30,6 +31,7 @@ from torch.autograd import Variable
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # of its C part
 
 from agents import processes
+from llm_env.lm.names import check_choice
 
 BUCKET_BYTES = 64 * 2**20
 """Gradients are sent in pieces of about this size, one of which travels while the next is put together."""
@@ -47,11 +49,15 @@ class Ranks:
         world: How many there are.
         store: The run's key-value store, which outlives a rank; None where there is one process.
         timeout_s: How long a rank is waited for, in seconds.
+        sharding: ``none``: each rank has all weights, gradients and optimizer states. ``full``: its part of them.
     """
 
-    def __init__(self, rank: int = 0, world: int = 1, store: Any = None, timeout_s: float = 0.0) -> None:
+    def __init__(
+        self, rank: int = 0, world: int = 1, store: Any = None, timeout_s: float = 0.0, sharding: str = "none"
+    ) -> None:
         self.rank = rank
         self.world = world
+        self.sharding = sharding
         self.reduced: list[Callable[[nn.Parameter], None]] = []
         """Called with each parameter whose gradient has become that of all ranks."""
         self._store = store
@@ -69,6 +75,11 @@ class Ranks:
     def several(self) -> bool:
         """Whether there is more than one."""
         return self.world > 1
+
+    @property
+    def shards(self) -> bool:
+        """Whether each rank has a part of the weights that are trained, and not all of them."""
+        return self.several and self.sharding == "full"
 
     def part_of(self, count: int, what: str, unit: int = 1) -> int:
         """This rank's part of a number that must divide.
@@ -143,19 +154,27 @@ class Ranks:
         self.any(False)
         return self.from_first(work() if self.first else None)
 
-    def tensors_from_first(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Rank 0's tensors by name, on the CPU; what the others give is not looked at."""
+    def tensors_from_first(
+        self, tensors: Mapping[str, Tensor], keep: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor
+    ) -> dict[str, Tensor]:
+        """Rank 0's tensors by name, on the CPU.
+
+        Args:
+            tensors: The tensors; what other ranks give is not looked at.
+            keep: Gives what is kept of a tensor with that name; one is on its way at a time.
+        """
         if not self.several:
             return dict(tensors)
         kinds = self.from_first({n: [str(t.dtype).removeprefix("torch."), list(t.shape)] for n, t in tensors.items()})
-        arrived = {
-            n: tensors[n] if self.first else torch.empty(s, dtype=getattr(torch, d)) for n, (d, s) in kinds.items()
-        }
-        for tensor in arrived.values():
-            self._send_from_first(tensor)
+        arrived = {}
+        for name, (dtype, shape) in kinds.items():
+            tensor = tensors[name] if self.first else torch.empty(shape, dtype=getattr(torch, dtype))
+            self.send_tensor(tensor)
+            arrived[name] = keep(name, tensor)
         return arrived
 
-    def _send_from_first(self, tensor: Tensor) -> None:
+    def send_tensor(self, tensor: Tensor) -> None:
+        """Gives all ranks what is in rank 0's tensor, in place."""
         self._meet(lambda: dist.broadcast(tensor, src=0))
 
     def _meet(self, collective: Callable[[], Any]) -> Any:
@@ -194,7 +213,7 @@ class Ranks:
         """Gives all ranks rank 0's weights and buffers."""
         if self.several:
             for tensor in (*module.parameters(), *module.buffers()):
-                self._send_from_first(tensor.data)
+                self.send_tensor(tensor.data)
 
     def joined(self, outputs: tuple[Tensor, ...], shares: Sequence[float], module: nn.Module) -> tuple[Tensor, ...]:
         """What a mini-batch's evaluation gave, so that the backward pass ends with the gradient of all ranks' mini-batch.
@@ -220,7 +239,13 @@ class Ranks:
 
     def _end_backward(self, module: nn.Module) -> None:
         self._backward_is_noted = False
-        self.add_gradients(module.parameters())
+        if not self.shards:
+            self.add_gradients(module.parameters())
+            return
+        # FSDP2 has added them up already, each rank's part on that rank.
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                self._tell(parameter)
 
     @torch.no_grad()
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -248,8 +273,11 @@ class Ranks:
         for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
             assert parameter.grad is not None
             parameter.grad.copy_(part.view_as(parameter))
-            for listener in self.reduced:
-                listener(parameter)
+            self._tell(parameter)
+
+    def _tell(self, parameter: nn.Parameter) -> None:
+        for listener in self.reduced:
+            listener(parameter)
 
 
 def _buckets(parameters: Sequence[nn.Parameter]) -> Iterable[list[nn.Parameter]]:
@@ -297,18 +325,21 @@ def ranks() -> Ranks:
     return _current
 
 
-def join(timeout_s: float = processes.RANK_TIMEOUT_S) -> Ranks:
+def join(timeout_s: float = processes.RANK_TIMEOUT_S, sharding: str = "none") -> Ranks:
     """Joins the run that `torchrun` has started this process for; without `torchrun` there is one process.
 
     Commands do so themselves; a script of one's own calls it first, and `make_algorithm` does the rest.
 
     Args:
         timeout_s: How long a rank is waited for, in seconds.
+        sharding: ``none``, or ``full`` for weights in shards; the same on all ranks.
 
     Raises:
         LostRank: not all ranks came.
+        ValueError: the sharding is not known.
     """
     global _current
+    check_choice("sharding", sharding, processes.SHARDING)
     if not processes.under_torchrun() or _current.several:
         return _current
     rank, world, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
@@ -328,7 +359,7 @@ def join(timeout_s: float = processes.RANK_TIMEOUT_S) -> Ranks:
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     except RuntimeError as error:
         raise LostRank(f"not all of the {world} ranks came within {timeout_s:g} s (--rank-timeout)") from error
-    _current = Ranks(rank, world, store, timeout_s)
+    _current = Ranks(rank, world, store, timeout_s, sharding)
     processes.watch(rank, store, _current.everyone(processes.identity()))
     return _current
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llm_env.lm.names import check_choice
 from llm_env.rules import Rule, number, whole
 
 RANK_TIMEOUT_S = 1800.0
@@ -29,6 +30,7 @@ LAUNCHED = "LLM_ENV_LAUNCHED"
 """Environment variable of ranks that `launch` started, which itself says whose end was the first; it has the command's name."""
 PATIENCE_S = 3600
 """How long ranks may go on after Ctrl-C, to end their iteration and write a checkpoint, in seconds."""
+SHARDING = ("none", "full")
 RULES: dict[str, Rule] = {"processes": whole(1), "rank_timeout": number(above=0)}
 
 
@@ -65,6 +67,28 @@ class ProcessSettings:
     def starts_processes(self) -> bool:
         """Whether the processes are still to be started."""
         return self.processes > 1 and not under_torchrun()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunProcesses(ProcessSettings):
+    """The same for reinforcement learning, whose processes need not have all weights each."""
+
+    sharding: str = "none"
+    """none: each process has all weights, gradients and optimizer states. full: each has its part of them, by PyTorch's FSDP2,
+    beside a whole copy that decodes (docs/scale.md)."""
+
+    def check_processes(self) -> None:
+        """Checks the numbers, and the sharding.
+
+        Raises:
+            ValueError: as `ProcessSettings.check_processes`; or there is nothing to share the weights with.
+        """
+        super().check_processes()
+        check_choice("sharding", self.sharding, SHARDING)
+        if self.sharding != "none" and self.world == 1:
+            raise ValueError(
+                f"sharding={self.sharding!r} shares the weights among several processes: --processes 2 or more."
+            )
 
 
 def check_divides(what: str, count: int, world: int, unit: int = 1) -> None:

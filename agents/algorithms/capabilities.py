@@ -15,6 +15,7 @@ FEATURES = {
     "bf16": "bf16",
     "resume": "resume",
     "processes": "several processes",
+    "shards": "shards",
 }
 
 
@@ -62,3 +63,27 @@ def check_processes(name: str, processes: int) -> None:
     """
     if processes > 1:
         algorithm(name).refuse(name, "processes", f"processes={processes}")
+
+
+def check_shards(name: str, episodes: str | None, mask_refresh: int | None = None) -> None:
+    """Refuses weights in shards where ranks would not all ask for them as often.
+
+    Args:
+        name: The algorithm.
+        episodes: How episodes follow each other; None: as the algorithm has it.
+        mask_refresh: Rollouts between refreshes of the masks' actor.
+
+    Raises:
+        ValueError: the algorithm's row says why it cannot, or a setting cannot be had with shards.
+    """
+    algorithm(name).refuse(name, "shards", "sharding='full'")
+    if episodes == "continuous":
+        raise ValueError(
+            "episodes='continuous' cannot be used with sharding='full': only where rollouts are whole episodes do all "
+            "processes ask for as many values. Take episodes='synchronous'."
+        )
+    if mask_refresh:
+        raise ValueError(
+            f"mask_refresh={mask_refresh} cannot be used with sharding='full': its copy of the actor is made of whole weights. "
+            "Leave it out: the masks then look at the reference."
+        )

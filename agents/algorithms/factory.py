@@ -13,7 +13,7 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
-from agents.algorithms.capabilities import check_masks, check_processes, check_world
+from agents.algorithms.capabilities import check_masks, check_processes, check_shards, check_world
 from agents.algorithms.record import RECORD, record_of
 from agents.algorithms.replicas import distribute
 from agents.algorithms.table import (
@@ -27,9 +27,10 @@ from agents.algorithms.wiring import Settings, Wiring, device_type
 from agents.distributed import ranks
 from agents.rollouts.buffer import TokenRolloutBuffer
 from agents.rollouts.vec_env import EPISODE_MODES, LLMTextVecEnv
+from agents.shards import check_device
 from llm_env import ENV_ID
 from llm_env.lm.names import check_choice
-from llm_env.lm.runtime import reuse_freed_memory
+from llm_env.lm.runtime import hand_back_freed_memory, reuse_freed_memory
 from llm_env.rules import SLOTS
 from llm_env.settings import task_settings
 
@@ -78,6 +79,9 @@ def make_algorithm(
     if env_kwargs is not None and not isinstance(env_kwargs, Mapping):
         raise TypeError(f"env_kwargs={env_kwargs!r} must be a mapping of the environment's settings.")
     check_processes(name, ranks().world)
+    if ranks().shards:
+        check_shards(name, getattr(env.unwrapped, "episodes", None) if isinstance(env, VecEnv) else episodes)
+        check_device(str(settings.get("device", "auto")))
     chosen = {**row.defaults, **checked_settings(name, settings)}
     if chosen.get("seed") is None and ranks().several:  # one order of prompts, and the same new weights
         chosen["seed"] = ranks().from_first(int(np.random.default_rng().integers(2**31)))
@@ -97,7 +101,8 @@ def make_algorithm(
     policy = dict(chosen.pop("policy_kwargs", {}) or {})
     policy.update({key: chosen.pop(key) for key in row.policy_settings if key in chosen})
     if device_type(chosen.get("device", "auto")) == "cpu":
-        reuse_freed_memory()
+        # Weights of a layer come and go, large blocks all: kept, they would take the room that shards save.
+        hand_back_freed_memory() if ranks().shards else reuse_freed_memory()
     takes_batch_size = "batch_size" in settings_of(name)
     arguments = row.wire(Wiring(name, base, chosen, policy, row.buffer, rounds, takes_batch_size, BUFFER_SETTINGS))
     with warnings.catch_warnings():

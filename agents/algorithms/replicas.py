@@ -48,7 +48,8 @@ def distribute(model: Any, seed: int | None) -> None:
     me = ranks()
     if not me.several:
         return
-    me.send_weights(model.policy)
+    if not me.shards:  # those come from rank 0 already
+        me.send_weights(model.policy)
     text_env(model.env).batch.part = (me.rank, me.world)
     # Only now, so that new weights and the prompts' order are the same everywhere, and what is sampled is not.
     streams = np.random.SeedSequence([seed or 0, me.rank]).generate_state(2)

@@ -131,6 +131,8 @@ class Algorithm:
 
     def reason(self, feature: str) -> str | None:
         """Says why it cannot be used with a feature; None where it can."""
+        if feature == "shards":  # as far as several processes go
+            return self.no.get("processes")
         return self.no.get(feature)
 
     def refuse(self, name: str, feature: str, what: str) -> None:

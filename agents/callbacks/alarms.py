@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from agents.callbacks.metrics import TextMetricsCallback
 from agents.distributed import ranks
 from agents.rollouts.vec_env import text_env
+from agents.shards import own_part
 
 SPIKE = 10.0
 """An alarm where a gradient's norm is more than this many times the median of the updates before it."""
@@ -126,13 +127,15 @@ class Alarms(BaseCallback):
         """Called when a parameter's gradient has grown; where a mini-batch is evaluated in parts, the last call has the sum."""
         assert isinstance(parameter, nn.Parameter)
         assert parameter.grad is not None
-        self._parts[parameter] = torch.linalg.vector_norm(parameter.grad.detach())
+        self._parts[parameter] = torch.linalg.vector_norm(own_part(parameter.grad.detach()))
 
     def _before_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if not self._parts:
             return
         norm = torch.linalg.vector_norm(torch.stack(list(self._parts.values())))
         self._parts.clear()
+        if ranks().shards:  # of this rank's part
+            norm = torch.tensor(math.sqrt(ranks().add([float(norm) ** 2])[0]))
         self._unread.append(norm)
         self._read_norms(leave=self._lag)
 
@@ -184,7 +187,8 @@ class Alarms(BaseCallback):
             FloatingPointError: a weight, or a gradient that was not looked at yet, is not finite.
         """
         self._read_norms()
-        if not weights_are_finite(self.model.policy.state_dict().values()):
+        is_finite = weights_are_finite(own_part(w) for w in self.model.policy.state_dict().values())
+        if ranks().any(not is_finite):
             raise self._fault("the weights are not finite after the update")
         if not row_is_due:
             return

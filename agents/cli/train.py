@@ -27,7 +27,7 @@ from agents.cli.arguments import parse_command_line, read_command_line
 from agents.cli.start import called_as
 from agents.console import PlainConsole, plain_warnings, print_error
 from agents.flat_settings import from_flat, read_settings, to_flat
-from agents.processes import ProcessSettings, check_divides, launch, launched, under_torchrun
+from agents.processes import RunProcesses, check_divides, launch, launched, under_torchrun
 from agents.runs.settings import CHANGEABLE, RunSettings
 
 console = PlainConsole()
@@ -45,8 +45,8 @@ class Args:
     resume: Path | None = None
     """Folder of a run to go on with; its own settings are used, and only --total-timesteps, --reward-timeout and --reward-wait
     may be given as well."""
-    together: Annotated[ProcessSettings, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes] = dataclasses.field(
-        default_factory=ProcessSettings
+    together: Annotated[RunProcesses, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes] = dataclasses.field(
+        default_factory=RunProcesses
     )
     """Processes that train together."""
     settings: Annotated[RunSettings, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes] = dataclasses.field(
@@ -118,7 +118,7 @@ def main(argv: Sequence[str]) -> int:
         return 130
 
 
-def check_together(together: ProcessSettings, settings: RunSettings) -> None:
+def check_together(together: RunProcesses, settings: RunSettings) -> None:
     """Checks the number of processes, and whether the run's work can be shared among so many.
 
     Raises:
@@ -127,10 +127,12 @@ def check_together(together: ProcessSettings, settings: RunSettings) -> None:
     together.check_processes()
     if together.world == 1:
         return
-    from agents.algorithms.capabilities import check_processes  # these import torch
+    from agents.algorithms.capabilities import check_processes, check_shards  # these import torch
     from agents.algorithms.table import algorithm
 
     check_processes(settings.algorithm.algo, together.world)
+    if together.sharding == "full":
+        check_shards(settings.algorithm.algo, settings.training.episodes, settings.algorithm.mask_refresh)
     unit = settings.algorithm.group_size or algorithm(settings.algorithm.algo).defaults.get("group_size", 1)
     check_divides("n_envs", settings.training.n_envs, together.world, int(unit))
 
@@ -155,7 +157,9 @@ def settings_of_first(argv: Sequence[str]) -> tuple[RunSettings, Path, bool]:
         settings = args.settings.checked()
         check_together(args.together, settings)
         told = {"settings": to_flat(settings), "folder": str(folder_of(args)), "resume": args.resume is not None}
+        told["sharding"] = args.together.sharding
     told = ranks().from_first(told)
+    ranks().sharding = told["sharding"]
     return from_flat(RunSettings, told["settings"], "rank 0"), Path(told["folder"]), bool(told["resume"])
 
 
@@ -168,6 +172,7 @@ def train(settings: RunSettings, folder: Path, resume: bool) -> int:
         resume: Whether the run in it goes on.
     """
     # Here and not above, so that --help and a wrong setting do not wait for torch.
+    from agents.distributed import ranks
     from agents.runs.checkpoint import CheckpointError
     from agents.runs.run import TrainingRun
     from llm_env.reward.models import RewardModelError
@@ -178,7 +183,7 @@ def train(settings: RunSettings, folder: Path, resume: bool) -> int:
         run = TrainingRun(settings, folder, console, resume)
         console.print(
             f"{settings.algorithm.algo} on {run.model.device}, {settings.training.n_envs} slots"
-            f"{f' in {run.world} processes' * (run.world > 1)}; writing to {folder}",
+            f"{f' in {run.world} processes' * (run.world > 1)}{', weights in shards' * ranks().shards}; writing to {folder}",
         )
         run.train()
     except KeyboardInterrupt:

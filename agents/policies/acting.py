@@ -10,6 +10,7 @@ import torch
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor
 
+from agents.distributed import ranks
 from agents.policies.actor import Actor
 from agents.policies.critic import Critic
 from agents.policies.observations import sequences_of, split_observation
@@ -116,7 +117,7 @@ class ActsOnText:
         logits = self._acting.decoder.lm.logits(hidden).float()
         logits = logits if self.temperature == 1.0 else logits / self.temperature
         tokens, log_probs = choose_tokens(logits if allowed is None else restrict(logits, allowed), drawn)
-        if self.critic.reads_text:
+        if self.critic.reads_text or ranks().shards:
             return tokens, log_probs, torch.full_like(log_probs, torch.nan)
         return tokens, log_probs, self.critic(None, hidden)
 
@@ -145,9 +146,9 @@ class ActsOnText:
         return actions, log_probs
 
     def _values(self, hidden: Tensor | None, ids: Tensor, lengths: Tensor) -> Tensor:
-        """V at each row's last token, (N, 1), float32; 0 for idle rows, NaN where a network is not asked now."""
-        # The buffer asks for these later, in one batch for the whole rollout.
-        if self.critic.reads_text and self.defer_values:
+        """V at each row's last token, (N, 1), float32; 0 for idle rows, NaN where the critic is not asked now."""
+        # The buffer asks for these later, in one batch for the whole rollout; in shards a head cannot be asked alone either.
+        if (self.critic.reads_text and self.defer_values) or ranks().shards:
             return torch.full((len(lengths), 1), torch.nan, device=self.device)
         with self._autocast():
             # Idle rows are read as one token, and their values set to 0. (N,)

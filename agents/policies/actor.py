@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from gymnasium import spaces
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from agents.policies.decoding_copy import DecodingCopy
+from agents.distributed import ranks
+from agents.policies.decoding_copy import DecodingCopy, empty_copy
 from agents.policies.sampled_actions import CarriesLogProbs
+from agents.shards import device_of_shards, wholes_on_first
 from llm_env.default_task import DEFAULT_MODEL
 from llm_env.episode import Episode
 from llm_env.extras import require
@@ -66,8 +68,9 @@ class Actor:
     ) -> None:
         name = model or DEFAULT_MODEL
         lm: CausalLM | None = None
-        # With LoRA the environment's own reference takes the adapters in, if no other policy's are there yet.
-        if lora_rank and reference_load is not None:
+        # With LoRA the environment's own reference takes the adapters in, if no other policy's are there yet; an actor in
+        # shards would leave it in shards too.
+        if lora_rank and reference_load is not None and not ranks().shards:
             shared = shared_causal_lm(name, LoadSettings(*reference_load))
             lm = shared.lm if shared.lend(self) else None
         # A model of its own starts in float32 on the CPU; the policy moves it to its device.
@@ -81,15 +84,18 @@ class Actor:
         self._half = mixed_precision == "bf16"
         self._copy: DecodingCopy | None = None
         self._decoder = CachedDecoder(self.lm, max_length, use_cache=use_cache)
+        self._in_shards = False
+        self._is_stale = False
+        """Whether the weights in shards are ahead of the copy that decodes."""
 
     @property
     def decoder(self) -> CachedDecoder:
         """What decodes; ``decoder.lm`` has the head that goes with its hidden states.
 
         In mixed precision that is a bfloat16 copy, made at the first use, when the policy is on its device: under autocast
-        every decoding step would cast all weights anew.
+        every decoding step would cast all weights anew. Of weights in shards it is a copy too, as old as `refresh`.
         """
-        if self._half and (self._copy is None or self._copy.device != self.lm.device):
+        if not self._in_shards and self._half and (self._copy is None or self._copy.device != self.lm.device):
             self._copy = DecodingCopy(self.lm)
             # The new decoder starts empty; `refresh` rounds the weights again after each `clear`.
             old = self._decoder
@@ -99,9 +105,48 @@ class Actor:
     def forget(self) -> None:
         """Drops the decoder's cache; to be called whenever the weights change."""
         self._decoder.clear()
+        self._is_stale = self._in_shards
+
+    def cut_into_shards(self, cut: Callable[[], None]) -> None:
+        """Has the weights cut into shards, and decodes with a whole copy from then on.
+
+        Args:
+            cut: Cuts the policy that the actor is part of; see `agents.shards.shard`.
+        """
+        dtype = torch.bfloat16 if self._half else torch.float32
+        model = empty_copy(self.lm.model, dtype, device_of_shards())  # what is in shards cannot be copied
+        cut()
+        self._copy = DecodingCopy(self.lm, dtype, model)
+        self._decoder = CachedDecoder(self._copy, self._decoder.max_length, self._decoder.use_cache)
+        self._in_shards = True
+
+    def refresh(self) -> None:
+        """Brings the copy of weights in shards up to date, where they have changed; all ranks must ask."""
+        if self._is_stale:
+            assert self._copy is not None
+            self._copy.update()
+            self._decoder.clear()
+            self._is_stale = False
+
+    @property
+    def whole(self) -> CausalLM:
+        """The model; of one in shards the copy that decodes, as old as `refresh`."""
+        if not self._in_shards:
+            return self.lm
+        assert self._copy is not None
+        return self._copy
 
     def merged(self) -> PreTrainedModel:
-        """An ordinary causal LM: the model itself, or a copy with the adapters merged in."""
+        """An ordinary causal LM: the model itself, or a copy with the adapters merged in.
+
+        Of one in shards it is the copy that decodes, or where that is rounded, another; all ranks must ask.
+        """
+        if self._in_shards:
+            assert self._copy is not None
+            if self._half:
+                return self._copy.in_float32()
+            self.refresh()
+            return self._copy.model
         if self._adapted is None:
             return self.lm.model
         # On a copy: merging in place would change the shared base weights, and with them the reference.
@@ -109,10 +154,14 @@ class Actor:
         assert isinstance(merged_model, PreTrainedModel)
         return merged_model
 
-    def save_adapter(self, folder: Path) -> None:
-        """Writes the LoRA adapters alone; see the function `save_adapter`."""
+    def save_adapter(self, folder: Path | None) -> None:
+        """Writes the LoRA adapters alone; see the function `save_adapter`. None: only helps rank 0 to do so, in shards."""
         assert self._adapted is not None, "without lora_rank there are no adapters"
-        save_adapter(self._adapted, self.lm.name, folder)
+        weights = None
+        if self._in_shards:
+            weights = wholes_on_first({n: t for n, t in self._adapted.state_dict().items() if "lora_" in n})
+        if folder is not None:
+            save_adapter(self._adapted, self.lm.name, folder, weights)
 
 
 class PlainActor(CarriesLogProbs, nn.Module):
@@ -211,15 +260,16 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: float | None = None) 
     return require("peft", "lora").get_peft_model(model, adapter_config(model, rank, alpha))
 
 
-def save_adapter(adapted: Any, base: str, folder: Path) -> None:
+def save_adapter(adapted: Any, base: str, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
     """Writes LoRA adapters to a folder, for `peft.PeftModel.from_pretrained(base_model, folder)`.
 
     Args:
         adapted: PEFT's wrapper around the model.
         base: Folder or hub id of the model that the adapters belong to, which the folder's configuration names.
         folder: Folder to write to.
+        weights: The adapters by their names in the wrapper; None: as they are in it.
     """
     config = adapted.peft_config["default"]
     config.base_model_name_or_path = base
     # Not "auto", which asks the hub about the base model.
-    adapted.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
+    adapted.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False, state_dict=weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from agents.policies.planner import Planner
 from agents.policies.rollout_scores import ScoresRollouts
 from agents.policies.sampled_actions import CarriesLogProbs
 from agents.policies.settings import PolicySettings
+from agents.shards import loading, shard
 from llm_env.episode import Episode
 from llm_env.lm.loading import autocast
 from llm_env.lm.log_probs import head_kl, head_log_probs
@@ -96,31 +98,34 @@ class LLMActorCriticPolicy(CarriesLogProbs, ActsOnText, ScoresRollouts, ActorCri
     def _build(self, lr_schedule: Schedule) -> None:
         """Loads the networks (SB3's would be re-initialized orthogonally) and makes the optimizer."""
         s = self.settings
-        # Outside nn.Module's registry: the same weights are registered once, as `actor`.
-        self._acting = Actor(
-            s.model,
-            self.action_space,
-            int(self.observation_space["input_ids"].shape[0]),  # type: ignore[index]
-            s.lora_rank,
-            s.lora_alpha,
-            s.reference_load,
-            s.mixed_precision,
-            s.use_cache,
-            s.trust_remote_code,
-        )
-        self.lm = self._acting.lm
-        self.actor = self.lm.model
-        # The critic: a head on the actor's states, or a network of its own.
-        source = CriticSource(
-            self.lm.name, self.lm.hidden_size, s.critic_start, s.trust_remote_code, self.lm.trunk, s.critic_layers or 1
-        )
-        self.critic = make_critic(s.critic, source)
+        with loading():
+            # Outside nn.Module's registry: the same weights are registered once, as `actor`.
+            self._acting = Actor(
+                s.model,
+                self.action_space,
+                int(self.observation_space["input_ids"].shape[0]),  # type: ignore[index]
+                s.lora_rank,
+                s.lora_alpha,
+                s.reference_load,
+                s.mixed_precision,
+                s.use_cache,
+                s.trust_remote_code,
+            )
+            self.lm = self._acting.lm
+            self.actor = self.lm.model
+            # The critic: a head on the actor's states, or a network of its own.
+            size, trunk = self.lm.hidden_size, self.lm.trunk
+            source = CriticSource(self.lm.name, size, s.critic_start, s.trust_remote_code, trunk, s.critic_layers or 1)
+            self.critic = make_critic(s.critic, source)
         if s.gradient_checkpointing:
             enable_checkpointing(self.actor)
             if isinstance(self.critic, CriticNetwork):
                 enable_checkpointing(self.critic.trunk)
         self._writes: Writer | None = None
         self._planner = Planner(self._write_ahead, int(self.observation_space["input_ids"].high.max()))  # type: ignore[index]
+        if ranks().shards:
+            own = [self.critic.trunk] if isinstance(self.critic, CriticNetwork) else []
+            self._acting.cut_into_shards(lambda: shard(self, [trunk, *own]))
         # Parameters exist by now: what evaluates them in parts, and what moves them.
         self.micro_batches = MicroBatches(self, s.micro_batch_tokens)
         self.optimizer = self.optimizer_class(
@@ -225,7 +230,7 @@ class LLMActorCriticPolicy(CarriesLogProbs, ActsOnText, ScoresRollouts, ActorCri
         self, evaluate: Callable[[PackedBatch], tuple[Tensor, ...]], batch: PackedBatch
     ) -> tuple[Tensor, ...]:
         """`evaluate(batch)`, in parts where it does not fit in memory; its gradient is that of all processes' mini-batch."""
-        outputs = self.micro_batches(evaluate, batch)
+        outputs = self.micro_batches(functools.partial(self.compute, evaluate), batch)
         # Values and entropies are means over tokens in every loss; what the policy's is a mean over, the batch knows.
         shares = {
             "values": batch.share,
@@ -235,6 +240,14 @@ class LLMActorCriticPolicy(CarriesLogProbs, ActsOnText, ScoresRollouts, ActorCri
         }
         names = ("log_probs",) if len(outputs) == 1 else tuple(shares)[: len(outputs)]
         return ranks().joined(outputs, [shares[name] for name in names], self)
+
+    def compute(self, evaluate: Callable[[PackedBatch], tuple[Tensor, ...]], batch: PackedBatch) -> tuple[Tensor, ...]:
+        """`evaluate(batch)`; where the weights are in shards, they are put together for it (`agents.shards`)."""
+        return evaluate(batch)
+
+    def refresh(self) -> None:
+        """Brings the copy that decodes up to date, where the weights are in shards; all ranks must ask."""
+        self._acting.refresh()
 
     def _evaluate(self, batch: PackedBatch) -> tuple[Tensor, ...]:
         """Values, log-probs and entropies of a packed batch's tokens, each (n,)."""
@@ -270,15 +283,24 @@ class LLMActorCriticPolicy(CarriesLogProbs, ActsOnText, ScoresRollouts, ActorCri
         """
         half = self.mixed_precision == "bf16"
         return respond(
-            self.lm, task, prompts, seed, deterministic=deterministic, mixed_precision=half, mask=self.mask_model
+            self._acting.whole,
+            task,
+            prompts,
+            seed,
+            deterministic=deterministic,
+            mixed_precision=half,
+            mask=self.mask_model,
         )
 
     def save_actor(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Writes the actor, adapters merged, and its tokenizer to a folder for `from_pretrained`."""
         save_language_model(self.merged_actor(), tokenizer, folder)
 
-    def save_adapter(self, folder: Path) -> None:
-        """With LoRA: writes the adapters alone to a folder for `peft.PeftModel.from_pretrained`."""
+    def save_adapter(self, folder: Path | None) -> None:
+        """With LoRA: writes the adapters alone to a folder for `peft.PeftModel.from_pretrained`.
+
+        Of weights in shards all ranks must ask, of which rank 0 alone gives a folder.
+        """
         self._acting.save_adapter(folder)
 
     def merged_actor(self) -> PreTrainedModel:
@@ -289,6 +311,8 @@ class LLMActorCriticPolicy(CarriesLogProbs, ActsOnText, ScoresRollouts, ActorCri
         """Train or eval mode; there is no dropout, but cache and plan are dropped, for the weights are about to change."""
         if mode:
             self._forget()
+        else:
+            self.refresh()
         super().set_training_mode(mode)
 
     def _forget(self) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agents.distributed import ranks
+from agents.shards import as_often_as_others
 from llm_env.lm.memory import free_after, is_out_of_memory
 from llm_env.lm.packing import PackedBatch
 
@@ -23,6 +25,7 @@ logger = logging.getLogger(__name__)
 Outputs = tuple[Tensor, ...]
 Evaluate = Callable[[PackedBatch], Outputs]
 """Tensors of one entry for each scored token of a packed batch, differentiable in the module's parameters."""
+Part = tuple[PackedBatch, Tensor, bool]
 
 
 class MicroBatches:
@@ -50,16 +53,22 @@ class MicroBatches:
         anchor = torch.zeros((), requires_grad=True, device=batch.device)
         return _Evaluation.apply(anchor, self, evaluate, batch)  # type: ignore[no-untyped-call]
 
-    def parts(self, batch: PackedBatch) -> list[tuple[PackedBatch, Tensor]]:
-        """The batch's parts, each with the places of its scored tokens among all."""
-        return batch.split(self.max_tokens or len(batch.input_ids))
+    def parts(self, batch: PackedBatch) -> list[Part]:
+        """The batch's parts, each with the places of its scored tokens among all, and whether it counts.
+
+        Where the weights are in shards all ranks have as many, so that some only keep others company.
+        """
+        parts = batch.split(self.max_tokens or len(batch.input_ids))
+        if self.max_tokens is None:
+            return [(part, places, True) for part, places in parts]
+        return [(part, places, counts) for (part, places), counts in as_often_as_others(parts)]
 
     def without_graph(self, evaluate: Evaluate, batch: PackedBatch) -> Outputs:
         """Values only, part by part."""
         while True:
             try:
                 with torch.no_grad():
-                    pieces = [(evaluate(part), places) for part, places in self.parts(batch)]
+                    pieces = [(evaluate(part), places) for part, places, _ in self.parts(batch)]
                 break
             except RuntimeError as error:
                 self.shrink(batch, error)
@@ -76,8 +85,8 @@ class MicroBatches:
         Raises:
             RuntimeError: `error` itself, where it is another one or nothing is left to halve.
         """
-        if not is_out_of_memory(error) or len(self.parts(batch)) == len(batch.lengths):
-            raise error
+        if not is_out_of_memory(error) or ranks().shards or len(self.parts(batch)) == len(batch.lengths):
+            raise error  # in shards no rank can go on in smaller parts alone
         free_after(error, batch.device)
         self.max_tokens = min(self.max_tokens or len(batch.input_ids), len(batch.input_ids)) // 2
         logger.warning(
@@ -125,11 +134,11 @@ class _Evaluation(torch.autograd.Function):
                 if graph is not None:
                     _backward(graph, grads)
                 else:
-                    for part, places in micro.parts(batch):
+                    for part, places, counts in micro.parts(batch):
                         with torch.enable_grad():
                             values = ctx.evaluate(part)
                         # Each part's outputs get their entries of the incoming gradient; the parameters add the parts up.
-                        _backward(values, [None if g is None else g[places] for g in grads])
+                        _backward(values, [None if g is None else g[places] * float(counts) for g in grads])
                 break
             except RuntimeError as error:
                 for parameter in parameters:

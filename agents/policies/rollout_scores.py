@@ -13,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agents.distributed import ranks
 from agents.policies.critic import Critic
-from llm_env.lm.packing import PackedBatch, Scored, in_groups, pack, pack_ends
+from agents.shards import as_often_as_others
+from llm_env.lm.packing import PackedBatch, Scored, in_groups, micro_batches, pack, pack_ends
 from llm_env.reward.reference import Reference
 
 SCORE_TOKENS = 16_384  # tokens scored at once, padding included
@@ -41,13 +43,17 @@ class ScoresRollouts:
         """KL(π‖π_ref) of the whole distributions before each scored token, (n,)."""
 
     @abstractmethod
+    def compute(self, evaluate: Callable[[PackedBatch], tuple[Tensor, ...]], batch: PackedBatch) -> tuple[Tensor, ...]:
+        """`evaluate(batch)`, with the weights at hand."""
+
+    @abstractmethod
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The precision that training computes in."""
 
     @property
     def rescores_values(self) -> bool:
         """Whether values while collecting are missing or rounded differently from those in training."""
-        return self.critic.reads_text or self.rescores_log_probs
+        return self.critic.reads_text or self.rescores_log_probs or ranks().shards
 
     @property
     def rescores_log_probs(self) -> bool:
@@ -119,11 +125,16 @@ class ScoresRollouts:
                 bits = torch.from_numpy(np.concatenate([masks[i] for i in group]))
                 batch = dataclasses.replace(batch, masks=bits.to(self.device))
             # Cut each output at the ends of the sequences, and hand the pieces to their owners.
-            columns = [values.cpu().split(batch.counts) for values in score(batch)]
+            columns = [values.cpu().split(batch.counts) for values in self.compute(score, batch)]
             for place, i in enumerate(group):
                 parts[i] = tuple(column[place] for column in columns)
 
-        in_groups([len(s) for s in sequences], SCORE_TOKENS, self.device, run)
+        lengths = [len(s) for s in sequences]
+        if ranks().shards:  # every rank reads as often as the others, and none halves a group alone
+            for group, _ in as_often_as_others(list(micro_batches(lengths, SCORE_TOKENS))):
+                run(group)
+        else:
+            in_groups(lengths, SCORE_TOKENS, self.device, run)
         # Groups were in order of length; the flat arrays are in the order of `sequences`.
         return [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from agents.distributed import ranks
 from agents.policies.critic import NoCritic
 from agents.policies.rollout_scores import ScoresRollouts
 from agents.rollouts.buffer import TokenRolloutBuffer
@@ -73,11 +74,11 @@ class TokenCritic:
 
 
 def token_critic(model: BaseAlgorithm) -> TokenCritic | None:
-    """An algorithm's critic, to ask about samples; None where it has none that reads texts."""
+    """An algorithm's critic, to ask about samples; None where it has none that reads texts, or has it in shards."""
     buffer, policy = getattr(model, "rollout_buffer", None), model.policy
     if not isinstance(buffer, TokenRolloutBuffer) or not isinstance(policy, ScoresRollouts):
         return None
-    if isinstance(policy.critic, NoCritic):
+    if isinstance(policy.critic, NoCritic) or ranks().shards:  # rank 0 samples alone
         return None
     return TokenCritic(policy, buffer.estimator, buffer.gamma, buffer.gae_lambda)
 

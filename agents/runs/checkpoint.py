@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from agents.files import flush
 from agents.rollouts.replay import TokenReplayBuffer
 from agents.rollouts.vec_env import text_env
 from agents.runs.rank_states import load_slots_and_streams, rank_state, slots_and_streams, torch_random_state
+from agents.shards import placed_like, wholes_on_first
 from llm_env.lm.weights import read_tensors
 
 FORMAT = 2
@@ -59,14 +61,37 @@ def save_checkpoint(model: BaseAlgorithm, folder: Path, extra: dict[str, Any] | 
     """
     # What each process has to itself goes to rank 0, so that nothing but its disk is needed.
     others = ranks().everyone(None if ranks().first else rank_state(model))[1:]
+    tensors, optimizer_values = _tensors(model)
     target = folder / f"step_{model.num_timesteps * ranks().world:012d}"
     if ranks().first:
-        _write(model, target, extra or {}, others, keep)
+        _write(model, target, extra or {}, others, keep, tensors, optimizer_values)
     ranks().any(False)  # nobody goes on, or ends, before it is written
     return target
 
 
-def _write(model: BaseAlgorithm, target: Path, extra: dict[str, Any], others: list[Any], keep: int) -> None:
+def _tensors(model: BaseAlgorithm) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+    """Gives each file's tensors, whole, on rank 0, by the file's name; and the optimizer's plain values."""
+    state = model.policy.optimizer.state_dict()
+    entries = {f"{index}/{name}": value for index, of in state["state"].items() for name, value in of.items()}
+    scalars = {name: value for name, value in entries.items() if not isinstance(value, torch.Tensor)}
+    files = {
+        "policy": wholes_on_first(model.policy.state_dict()),
+        "optimizer": wholes_on_first({name: value for name, value in entries.items() if name not in scalars}),
+    }
+    if ranks().first:
+        files |= {"algorithm": _algorithm_tensors(model), "random": torch_random_state()}
+    return files, {"groups": state["param_groups"], "scalars": scalars}
+
+
+def _write(
+    model: BaseAlgorithm,
+    target: Path,
+    extra: dict[str, Any],
+    others: list[Any],
+    keep: int,
+    files: dict[str, dict[str, torch.Tensor]],
+    optimizer_values: dict[str, Any],
+) -> None:
     """Writes a checkpoint, whole or not at all, and removes old ones; `others` are the states of the ranks from 1 on."""
     # Everything is written to another name first, so that a folder named step_… is always whole.
     folder = target.parent
@@ -75,12 +100,9 @@ def _write(model: BaseAlgorithm, target: Path, extra: dict[str, Any], others: li
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir()
-        optimizer_tensors, optimizer_values = _optimizer_state(model.policy.optimizer)
-        save_file(_contiguous(model.policy.state_dict()), partial / "policy.safetensors")
-        save_file(optimizer_tensors, partial / "optimizer.safetensors")
-        if tensors := _algorithm_tensors(model):
-            save_file(tensors, partial / "algorithm.safetensors")
-        save_file(torch_random_state(), partial / "random.safetensors")
+        for name, tensors in files.items():
+            if tensors or name != "algorithm":
+                save_file(tensors, partial / f"{name}.safetensors")
         state = {
             "format": FORMAT,
             "counters": {name: getattr(model, name) for name in (*COUNTERS, *MORE_COUNTERS) if hasattr(model, name)},
@@ -160,7 +182,7 @@ def load_checkpoint(model: BaseAlgorithm, checkpoint: Path | None, check: bool =
         assert checkpoint is not None
         state, files = _read_checkpoint(model, checkpoint, check)
     state = me.from_first(state)
-    files = {name: me.tensors_from_first(tensors) for name, tensors in files.items()}
+    files = {name: me.tensors_from_first(tensors, _keeper(model, name)) for name, tensors in files.items()}
     # Weights and optimizer first, then what the algorithm counts and keeps, then the environment, and last the random states,
     # which what comes before may have used.
     try:
@@ -182,6 +204,24 @@ def load_checkpoint(model: BaseAlgorithm, checkpoint: Path | None, check: bool =
         model.mix.order.load_state_dict(state["mix"])  # type: ignore[attr-defined]  # of TextPPO
     load_slots_and_streams(model, written_by, files["random"])
     return extra
+
+
+def _keeper(model: BaseAlgorithm, file: str) -> Callable[[str, torch.Tensor], torch.Tensor]:
+    """Gives what a rank keeps of a tensor of a checkpoint's file: where the weights are in shards, its part."""
+    if not ranks().shards or file not in ("policy", "optimizer"):
+        return lambda _, tensor: tensor
+    weights = model.policy.state_dict()
+    moved = [p for group in model.policy.optimizer.param_groups for p in group["params"]]
+
+    def keep(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if file == "policy":
+            return placed_like(tensor, weights[name]) if name in weights else tensor
+        target = moved[int(name.partition("/")[0])]
+        return (
+            placed_like(tensor, target) if tensor.shape == target.shape else tensor
+        )  # what is no shape's is a counter
+
+    return keep
 
 
 def _read_checkpoint(
@@ -256,18 +296,6 @@ def _load_algorithm_tensors(model: BaseAlgorithm, tensors: dict[str, torch.Tenso
 def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Copies for safetensors, which refuses tensors that share memory (tied embeddings do)."""
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-
-
-def _optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    state = optimizer.state_dict()
-    tensors, scalars = {}, {}
-    for index, entries in state["state"].items():
-        for name, value in entries.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"{index}/{name}"] = value
-            else:
-                scalars[f"{index}/{name}"] = value
-    return _contiguous(tensors), {"groups": state["param_groups"], "scalars": scalars}
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:

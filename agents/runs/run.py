@@ -312,6 +312,7 @@ class TrainingRun:
 
     def sample(self, timestep: int) -> None:
         """Appends responses to the first held-out prompts to ``samples.jsonl``."""
+        self._refresh()
         if not ranks().first:
             return
         critic = token_critic(self.model)
@@ -326,6 +327,7 @@ class TrainingRun:
             The log's ``eval/`` values.
         """
         settings = self.settings.folder
+        self._refresh()
         values: dict[str, float] = {}
         if ranks().first:
             values = self.held_out.evaluate(self.policy, settings.n_eval, self.settings.task.kl_coef)
@@ -336,6 +338,11 @@ class TrainingRun:
             if ranks().first:
                 write_json(self.folder.path / "best" / "best.json", self.best)
         return {f"eval/{name}": value for name, value in values.items()}
+
+    def _refresh(self) -> None:
+        """Has what decodes brought up to date, before rank 0 uses it alone."""
+        if ranks().shards:
+            cast(LLMActorCriticPolicy, self.policy).refresh()
 
     def save(self) -> None:
         """Writes a checkpoint."""
@@ -373,6 +380,8 @@ class TrainingRun:
 
         if ranks().first:
             self.folder.save_model(name, write)
+        elif ranks().shards:
+            cast(LLMActorCriticPolicy, self.policy).merged_actor()  # rank 0 needs every rank's part
 
     def _save_adapter(self) -> None:
         """Writes the LoRA adapters and their card to ``adapter/``; the algorithms that have them have this policy."""
@@ -383,3 +392,5 @@ class TrainingRun:
 
         if ranks().first:
             self.folder.save_model("adapter", write)
+        elif ranks().shards:
+            cast(LLMActorCriticPolicy, self.policy).save_adapter(None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,22 @@ def refuse_classifier(config: Any, name: str, option: str) -> None:
         )
 
 
+_skips_weights: ContextVar[bool] = ContextVar("skips_weights", default=False)
+
+
+@contextlib.contextmanager
+def without_weights() -> Iterator[None]:
+    """Has `load_weights` make models without weights, on the meta device, for the duration of a `with` block.
+
+    For weights that come from elsewhere; the folders' configurations are read and checked all the same.
+    """
+    token = _skips_weights.set(True)
+    try:
+        yield
+    finally:
+        _skips_weights.reset(token)
+
+
 def load_weights(
     auto_class: Any, name: str, kind: str, option: str, settings: LoadSettings, num_labels: int | None = None
 ) -> PreTrainedModel:
@@ -248,6 +265,8 @@ def load_weights(
     if num_labels is not None:
         config.num_labels = num_labels
     logging.getLogger("transformers.modeling_utils").addFilter(_NO_PADDING_ADVICE)  # the same filter is added once only
+    if _skips_weights.get():
+        return _prepared(_empty_model(auto_class, config, settings))
     try:
         with quiet_loading():
             model: PreTrainedModel
@@ -263,9 +282,22 @@ def load_weights(
     except Exception as error:  # transformers and safetensors raise many kinds here
         raise ValueError(_not_loaded(option, name, kind, error)) from error
     refuse_other_weights(loading, model, label, kind, option, new_head)
+    model.to(resolve_device(settings.device))  # type: ignore[arg-type]
+    return _prepared(model)
+
+
+def _empty_model(auto_class: Any, config: Any, settings: LoadSettings) -> PreTrainedModel:
+    """A model of a configuration, on the meta device."""
+    with torch.device("meta"), quiet_loading():
+        return auto_class.from_config(
+            config, dtype=resolve_dtype(settings.dtype), trust_remote_code=settings.trust_remote_code
+        )
+
+
+def _prepared(model: PreTrainedModel) -> PreTrainedModel:
+    """A model in eval mode, without dropout, with faster linear layers, in place."""
     for module in model.modules():  # for architectures with dropout rates that no configuration names
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     use_onednn(model)
-    model.to(resolve_device(settings.device))  # type: ignore[arg-type]
     return model.eval()

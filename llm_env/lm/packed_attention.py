@@ -188,6 +188,11 @@ def can_pack(trunk: nn.Module) -> bool:
     return _CAN_PACK[trunk]
 
 
+def note_can_pack(trunk: nn.Module, value: bool) -> None:
+    """Says what `can_pack` would find out, of a trunk that cannot be tried as it is."""
+    _CAN_PACK[trunk] = value
+
+
 @torch.no_grad()
 def _packing_agrees(trunk: nn.Module) -> bool:
     """Compares packed with padded states on three short sequences of different lengths."""

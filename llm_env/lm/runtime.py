@@ -111,6 +111,7 @@ def be_deterministic() -> None:
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+_LARGE = 2**18  # bytes
 _LARGEST_THRESHOLD = 2**31 - 1  # bytes; mallopt takes an int
 
 
@@ -128,6 +129,18 @@ def reuse_freed_memory() -> bool:
     if not is_fast("malloc") or mallopt is None:
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_THRESHOLD) and mallopt(_M_TRIM_THRESHOLD, _LARGEST_THRESHOLD))
+
+
+def hand_back_freed_memory() -> bool:
+    """Has this process hand each large block back to the system as soon as it is freed: the opposite of `reuse_freed_memory`.
+
+    glibc's own threshold rises with the blocks that are freed, up to 32 MB.
+
+    Returns:
+        Whether the threshold was set: False where the C library is not glibc.
+    """
+    mallopt = _mallopt()
+    return mallopt is not None and bool(mallopt(_M_MMAP_THRESHOLD, _LARGE) and mallopt(_M_TRIM_THRESHOLD, _LARGE))
 
 
 def _mallopt() -> ctypes._NamedFuncPointer | None:

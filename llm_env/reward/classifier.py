@@ -233,7 +233,10 @@ def scalar_head(model: PreTrainedModel) -> nn.Linear | ScoreHead | None:
     Several heads with fixed weights are combined into one. With a gate the weights depend on the prompt, so there is none.
     """
     head = linear_head(model)
-    if head is None or way_of_reading(model) != "packed":  # some encoders call their head by the same name
+    if head is None:
+        return None
+    # Some encoders call their head by the same name. One without weights cannot be tried; who has them says what it is.
+    if model.device.type != "meta" and way_of_reading(model) != "packed":
         return None
     mlp = mlp_of(model)
     if mlp is not None:

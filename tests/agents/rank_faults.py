@@ -13,7 +13,7 @@ from typing import Any
 PHASES = {
     "collecting": ("agents.rollouts.buffer", "TokenRolloutBuffer", "add"),
     "scoring": ("agents.rollouts.buffer", "TokenRolloutBuffer", "compute_returns_and_advantage"),
-    "training": ("agents.distributed", "Ranks", "add_gradients"),
+    "training": ("agents.distributed", "Ranks", "_end_backward"),
     "logging": ("agents.runs.joint_log", "JointLogger", "dump"),
     "saving": ("agents.runs.run", "TrainingRun", "save"),
 }

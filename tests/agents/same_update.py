@@ -1,10 +1,10 @@
 """The same episodes and mini-batches in one process with all slots, and in ranks with a part each: are the updates the same?
 
-    torchrun --nproc-per-node 2 -m tests.agents.same_update OUT.json CASE...
+    torchrun --nproc-per-node 2 -m tests.agents.same_update OUT.json none|full CASE...
 
 Each rank first makes the update alone, with all slots, and keeps the tokens that it drew; then all ranks make it together, each
-with its slots, which take those very tokens. Mini-batches are dealt out by slot, so that they are the same too: of unequal
-numbers of tokens, and every other epoch one that is empty on all ranks but the first.
+with its slots, which take those very tokens; with ``full`` their weights are in shards. Mini-batches are dealt out by slot, so
+that they are the same too: of unequal numbers of tokens, and every other epoch one that is empty on all ranks but the first.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from agents.policies.actor_critic import LLMActorCriticPolicy
 from agents.policies.observations import split_observation
 from agents.policies.sampled_actions import ActionTensor
 from agents.rollouts import buffer as buffer_module
+from agents.shards import whole
 from llm_env.guess_the_number import game_settings
 from llm_env.lm.sampling import restrict
 
@@ -164,7 +165,9 @@ class Watch(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         policy = self.model.policy
-        self.weights.append(torch.cat([p.detach().flatten().clone() for p in policy.parameters() if p.requires_grad]))
+        self.weights.append(
+            torch.cat([whole(p.detach()).flatten().clone() for p in policy.parameters() if p.requires_grad])
+        )
         self.kls.append(float(self.logger.name_to_value.get("train/approx_kl", 0.0)))
 
     def _on_rollout_end(self) -> None:
@@ -178,7 +181,7 @@ class Watch(BaseCallback):
 def checksum(module: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for parameter in module.parameters():
-        digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+        digest.update(whole(parameter.detach()).float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -256,8 +259,8 @@ def main() -> None:
     global WORLD
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    out, *names = sys.argv[1:]
-    joint = distributed.join(timeout_s=60)
+    out, sharding, *names = sys.argv[1:]
+    joint = distributed.join(timeout_s=60, sharding=sharding)
     WORLD = joint.world
     if joint.first:
         Path(out).with_suffix(".txt").write_text("\n".join(TEXTS) + "\n", encoding="utf-8")

@@ -23,20 +23,22 @@ from tests.agents.same_update import CASES, NOT_COMPARED, rare_reward
 from tests.conftest import ROOT
 
 FAST = ("ppo",)
+FAST_IN_SHARDS = ("lora, reward model",)
+NOT_IN_SHARDS = ("continuous",)
 IN_FOUR = ("ppo", "grpo", "turns", "ptx, micro-batches")
 SMALL = {"max_new_tokens": 6, "prompts": ["The film was"]}
 Found = dict[str, Any]
 
 
-def launched(names: tuple[str, ...], world: int, folder: Path) -> Found:
-    """Trains cases alone and in ranks under plain `torchrun`; what `tests.agents.same_update` found."""
+def launched(names: tuple[str, ...], world: int, folder: Path, sharding: str = "none") -> Found:
+    """Trains cases alone and in ranks under plain `torchrun`; what `tests.agents.same_update` found, until it failed."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world)]
-    command = [*torchrun, "-m", "tests.agents.same_update", str(folder / "found.json"), *names]
+    command = [*torchrun, "-m", "tests.agents.same_update", str(folder / "found.json"), sharding, *names]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found: Found = json.loads((folder / "found.json").read_text(encoding="utf-8"))
-    return found
+    path = folder / "found.json"
+    found: Found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {**found, "error": done.stderr[-3000:] if done.returncode else None}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,18 @@ def in_two(tmp_path_factory: pytest.TempPathFactory) -> Found:
 
 @pytest.fixture(scope="module")
 def all_in_two(tmp_path_factory: pytest.TempPathFactory) -> Found:
-    return launched(tuple(set(CASES) - set(FAST)), 2, tmp_path_factory.mktemp("all"))
+    return launched(tuple(name for name in CASES if name not in FAST), 2, tmp_path_factory.mktemp("all"))
+
+
+@pytest.fixture(scope="module")
+def in_shards(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    return launched(FAST_IN_SHARDS, 2, tmp_path_factory.mktemp("shards"), "full")
+
+
+@pytest.fixture(scope="module")
+def all_in_shards(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    names = tuple(name for name in CASES if name not in (*FAST_IN_SHARDS, *NOT_IN_SHARDS))
+    return launched(names, 2, tmp_path_factory.mktemp("all_shards"), "full")
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +67,10 @@ def in_four(tmp_path_factory: pytest.TempPathFactory) -> Found:
     return launched(IN_FOUR, 4, tmp_path_factory.mktemp("four"))
 
 
-def check_update(name: str, found: Found) -> None:
+def check_update(name: str, all_found: Found) -> None:
     """Ranks are equal after each update, and where one process draws the same tokens they are where it is."""
+    assert name in all_found, all_found["error"]
+    found = all_found[name]
     assert found["bit_equal"]
     if name in NOT_COMPARED:
         return
@@ -79,21 +94,32 @@ def check_update(name: str, found: Found) -> None:
 
 @pytest.mark.parametrize("name", FAST)
 def test_two_ranks_make_the_update_of_one_process(name: str, in_two: Found) -> None:
-    check_update(name, in_two[name])
+    check_update(name, in_two)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CASES if name not in FAST])
 def test_two_ranks_make_each_update_of_one_process(name: str, all_in_two: Found) -> None:
-    check_update(name, all_in_two[name])
+    check_update(name, all_in_two)
     if name == "adaptive kl":
         assert all_in_two[name]["kl_coefs"][0] != 0.1  # it has moved
+
+
+@pytest.mark.parametrize("name", FAST_IN_SHARDS)
+def test_two_ranks_with_weights_in_shards_make_the_update_of_one_process(name: str, in_shards: Found) -> None:
+    check_update(name, in_shards)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CASES if name not in (*FAST_IN_SHARDS, *NOT_IN_SHARDS)])
+def test_two_ranks_with_weights_in_shards_make_each_update_of_one_process(name: str, all_in_shards: Found) -> None:
+    check_update(name, all_in_shards)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", IN_FOUR)
 def test_four_ranks_make_the_update_of_one_process(name: str, in_four: Found) -> None:
-    check_update(name, in_four[name])
+    check_update(name, in_four)
 
 
 @pytest.mark.slow
@@ -111,13 +137,14 @@ def test_two_agents_of_torchrun_make_the_update_of_one_process(tmp_path: Path) -
         "-m",
         "tests.agents.same_update",
         str(tmp_path / "found.json"),
+        "none",
         "ppo",
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     agents = [subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     errors = [process.communicate()[1] for process in agents]
     assert [process.returncode for process in agents] == [0, 0], errors
-    check_update("ppo", json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["ppo"])
+    check_update("ppo", json.loads((tmp_path / "found.json").read_text(encoding="utf-8")))
 
 
 def test_ranks_have_as_many_mini_batches_within_the_batch_size(in_two: Found) -> None:
@@ -131,8 +158,9 @@ def test_ranks_have_as_many_mini_batches_within_the_batch_size(in_two: Found) ->
 
 
 def test_each_yes_of_the_table_has_a_case() -> None:
-    yes = {name for name, row in ALGORITHMS.items() if row.reason("processes") is None}
-    assert yes == {algo for algo, _, _ in CASES.values()}
+    for feature, without in (("processes", ()), ("shards", NOT_IN_SHARDS)):
+        yes = {name for name, row in ALGORITHMS.items() if row.reason(feature) is None}
+        assert yes == {algo for case, (algo, _, _) in CASES.items() if case not in without}
 
 
 def test_the_rare_reward_is_rare_and_there() -> None:
@@ -179,6 +207,22 @@ def test_each_no_says_why_before_anything_is_loaded(
         ValueError, match=f"{name} cannot be used with processes=2: {ALGORITHMS[name].reason('processes')}"
     ):
         make_algorithm(name, n_envs=4, env_kwargs=SMALL)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("ppo", {"episodes": "continuous"}, "episodes='continuous' cannot be used with sharding='full'"),
+        ("dqn", {}, "dqn cannot be used with processes=2"),
+        ("ppo", {"device": "meta"}, "device='meta': with sharding='full' weights are on"),
+    ],
+)
+def test_what_cannot_be_in_shards(
+    name: str, settings: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "_current", Ranks(1, 2, sharding="full"))
+    with pytest.raises(ValueError, match=message):
+        make_algorithm(name, **{"n_envs": 4, "env_kwargs": SMALL, "seed": 0, **settings})
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ FAULTS = [
     Mutation(
         "weights that are NaN are saved",
         _ALARMS,
-        "if not weights_are_finite(self.model.policy.state_dict().values()):",
+        "if ranks().any(not is_finite):",
         "if False:",
         _ALARM_TESTS,
     ),
@@ -31,8 +31,8 @@ FAULTS = [
     Mutation(
         "the last gradient of an iteration is never read",
         _ALARMS,
-        "        self._read_norms()\n        if not weights",
-        "        if not weights",
+        "        self._read_norms()\n        is_finite",
+        "        is_finite",
         _ALARM_TESTS,
     ),
     Mutation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,11 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from agents.checksums import checksum
 from agents.cli import train
 from agents.cli.start import start
 from agents.processes import LOST, ProcessSettings, _say_who_failed, timeout_in
+from llm_env.default_task import DEFAULT_MODEL
 from tests.agents.rank_faults import PHASES
 from tests.conftest import ROOT
 
@@ -31,6 +35,7 @@ RUN = {
     "n-eval": 4,
     "kl-target": 1.0,
 }
+IN_SHARDS = ("--sharding", "full")
 CALLS = {"collecting": 8 * 2 + 3, "scoring": 3, "training": 4 * 4 * 2 + 2, "logging": 3, "saving": 3}
 """In which the third iteration is under way."""
 
@@ -53,14 +58,23 @@ def result(folder: Path) -> tuple[str, str, int]:
     return checksum(folder / "actor" / "model.safetensors"), (folder / "samples.jsonl").read_text("utf-8"), rows
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    process = command(*new(folder))
+def run_whole(folder: Path, *more: object) -> Path:
+    process = command(*new(folder), *more)
     out, err = process.communicate()
     assert (process.returncode, err) == (0, ""), out + err
     assert "8 slots in 2 processes" in out
+    assert ("weights in shards" in out) == ("--sharding" in more)
     return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_whole(tmp_path_factory.mktemp("whole") / "run")
+
+
+@pytest.fixture(scope="module")
+def whole_in_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_whole(tmp_path_factory.mktemp("shards") / "run", *IN_SHARDS)
 
 
 @pytest.mark.slow
@@ -79,6 +93,63 @@ def test_a_rank_that_is_killed_ends_the_run_in_a_line_and_it_goes_on(
     out, err = process.communicate()
     assert (process.returncode, err) == (0, ""), out + err
     assert result(folder) == result(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("phase", "rank"), [("training", 0), ("training", 1), ("saving", 0)])
+def test_a_run_in_shards_whose_rank_is_killed_goes_on_exactly(
+    phase: str, rank: int, whole_in_shards: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    process = command(*new(folder), *IN_SHARDS, FALL=f"{rank}:{phase}:{CALLS[phase]}:killed")
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert err.startswith(f"error: rank {rank} was killed by signal 9 (SIGKILL")
+    process = command("--resume", folder, *IN_SHARDS)
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, ""), out + err
+    assert result(folder) == result(whole_in_shards)
+
+
+@pytest.mark.slow
+def test_the_actor_in_shards_is_the_actor_of_replicas(whole: Path, whole_in_shards: Path) -> None:
+    """The same random streams, so the same tokens; sums are taken in another order."""
+    one, other = (load_file(run / "actor" / "model.safetensors") for run in (whole, whole_in_shards))
+    start = load_file(Path(DEFAULT_MODEL) / "model.safetensors")
+    assert one.keys() == other.keys()
+    apart = sum(float((one[n] - other[n]).norm() ** 2) for n in one) ** 0.5
+    moved = sum(float((one[n] - start[n]).norm() ** 2) for n in one) ** 0.5
+    assert 0 < apart < 1e-4 * moved
+    samples = [(run / "samples.jsonl").read_text("utf-8") for run in (whole, whole_in_shards)]
+    assert [json.loads(line)["response"] for line in samples[0].splitlines()] == [
+        json.loads(line)["response"] for line in samples[1].splitlines()
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_run_in_shards_goes_on_in_replicas_and_in_one_process(lora: bool, tmp_path: Path) -> None:
+    """A checkpoint's tensors are whole; with LoRA, in bf16, what is saved is merged in float32."""
+    folder = tmp_path / "run"
+    more = ("--lora-rank", 2, "--mixed-precision", "bf16") if lora else ()
+    run_whole(folder, *IN_SHARDS, *more)
+    if lora:
+        adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
+        saved = load_file(folder / "actor" / "model.safetensors")
+        start = load_file(Path(DEFAULT_MODEL) / "model.safetensors")
+        name = "model.layers.0.self_attn.q_proj"
+        b, a = (adapter[f"base_model.model.{name}.lora_{half}.weight"] for half in "BA")
+        moved = saved[f"{name}.weight"] - start[f"{name}.weight"]
+        assert float(moved.abs().max()) > 0
+        torch.testing.assert_close(moved, 2 * b @ a, rtol=0, atol=1e-6)  # α/r = 2
+    total = 2 * RUN["total-timesteps"]  # type: ignore[operator]
+    for processes in (2, 1):
+        process = command("--resume", folder, "--total-timesteps", total, processes=processes)
+        out, err = process.communicate()
+        assert (process.returncode, err) == (0, ""), out + err
+        total += RUN["total-timesteps"]  # type: ignore[operator]
+    tensors = load_file(folder / "actor" / "model.safetensors")
+    assert {t.dtype for t in tensors.values()} == {torch.float32}
 
 
 @pytest.mark.slow
@@ -148,6 +219,16 @@ def test_another_number_of_processes_goes_on_and_says_that_it_is_not_exact(
             "n_envs=4 must be a multiple of the 2 processes x group_size=4: take 8",
         ),
         (["--processes", "2", "--algo", "dqn"], "dqn cannot be used with processes=2: its replay buffer"),
+        (["--sharding", "half", "--processes", "2"], "sharding='half' is not known"),
+        (["--sharding", "full"], "sharding='full' shares the weights among several processes: --processes 2 or more"),
+        (
+            ["--processes", "2", "--sharding", "full", "--episodes", "continuous"],
+            "episodes='continuous' cannot be used with sharding='full': only where rollouts are whole episodes",
+        ),
+        (
+            ["--processes", "2", "--sharding", "full", "--algo", "maskable_ppo", "--mask-refresh", "2"],
+            "mask_refresh=2 cannot be used with sharding='full': its copy of the actor",
+        ),
     ],
 )
 def test_what_cannot_be_started(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ demo: $(VENV)/.installed
 	@if [ -e $(RUN) ]; then echo "$(RUN) is there already: make demo RUN=another/folder, or remove it"; exit 1; fi
 	$(BIN)/python scripts/train.py --config scripts/configs/demo.yaml --output-dir $(RUN)
 	$(BIN)/python scripts/evaluate_actor.py --actor $(RUN)/actor
-	@echo "Pictures: $(RUN)/report.png   Samples: $(RUN)/samples.jsonl"
+	@echo "Curves and samples: $(RUN)/report.html"
 
 rlhf: $(VENV)/.installed
 	$(BIN)/python scripts/pipeline.py --config scripts/configs/rlhf_default.yaml --output-dir runs/rlhf

@@ -1,7 +1,8 @@
 """Pages for people that this machine serves: who may open them, and what they can ask for.
 
 gradio serves a page with an API, uploads, files and a proxy. Here it is launched behind `PageGuard`, which lets through what
-the page itself needs and nothing else, and asks three things of each request:
+the page itself needs and nothing else, and asks three things of each request (`agents.runs.report.watch` serves a page
+without gradio behind the same guard):
 
 - that it names this machine (``Host``): a name that an attacker's DNS points here (DNS rebinding) is none of ours;
 - that it comes from the page itself (``Origin``, ``Sec-Fetch-Site``): other sites' pages cannot answer in somebody's place;
@@ -37,7 +38,7 @@ NEEDED = re.compile(
     r"/|/config/?|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json|/(assets|static|svelte)/[^?]*"
     r"|/gradio_api/(startup-events|theme\.css|heartbeat/\w+|queue/(join|data))/?"
 )
-"""Paths that a page without files needs: not the API's description, uploads, files, the proxy, monitoring, …"""
+"""Paths that a page of gradio's without files needs: not the API's description, uploads, files, the proxy, monitoring, …"""
 
 _HOST = re.compile(r"(\[[\da-fA-F:.]+\]|[\w.-]+)(?::(\d+))?", re.ASCII)
 """A ``Host`` header: an address or a name, perhaps a port."""
@@ -95,9 +96,18 @@ def check_page(host: str, port: int) -> None:
 
     Raises:
         ImportError: gradio is not installed.
-        ValueError: the address or port is taken or none of this machine's, or the token is too short.
+        ValueError: as `check_address`.
     """
     require("gradio", "people")
+    check_address(host, port)
+
+
+def check_address(host: str, port: int) -> None:
+    """Makes sure that something can be served at an address.
+
+    Raises:
+        ValueError: the address or port is taken or none of this machine's, or the token is too short.
+    """
     page_token(host)
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -115,10 +125,12 @@ class PageGuard:
         app: The page's application.
         host: The address that it listens at.
         token: What a request has to bring; None: nothing.
+        needed: Paths that the page needs; others are not there.
     """
 
-    def __init__(self, app: App, host: str, token: str | None) -> None:
+    def __init__(self, app: App, host: str, token: str | None, needed: re.Pattern[str] = NEEDED) -> None:
         self.app = app
+        self.needed = needed
         name = socket.gethostname().lower()
         self.names = {"localhost", host.lower(), name, f"{name}.local"}
         self.token = token
@@ -166,7 +178,7 @@ class PageGuard:
         is_link = method == "GET" and path == "/" and headers.get("sec-fetch-mode") == "navigate"
         if headers.get("sec-fetch-site", "none") not in ("same-origin", "none") and not is_link:
             return 403, "Another site's page cannot use this one.\n"
-        if not NEEDED.fullmatch(path):
+        if not self.needed.fullmatch(path):
             return 404, "There is no such thing on this page.\n"
         return None
 
@@ -251,4 +263,9 @@ def launch(page: Any, host: str, port: int) -> str:
         },
     )
     shown = socket.gethostname() if host in ("0.0.0.0", "::", "") else f"[{host}]" if ":" in host else host
-    return f"http://{shown}:{page.server_port}/" + (f"?token={quote(token, safe='')}" if token else "")
+    return address_of(shown, page.server_port, token)
+
+
+def address_of(host: str, port: int, token: str | None) -> str:
+    """What to open in a browser, token included."""
+    return f"http://{host}:{port}/" + (f"?token={quote(token, safe='')}" if token else "")

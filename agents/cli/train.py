@@ -206,7 +206,7 @@ def train(settings: RunSettings, folder: Path, resume: bool) -> int:
         if run is None or isinstance(error, OSError):
             return fail(str(error), folder, run)
         raise
-    console.print(f"Done. Picture: {folder / 'report.png'}   model: {folder / 'actor'}")
+    console.print(f"Done. Page: {folder / 'report.html'}   model: {folder / 'actor'}")
     return 0
 
 

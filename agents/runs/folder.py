@@ -8,8 +8,9 @@ RUN/train_prompts.jsonl   with a prompt file of the user's: the prompts that are
 RUN/heldout_prompts.jsonl with a prompt file of the user's: the prompts that are held out for samples and evaluation
 RUN/progress.csv          one row an iteration
 RUN/tensorboard/          the same for TensorBoard
-RUN/samples.jsonl         prompt, response, score, KL at the start, during the run and at the end
+RUN/samples.jsonl         prompt, response, score, KL and tokens at the start, during the run and at the end
 RUN/report.png            score, KL, entropy, length
+RUN/report.html           curves, samples over time, settings: a page that loads nothing
 RUN/checkpoints/          the newest two, complete
 RUN/best/                 the actor of the best evaluation, with eval_every
 RUN/actor/                the model, for from_pretrained, with its model card

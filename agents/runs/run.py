@@ -40,6 +40,7 @@ from agents.runs.imports import import_nothing_from
 from agents.runs.joint_log import JointLogger
 from agents.runs.learning_rate import keep_rate_of_a_single_rollout
 from agents.runs.prompts import run_prompts, shared_prompts
+from agents.runs.report.page import write_report
 from agents.runs.settings import RunSettings
 from llm_env.extras import installed
 from llm_env.lm.runtime import be_deterministic
@@ -360,9 +361,10 @@ class TrainingRun:
         save_checkpoint(self.model, self.folder.checkpoints, extra)
 
     def draw(self) -> None:
-        """Draws ``report.png``."""
-        if ranks().first:
+        """Writes ``report.png`` and ``report.html``, once an iteration has ended."""
+        if ranks().first and self.folder.progress.is_file():
             self.folder.draw(f"{self.settings.algorithm.algo.upper()}, {self.folder.path.name}")
+            write_report(self.folder.path)
 
     def finish(self) -> None:
         """Writes ``actor/``, with LoRA ``adapter/`` too, and ``report.png``."""

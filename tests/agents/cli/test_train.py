@@ -66,8 +66,8 @@ def test_a_run_leaves_a_folder_that_describes_it(tmp_path: Path, capsys: pytest.
     assert run(folder, "--learning-rate", "1e-3") == 0
     names = {p.name for p in folder.iterdir()}
     assert names == {
-        ".llm-env.lock", "actor", "checkpoints", "command.txt", "config.yaml", "progress.csv", "report.png", "run.json",
-        "samples.jsonl", "tensorboard", "versions.json",
+        ".llm-env.lock", "actor", "checkpoints", "command.txt", "config.yaml", "progress.csv", "report.html", "report.png",
+        "run.json", "samples.jsonl", "tensorboard", "versions.json",
     }  # fmt: skip
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert (config["learning_rate"], config["n_envs"], config["kl_coef"]) == (1e-3, 4, train.RunSettings().task.kl_coef)
@@ -81,7 +81,7 @@ def test_a_run_leaves_a_folder_that_describes_it(tmp_path: Path, capsys: pytest.
     model = AutoModelForCausalLM.from_pretrained(folder / "actor")
     ids = model.generate(**tokenizer("How was the hotel?", return_tensors="pt"), max_new_tokens=5)
     assert ids.shape[1] > 5
-    assert "Picture:" in capsys.readouterr().out
+    assert f"Page: {folder / 'report.html'}" in capsys.readouterr().out
 
     from agents.cli import evaluate_actor
 

@@ -13,8 +13,13 @@ PURPOSES = {
     "data": "prompts from .parquet files and from datasets",
     "people": "the page on which people rank responses",
     "verify": "verifiers of formulas and of JSON schemas",
+    "wandb": "--report-to wandb",
+    "mlflow": "--report-to mlflow",
+    "trackio": "--report-to trackio",
 }
 """What each extra of ``pyproject.toml`` is needed for."""
+SERVICES = ("wandb", "mlflow", "trackio")
+"""Extras that ``all`` leaves out: each is of use to those alone who have the service."""
 
 _DISTRIBUTIONS = {
     "PIL": "pillow",
@@ -35,6 +40,9 @@ EXTRAS = {
     "gradio": "people",
     "jsonschema": "verify",
     "math_verify": "verify",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
+    "trackio": "trackio",
 }
 """The extra that brings each optional package."""
 

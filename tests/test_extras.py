@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_env.extras import PURPOSES, installed, require
+from llm_env.extras import PURPOSES, SERVICES, installed, require
 from tests.conftest import ROOT
 
 OPTIONAL = (
@@ -92,7 +92,7 @@ def test_each_extra_is_one_of_the_project() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(PURPOSES) < set(extras)
     (everything,) = extras["all"]
-    assert set(everything.removeprefix("llm-env[").removesuffix("]").split(",")) == set(PURPOSES)
+    assert set(everything.removeprefix("llm-env[").removesuffix("]").split(",")) == set(PURPOSES) - set(SERVICES)
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,7 @@ def choices_of_options() -> Iterator[tuple[str, str, Sequence[str]]]:
     from agents.iteration.settings import SELECTIONS
     from agents.preferences.settings import PAGES
     from agents.rules import ALGORITHM_NAMES, WITH_A_CRITIC
-    from agents.runs.settings import BEST_BY, EPISODES
+    from agents.runs.settings import BEST_BY, EPISODES, REPORTS
     from agents.supervised.preference.methods import METHODS
     from agents.supervised.settings import MARGINS, REWARD_LOSSES
     from llm_env.lm.names import PRECISIONS
@@ -103,6 +103,7 @@ def choices_of_options() -> Iterator[tuple[str, str, Sequence[str]]]:
     yield "train", "--advantages", WITH_A_CRITIC
     yield "train", "--episodes", EPISODES
     yield "train", "--best-by", BEST_BY
+    yield "train", "--report-to", REPORTS
     yield "train", "--world-errors", WORLD_ERRORS
     yield "preference", "--loss", tuple(METHODS)
     yield "reward-model", "--loss", REWARD_LOSSES

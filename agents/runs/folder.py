@@ -8,12 +8,14 @@ RUN/train_prompts.jsonl   with a prompt file of the user's: the prompts that are
 RUN/heldout_prompts.jsonl with a prompt file of the user's: the prompts that are held out for samples and evaluation
 RUN/progress.csv          one row an iteration
 RUN/tensorboard/          the same for TensorBoard
+RUN/reports.json          with --report-to: the run's ids in the services that are told of it
 RUN/samples.jsonl         prompt, response, score, KL and tokens at the start, during the run and at the end
 RUN/report.png            score, KL, entropy, length
 RUN/report.html           curves, samples over time, settings: a page that loads nothing
 RUN/checkpoints/          the newest two, complete
 RUN/best/                 the actor of the best evaluation, with eval_every
 RUN/actor/                the model, for from_pretrained, with its model card
+RUN/adapter/              with LoRA: the adapters alone, for PEFT
 """
 
 from __future__ import annotations
@@ -47,9 +49,20 @@ PACKAGES = ("llm-env", "torch", "transformers", "gymnasium", "stable-baselines3"
 
 
 BEFORE_RESULTS = frozenset(
-    (LOCK_FILE, "config.yaml", "versions.json", MANIFEST, TRAIN_FILE, HELD_OUT_FILE, "command.txt", "samples.jsonl")
+    (
+        LOCK_FILE,
+        "config.yaml",
+        "versions.json",
+        MANIFEST,
+        TRAIN_FILE,
+        HELD_OUT_FILE,
+        "command.txt",
+        "samples.jsonl",
+        "reports.json",
+    )  # fmt: skip
 )
-"""Files that a run has before its first iteration has ended; besides them, folders: ``tensorboard``, empty ``checkpoints``."""
+"""Files that a run has before its first iteration has ended; besides them `FOLDERS_BEFORE`."""
+FOLDERS_BEFORE = frozenset(("tensorboard", "wandb", "checkpoints"))  # the last one empty
 
 
 class RunFolder:
@@ -80,7 +93,7 @@ class RunFolder:
         names = {original_name(p.name) for p in self.path.iterdir()} if self.path.exists() else set()
         checkpoints = any(self.checkpoints.glob("step_*"))
         # The lock file says that the others are a run's; without it, one of these names may be a file of the user's.
-        without_results = LOCK_FILE in names and names <= {*BEFORE_RESULTS, "tensorboard", "checkpoints"}
+        without_results = LOCK_FILE in names and names <= BEFORE_RESULTS | FOLDERS_BEFORE
         if names and (checkpoints or not without_results):
             raise FileExistsError(
                 f"output_dir={str(shown)!r} is not empty. Choose another folder, or go on with the run in it: --resume {shown}"

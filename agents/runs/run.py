@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
-import warnings
 from pathlib import Path
 from typing import Any, cast
 
 from rich.console import Console
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.utils import LinearSchedule
 
 from agents.algorithms.factory import make_algorithm
@@ -26,6 +25,7 @@ from agents.console import say
 from agents.distributed import ranks
 from agents.evaluation.gold import load_gold
 from agents.files import write_json, write_text
+from agents.flat_settings import to_flat
 from agents.output_folder import locked
 from agents.policies.actor_critic import LLMActorCriticPolicy
 from agents.policies.text_policy import TextPolicy
@@ -36,13 +36,14 @@ from agents.runs.csv_log import CsvRows
 from agents.runs.display import RunDisplay
 from agents.runs.folder import RunFolder
 from agents.runs.held_out import HeldOutPrompts
+from agents.runs.hub import push_actor
 from agents.runs.imports import import_nothing_from
 from agents.runs.joint_log import JointLogger
 from agents.runs.learning_rate import keep_rate_of_a_single_rollout
 from agents.runs.prompts import run_prompts, shared_prompts
 from agents.runs.report.page import write_report
+from agents.runs.report_to import check_installed, writers
 from agents.runs.settings import RunSettings
-from llm_env.extras import installed
 from llm_env.lm.runtime import be_deterministic
 from llm_env.text.prompts import NoPrompts, PromptSet
 
@@ -155,6 +156,8 @@ class TrainingRun:
         if resume and ranks().first:
             self.folder.check_resumable(settings)
         check_length(settings)
+        if ranks().first:
+            check_installed(settings.folder.report_to)
         if settings.training.deterministic:
             be_deterministic()
         self.rows = CsvRows(self.folder.progress)
@@ -231,13 +234,8 @@ class TrainingRun:
             # Rows and samples behind the checkpoint are written again, by the same steps.
             self.folder.drop_after(self._load_newest_checkpoint(), self.rows)
         self.folder.note_command()
-        formats: list[KVWriter] = [self.rows]
-        if installed("tensorboard"):
-            formats.append(TensorBoardOutputFormat(str(self.folder.path / "tensorboard")))
-        else:
-            warnings.warn(
-                "tensorboard is not installed, so its log is left out: pip install 'llm-env[plots]'", stacklevel=2
-            )
+        told = writers(self.settings.folder.report_to, self.folder.path, to_flat(self.settings))
+        formats: list[KVWriter] = [self.rows, *told]
         self.model.set_logger((JointLogger if self.world > 1 else Logger)(str(self.folder.path), formats))
 
     def _load_newest_checkpoint(self) -> int:
@@ -372,6 +370,9 @@ class TrainingRun:
             self._save_adapter()
         self._save_actor("actor")
         self.draw()
+        repo = self.settings.folder.push_to_hub
+        if repo is not None and ranks().first:
+            self.say(f"Uploaded: {push_actor(self.folder.path / 'actor', repo, self.settings.folder.hub_private)}")
 
     def _save_actor(self, name: str) -> None:
         """Writes the actor and its model card to a folder inside the run's."""

@@ -13,6 +13,7 @@ from typing import Any, Self
 from agents.console import named_values
 from agents.flat_settings import flat_types
 from agents.rules import ALGORITHM_RULES, WITH_A_CRITIC, check_arguments
+from agents.runs.hub import check_repo
 from llm_env.default_task import DEFAULT_GOLD
 from llm_env.lm.names import check_choice
 from llm_env.rules import FLAG, SEED, SLOTS, Each, Rule, check_settings, number, whole
@@ -20,8 +21,14 @@ from llm_env.settings import TaskSettings
 
 BEST_BY = ("objective", "rm_score")
 LR_SCHEDULES = ("linear", "constant")
-CHANGEABLE = ("total_timesteps", "reward_timeout", "reward_wait", "judge_concurrency", "world_timeout", "world_errors")
-"""Settings that may differ when a run goes on: how long it is, and how patient."""
+CHANGEABLE = (
+    "total_timesteps", "reward_timeout", "reward_wait", "judge_concurrency", "world_timeout", "world_errors", "report_to",
+    "push_to_hub", "hub_private",
+)  # fmt: skip
+"""Settings that may differ when a run goes on: how long it is, how patient, and where it tells of itself."""
+TENSORBOARD = "tensorboard"
+NO_REPORT = "none"
+REPORTS = (TENSORBOARD, "wandb", "mlflow", "trackio", NO_REPORT)
 EPISODES = ("synchronous", "continuous")
 TRAINING_RULES: dict[str, Rule] = {
     "total_timesteps": whole(1),
@@ -244,15 +251,28 @@ class FolderSettings:
     """Held-out prompts of each evaluation, at most."""
     best_by: str = "objective"
     """What the best evaluation is by: objective (score - kl_coef x KL to the first reference), or rm_score."""
+    report_to: tuple[str, ...] | None = None
+    """Where the numbers go beside progress.csv: tensorboard, wandb, mlflow, trackio, or none. Default: tensorboard, where it
+    is installed."""
+    push_to_hub: str | None = None
+    """Repository of the Hugging Face hub, owner/name, that the actor is uploaded to in the end. Default: nothing is."""
+    hub_private: bool = True
+    """Make that repository private, if it is not there yet."""
 
     def check(self) -> None:
-        """Checks the numbers.
+        """Checks numbers and names.
 
         Raises:
             ValueError: a setting breaks its rule.
         """
-        check_settings(self, FOLDER_RULES)
+        check_settings(self, {**FOLDER_RULES, "hub_private": FLAG})
         check_choice("best_by", self.best_by, BEST_BY)
+        for name in self.report_to or ():
+            check_choice("report_to", name, REPORTS)
+        if self.report_to and NO_REPORT in self.report_to and len(self.report_to) > 1:
+            raise ValueError(f"report_to={list(self.report_to)}: none stands alone.")
+        if self.push_to_hub is not None:
+            check_repo(self.push_to_hub)
 
 
 @dataclass(frozen=True)

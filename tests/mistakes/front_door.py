@@ -7,6 +7,7 @@ from tests.mistakes import Mutation
 _CARD = ("tests/agents/runs/test_card.py",)
 _MAIN = ("tests/agents/cli/test_main.py",)
 _ARGUMENTS = ("tests/agents/cli/test_arguments.py",)
+_REPORTS = ("tests/agents/runs/test_report_to.py",)
 _COMPLETION = ("tests/agents/cli/test_completion.py",)
 
 FRONT_DOOR = [
@@ -106,5 +107,40 @@ FRONT_DOOR = [
         '{"prompt": "How was the hotel?", "wanted": "room"}',
         '{"prompt": "How was the hotel?", "wish": "room"}',
         ("tests/agents/cli/test_init.py",),
+    ),
+    Mutation(
+        "a run that goes on is a new one at the service",
+        "agents/runs/report_to.py",
+        "known = self.known_id() or uuid.uuid4().hex",
+        "known = uuid.uuid4().hex",
+        _REPORTS,
+    ),
+    Mutation(
+        "parameters are sent a second time",
+        "agents/runs/report_to.py",
+        "if known is None:",
+        "if True:",
+        _REPORTS,
+    ),
+    Mutation(
+        "a missing service is found out when the run has begun",
+        "agents/runs/run.py",
+        "check_installed(settings.folder.report_to)",
+        "check_installed(None)",
+        _REPORTS,
+    ),
+    Mutation(
+        "a repository is public unless asked",
+        "agents/runs/settings.py",
+        "hub_private: bool = True",
+        "hub_private: bool = False",
+        ("tests/agents/runs/test_hub.py",),
+    ),
+    Mutation(
+        "a hub that refuses ends the run with a traceback",
+        "agents/runs/hub.py",
+        "except (HfHubHTTPError, LocalTokenNotFoundError, OSError, RuntimeError) as error:",
+        "except HfHubHTTPError as error:",
+        ("tests/agents/runs/test_hub.py",),
     ),
 ]

@@ -48,19 +48,10 @@ from llm_env import __version__
 PACKAGES = ("llm-env", "torch", "transformers", "gymnasium", "stable-baselines3", "peft", "numpy", "tokenizers")
 
 
-BEFORE_RESULTS = frozenset(
-    (
-        LOCK_FILE,
-        "config.yaml",
-        "versions.json",
-        MANIFEST,
-        TRAIN_FILE,
-        HELD_OUT_FILE,
-        "command.txt",
-        "samples.jsonl",
-        "reports.json",
-    )  # fmt: skip
-)
+BEFORE_RESULTS = {
+    LOCK_FILE, "config.yaml", "versions.json", MANIFEST, TRAIN_FILE, HELD_OUT_FILE, "command.txt", "samples.jsonl",
+    "reports.json",
+}  # fmt: skip
 """Files that a run has before its first iteration has ended; besides them `FOLDERS_BEFORE`."""
 FOLDERS_BEFORE = frozenset(("tensorboard", "wandb", "checkpoints"))  # the last one empty
 

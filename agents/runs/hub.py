@@ -39,7 +39,8 @@ def check_repo(repo: str) -> None:
     Raises:
         ValueError: it is none.
     """
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # exported at run time alone
 
     try:
         validate_repo_id(repo)

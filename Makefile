@@ -5,11 +5,14 @@
 # make test-all  the same with the slow tests
 # make coverage  line coverage of the fast tests, in total and by file
 # make mutations breaks the code in many small ways, one at a time, and says whether the fast tests notice
+# make release-check  one version everywhere, the changelog has it, lint, fast tests, the wheel trains, the documentation builds
+# make test-lowest    the fast tests with the lowest versions that pyproject.toml allows (constraints-lowest.txt)
 # make docs      the documentation, docs/_build/html/index.html
 # All make .venv on first use, with the versions of constraints.txt. JOBS=4 runs the tests in four processes.
 
 PYTHON ?= python3
 VENV := .venv
+LOWEST := .venv-lowest
 BIN := $(VENV)/bin
 RUN ?= runs/demo
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -17,7 +20,7 @@ JOBS ?= 2
 # A module's tests stay in one process (loadscope), so that what its fixtures make is made once.
 PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadscope
 
-.PHONY: demo rlhf turns docs lint test test-all coverage mutations clean
+.PHONY: demo rlhf turns docs lint test test-all test-lowest coverage mutations release-check clean
 
 demo: $(VENV)/.installed
 	@if [ -e $(RUN) ]; then echo "$(RUN) is there already: make demo RUN=another/folder, or remove it"; exit 1; fi
@@ -47,6 +50,15 @@ test: lint
 test-all: lint
 	$(PYTEST)
 
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest --numprocesses $(JOBS) --dist loadscope -m "not slow"
+
+release-check: lint $(VENV)/.installed-docs
+	$(BIN)/python scripts/lab/release_check.py
+	$(PYTEST) -m "not slow"
+	$(PYTEST) tests/test_wheel.py
+	$(MAKE) docs
+
 coverage: $(VENV)/.installed-test
 	$(PYTEST) -m "not slow" --cov --cov-report=term
 
@@ -67,5 +79,10 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 	$(PIP) --editable ".[docs]"
 	@touch $@
 
+$(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable ".[all]" pytest pytest-xdist
+	@touch $@
+
 clean:
-	rm -rf docs/_build $(VENV) .pytest_cache .mypy_cache .ruff_cache .coverage build *.egg-info
+	rm -rf docs/_build $(VENV) $(LOWEST) .pytest_cache .mypy_cache .ruff_cache .coverage build *.egg-info

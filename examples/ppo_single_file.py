@@ -100,6 +100,7 @@ def main(args: Args) -> None:
     lengths, actions = torch.zeros((steps, n), dtype=torch.long), torch.zeros((steps, n), dtype=torch.long)
     log_probs, rewards, dones, values = (torch.zeros((steps, n)) for _ in range(4))
     n_iterations = max(1, args.total_timesteps // (batch_size := steps * n))
+    print(f"{n_iterations} iterations of {batch_size} tokens, a line each; Ctrl-C stops", flush=True)
     for iteration in range(n_iterations):
         started = time.time()
         optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - iteration / n_iterations)
@@ -144,4 +145,7 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    try:
+        main(tyro.cli(Args, description=__doc__))
+    except KeyboardInterrupt:
+        raise SystemExit("Stopped.") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import gymnasium
@@ -16,16 +17,18 @@ from llm_env.task import TextTask
 
 Observation = dict[str, NDArray[np.int64]]
 RENDER_MODES = ("ansi", "rgb_array")
+HUMAN = "human"
+"""The render mode of one environment alone, which prints."""
 
 
-def check_render_mode(render_mode: str | None) -> None:
+def check_render_mode(render_mode: str | None, modes: tuple[str, ...] = RENDER_MODES) -> None:
     """Refuses unknown render modes.
 
     Raises:
-        ValueError: the mode is not None and none of `RENDER_MODES`, which the error names.
+        ValueError: the mode is neither None nor one of `modes`, which the error names.
     """
-    if render_mode is not None and render_mode not in RENDER_MODES:
-        raise ValueError(f"render_mode={render_mode!r} is not known; use one of {', '.join(RENDER_MODES)}, or None.")
+    if render_mode is not None and render_mode not in modes:
+        raise ValueError(f"render_mode={render_mode!r} is not known; use one of {', '.join(modes)}, or None.")
 
 
 class LLMTextEnv(gymnasium.Env[Observation, np.int64]):
@@ -70,7 +73,8 @@ class LLMTextEnv(gymnasium.Env[Observation, np.int64]):
     world ``turns``, ``world_return``, ``world_seed``, ``world_text``, ``world_cut``, ``world_fault`` and ``world_info`` too.
 
     ## Arguments
-    Those of `llm_env.settings.TaskSettings`; and `render_mode`, ``"ansi"`` or ``"rgb_array"``. A reward model may be a
+    Those of `llm_env.settings.TaskSettings`; and `render_mode`: ``"ansi"``, ``"rgb_array"``, or ``"human"``, which prints each
+    response when it has ended. A reward model may be a
     Python function; `env.spec.to_json()` then fails, because Gymnasium writes plain values only.
 
     ```python
@@ -86,10 +90,10 @@ class LLMTextEnv(gymnasium.Env[Observation, np.int64]):
     * v0: first version. The number rises when a change can alter learning results.
     """
 
-    metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 8}  # noqa: RUF012
+    metadata: dict[str, Any] = {"render_modes": [HUMAN, *RENDER_MODES], "render_fps": 8}  # noqa: RUF012
 
     def __init__(self, render_mode: str | None = None, **settings: Any) -> None:
-        check_render_mode(render_mode)
+        check_render_mode(render_mode, (HUMAN, *RENDER_MODES))
         self.render_mode = render_mode
         self.task = TextTask(task_settings(settings))
         self.observation_space = self.task.observation_space  # type: ignore[assignment]
@@ -139,6 +143,8 @@ class LLMTextEnv(gymnasium.Env[Observation, np.int64]):
         # One slot: N = 1 in `EpisodeSlots`. Its ended episode stays in place until `reset`, for `render`.
         reward = self.batch.step(token_actions(action, 1), log_probs)[0]
         info: dict[str, Any] = self.task.final_info(episode) if episode.done else {}
+        if episode.done and self.render_mode == HUMAN:
+            self.render()
         return self._observation(), float(reward), episode.done, False, info
 
     def action_masks(self) -> NDArray[np.bool_]:
@@ -146,9 +152,12 @@ class LLMTextEnv(gymnasium.Env[Observation, np.int64]):
         return self.batch.action_masks()[0]
 
     def render(self) -> Any:
-        """The text so far, each response token colored by its KL; a string or an (H, W, 3) uint8 array."""
+        """The text so far, each response token colored by its KL: a string, an (H, W, 3) uint8 array, or printed (human)."""
         if self.render_mode is None:
             gymnasium.logger.warn("render() needs a render_mode; make the environment with 'ansi' or 'rgb_array'.")
+            return None
+        if self.render_mode == HUMAN:
+            sys.stdout.write(str(render_episode(self.task, self.batch.episodes[0], "ansi")))
             return None
         return render_episode(self.task, self.batch.episodes[0], self.render_mode)
 

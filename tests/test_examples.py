@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -35,3 +39,17 @@ def test_what_the_lakes_player_says_is_a_move() -> None:
     lake = example("frozen_lake")
     assert [lake.parse(text) for text in ("0", "3", "6", "", "12", "x")] == [0, 3, 2, None, None, None]
     assert lake.describe(7, {}) == "07"
+
+
+@pytest.mark.slow
+def test_one_file_says_what_it_does_and_stops_in_a_line() -> None:
+    words = [sys.executable, "-u", str(EXAMPLES / "ppo_single_file.py"), "--num-envs", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
+    child = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "312 iterations of 128 tokens, a line each; Ctrl-C stops\n"
+    assert child.stdout.readline().startswith("step    128  score")
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=60)
+    assert (child.returncode, said.splitlines()[-1]) == (1, "Stopped.")
+    assert "Traceback" not in said

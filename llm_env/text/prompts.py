@@ -228,7 +228,7 @@ class PromptSet:
         cuts = [cut for _, cut in encoded if cut]
         if cuts:
             warnings.warn(
-                f"{len(cuts)} of {len(encoded)} prompts are longer than max_prompt_length={max_prompt_length} tokens "
+                f"{option}: {len(cuts)} of {len(encoded)} prompts are longer than max_prompt_length={max_prompt_length} tokens "
                 f"and were cut on the left, by up to {max(cuts)} tokens. Raise max_prompt_length to keep them whole.",
                 stacklevel=2,
             )

@@ -24,7 +24,8 @@ from tests.conftest import count_dots
 
 
 @pytest.mark.parametrize(
-    "arguments", [{}, {"render_mode": "ansi"}, {"render_mode": "rgb_array"}, {"max_new_tokens": 3}]
+    "arguments",
+    [{}, {"render_mode": "ansi"}, {"render_mode": "human"}, {"render_mode": "rgb_array"}, {"max_new_tokens": 3}],
 )
 def test_gymnasium_checks_it_without_any_warning(arguments: dict[str, Any]) -> None:
     with warnings.catch_warnings():
@@ -144,8 +145,24 @@ def test_unusable_arguments(arguments: dict[str, Any], error: type[Exception], m
 
 
 def test_an_unknown_render_mode_is_refused() -> None:
+    with pytest.raises(ValueError, match="render_mode='humans' is not known; use one of human, ansi, rgb_array"):
+        LLMTextEnv(render_mode="humans")
     with pytest.raises(ValueError, match="render_mode='human' is not known; use one of ansi, rgb_array"):
-        LLMTextEnv(render_mode="human")
+        gym.make_vec("LLMText-v0", num_envs=2, render_mode="human", vectorization_mode="vector_entry_point")
+
+
+def test_human_rendering_prints_a_response_once_it_has_ended(capsys: pytest.CaptureFixture[str]) -> None:
+    env = gym.make("LLMText-v0", render_mode="human", max_new_tokens=3)
+    env.reset(seed=0, options={"prompt": "How was the hotel?"})
+    for token in (5, 6):
+        env.step(token)
+    assert capsys.readouterr().out == ""
+    assert env.step(7)[2]
+    said = capsys.readouterr().out
+    assert said.startswith("How was the hotel?")
+    assert "score " in said
+    assert env.render() is None
+    assert capsys.readouterr().out == said
 
 
 def test_a_model_without_an_end_token_is_refused(model_folder: Callable[..., str], tmp_path: Any) -> None:

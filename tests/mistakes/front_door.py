@@ -143,4 +143,18 @@ FRONT_DOOR = [
         "except HfHubHTTPError as error:",
         ("tests/agents/runs/test_hub.py",),
     ),
+    Mutation(
+        "two rankings look certain",
+        "agents/supervised/reward_model/report.py",
+        "if len(names) < FEW_GROUPS:",
+        "if False:",
+        ("tests/agents/supervised/test_reward_losses.py",),
+    ),
+    Mutation(
+        "a response is printed after each token",
+        "llm_env/env.py",
+        "if episode.done and self.render_mode == HUMAN:",
+        "if self.render_mode == HUMAN:",
+        ("tests/llm_env/test_env.py",),
+    ),
 ]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.evaluation.statistics import wilson_interval
 from agents.figures import DPI, can_draw, new_figure
 from agents.files import write_json, write_text
 from agents.preferences.records import Ranking
@@ -18,6 +19,8 @@ from llm_env.reward.scores import TextReward
 
 BOOTSTRAPS = 1000
 """Draws of a bootstrap interval: enough for two digits of a 95 % interval."""
+FEW_GROUPS = 20
+"""Rankings below which a bootstrap over them is not trusted alone."""
 BINS = 8
 """Bins of a calibration curve."""
 
@@ -93,6 +96,9 @@ def share_right(differences: NDArray[np.float64]) -> float:
 def bootstrap_interval(values: NDArray[np.float64], groups: NDArray[np.int64], seed: int = 0) -> tuple[float, float]:
     """95 % bootstrap interval of `share_right`, drawing whole groups: the pairs of one ranking share responses.
 
+    A bootstrap of a few groups knows nothing between them, and of groups that are alike it has no width. So the interval is
+    no narrower than Wilson's for as many independent pairs as there are groups, where these are fewer than `FEW_GROUPS`.
+
     Args:
         values: Score differences, shape (n,).
         groups: Number of the ranking that each pair is from, shape (n,).
@@ -105,7 +111,11 @@ def bootstrap_interval(values: NDArray[np.float64], groups: NDArray[np.int64], s
     sizes = np.array([(groups == g).sum() for g in names])
     drawn = rng.integers(0, len(names), (BOOTSTRAPS, len(names)))  # a row of groups for each draw
     shares = sums[drawn].sum(1) / sizes[drawn].sum(1)
-    return float(np.quantile(shares, 0.025)), float(np.quantile(shares, 0.975))
+    low, high = float(np.quantile(shares, 0.025)), float(np.quantile(shares, 0.975))
+    if len(names) < FEW_GROUPS:
+        widest = wilson_interval(float(right.mean()) * len(names), len(names))
+        low, high = min(low, widest[0]), max(high, widest[1])
+    return low, high
 
 
 def calibration(differences: NDArray[np.float64]) -> list[dict[str, float]]:

@@ -43,7 +43,7 @@ def completed(tmp_path: Path, *words: str) -> list[str]:
     ("words", "offered"),
     [
         (["tr"], ["train"]),
-        (["re"], ["reward-model"]),
+        (["rew"], ["reward-model"]),
         (["train", "--kl-t"], ["--kl-target"]),
         (["train", "--no-pl"], ["--no-planned"]),
         (["train", "--algo", "dr"], ["dr_grpo"]),

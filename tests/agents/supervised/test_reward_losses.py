@@ -156,6 +156,17 @@ def test_the_reports_numbers_by_hand() -> None:
         summarize([], [], [])
 
 
+def test_an_interval_on_two_rankings_does_not_look_certain() -> None:
+    # Five of six pairs in the right order in each of two rankings: drawn anew, that is 83.3 % each time.
+    right = np.array([1.0, 1, 1, 1, 1, -1] * 2)
+    low, high = bootstrap_interval(right, np.repeat([0, 1], 6))
+    assert low < 0.35
+    assert high > 0.95
+    many = np.tile(right, 50)
+    low, high = bootstrap_interval(many, np.repeat(np.arange(100), 6))
+    assert (low, high) == (pytest.approx(5 / 6), pytest.approx(5 / 6))
+
+
 def test_a_calibrated_model_is_on_the_diagonal() -> None:
     rng = np.random.default_rng(0)
     true = rng.normal(0, 2, 20_000)

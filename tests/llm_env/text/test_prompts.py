@@ -102,7 +102,7 @@ def test_long_prompts_are_cut_on_the_left_with_one_warning(tokenizer: Any) -> No
         "How was the very old hotel in the market? " * 3,
         "one two three four five six seven",
     ]
-    with pytest.warns(UserWarning, match=r"2 of 3 prompts are longer than max_prompt_length=6") as caught:
+    with pytest.warns(UserWarning, match=r"^prompts: 2 of 3 prompts are longer than max_prompt_length=6") as caught:
         prompts = PromptSet(texts, tokenizer, 6)
     assert len(caught) == 1
     assert prompts[1].ids == tuple(tokenizer(texts[1])["input_ids"][-6:])

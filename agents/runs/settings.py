@@ -44,6 +44,7 @@ FOLDER_RULES: dict[str, Rule] = {
     "n_samples": whole(0),
     "eval_every": whole(0),
     "n_eval": whole(1),
+    "hub_private": FLAG,
 }
 
 
@@ -265,7 +266,7 @@ class FolderSettings:
         Raises:
             ValueError: a setting breaks its rule.
         """
-        check_settings(self, {**FOLDER_RULES, "hub_private": FLAG})
+        check_settings(self, FOLDER_RULES)
         check_choice("best_by", self.best_by, BEST_BY)
         for name in self.report_to or ():
             check_choice("report_to", name, REPORTS)

@@ -249,13 +249,14 @@ def timeout_in(argv: Sequence[str]) -> float:
         return RANK_TIMEOUT_S
 
 
-def launch(command: str, argv: Sequence[str], count: int) -> int:
+def launch(command: str, argv: Sequence[str], count: int, called: str | None = None) -> int:
     """Starts a command in several processes on this machine, and waits for their end.
 
     Args:
         command: The command's module in `agents.cli`.
         argv: Its command line.
         count: How many processes.
+        called: What it is called with these words, for what it says and notes. None: as this process was.
 
     Returns:
         The exit status: 0 where all ended in order.
@@ -269,7 +270,7 @@ def launch(command: str, argv: Sequence[str], count: int) -> int:
     for name in [n for n in logging.root.manager.loggerDict if n.startswith("torch.distributed.elastic")]:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # each has a level of its own; what there is to say, we say
     handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
-    os.environ[LAUNCHED] = sys.argv[0]
+    os.environ[LAUNCHED] = called or sys.argv[0]
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     config = LaunchConfig(
         min_nodes=1,

@@ -69,11 +69,10 @@ def shard(policy: nn.Module, trunks: Sequence[nn.Module]) -> None:
     mesh = init_device_mesh(device.type, (ranks().world,))
     for trunk in trunks:  # while rank 0 has it whole
         note_can_pack(trunk, ranks().from_first(can_pack(trunk) if ranks().first else None))
-    made: dict[int, nn.Parameter] = {}
     for unit in [layer for trunk in trunks for layer in layers_of(trunk)]:
-        _receive(unit, device, made)
+        _receive(unit, device)
         fully_shard(unit, mesh=mesh)
-    _receive(policy, device, made)
+    _receive(policy, device)
     fully_shard(policy, mesh=mesh, reshard_after_forward=True)
     register_fsdp_forward_method(policy, "compute")
     for module in policy.modules():
@@ -100,14 +99,16 @@ def layers_of(trunk: nn.Module) -> list[nn.Module]:
 
 
 @torch.no_grad()
-def _receive(unit: nn.Module, device: torch.device, made: dict[int, nn.Parameter]) -> None:
+def _receive(unit: nn.Module, device: torch.device) -> None:
     """Gives a unit rank 0's weights and buffers, whole, on its device; what is in shards already stays.
 
     Args:
         unit: A layer, or what is left of the policy.
         device: Where it will be.
-        made: Parameters that took the place of others, by the `id` of those: a tied weight stays one. Changed in place.
     """
+    # Parameters that took the place of others, by the `id` of those: a tied weight stays one. Of this unit alone: what it
+    # holds stays in memory.
+    made: dict[int, nn.Parameter] = {}
     for module in unit.modules():
         for name, parameter in module._parameters.items():
             if parameter is None or isinstance(parameter, DTensor):

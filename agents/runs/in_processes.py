@@ -29,7 +29,8 @@ def train_run(settings: RunSettings, folder: Path, console: Console, resume: boo
         TrainingRun(settings, folder, console, resume=resume).train()
         return
     where = ["--resume", str(folder)] if resume else ["--output-dir", str(folder), *to_words(settings)]
-    status = launch("train", [*where, *to_words(together_only(together))], together.processes)
+    words = [*where, *to_words(together_only(together))]
+    status = launch("train", words, together.processes, "scripts/train.py")  # as another command has begun it
     if status == 130:
         raise KeyboardInterrupt
     if status:

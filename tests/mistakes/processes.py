@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mistakes import Mutation
 
 _TESTS = ("tests/agents/test_distributed.py",)
+_COMMANDS = "tests/agents/cli/test_processes.py"
 PROCESSES = [
     Mutation(
         "the plain mean over ranks",
@@ -95,7 +96,7 @@ PROCESSES = [
         "agents/policies/actor.py",
         "if lora_rank and reference_load is not None and not ranks().shards:",
         "if lora_rank and reference_load is not None:",
-        _TESTS,
+        (f"{_COMMANDS}::test_a_run_in_shards_goes_on_in_replicas_and_in_one_process",),
     ),
     Mutation(
         "parts that keep other ranks company count",
@@ -109,14 +110,14 @@ PROCESSES = [
         "agents/shards.py",
         "            value = whole(tensor.detach())  # one at a time\n",
         "            value = own_part(tensor.detach())\n",
-        ("tests/agents/cli/test_processes.py",),
+        (f"{_COMMANDS}::test_a_run_in_shards_goes_on_in_replicas_and_in_one_process",),
     ),
     Mutation(
         "rank 0 samples in shards with what decoded the last rollout",
         "agents/runs/run.py",
         "        if ranks().shards:\n            cast(LLMActorCriticPolicy, self.policy).refresh()\n",
         "",
-        ("tests/agents/cli/test_processes.py",),
+        (f"{_COMMANDS}::test_the_actor_in_shards_is_the_actor_of_replicas",),
     ),
     Mutation(
         "each process has the whole batch",

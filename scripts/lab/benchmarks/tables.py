@@ -29,7 +29,7 @@ def summary(case: Case, runs: list[dict[str, Any]]) -> dict[str, Any]:
     Returns:
         ``seconds`` and ``cpu_seconds`` an iteration, for each phase and ``total``; ``range`` of the total;
         ``tokens_per_second``, ``tokens_per_cpu_second``; ``peak_mb``; ``busy``: the share of the threads' time that was
-        spent computing; ``objective`` of the first process.
+        spent computing; ``objective`` and ``parameters`` of the first process.
     """
     # an iteration maps each phase to its (wall, CPU) seconds
     iterations = [iteration for run in runs for iteration in run["iterations"]]
@@ -49,6 +49,7 @@ def summary(case: Case, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "peak_mb": max(run["peak_mb"] for run in runs),
         "busy": sum(totals[1]) / (sum(totals[0]) * runs[0]["threads"]),
         **{key: runs[0][key] for key in ("objective", "threads", "torch", "transformers")},
+        "parameters": runs[0].get("parameters"),  # of what is trained; not every contender counts them
     }
 
 

@@ -87,6 +87,34 @@ def test_rounds_leave_what_they_did(whole: Path) -> None:
     assert same(weights(whole / "round_2" / "training"), weights(whole))
 
 
+@pytest.mark.slow
+def test_rounds_in_two_processes_are_those_of_one(tmp_path: Path) -> None:
+    """Sampling and judging stay in one, with the same seeds; the training makes the updates of one."""
+    for processes in (1, 2):
+        # 14 pairs: no batch is without its full number of them
+        more = ("--rounds", "1", "--batch-size", "2", "--processes", str(processes))
+        assert run(tmp_path / str(processes), *more) == 0
+    one, two = (weights(tmp_path / name / "round_1" / "training") for name in "12")
+    start = load_file(Path(DEFAULT_MODEL) / "model.safetensors")
+    apart = sum(float((one[n] - two[n]).norm() ** 2) for n in one) ** 0.5
+    assert 0 < apart < 1e-3 * sum(float((one[n] - start[n]).norm() ** 2) for n in one) ** 0.5
+    data = [(tmp_path / name / "round_1" / "training_data.jsonl").read_text() for name in "12"]
+    assert data[0] == data[1]
+
+
+@pytest.mark.slow
+def test_rounds_of_an_algorithm_in_two_processes(tmp_path: Path) -> None:
+    ppo = ("--method", "ppo", "--n-envs", "8", "--total-timesteps", str(2 * 8 * 12))
+    assert run(tmp_path / "two", "--rounds", "1", "--processes", "2", *ppo) == 0
+    training = tmp_path / "two" / "round_1" / "training"
+    command = (training / "command.txt").read_text()
+    assert command.startswith("python scripts/train.py --output-dir")
+    assert "--processes 2" in command
+    header, *rows = (training / "progress.csv").read_text().splitlines()
+    steps = header.split(",").index("time/total_timesteps")
+    assert [float(row.split(",")[steps]) for row in rows] == [8 * 12, 2 * 8 * 12]
+
+
 def test_prompts_come_round_again_in_another_order(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"How was number {i}?\n" for i in range(12)))

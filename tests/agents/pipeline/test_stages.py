@@ -193,6 +193,28 @@ def test_all_stages_then_nothing_then_what_changed(tmp_path: Path) -> None:
     assert ran[0] == "train+resume"
 
 
+@pytest.mark.slow
+def test_stages_that_train_run_in_two_processes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    asked: dict[str, bool] = {}
+
+    def run(name: str, argv: Sequence[str], log: Path | None = None, threads: int = 0) -> int:
+        asked[name] = list(argv[-2:]) == ["--processes", "2"]
+        return run_child(name, argv, log, threads)
+
+    folder = tmp_path / "out"
+    stages = {name: stage for name, stage in TINY.items() if name not in ("rounds", "evaluation")}
+    args = pipeline.Args(config(tmp_path / "c.yaml", stages), folder, processes=2)
+    assert pipeline.run(args, run) == 0
+    out, err = capfd.readouterr()
+    assert "8 slots in 2 processes" in out
+    assert "error" not in err
+    trained = ("train_sft", "train_reward_model", "train", "train_preference")
+    assert asked == {stage["script"]: stage["script"] in trained for stage in stages.values()}
+    asked.clear()  # another number of processes is no reason to do anything again
+    assert pipeline.run(dataclasses.replace(args, processes=1), run) == 0
+    assert asked == {}
+
+
 @pytest.mark.parametrize(
     ("stages", "message"),
     [

@@ -101,13 +101,16 @@ def test_targets_of_make_are_there() -> None:
                 assert f"\n{words[1]}:" in makefile, words
 
 
+def test_the_first_steps_are_the_readmes() -> None:
+    assert blocks(ROOT / "docs/first_steps.md", "python") == blocks(ROOT / "README.md", "python")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["README.md"])
-def test_python_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "a_page"}
-    for text in blocks(ROOT / page, "python"):
-        exec(compile(text, page, "exec"), names)
+    for text in blocks(ROOT / "README.md", "python"):
+        exec(compile(text, "README.md", "exec"), names)
     assert type(names["model"]).__name__ == "PPO"
 
 

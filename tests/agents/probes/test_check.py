@@ -19,12 +19,13 @@ from llm_env.task import TextTask
 
 
 def ppo(env_kwargs: dict[str, Any], **settings: Any) -> BaseAlgorithm:
+    # At larger steps the probabilities saturate on a wrong answer before the right one is found, with some seeds.
     chosen = {
         "critic": "detached_head",
-        "learning_rate": 1e-2,
+        "learning_rate": 3e-3,
         "batch_size": 256,
         "max_grad_norm": 10.0,
-        "ent_coef": 0.02,
+        "ent_coef": 0.05,
     }
     return make_algorithm("ppo", n_envs=256, env_kwargs=env_kwargs, seed=0, **chosen, **settings)
 
@@ -47,7 +48,7 @@ def test_ppo_learns_a_probe(name: str) -> None:
     ],
 )
 def test_the_critic_free_and_the_others_learn_all_of_them(name: str, settings: dict[str, Any]) -> None:
-    base = {"learning_rate": 1e-2, "max_grad_norm": 10.0, "batch_size": 256, "ent_coef": 0.02, **settings}
+    base = {"learning_rate": 3e-3, "max_grad_norm": 10.0, "batch_size": 256, "ent_coef": 0.05, **settings}
     results = check_agent(lambda env_kwargs: make_algorithm(name, n_envs=256, env_kwargs=env_kwargs, seed=0, **base))
     assert [r.name for r in results] == list(PROBES)
 

@@ -73,6 +73,7 @@ def test_the_command_trains_and_evaluates_from_the_wheel(python: Path, tmp_path:
     train = [command, "train", "--n-envs", "8", "--total-timesteps", "512", "--output-dir", "run"]
     said = run(train, tmp_path)
     assert "Done." in said
+    assert (tmp_path / "run" / "report.html").is_file()
     said = run([command, "evaluate", "--actor", "run", "--n-prompts", "4", "--n-samples", "1"], tmp_path)
     assert "gold score" in said
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["n_prompts"] == 4

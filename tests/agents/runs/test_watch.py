@@ -125,7 +125,7 @@ def test_what_cannot_be_watched_is_said_in_a_line(
 
 def until(browser: Any, text: str | re.Pattern[str]) -> None:
     """Waits until the page says this of the run. (The page lets no text be run as a script, so it cannot be asked by one.)"""
-    browser.locator("#status", has_text=text).wait_for(timeout=120_000)
+    browser.locator("#status", has_text=text).wait_for(timeout=60_000)
 
 
 def iterations(browser: Any) -> int:

@@ -22,6 +22,8 @@ from llm_env.task import TextTask
 DIGITS = 4
 """Decimal places of what is kept of a token."""
 Numbers = NDArray[np.float64]
+Judged = tuple[Numbers, Numbers | None]
+"""Values and advantages of an episode's tokens."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +42,23 @@ class TokenCritic:
     gamma: float
     gae_lambda: float
 
-    def judge(self, task: TextTask, episodes: Sequence[Episode]) -> list[tuple[Numbers, Numbers]]:
+    def judge(self, task: TextTask, episodes: Sequence[Episode]) -> list[Judged]:
         """Value of the state before each token, and the token's advantage, in score, both (n,), of ended, scored episodes.
 
-        The rewards are those of training, KL penalty included where it is in the reward; nothing is whitened.
+        The rewards are those of training, KL penalty included where it is in the reward; nothing is whitened. There are no
+        advantages (None) where the reward holds the exact KL under masks, which an episode does not keep.
         """
         ids, places = [e.ids for e in episodes], [e.places for e in episodes]
         _, flat = self.policy.score_segments(ids, places)
         edges = np.cumsum([len(e.response_ids) for e in episodes])[:-1]
-        if task.kl.in_reward and task.kl.estimator == "exact":
+        is_exact = task.kl.in_reward and task.kl.estimator == "exact"
+        if is_exact and task.masks.active:
+            return [(part.astype(np.float64), None) for part in np.split(flat, edges)]
+        if is_exact:
             exact = self.policy.exact_kl(task.reference, ids, places)
             for episode, part in zip(episodes, np.split(exact, edges), strict=True):
                 episode.exact_kl = part.astype(float).tolist()
-        judged = []
+        judged: list[Judged] = []
         for episode, part in zip(episodes, np.split(flat, edges), strict=True):
             values = part.astype(np.float64)
             rewards = task.rewards(episode, 0, episode.log_probs)
@@ -83,7 +89,7 @@ def token_critic(model: BaseAlgorithm) -> TokenCritic | None:
     return TokenCritic(policy, buffer.estimator, buffer.gamma, buffer.gae_lambda)
 
 
-def token_columns(task: TextTask, episode: Episode, judged: tuple[Numbers, Numbers] | None = None) -> dict[str, Any]:
+def token_columns(task: TextTask, episode: Episode, judged: Judged | None = None) -> dict[str, Any]:
     """The pieces of an ended episode's response, in columns with an entry for each piece.
 
     Args:
@@ -104,7 +110,9 @@ def token_columns(task: TextTask, episode: Episode, judged: tuple[Numbers, Numbe
     if known:
         numbers["kl"] = [kl for _, kl in shown if kl is not None]
     if judged is not None:
-        numbers["value"], numbers["advantage"] = judged
+        numbers["value"], advantages = judged
+        if advantages is not None:
+            numbers["advantage"] = advantages
     for name, column in numbers.items():
         left = iter((np.asarray(column, dtype=np.float64).round(DIGITS) + 0.0).tolist())  # no minus zero
         columns[name] = [None if skipped else next(left) for skipped in by_world]

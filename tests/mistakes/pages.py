@@ -129,8 +129,15 @@ PAGES = [
     Mutation(
         "values and advantages change places",
         _TOKENS,
-        'numbers["value"], numbers["advantage"] = judged',
-        'numbers["advantage"], numbers["value"] = judged',
+        'numbers["value"], advantages = judged',
+        'advantages, numbers["value"] = judged',
+        _SAMPLES,
+    ),
+    Mutation(
+        "the exact KL of samples is that without masks",
+        _TOKENS,
+        "if is_exact and task.masks.active:",
+        "if False:",
         _SAMPLES,
     ),
     Mutation("all turns are one turn", _TOKENS, "number[turn.end :] += 1", "pass", _SAMPLES),

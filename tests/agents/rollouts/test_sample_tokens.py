@@ -38,6 +38,7 @@ def test_values_are_the_critics_and_advantages_those_of_a_slow_loop(settings: di
     critic = token_critic(model)
     assert critic is not None
     for episode, (values, advantages) in zip(episodes, critic.judge(task, episodes), strict=True):
+        assert advantages is not None
         prompt, n = list(episode.prompt.ids), len(episode.response_ids)
         states = [prompt + episode.response_ids[:t] for t in range(n)]
         alone = [float(model.policy.state_values([state])[0]) for state in states]
@@ -79,6 +80,7 @@ def test_what_a_world_wrote_has_no_numbers() -> None:
     assert critic is not None
     assert critic.advantages == "turn_gae"
     ((values, advantages),) = critic.judge(task, [episode])
+    assert advantages is not None
     columns = token_columns(task, episode, (values, advantages))
     texts = [columns["text"][place] for place in columns["world"]]
     assert len(texts) == len(episode.turns) == 3
@@ -91,6 +93,16 @@ def test_what_a_world_wrote_has_no_numbers() -> None:
     turn = episode.turns[1]
     assert len(set(advantages[turn.start : turn.end])) == 1
     assert len({advantages[t.start] for t in episode.turns}) == 3
+
+
+def test_no_advantage_where_the_rewards_masks_are_lost() -> None:
+    env = {**SMALL, "top_k": 50, "kl_estimator": "exact"}
+    model = make_algorithm("maskable_ppo", n_envs=8, seed=0, env_kwargs=env)
+    task, (episode, *_) = sampled(model)
+    critic = token_critic(model)
+    assert critic is not None
+    (judged,) = critic.judge(task, [episode])
+    assert set(token_columns(task, episode, judged)) == {"text", "kl", "value"}
 
 
 @pytest.mark.parametrize(("algo", "settings"), [("grpo", {"group_size": 4}), ("dqn", {})])

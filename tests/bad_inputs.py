@@ -190,6 +190,7 @@ TRAIN = [  # after ``train --output-dir out``
     ("--nosuch 3", "--nosuch", "Unrecognized"),
     ("--whiten-rewards true", "--whiten-rewards", "flags now"),
     ("--resume nosuch", "resume='nosuch'", "no run there"),
+    ("--n-envs 4 --resume", "--resume without a folder", "--output-dir"),
     ("--config nosuch.yaml", "config='nosuch.yaml'", "no such file"),
     ("--config null.yaml", "kl_coef=None", "Leave it out"),
     ("--config list.yaml", "n_envs=[1, 2]", "whole number"),

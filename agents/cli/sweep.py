@@ -180,6 +180,7 @@ def run_one(args: Args, variant: str, seed: int, run_command: RunCommand) -> boo
     target = folder(args, variant, seed)
     if (target / "evaluation.json").is_file():
         return True
+    console.print(f"runs: {target}   its lines: {target}.log")
     interrupted = (target / "config.yaml").is_file()
     train = ["--resume", str(target)] if interrupted else train_words(args, variant, seed)
     evaluate = ["--actor", str(target / "actor"), "--n-prompts", str(args.n_prompts)]

@@ -3,7 +3,8 @@ r"""Trains a language model with reinforcement learning, and leaves a folder tha
     python scripts/train.py --output-dir runs/demo                      the embedded default
     python scripts/train.py --output-dir runs/mine --model FOLDER_OR_HUB_ID --reward-model FOLDER_OR_HUB_ID \
         --prompts prompts.jsonl --max-new-tokens 64 --total-timesteps 200000
-    python scripts/train.py --resume runs/mine                          go on where it stopped
+    python scripts/train.py --resume runs/mine                          go on where it stopped; as everywhere, the same command
+                                                                        with --resume does too
     python scripts/train.py --processes 2 …                             in two processes on this machine (docs/scale.md)
 
 Settings come from the defaults, then --config (YAML), then the command line.
@@ -31,6 +32,8 @@ from agents.processes import RunProcesses, check_divides, launch, launched, unde
 from agents.runs.settings import CHANGEABLE, RunSettings
 
 console = PlainConsole()
+SAME_COMMAND = Path("--output-dir")
+"""Stands for the folder of a ``--resume`` without one."""
 NOT_DETERMINISTIC = "does not have a deterministic implementation"  # torch's words, for --deterministic
 
 
@@ -44,7 +47,7 @@ class Args:
     """YAML file of settings; the command line has the last word."""
     resume: Path | None = None
     """Folder of a run to go on with; its own settings are used, and only --total-timesteps, --reward-timeout and --reward-wait
-    may be given as well."""
+    may be given as well. Without a folder, at the end of the command that began it: the run in --output-dir."""
     together: Annotated[RunProcesses, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes] = dataclasses.field(
         default_factory=RunProcesses
     )
@@ -68,12 +71,12 @@ def parse(argv: Sequence[str], read: Callable[..., Args] = parse_command_line) -
     # The two options that say where the defaults come from are read first.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path, nargs="?")
-    first.add_argument("--resume", type=Path, nargs="?")
+    first.add_argument("--resume", type=Path, nargs="?", const=SAME_COMMAND)
     paths, _ = first.parse_known_args(argv)
-    if paths.resume is not None and not (paths.resume / "config.yaml").is_file():
-        raise FileNotFoundError(f"resume={str(paths.resume)!r}: no run there (no config.yaml in it).")
-    if paths.resume is not None and not (paths.resume / "config.yaml").read_bytes().strip():
-        raise ValueError(f"{paths.resume / 'config.yaml'} is empty, which said what the run is. Put it back.")
+    if paths.resume is SAME_COMMAND:
+        return parse_same_command([word for word in argv if word != "--resume"], read)
+    if paths.resume is not None:
+        check_run(paths.resume)
     source = paths.resume / "config.yaml" if paths.resume is not None else paths.config
     default = Args(
         config=paths.config if paths.resume is None else None,
@@ -87,6 +90,42 @@ def parse(argv: Sequence[str], read: Callable[..., Args] = parse_command_line) -
         if refused := [name for name in changed if name not in CHANGEABLE]:
             raise ValueError(f"--resume uses the run's own settings; {', '.join(refused)} cannot be changed.")
     return args
+
+
+def parse_same_command(argv: Sequence[str], read: Callable[..., Args]) -> Args:
+    """Reads the command line that began a run, at the end of which ``--resume`` stood without a folder.
+
+    Args:
+        argv: The command line without it.
+        read: See `parse`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `parse`; --output-dir is missing, or a setting is not what the run has.
+    """
+    args = parse(argv, read)
+    if args.output_dir is None:
+        raise ValueError("--resume without a folder goes on in --output-dir: give that too, or --resume RUN.")
+    check_run(args.output_dir)
+    began, now = (to_flat(s) for s in (read_settings(RunSettings, args.output_dir / "config.yaml"), args.settings))
+    if refused := [name for name, value in now.items() if value != began[name] and name not in CHANGEABLE]:
+        raise ValueError(
+            f"--resume: the run in {args.output_dir} has other settings ({', '.join(refused)}). Give the command that began "
+            f"it, or --resume {args.output_dir} alone."
+        )
+    return dataclasses.replace(args, resume=args.output_dir, output_dir=None, config=None)
+
+
+def check_run(folder: Path) -> None:
+    """Refuses to go on in a folder that has no run.
+
+    Raises:
+        FileNotFoundError, ValueError: its ``config.yaml`` is missing or empty.
+    """
+    config = folder / "config.yaml"
+    if not config.is_file():
+        raise FileNotFoundError(f"resume={str(folder)!r}: no run there (no config.yaml in it).")
+    if not config.read_bytes().strip():
+        raise ValueError(f"{config} is empty, which said what the run is. Put it back.")
 
 
 def check(argv: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
+from agents.console import say
 from agents.files import write_json, write_text
 from agents.preferences.judge import Judge
 from agents.preferences.records import (
@@ -43,7 +44,7 @@ def candidates_in(
         sampling: The models that respond, and how.
         load: How models are loaded.
         described: Settings that say which prompts these are; a folder with other ones is refused.
-        console: Where a progress bar is shown.
+        console: Where a progress bar is shown, or where it is no terminal a line at each tenth.
 
     Raises:
         FileNotFoundError, ValueError: a model cannot be loaded, or the folder's responses were sampled with other settings.
@@ -70,8 +71,10 @@ def candidates_in(
     for chunk in track(chunks, "responses", total=left, console=console, disable=not console.is_terminal or not left):
         for candidates in chunk.candidates:
             append_jsonl(path, candidates.to_json())
-        done = min(done + CHUNK, len(prompts))
+        before_chunk, done = done, min(done + CHUNK, len(prompts))
         tokens += chunk.tokens
+        if not console.is_terminal and 10 * done // len(prompts) > 10 * before_chunk // len(prompts):
+            say(console, f"responded to {done:,} of {len(prompts):,} prompts")
         _write_note(note, settings, done, tokens)  # after the responses: a crash in between makes the chunk anew
     return read_candidates(path)
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agents.cli import train
+from agents.flat_settings import write_settings
 from tests.conftest import ROOT
 
 QUICK = [
@@ -280,3 +281,24 @@ def test_resume_takes_the_runs_own_settings_but_may_go_further(
 def test_the_script_has_the_commands_help() -> None:
     out = subprocess.run(command("--help"), env=environment(), capture_output=True, text=True, check=True).stdout
     assert "--total-timesteps" in out
+
+
+def test_the_command_that_began_a_run_goes_on_with_resume_at_its_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, config = tmp_path / "run", tmp_path / "c.yaml"
+    config.write_text("kl_coef: 0.3\n")
+    began = ["--config", str(config), "--n-envs", "4", "--total-timesteps", "512", "--output-dir", str(folder)]
+    with pytest.raises(FileNotFoundError, match="no run there"):
+        train.parse([*began, "--resume"])
+    folder.mkdir()
+    write_settings(train.parse(began).settings, folder / "config.yaml")
+    args = train.parse([*began, "--resume"])
+    assert (args.resume, args.output_dir, train.folder_of(args)) == (folder, None, folder)
+    assert args.settings == train.parse(["--resume", str(folder)]).settings
+    longer = train.parse(["--resume", *began, "--total-timesteps", "1024"])
+    assert (longer.resume, longer.settings.training.total_timesteps) == (folder, 1024)
+    with pytest.raises(ValueError, match=r"has other settings \(kl_coef\)"):
+        train.parse([*began, "--kl-coef", "0.9", "--resume"])
+    with pytest.raises(ValueError, match="--resume without a folder goes on in --output-dir"):
+        train.parse(["--n-envs", "4", "--resume"])

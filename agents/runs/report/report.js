@@ -21,7 +21,7 @@ function make(tag, attributes = {}, ...children) {
 function shown(value) {
   if (value === null || value === undefined) return MISSING;
   if (typeof value !== "number") return String(value);
-  if (Number.isInteger(value) || Math.abs(value) >= 10000) return Math.round(value).toLocaleString("en");
+  if (Number.isInteger(value) || Math.abs(value) >= 10000) return Math.round(value).toLocaleString("en").replace("-", "−");
   const text = value !== 0 && Math.abs(value) < 1e-3 ? value.toExponential(1) : Number(value.toPrecision(4)).toString();
   return text.replaceAll("-", "−");
 }

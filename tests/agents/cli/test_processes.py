@@ -34,6 +34,7 @@ RUN = {
     "eval-every": 2,
     "n-eval": 4,
     "kl-target": 1.0,
+    "lr-schedule": "constant",  # a linear rate is 0 in the last update, after which older weights would do
 }
 IN_SHARDS = ("--sharding", "full")
 CALLS = {"collecting": 8 * 2 + 3, "scoring": 3, "training": 4 * 4 * 2 + 2, "logging": 3, "saving": 3}

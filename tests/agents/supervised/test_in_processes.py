@@ -147,9 +147,11 @@ class Launched:
     def __init__(self, status: int = 0) -> None:
         self.status = status
         self.started: list[tuple[str, list[str], int]] = []
+        self.called: str | None = None
 
-    def __call__(self, command: str, argv: list[str], count: int) -> int:
+    def __call__(self, command: str, argv: list[str], count: int, called: str | None = None) -> int:
         self.started.append((command, argv, count))
+        self.called = called
         folder = Path(argv[argv.index("--output-dir") + 1])
         folder.mkdir()
         (folder / "sft.json").write_text('{"perplexity": 2.0}', encoding="utf-8")
@@ -182,7 +184,7 @@ def test_a_run_of_rounds_in_processes(monkeypatch: pytest.MonkeyPatch, tmp_path:
     folder = tmp_path / "out"
     train_run(settings, folder, Console(quiet=True), False, ProcessSettings(processes=2, rank_timeout=5.0))
     [(command, argv, count)] = launched.started
-    assert (command, count) == ("train", 2)
+    assert (command, count, launched.called) == ("train", 2, "scripts/train.py")
     args = train.parse(argv, read_command_line)
     assert (args.settings, args.output_dir, args.together.rank_timeout) == (settings, folder, 5.0)
 

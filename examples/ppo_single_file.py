@@ -1,10 +1,9 @@
 """PPO on a language model in one file, in CleanRL's manner: Gymnasium, torch and transformers, no stable-baselines3.
 
-    python examples/ppo_single_file.py                    about four minutes on two CPU cores
-    python examples/ppo_single_file.py --total-timesteps 200000 --kl-coef 0.1
+    python examples/ppo_single_file.py --kl-coef 0.1        about four minutes on two CPU cores
 
 Every state is read from its start, in the rollout and in each epoch: that is short and slow. `agents` does the same PPO with a
-key-value cache and one pass over each response (README, "Speed").
+key-value cache and one pass over each response (docs/performance.md).
 """
 
 import time
@@ -136,10 +135,9 @@ def main(args: Args) -> None:
                 loss.backward()
                 nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
                 optimizer.step()
-        approx_kl = ((ratio - 1) - log_ratio).mean().item()
         print(
             f"step {(iteration + 1) * batch_size:6d}  score {np.mean(episodes):6.2f}  length {batch_size / len(episodes):5.1f}"
-            f"  approx_kl {approx_kl:.4f}  {batch_size / (time.time() - started):5.0f} tokens/s",
+            f"  approx_kl {((ratio - 1) - log_ratio).mean():.4f}  {batch_size / (time.time() - started):5.0f} tokens/s",
             flush=True,
         )
 

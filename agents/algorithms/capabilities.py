@@ -69,7 +69,7 @@ def check_shards(name: str, episodes: str | None, mask_refresh: int | None = Non
     """Refuses weights in shards where ranks would not all ask for them as often.
 
     Args:
-        name: The algorithm.
+        name: The algorithm's name in `agents.algorithms.table`.
         episodes: How episodes follow each other; None: as the algorithm has it.
         mask_refresh: Rollouts between refreshes of the masks' actor.
 

@@ -93,9 +93,9 @@ def token_columns(task: TextTask, episode: Episode, judged: Judged | None = None
     """The pieces of an ended episode's response, in columns with an entry for each piece.
 
     Args:
-        task: Decodes.
-        episode: The episode.
-        judged: Values and advantages of its tokens.
+        task: The task that the episode is of; its tokenizer makes the texts.
+        episode: An ended episode, with log-probs of the policy and the reference where they are known.
+        judged: Values and advantages of its tokens, as `TokenCritic.judge` gives them; None: there is no critic.
 
     Returns:
         ``text``, whose entries make the response, end tokens as ■. Of its tokens ``kl``, log π - log π_ref in nats, where both

@@ -214,12 +214,9 @@ def _keeper(model: BaseAlgorithm, file: str) -> Callable[[str, torch.Tensor], to
     moved = [p for group in model.policy.optimizer.param_groups for p in group["params"]]
 
     def keep(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if file == "policy":
-            return placed_like(tensor, weights[name]) if name in weights else tensor
-        target = moved[int(name.partition("/")[0])]
-        return (
-            placed_like(tensor, target) if tensor.shape == target.shape else tensor
-        )  # what is no shape's is a counter
+        target = weights.get(name) if file == "policy" else moved[int(name.partition("/")[0])]
+        # An optimizer's state has its parameter's shape, or is a counter, of which each rank has its own.
+        return tensor if target is None or target.shape != tensor.shape else placed_like(tensor, target)
 
     return keep
 
@@ -259,15 +256,15 @@ def _algorithm_tensors(model: BaseAlgorithm) -> dict[str, torch.Tensor]:
     if isinstance(model, RecurrentPPO):
         states = model._last_lstm_states
         assert states is not None
-        return _contiguous({f"{k}{i}": t for k in ("pi", "vf") for i, t in enumerate(getattr(states, k))})
+        return wholes_on_first({f"{k}{i}": t for k in ("pi", "vf") for i, t in enumerate(getattr(states, k))})
     tensors: dict[str, torch.Tensor] = {}
     env = text_env(model.env)
     if env.mask_copy is not None:
-        tensors.update(_contiguous(dict(env.mask_copy.model.named_parameters())))
+        tensors.update(wholes_on_first(dict(env.mask_copy.model.named_parameters())))
     task = env.task
     if task.reference.version:  # it has moved: the folder or hub id that it was loaded from has other weights
         weights = dict(task.own_reference().named_parameters())
-        tensors.update(_contiguous({f"{_REFERENCE}{name}": p for name, p in weights.items()}))
+        tensors.update(wholes_on_first({f"{_REFERENCE}{name}": p for name, p in weights.items()}))
     return tensors
 
 
@@ -291,11 +288,6 @@ def _load_algorithm_tensors(model: BaseAlgorithm, tensors: dict[str, torch.Tenso
         if env.mask_copy is None:
             env.take_masks_from(model.policy.lm)  # type: ignore[arg-type]  # a policy under masks has one
         env.load_masks(masks)
-
-
-def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copies for safetensors, which refuses tensors that share memory (tied embeddings do)."""
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:

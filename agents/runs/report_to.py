@@ -11,6 +11,7 @@ import os
 import re
 import uuid
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def writers(names: Sequence[str] | None, folder: Path, settings: Mapping[str, An
     return made
 
 
-class Service(KVWriter):
+class Service(KVWriter, ABC):
     """A writer that sends each row's numbers to a service.
 
     Args:
@@ -83,13 +84,13 @@ class Service(KVWriter):
         self._ids = folder / IDS
         self.begin(folder, settings)
 
+    @abstractmethod
     def begin(self, folder: Path, settings: Mapping[str, Any]) -> None:
         """Begins the run there, or goes on with it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def send(self, values: dict[str, float], step: int) -> None:
         """Sends a row."""
-        raise NotImplementedError
 
     def known_id(self) -> str | None:
         """The id that the service knows this run by; None: it does not yet."""
@@ -110,9 +111,9 @@ class Service(KVWriter):
         }
         self.send(numbers, step)
 
+    @abstractmethod
     def close(self) -> None:
         """Ends the connection, when all has been sent."""
-        raise NotImplementedError
 
 
 class WandbRows(Service):
@@ -142,8 +143,8 @@ class WandbRows(Service):
         self.run.finish()
 
 
-class TrackioRows(Service):
-    """Trackio, which keeps its numbers on this machine unless a Space is named."""
+class TrackioRows(WandbRows):
+    """Trackio, whose runs are told as Weights & Biases' are; it keeps numbers on this machine unless a Space is named."""
 
     name = "trackio"
 
@@ -154,14 +155,6 @@ class TrackioRows(Service):
         project = os.environ.get("TRACKIO_PROJECT", PROJECT)
         plain = {name: value if value is None else str(value) for name, value in settings.items()}
         self.run = self.package.init(project=project, name=known, resume="allow", config=plain)
-
-    def send(self, values: dict[str, float], step: int) -> None:
-        """See `Service.send`."""
-        self.run.log(values, step=step)
-
-    def close(self) -> None:
-        """See `Service.close`."""
-        self.run.finish()
 
 
 class MlflowRows(Service):

@@ -365,7 +365,7 @@ class TrainingRun:
             write_report(self.folder.path)
 
     def finish(self) -> None:
-        """Writes ``actor/``, with LoRA ``adapter/`` too, and ``report.png``."""
+        """Writes ``actor/``, with LoRA ``adapter/`` too, picture and page; uploads the actor, if that was asked for."""
         if self.settings.algorithm.lora_rank:
             self._save_adapter()
         self._save_actor("actor")

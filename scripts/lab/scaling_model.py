@@ -39,6 +39,8 @@ from agents.figures import DPI, new_figure
 
 console = PlainConsole()
 COUNTS = tuple(2**i for i in range(10))
+PHASES = ("generate", "score", "train")
+"""Parts of an iteration, as the benchmark calls them."""
 PAYS = 1.5
 """Doubling the GPUs pays where it brings at least this much."""
 
@@ -126,7 +128,7 @@ def h100(name: str, parameters: float, layers: int, kv_width: int, work: Work) -
     Args:
         name: For the table.
         parameters: Number of parameters of each network.
-        layers: Its layers.
+        layers: Decoder layers of each network; with `kv_width` they say what a slot's cache holds.
         kv_width: Width of keys, and of values, in a layer.
         work: Its lengths decide what a slot's cache costs.
     """
@@ -155,7 +157,7 @@ def measured(paths: Sequence[Path], contender: str) -> Times:
 
     Args:
         paths: ``results.json`` of `scripts/lab/benchmark.py`: one model, two numbers of responses or more.
-        contender: Whose times.
+        contender: Name of the contender in it whose times are taken, such as ``ours-full``.
 
     Raises:
         ValueError: they do not say enough.
@@ -182,9 +184,6 @@ def measured(paths: Sequence[Path], contender: str) -> Times:
     return Times(name, step, slot, score, train, update, trained, trained / 2, overlaps=False)
 
 
-PHASES = ("generate", "score", "train")
-
-
 def _fitted(columns: np.ndarray, seconds: np.ndarray) -> list[float]:
     """Factors of columns (n, k) whose sum comes nearest to n measured seconds, relative to each; negative ones are 0."""
     left = list(range(columns.shape[1]))
@@ -207,9 +206,9 @@ def learning(t: Times, links: Links, work: Work, gpus: int, group: int, beside: 
     """Seconds for scoring and training, on weights that each group of so many GPUs has once.
 
     Args:
-        t: Times of a GPU.
-        links: Its links.
-        work: The iteration.
+        t: What one GPU takes.
+        links: What GPUs send each other, and how fast.
+        work: How many responses an iteration has, how long they are, and how often each is trained on.
         gpus: How many learn.
         group: GPUs that share the weights; 1: replicas. All of them: shards.
         beside: Whether gradients of groups travel beside computing too, which they do not here.
@@ -247,9 +246,9 @@ def apart(t: Times, links: Links, work: Work, gpus: int, groups: Sequence[int] =
     """Tokens a second with the best split into GPUs that generate and GPUs that learn; NaN where none fits.
 
     Args:
-        t: Times of a GPU.
-        links: Its links.
-        work: The iteration.
+        t: What one GPU takes.
+        links: What GPUs send each other, and how fast.
+        work: How many responses an iteration has, how long they are, and how often each is trained on.
         gpus: How many there are of both.
         groups: Sizes of groups that share weights, beside replicas and shards.
         beside: As in `learning`.

@@ -46,8 +46,9 @@ class Args:
     config: Path | None = None
     """YAML file of settings; the command line has the last word."""
     resume: Path | None = None
-    """Folder of a run to go on with; its own settings are used, and only --total-timesteps, --reward-timeout and --reward-wait
-    may be given as well. Without a folder, at the end of the command that began it: the run in --output-dir."""
+    """Folder of a run to go on with; its own settings are used. May be given as well: --total-timesteps, the limits of waiting
+    (--reward-timeout, --reward-wait, --judge-concurrency, --world-timeout, --world-errors), --report-to and --push-to-hub.
+    Without a folder, at the end of the command that began it: the run in --output-dir."""
     together: Annotated[RunProcesses, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes] = dataclasses.field(
         default_factory=RunProcesses
     )

@@ -104,8 +104,8 @@ FRONT_DOOR = [
     Mutation(
         "a prompt to start from lacks what the reward asks for",
         "agents/starter/prompts.jsonl",
-        '{"prompt": "How was the hotel?", "wanted": "room"}',
-        '{"prompt": "How was the hotel?", "wish": "room"}',
+        '{"prompt": "How was the hotel?", "wanted": "recommend"}',
+        '{"prompt": "How was the hotel?", "wish": "recommend"}',
         ("tests/agents/cli/test_init.py",),
     ),
     Mutation(

@@ -57,8 +57,8 @@ html_title = f"llm-env {version}"
 html_static_path: list[str] = []
 copybutton_exclude = ".linenos, .gp, .go"
 
-OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([^)#]+)(?:#[^)]*)?\)")
-"""A link from a page to a file of the repository, as GitHub follows it; the site has no such file."""
+OUTSIDE = re.compile(r"\[([^\]]+)\]\((\.\./[^)#]+)(?:#[^)]*)?\)")
+"""A link from a page to a file above it, as GitHub follows it; the site has none of the repository's other files."""
 
 
 DOCSTRING = re.compile(r"<!-- docstring: (\S+) -->")
@@ -76,11 +76,17 @@ def _prepare_page(app: Any, name: str, source: list[str]) -> None:
 
     # The environment's docstring is a page, as Gymnasium's are.
     source[0] = DOCSTRING.sub(lambda match: inspect.getdoc(_loaded(match[1])) or "", source[0])
-    for match in OUTSIDE.finditer(source[0]):
-        if not (ROOT / match[2]).exists():
+
+    def as_text(match: re.Match[str]) -> str:
+        target = (DOCS / f"{name}.md").parent.joinpath(match[2]).resolve()
+        if not target.exists():
             logging.getLogger(__name__).warning("%s: there is no %s", name, match[2])
-    source[0] = OUTSIDE.sub(r"\1", source[0])
-    if "/" in name:  # a table or samples that a script wrote, shown by the page that links to it
+        return match[0] if target.is_relative_to(DOCS) else match[1]  # another page of the site
+
+    source[0] = OUTSIDE.sub(as_text, source[0])
+    if "/" in name and not name.startswith(
+        "algorithms/"
+    ):  # a script's table or samples, shown by the page that links to it
         title = "" if source[0].startswith("# ") else f"# {name.split('/')[-1].replace('_', ' ').capitalize()}\n\n"
         source[0] = f"---\norphan: true\n---\n{title}{source[0]}"
 

@@ -1,4 +1,4 @@
-"""What each algorithm can be used with: the table that the README shows, and the refusals."""
+"""What each algorithm can be used with: the table that docs/algorithms.md shows, and the refusals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FEATURES = {
 
 
 def capability_table() -> str:
-    """The README's table, in Markdown: algorithm by feature, with a note for each no."""
+    """The table of docs/algorithms.md: algorithm by feature, with a note for each no, and links to the algorithms' pages."""
     notes: dict[str, int] = {}
     lines = ["| algorithm | class | " + " | ".join(FEATURES.values()) + " |", "|---" * (len(FEATURES) + 2) + "|"]
     for name, row in ALGORITHMS.items():
@@ -29,7 +29,9 @@ def capability_table() -> str:
             reason = row.reason(feature)
             cells.append("yes" if reason is None else f"no [{notes.setdefault(reason, len(notes) + 1)}]")
         lines.append(
-            f"| `{name}` | `{row.cls.__module__.partition('.')[0]}.{row.cls.__name__}` | " + " | ".join(cells) + " |"
+            f"| [`{name}`](algorithms/{name}.md) | `{row.cls.__module__.partition('.')[0]}.{row.cls.__name__}` | "
+            + " | ".join(cells)
+            + " |"
         )
     lines += ["", *(f"{number}. {reason[0].upper()}{reason[1:]}." for reason, number in notes.items())]
     return "\n".join(lines) + "\n"

@@ -76,6 +76,8 @@ _Q = {
     "target_update_interval": 1024,
     "n_steps": 8,
     "max_grad_norm": 1.0,
+    # Uniformly random tokens are no exploration of language; softmax(Q/τ) is what explores.
+    **{"learning_starts": 0, "exploration_initial_eps": 0.0, "exploration_final_eps": 0.0},
 }
 _NO_MASKS = {"masks": "the library's class knows no masks: maskable_ppo does"}
 _HAS_CRITIC = {"groups": "its critic is the baseline; grpo, dr_grpo and rloo compare within groups"}
@@ -329,7 +331,7 @@ def settings_of(name: str) -> list[str]:
     has beside PPO, and ``kl_in``, which goes to the environment.
     """
     row = algorithm(name)
-    names = {*row.policy_settings, *_class_settings(row.cls)}
+    names = {*row.policy_settings, *class_settings(row.cls)}
     if "group_size" in row.defaults:
         names.add("group_size")
     if row.rollouts:
@@ -343,7 +345,7 @@ def settings_of(name: str) -> list[str]:
     return sorted(names - _NOT_SETTINGS | {"policy_kwargs"})
 
 
-def _class_settings(cls: type[BaseAlgorithm]) -> dict[str, Any]:
+def class_settings(cls: type[BaseAlgorithm]) -> dict[str, Any]:
     """Default values of a class's constructor by name, those that it hands on to its base classes included."""
     defaults: dict[str, Any] = {}
     for base in cls.__mro__:
@@ -388,5 +390,5 @@ def checked_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
             raise TypeError(f"{name} has no setting {setting!r}. {hint}It has {', '.join(has)}.")
     if (chosen := settings.get("advantages")) is not None:
         check_choice("advantages", chosen, WITH_A_CRITIC)
-    check_arguments(settings, _NO_DEFAULT | {s for s, default in _class_settings(row.cls).items() if default is None})
+    check_arguments(settings, _NO_DEFAULT | {s for s, default in class_settings(row.cls).items() if default is None})
     return {setting: value for setting, value in settings.items() if setting in has}

@@ -133,9 +133,6 @@ def value_based(w: Wiring) -> Settings:
             f"train_freq={train_freq!r} must be a number of steps, at least max_new_tokens={cap}: responses are learned from "
             "when they are finished."
         )
-    # Uniformly random tokens are no exploration of language; softmax(Q/τ) is what explores.
-    for name, value in {"learning_starts": 0, "exploration_initial_eps": 0.0, "exploration_final_eps": 0.0}.items():
-        settings.setdefault(name, value)
     # A Q-network has no critic and no adapters; what it does not take is dropped.
     accepted = inspect.signature(LLMQPolicy).parameters
     policy = {k: v for k, v in policy_settings(task, w.policy, settings).items() if k in accepted}

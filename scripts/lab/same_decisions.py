@@ -248,7 +248,7 @@ def results_of(args: Args) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
     """The table, in Markdown: after the last round, and after the first."""
     rows = [
-        "| | passes, rate | people's decisions | responses read | gold score after one round | after all, each seed | KL |",
+        "| | passes, rate | people's decisions | responses read | gold after one round | after all, each seed | KL, nats |",
         "|---|---|---|---|---|---|---|",
     ]
     for kind in KINDS:

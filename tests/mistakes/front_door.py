@@ -9,8 +9,30 @@ _MAIN = ("tests/agents/cli/test_main.py",)
 _ARGUMENTS = ("tests/agents/cli/test_arguments.py",)
 _REPORTS = ("tests/agents/runs/test_report_to.py",)
 _COMPLETION = ("tests/agents/cli/test_completion.py",)
+_TABLES = ("tests/scripts/test_tables.py",)
 
 FRONT_DOOR = [
+    Mutation(
+        "a default is another than its page says",
+        "agents/algorithms/table.py",
+        '"exploration_final_eps": 0.0}',
+        '"exploration_final_eps": 0.05}',
+        _TABLES,
+    ),
+    Mutation(
+        "an algorithm's page shows the library's defaults",
+        "scripts/lab/algorithm_pages.py",
+        "places: list[Any] = [row.defaults]",
+        "places: list[Any] = []",
+        _TABLES,
+    ),
+    Mutation(
+        "a page that was edited by hand is up to date",
+        "scripts/lab/tables.py",
+        "if not path.is_file() or path.read_text",
+        "if not path.is_file() and path.read_text",
+        _TABLES,
+    ),
     Mutation(
         "the card shows samples of the start",
         "agents/runs/card.py",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,11 @@ from agents.figures import DPI, new_figure
 
 Results = list[dict[str, Any]]
 ORDER = ("reference", "reference_greedy", "best_of_4", "best_of_16")
+COLUMNS = (
+    "algorithm", "β", "seeds", "score", "gold", "KL (nats)", "score - β·KL", "tokens", "tokens/s", "seconds",
+    "above the reference",
+)  # fmt: skip
+"""The columns of the table."""
 
 
 def grouped(results: Results) -> dict[tuple[str, float], Results]:
@@ -66,29 +71,41 @@ def beats(runs: Results, reference: Results) -> str:
     return "yes" if min(gains) > max(gains) - min(gains) else "**no**"
 
 
-def markdown_table(results: Results) -> str:
-    """A row for each algorithm and β, over its seeds; of a single seed, with its gain over the reference, prompt by prompt."""
+def markdown_table(results: Results, columns: Sequence[str] = COLUMNS, titles: Mapping[str, str] | None = None) -> str:
+    """A row for each algorithm and β, over its seeds; of a single seed, with its gain over the reference, prompt by prompt.
+
+    Args:
+        results: The runs, those of the reference among them.
+        columns: What is shown, of `COLUMNS`; of all of them those that are empty in each row are left out.
+        titles: Other titles of columns, by name.
+    """
     groups = grouped(results)
     reference = next((runs for (algo, _), runs in groups.items() if algo == "reference"), [])
-    lines = [
-        "| algorithm | β | seeds | score | gold | KL (nats) | score - β·KL | tokens | tokens/s | seconds | "
-        "above the reference |\n",
-        "|---|---|---|---|---|---|---|---|---|---|---|\n",
-    ]
-    for (algo, kl_coef), runs in groups.items():
-        speed = [r["tokens_per_second"] for r in runs if r["tokens_per_second"]]
-        times = [r["train_seconds"] for r in runs if r.get("train_seconds") is not None]
-        baseline = algo in ORDER
-        lines.append(
-            f"| {algo} | {'' if baseline else f'{kl_coef:g}'} | {len(runs)} | {score_cell(runs, reference, 'rm_score')} | "
-            f"{score_cell(runs, reference, 'gold_score')} | {spread([r['kl'] for r in runs])} | "
-            f"{spread([r['rm_score'] - kl_coef * r['kl'] for r in runs])} | "
-            f"{'' if baseline else format(np.mean([r['trained_tokens'] for r in runs]), ',.0f')} | "
-            f"{format(np.median(speed), '.0f') if speed else ''} | "
-            f"{'' if baseline or not times else format(np.median(times), '.0f')} | "
-            f"{'' if algo == 'reference' or not reference else beats(runs, reference)} |\n"
-        )
-    return "".join(lines)
+    rows = [cells(algo, kl_coef, runs, reference) for (algo, kl_coef), runs in groups.items()]
+    shown = [name for name in columns if columns is not COLUMNS or any(row[name] for row in rows)]
+    titled = [(titles or {}).get(name, name) for name in shown]
+    head, *body = (f"| {' | '.join(line)} |\n" for line in (titled, *([row[name] for name in shown] for row in rows)))
+    return "".join([head, "|---" * len(shown) + "|\n", *body])
+
+
+def cells(algo: str, kl_coef: float, runs: Results, reference: Results) -> dict[str, str]:
+    """A row of the table, by the names in `COLUMNS`."""
+    speed = [r["tokens_per_second"] for r in runs if r["tokens_per_second"]]
+    times = [r["train_seconds"] for r in runs if r.get("train_seconds") is not None]
+    baseline = algo in ORDER
+    return {
+        "algorithm": algo,
+        "β": "" if baseline else f"{kl_coef:g}",
+        "seeds": str(len(runs)),
+        "score": score_cell(runs, reference, "rm_score"),
+        "gold": score_cell(runs, reference, "gold_score"),
+        "KL (nats)": spread([r["kl"] for r in runs]),
+        "score - β·KL": spread([r["rm_score"] - kl_coef * r["kl"] for r in runs]),
+        "tokens": "" if baseline else format(np.mean([r["trained_tokens"] for r in runs]), ",.0f"),
+        "tokens/s": format(np.median(speed), ".0f") if speed else "",
+        "seconds": "" if baseline or not times else format(np.median(times), ".0f"),
+        "above the reference": "" if algo == "reference" or not reference else beats(runs, reference),
+    }
 
 
 def samples_table(results: Results, n: int = 3) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from agents.algorithms.text_ppo import TextPPO
     from agents.callbacks.adaptive_kl import AdaptiveKL
     from agents.callbacks.alarms import Alarms
+    from agents.callbacks.linear_kl import LinearKL
     from agents.callbacks.mask_refresh import MaskRefresh
     from agents.callbacks.metrics import TextMetricsCallback
     from agents.callbacks.reference_refresh import ReferenceRefresh
@@ -40,6 +41,7 @@ _MODULES = {
     "Alarms": "agents.callbacks.alarms",
     "LLMActorCriticPolicy": "agents.policies.actor_critic",
     "LLMTextVecEnv": "agents.rollouts.vec_env",
+    "LinearKL": "agents.callbacks.linear_kl",
     "MaskRefresh": "agents.callbacks.mask_refresh",
     "ReferenceRefresh": "agents.callbacks.reference_refresh",
     "RunSettings": "agents.runs.settings",
@@ -66,6 +68,7 @@ __all__ = [
     "Alarms",
     "LLMActorCriticPolicy",
     "LLMTextVecEnv",
+    "LinearKL",
     "MaskRefresh",
     "ReferenceRefresh",
     "RunSettings",

@@ -94,6 +94,8 @@ ALGORITHM_RULES: dict[str, Rule] = {
     # Callbacks.
     "mask_refresh": _COUNT,
     "kl_target": _POSITIVE,
+    "kl_coef_start": number(least=0),
+    "kl_coef_end": number(least=0),
     "kl_gain": number(above=0, below=5),  # at 5 a clipped error of -0.2 would take β to 0, where it stays
     "ref_refresh_every": _COUNT,  # of the callback; a run's setting may be 0, which is none
     "ref_refresh_share": SHARE,

@@ -131,7 +131,8 @@ class LLMTextVectorEnv(VectorEnv[Observation, NDArray[np.int64], NDArray[Any]]):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Parts with the worlds, if there are any; the models are shared by the process."""
-        self.batch.close()
+        if hasattr(self, "batch"):  # Gymnasium closes an environment that could not be made, too
+            self.batch.close()
 
     def _split_options(self, options: dict[str, Any] | None) -> list[dict[str, Any]]:
         options = options or {}

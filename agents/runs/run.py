@@ -16,7 +16,6 @@ from stable_baselines3.common.utils import LinearSchedule
 
 from agents.algorithms.factory import make_algorithm
 from agents.algorithms.table import algorithm, checked_settings
-from agents.callbacks.adaptive_kl import AdaptiveKL
 from agents.callbacks.alarms import Alarms
 from agents.callbacks.mask_refresh import MaskRefresh
 from agents.callbacks.metrics import TextMetricsCallback
@@ -31,6 +30,7 @@ from agents.policies.actor_critic import LLMActorCriticPolicy
 from agents.policies.text_policy import TextPolicy
 from agents.rollouts.sample_tokens import token_critic
 from agents.rollouts.vec_env import text_env
+from agents.runs.beta import beta_callbacks
 from agents.runs.checkpoint import load_checkpoint, save_checkpoint
 from agents.runs.csv_log import CsvRows
 from agents.runs.display import RunDisplay
@@ -210,8 +210,7 @@ class TrainingRun:
         if self.settings.algorithm.mask_refresh:
             self.mask_refresh = MaskRefresh(self.settings.algorithm.mask_refresh)
             callbacks.append(self.mask_refresh)
-        if training.kl_target is not None:
-            callbacks.append(AdaptiveKL(self.callback, training.kl_target, training.kl_gain))
+        callbacks += beta_callbacks(self.settings, self.callback)
         # As `learn` will; here, so that what does not fit is refused before anything is written.
         for callback in callbacks:
             callback.init_callback(self.model)

@@ -207,6 +207,8 @@ class TrainingSettings:
     episodes: str | None = None
     """synchronous (whole episodes in each rollout) or continuous (a slot that ends takes the next prompt at once).
     Default: synchronous where the algorithm learns from rollouts of text."""
+    kl_coef_end: float | None = None
+    """Beta at the run's end, which it approaches from kl_coef in a straight line. Default: it stays where it is."""
     kl_target: float | None = None
     """Adaptive beta (Ziegler et al. 2019): nats per response to hold; kl_coef is where it starts."""
     kl_gain: float = 0.1
@@ -226,8 +228,10 @@ class TrainingSettings:
         Raises:
             ValueError: a setting breaks its rule.
         """
-        rules = {name: ALGORITHM_RULES[name] for name in ("kl_target", "kl_gain", "ref_refresh_share")}
+        rules = {name: ALGORITHM_RULES[name] for name in ("kl_coef_end", "kl_target", "kl_gain", "ref_refresh_share")}
         check_settings(self, {**TRAINING_RULES, **rules})
+        if self.kl_coef_end is not None and self.kl_target is not None:
+            raise ValueError("kl_coef_end and kl_target both say how beta moves: give one of them.")
         if self.episodes is not None:
             check_choice("episodes", self.episodes, EPISODES)
 

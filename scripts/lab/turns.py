@@ -2,9 +2,9 @@ r"""Compares ways of giving credit on *GuessTheNumber*, and writes docs/turns/: 
 
     python scripts/lab/turns.py --output-dir docs/turns --jobs 2
 
-Each method is tried at three learning rates first, with a seed of its own and a third of the games; then it is trained from
-five seeds at the one that found most numbers. All methods play the same number of games. Then each actor plays games that it
-was not trained on.
+Each method is tried at three learning rates first, with a seed of its own and a quarter of the games; then it is trained from
+five seeds at the one that found most numbers. All methods play the same number of games, with a β that falls from 0.05 to 0;
+PPO without any penalty stands beside them. Then each actor plays games that it was not trained on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
 
 import numpy as np
 import tyro
+from stable_baselines3.common.utils import LinearSchedule
 
-from agents import TextMetricsCallback, make_algorithm
+from agents import LinearKL, TextMetricsCallback, make_algorithm
 from agents.console import PlainConsole
 from agents.figures import DPI, new_figure
 from agents.files import write_json, write_text
@@ -44,10 +45,18 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "GRPO": ("grpo", {"group_size": 8, "kl_in": "reward"}),
     "RLOO": ("rloo", {"group_size": 8}),
 }
+WITHOUT_KL = "PPO, GAE of tokens, no KL penalty"
+"""The first method again, with β 0."""
 RATES = (5e-4, 1e-3, 2e-3)
+BETA = 0.05
+"""Where β begins; it falls to 0 in a straight line."""
 SEARCH_SEED = 100
+SEARCH_PART = 4
+"""The search plays one game in so many."""
 EVALUATION_SEED = 12345
-COLORS = dict(zip(METHODS, ("#1f77b4", "#17becf", "#d62728", "#ff7f0e"), strict=True))
+COLORS = dict(zip((*METHODS, WITHOUT_KL), ("#1f77b4", "#17becf", "#d62728", "#ff7f0e", "#7f7f7f"), strict=True))
+Choice = tuple[str, float, float]
+"""A method, its learning rate and its first β."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class Args:
     """Folder for the results; those that are there are not made again."""
     seeds: int = 5
     """Seeds of each method."""
-    rollouts: int = 120
+    rollouts: int = 150
     """Rollouts of a run."""
     n_envs: int = 256
     """Games in a rollout."""
@@ -87,25 +96,32 @@ def transcript(game: Episode) -> str:
     return "  ".join(f"{turn.text} {turn.reply}" for turn in game.turns)
 
 
-def train(method: str, learning_rate: float, seed: int, rollouts: int, n_envs: int, games: int) -> dict[str, Any]:
-    """One run, and what its actor reaches."""
-    algorithm, settings = METHODS[method]
+def train(method: str, learning_rate: float, kl_coef: float, seed: int, args: Args, part: int = 1) -> dict[str, Any]:
+    """One run of a `part` of the games, whose learning rate and β fall to 0; and what its actor reaches."""
+    algorithm, settings = METHODS["PPO, GAE of tokens" if method == WITHOUT_KL else method]
+    rollouts = args.rollouts // part
     model: Any = make_algorithm(
-        algorithm, n_envs=n_envs, env_kwargs=game_settings(), seed=seed, learning_rate=learning_rate, **settings
+        algorithm,
+        n_envs=args.n_envs,
+        env_kwargs={**game_settings(), "kl_coef": kl_coef},
+        seed=seed,
+        learning_rate=LinearSchedule(learning_rate, 0.0, 1.0),
+        **settings,
     )
     curve: list[float] = []
     metrics = TextMetricsCallback()
     metrics.after_iteration = lambda: curve.append(metrics.last["rollout/rm_score"])  # type: ignore[method-assign]
     began = time.perf_counter()
-    model.learn(rollouts * model.n_steps * n_envs, callback=[metrics], log_interval=None)
+    model.learn(rollouts * model.n_steps * args.n_envs, callback=[metrics, LinearKL(kl_coef)], log_interval=None)
     seconds = time.perf_counter() - began
-    ended = played(model.policy.lm, games)
+    ended = played(model.policy.lm, args.games // part)
     return {
         "method": method,
         "learning_rate": learning_rate,
+        "kl_coef": kl_coef,
         "seed": seed,
         "rollouts": rollouts,
-        "n_envs": n_envs,
+        "n_envs": args.n_envs,
         "tokens": model.env.unwrapped.generated_tokens,
         "seconds": round(seconds, 1),
         "kl": float(np.mean([game.kl for game in ended])),
@@ -115,32 +131,39 @@ def train(method: str, learning_rate: float, seed: int, rollouts: int, n_envs: i
     }
 
 
-def results_of(args: Args) -> dict[str, Any]:
-    """All runs, each written to the disk when it is done."""
-    path = args.output_dir / "results.json"
-    kept: dict[str, Any] = (
-        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"search": [], "runs": []}
-    )
+def run_all(kept: dict[str, Any], key: str, jobs: list[tuple[Choice, int]], args: Args, part: int = 1) -> None:
+    """Runs what is not among the results yet, `args.jobs` at a time; each is written to the disk when it is done."""
+    done = {(r["method"], r["learning_rate"], r["kl_coef"], r["seed"]) for r in kept[key]}
     with ProcessPoolExecutor(args.jobs) as pool:
+        missing = [(choice, seed) for choice, seed in jobs if (*choice, seed) not in done]
+        futures = [pool.submit(train, *choice, seed, args, part) for choice, seed in missing]
+        for number, future in enumerate(as_completed(futures), 1):
+            result = future.result()
+            kept[key].append(result)
+            write_json(args.output_dir / "results.json", kept)
+            console.print(
+                f"{key} {number} of {len(futures)}: {result['method']}, learning rate {result['learning_rate']:g}, β from "
+                f"{result['kl_coef']:g}, seed {result['seed']}: found {result['found']:.1%} in {result['guesses']:.2f} "
+                f"guesses, {result['seconds']:.0f} s"
+            )
 
-        def run_all(key: str, wanted: list[tuple[str, float, int]], rollouts: int, games: int) -> None:
-            done = {(r["method"], r["learning_rate"], r["seed"]) for r in kept[key] if r["rollouts"] == rollouts}
-            futures = [pool.submit(train, *job, rollouts, args.n_envs, games) for job in wanted if job not in done]
-            for future in futures:
-                result = future.result()
-                kept[key].append(result)
-                write_json(path, kept)
-                console.print(
-                    f"{result['method']}, learning rate {result['learning_rate']:g}, seed {result['seed']}: found "
-                    f"{result['found']:.1%} in {result['guesses']:.2f} guesses, {result['seconds']:.0f} s"
-                )
 
-        run_all("search", [(m, rate, SEARCH_SEED) for m in METHODS for rate in RATES], args.rollouts // 3, 500)
-        best = {
-            m: max((r for r in kept["search"] if r["method"] == m), key=lambda r: float(r["found"])) for m in METHODS
-        }
-        jobs = [(m, float(best[m]["learning_rate"]), seed) for seed in range(args.seeds) for m in METHODS]
-        run_all("runs", jobs, args.rollouts, args.games)
+def results_of(args: Args) -> dict[str, Any]:
+    """All runs: the search, then the seeds of each method at what it found; and the reference."""
+    path = args.output_dir / "results.json"
+    kept: dict[str, Any] = {"settings": {"rollouts": args.rollouts, "n_envs": args.n_envs}, "search": [], "runs": []}
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["settings"] != kept["settings"]:
+            raise ValueError(
+                f"{path} has runs of {found['settings']}, not {kept['settings']}: take another --output-dir."
+            )
+        kept = found
+    grid: list[Choice] = [(method, rate, BETA) for method in METHODS for rate in RATES]
+    grid += [(WITHOUT_KL, rate, 0.0) for rate in RATES]
+    run_all(kept, "search", [(choice, SEARCH_SEED) for choice in grid], args, SEARCH_PART)
+    choices = [best(kept, method) for method in COLORS]
+    run_all(kept, "runs", [(choice, seed) for seed in range(args.seeds) for choice in choices], args)
     if "reference" not in kept:
         task = TextTask(task_settings(game_settings()))
         games = played(task.model.lm, args.games)
@@ -149,18 +172,24 @@ def results_of(args: Args) -> dict[str, Any]:
     return kept
 
 
+def best(results: dict[str, Any], method: str) -> Choice:
+    """What found most numbers in the search."""
+    chosen = max((r for r in results["search"] if r["method"] == method), key=lambda r: float(r["found"]))
+    return method, chosen["learning_rate"], chosen["kl_coef"]
+
+
 def table(results: dict[str, Any]) -> str:
     """The table, in Markdown: means over the seeds, lowest and highest."""
     kwargs = game_settings()["world_kwargs"]
     found, guesses = best_play(kwargs["largest"], kwargs["guesses"])
     reference = results["reference"]
     rows = [
-        "| | learning rate | found | guesses | KL, nats | tokens | seconds |",
-        "|---|---|---|---|---|---|---|",
-        f"| best play (binary search) | | {found:.1%} | {guesses:.2f} | | | |",
-        f"| reference, before training | | {reference['found']:.1%} | {reference['guesses']:.2f} | 0 | | |",
+        "| | learning rate | β | found | guesses | KL, nats | tokens | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+        f"| best play (binary search) | | | {found:.1%} | {guesses:.2f} | | | |",
+        f"| reference, before training | | | {reference['found']:.1%} | {reference['guesses']:.2f} | 0 | | |",
     ]
-    for method in METHODS:
+    for method in COLORS:
         runs = [r for r in results["runs"] if r["method"] == method]
 
         def spread(name: str, form: str, runs: list[dict[str, Any]] = runs) -> str:
@@ -168,11 +197,15 @@ def table(results: dict[str, Any]) -> str:
             return f"{np.mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
         rows.append(
-            f"| {method} | {runs[0]['learning_rate']:g} | {spread('found', '.1%')} | {spread('guesses', '.2f')} | "
-            f"{np.mean([r['kl'] for r in runs]):.1f} | {np.mean([r['tokens'] for r in runs]):,.0f} | "
-            f"{np.median([r['seconds'] for r in runs]):.0f} |"
+            f"| {method} | {runs[0]['learning_rate']:g} | {_beta(runs[0])} | {spread('found', '.1%')} | "
+            f"{spread('guesses', '.2f')} | {np.mean([r['kl'] for r in runs]):.1f} | "
+            f"{np.mean([r['tokens'] for r in runs]):,.0f} | {np.median([r['seconds'] for r in runs]):.0f} |"
         )
     return "\n".join(rows) + "\n"
+
+
+def _beta(run: dict[str, Any]) -> str:
+    return f"{run['kl_coef']:g} to 0" if run["kl_coef"] else "0"
 
 
 def transcripts(results: dict[str, Any]) -> str:
@@ -186,7 +219,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     """The share found along training: the mean over the seeds, and the band between the lowest and the highest."""
     figure = new_figure(7.5, 4.2)
     axes = figure.subplots()
-    for method in METHODS:
+    for method in COLORS:
         runs = [r for r in results["runs"] if r["method"] == method]
         curves = np.array([_smooth(r["curve"]) for r in runs])
         games = np.arange(1, curves.shape[1] + 1) * runs[0]["n_envs"]

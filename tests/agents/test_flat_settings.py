@@ -106,6 +106,7 @@ def test_a_run_of_the_version_before_is_read_and_written_with_the_same_names(tmp
         "max_world_tokens": 256, "world_timeout": 60.0, "world_errors": "raise", "world_lag": 0, "advantages": None,
     }  # fmt: skip
     newer |= {
+        "kl_coef_end": None,
         "judge_prompt": None,
         "judge_concurrency": 8,
         "critic_layers": None,

@@ -87,6 +87,13 @@ ADVANTAGES = [
         "1 - kl / target",
         ("tests/agents/callbacks/test_adaptive_kl.py::test_adaptive_kl_by_hand",),
     ),
+    Mutation(
+        "a beta that falls in a line stays where it was",
+        "agents/callbacks/linear_kl.py",
+        "self.start + share *",
+        "self.start + 0 * share *",
+        ("tests/agents/callbacks/test_linear_kl.py",),
+    ),
 ]
 
 FILES = [

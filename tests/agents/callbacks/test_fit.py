@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents import AdaptiveKL, MaskRefresh, ReferenceRefresh, TextMetricsCallback, make_algorithm
+from agents import AdaptiveKL, LinearKL, MaskRefresh, ReferenceRefresh, TextMetricsCallback, make_algorithm
 from tests.agents.small_runs import SMALL
 
 
@@ -15,6 +15,7 @@ from tests.agents.small_runs import SMALL
     ("name", "make", "message"),
     [
         ("dqn", lambda: AdaptiveKL(TextMetricsCallback(), 4.0), "kl_target: the backup of DQN is made for one beta"),
+        ("dqn", lambda: LinearKL(0.05), "kl_coef_end: the backup of DQN is made for one beta"),
         ("ars", lambda: ReferenceRefresh(2), "ref_refresh_every: ARS's policy is no language model"),
         ("dqn", lambda: ReferenceRefresh(2), "ref_refresh_every: DQN's policy is no language model"),
         ("ppo", lambda: MaskRefresh(2), "mask_refresh: PPO knows no masks"),

@@ -189,6 +189,8 @@ def test_positions_that_a_longer_neighbor_stretches(rope: str, family: str) -> N
                 parameter.mul_(8)
         texts = [[(7 * i + n) % 900 + 3 for i in range(n)] for n in (9, 40, 12, 15)]
         want = torch.cat([model(input_ids=torch.tensor([t])).logits for t in texts])
+        if not torch.equal(want[:1], model(input_ids=torch.tensor(texts[:1])).logits):
+            pytest.skip("in this transformers dynamic RoPE remembers longer texts that it has read")
         together = reading._packed(model, texts)
         got = logits(model, texts)
     assert (together - want).abs().max() > 1e-3  # it matters
@@ -276,7 +278,8 @@ def test_several_heads_are_read_where_the_model_pools(tmp_path: Path) -> None:
 def test_a_text_that_the_model_refuses_is_one_line(tmp_path: Path) -> None:
     reward = ClassifierReward(saved(tmp_path / "rm", "bart", PAD), LOAD, TOKENIZER)
     with pytest.raises(
-        RewardModelError, match=r"rm': BartForSequenceClassification cannot score .*must contain at least"
+        RewardModelError,
+        match=r"rm': BartForSequenceClassification cannot score .*(must contain at least|out of bounds)",
     ):
         reward.score(episodes(TOKENIZER)[1:2])
 

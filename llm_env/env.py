@@ -83,6 +83,11 @@ class LLMTextEnv(gymnasium.Env[Observation, np.int64]):
     env = gym.make("LLMText-v0", max_new_tokens=24, kl_coef=0.1)
     ```
 
+    ## Copies
+    Pickled or deep-copied, as for a process of its own, an environment is its settings and its state: the copy loads the
+    models that the settings name, or shares those of its process, and goes on as this one does. Python objects among the
+    settings, such as a reward function, are pickled as they are; a world's turns are played again.
+
     ## Vectorized environment
     ``gym.make_vec("LLMText-v0", num_envs=8)`` steps all of them with one forward pass, SAME_STEP autoreset.
 

@@ -70,11 +70,15 @@ class EpisodeSlots:
         # The observation, (N, max_length): prompt and response so far, then V, which no token has.
         self._ids = np.full((n_slots, task.max_length), task.pad_value, dtype=np.int64)
         self._lengths = np.zeros(n_slots, dtype=np.int64)  # (N,), in tokens; 0: idle
-        self._reference = StepwiseReference(task.reference, task.max_length)
-        self.mask_source = self._reference
-        self._worlds = None if task.make_world is None else WorldTurns(task, n_slots)
         self._asked: dict[int, Call | None] = {}
         """Calls of worlds that were not waited for yet, by slot: turns that have ended without an answer."""
+        self._connect()
+
+    def _connect(self) -> None:
+        """Makes what reads the reference, and the worlds."""
+        self._reference = StepwiseReference(self.task.reference, self.task.max_length)
+        self.mask_source = self._reference
+        self._worlds = None if self.task.make_world is None else WorldTurns(self.task, len(self))
 
     def __len__(self) -> int:
         return len(self.episodes)
@@ -282,6 +286,42 @@ class EpisodeSlots:
         """
         for source in (self._reference, self.mask_source):
             source.decoder.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy, pickled or deep, is made from: all but worlds, which are played again, and what is kept of prefixes.
+
+        Caches are dropped here too, so that this and its copy compute the same from here on, bit for bit.
+
+        Raises:
+            TypeError: the masks look at a copy of the actor, or a world has not answered yet.
+        """
+        why = (
+            "its masks look at a copy of the actor, which has no name"
+            if self.mask_source is not self._reference
+            else ""
+        )
+        why = "a world has not answered its turn yet; copy it when all have" if self._asked else why
+        if why:
+            raise TypeError(f"This environment cannot be pickled or copied: {why}.")
+        self.clear_caches()
+        return {k: v for k, v in vars(self).items() if k not in ("_reference", "mask_source", "_worlds")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """See `__getstate__`.
+
+        Raises:
+            ValueError: there are other prompts now than there were.
+        """
+        vars(self).update(state)
+        if (now := len(self.task.prompts)) != self.order.n_prompts:
+            raise ValueError(
+                f"prompts: there were {self.order.n_prompts} when this environment was pickled, and are {now} now."
+            )
+        self._connect()
+        for slot, episode in enumerate(self.episodes):
+            if self._worlds is not None and episode is not None and not episode.done:
+                again = self._worlds.restore(slot, _episode_state(episode) or {}, episode.record)
+                episode.fault, episode.end = again.fault, again.end
 
     def state_dict(self) -> dict[str, Any]:
         """The slots and the prompt order, in plain values, for a checkpoint.

@@ -97,6 +97,23 @@ class TextTask:
         if self.reward_model is not None:
             self.reward_model.check_prompts(self.prompts.records)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, pickled or deep, is made from the settings: it loads what they name, or finds it in its process.
+
+        Raises:
+            TypeError: the reference was refreshed, so that no name stands for it.
+        """
+        if self.reference.shared is not self.model:
+            raise TypeError(
+                "This environment cannot be pickled or copied: its reference was refreshed, so its weights are not those of a "
+                "folder or hub id. Copy it before training with ref_refresh_every, or make a new one from its settings."
+            )
+        return type(self), (self.settings,), {"kl_coef": self.kl.coef}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """See `__reduce__`."""
+        self.kl.coef = state["kl_coef"]
+
     @property
     def vocab_size(self) -> int:
         """V, the number of logits of the model and so of actions."""

@@ -10,8 +10,30 @@ _ARGUMENTS = ("tests/agents/cli/test_arguments.py",)
 _REPORTS = ("tests/agents/runs/test_report_to.py",)
 _COMPLETION = ("tests/agents/cli/test_completion.py",)
 _TABLES = ("tests/scripts/test_tables.py",)
+_COPIES = ("tests/llm_env/test_copies.py",)
 
 FRONT_DOOR = [
+    Mutation(
+        "a copy of an environment has the settings' beta, not the one that was reached",
+        "llm_env/task.py",
+        'self.kl.coef = state["kl_coef"]',
+        "pass",
+        _COPIES,
+    ),
+    Mutation(
+        "an environment that is copied keeps its cache, and its copy rounds otherwise",
+        "llm_env/slots.py",
+        "self.clear_caches()\n        return {k: v",
+        "return {k: v",
+        _COPIES,
+    ),
+    Mutation(
+        "the worlds of a copy begin anew",
+        "llm_env/slots.py",
+        "if self._worlds is not None and episode is not None and not episode.done:",
+        "if False:",
+        _COPIES,
+    ),
     Mutation(
         "a default is another than its page says",
         "agents/algorithms/table.py",

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Piece: TypeAlias = tuple[str, float | None]
 """A text and the KL of the token that it is, in nats; None for what a world said, which is drawn as the prompt is."""
+ABOVE, BELOW = (230, 120, 0), (30, 110, 220)
+"""RGB of what stands above 0 and below, in all pictures of tokens: orange and blue are told apart by whoever sees red as green."""
 FULL_COLOR = 4.0  # nats at which the color is strongest
 WIDTH, FONT_SIZE, MARGIN, LINE_CHARS = 720, 16, 16, 70
 
@@ -30,11 +32,16 @@ def token_kl(episode: Episode) -> NDArray[np.float64]:
     return kl_k1(policy, reference)
 
 
-def color_of(kl: float) -> tuple[int, int, int]:
-    """RGB color of a token's KL: white at 0, red where the policy likes the token more than the reference, blue where less."""
-    strength = min(abs(kl) / FULL_COLOR, 1.0)
-    fade = round(255 * (1 - 0.75 * strength))  # never below a quarter, so that black text stays readable
-    return (255, fade, fade) if kl >= 0 else (fade, fade, 255)
+def color_of(number: float, full: float = FULL_COLOR) -> tuple[int, int, int]:
+    """RGB color of a token's KL or value on a white ground: white at 0, orange above, blue below.
+
+    Args:
+        number: The KL in nats (above 0 the policy likes the token more than the reference), or another number.
+        full: Where the color is strongest.
+    """
+    strength = 0.75 * min(abs(number) / full, 1.0)  # a quarter of the ground stays, so that black text can be read
+    red, green, blue = (round(255 + strength * (part - 255)) for part in (ABOVE if number >= 0 else BELOW))
+    return red, green, blue
 
 
 def pieces(task: TextTask, episode: Episode) -> list[Piece]:

@@ -22,15 +22,9 @@ from llm_env.rendering import color_of
 PLAIN, KL, VALUE = "none", "KL to the reference", "the critic's value"
 COLORS = (PLAIN, KL, VALUE)
 VALUE_AT_FULL = 3.0
-"""The score at which a value's color is strongest: green above 0, violet below."""
+"""The score at which a value's color is strongest."""
 _BOX = "border:1px solid #bbb;border-radius:6px;padding:8px;margin:4px 0;white-space:pre-wrap;overflow-wrap:anywhere;"
 _SIDES = "display:grid;grid-template-columns:repeat(auto-fit,minmax(18em,1fr));gap:8px"
-
-
-def value_color(value: float) -> tuple[int, int, int]:
-    """RGB color of a value: white at 0, green above, violet below."""
-    fade = round(255 * (1 - 0.75 * min(abs(value) / VALUE_AT_FULL, 1.0)))
-    return (fade, 255, fade) if value >= 0 else (255, fade, 255)
 
 
 def answer_html(answer: Answer, color: str) -> str:
@@ -44,7 +38,7 @@ def answer_html(answer: Answer, color: str) -> str:
         if number is None:
             parts.append(text)
             continue
-        red, green, blue = color_of(number) if color == KL else value_color(number)
+        red, green, blue = color_of(number) if color == KL else color_of(number, VALUE_AT_FULL)
         title = f"KL {number:.3f} nats" if color == KL else f"value {number:.2f}"
         style = f"background:rgb({red},{green},{blue});color:#000"
         parts.append(f'<span class="token" style="{style}" title="{title}">{text}</span>')

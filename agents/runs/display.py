@@ -1,8 +1,9 @@
-"""What a run shows while it trains: a progress bar on a terminal, a line every few iterations elsewhere."""
+"""What a run shows while it trains: a progress bar on a terminal, a line every few iterations or seconds elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 
 from rich.console import Console
@@ -12,6 +13,8 @@ from agents.callbacks.metrics import TextMetricsCallback
 from agents.console import say
 
 LINE_EVERY = 5  # iterations
+LINE_AFTER = 10.0
+"""Seconds without a line after which the next iteration has one: those of dqn and of large models take as long each."""
 
 
 class RunDisplay:
@@ -27,6 +30,8 @@ class RunDisplay:
         self.total = total
         self._progress: Progress | None = None
         self._bar: TaskID | None = None
+        self._last_line = 0.0
+        """When the last line was printed, on `time.monotonic`'s clock."""
 
     @contextlib.contextmanager
     def running(self, timestep: int) -> Iterator[None]:
@@ -62,6 +67,11 @@ class RunDisplay:
         text += f"  {callback.tokens_per_second:6.0f} tokens/s"
         if self._progress is not None and self._bar is not None and self.console.is_terminal:
             self._progress.update(self._bar, completed=timestep, description=text)
-        elif callback.iteration % LINE_EVERY == 1 or timestep >= total:
+        elif (
+            callback.iteration % LINE_EVERY == 1
+            or timestep >= total
+            or time.monotonic() - self._last_line >= LINE_AFTER
+        ):
+            self._last_line = time.monotonic()
             done = timestep / max(1, total)
             say(self.console, f"iteration {callback.iteration:4d}  {done:4.0%}  {text}")

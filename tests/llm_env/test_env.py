@@ -232,7 +232,7 @@ def test_ansi_rendering_spells_the_response_and_colours_by_kl() -> None:
     text = str(env.render())
     assert re.sub(r"\x1b\[[0-9;]*m", "", text).startswith("How was the hotel? The room was\n")
     env.step(900)  # a token that the reference finds very unlikely is red
-    assert "48;2;255;64;64m" in str(env.render())
+    assert "48;2;236;154;64m" in str(env.render())
 
 
 def test_the_picture_changes_where_text_is_added() -> None:

@@ -14,6 +14,13 @@ _COPIES = ("tests/llm_env/test_copies.py",)
 
 FRONT_DOOR = [
     Mutation(
+        "slow iterations pass without a line",
+        "agents/runs/display.py",
+        "or time.monotonic() - self._last_line >= LINE_AFTER",
+        "or False",
+        ("tests/agents/runs/test_display.py",),
+    ),
+    Mutation(
         "a copy of an environment has the settings' beta, not the one that was reached",
         "llm_env/task.py",
         'self.kl.coef = state["kl_coef"]',

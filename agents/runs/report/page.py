@@ -18,6 +18,7 @@ from typing import Any
 
 from agents.files import write_text
 from agents.runs.report.data import read_run
+from llm_env.rendering import ABOVE, BELOW
 
 REPORT = "report.html"
 
@@ -31,6 +32,8 @@ def page(runs: Sequence[Mapping[str, Any]], live: Mapping[str, Any] | None = Non
     """
     files = resources.files("agents.runs.report")
     template, style, script = ((files / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
+    colors = {name: ", ".join(map(str, rgb)) for name, rgb in (("above", ABOVE), ("below", BELOW))}
+    style = _filled(style, colors)
     asks = "'none'" if live is None else "'self'"
     parts = {
         "title": html.escape(" · ".join(str(run["name"]) for run in runs)),
@@ -40,7 +43,11 @@ def page(runs: Sequence[Mapping[str, Any]], live: Mapping[str, Any] | None = Non
         f"img-src data:; connect-src {asks}; base-uri 'none'; form-action 'none'",
         "data": as_json({"runs": list(runs), "live": live}).replace("<", "\\u003c"),
     }
-    # In one pass: what is put in is not looked at again.
+    return _filled(template, parts)
+
+
+def _filled(template: str, parts: Mapping[str, str]) -> str:
+    """A template with its ``{{name}}``s filled in, in one pass: what is put in is not looked at again."""
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 

@@ -155,9 +155,9 @@ def test_texts_are_texts() -> None:
         assert "<script" not in shown
         assert "<img" not in shown
         assert "&lt;script&gt;" in shown
-    assert "background:rgb(255,159,159)" in answer_html(answer, KL)  # red, half of 4 nats: 255 (1 - 0.375)
+    assert "background:rgb(246,204,159)" in answer_html(answer, KL)  # half of 4 nats: 255 (1 - 0.375) + 0.375 of orange
     assert 'title="KL 2.000 nats"' in answer_html(answer, KL)
-    assert "background:rgb(255,191,255)" in answer_html(answer, VALUE)  # violet, a third of 3
+    assert "background:rgb(199,219,246)" in answer_html(answer, VALUE)  # blue, a third of 3
     assert answer_html(answer, KL).count("<span") == 1  # what has no number has no color
 
 

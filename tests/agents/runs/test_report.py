@@ -17,6 +17,7 @@ from agents.cli.compare import names_of
 from agents.runs.figure import draw_beside
 from agents.runs.report.data import MOST_ROWS, MOST_TIMES, read_run, spread
 from agents.runs.report.page import page, write_report
+from llm_env.rendering import ABOVE, BELOW
 from tests.agents.runs.hand_made import HARM, ROWS, record, tokens, write_run
 from tests.browser import needs_browser, open_page
 
@@ -43,6 +44,13 @@ class Parts(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         self.tags.append("/" + tag)
+
+
+def test_tokens_have_the_colors_that_pictures_and_chats_have(tmp_path: Path) -> None:
+    html = page([read_run(write_run(tmp_path / "run"))])
+    orange, blue = (", ".join(map(str, rgb)) for rgb in (ABOVE, BELOW))
+    assert f"--above: {orange}; --below: {blue};" in html
+    assert "{{" not in html.partition("<script")[0]
 
 
 def test_the_data_of_a_run_by_hand(tmp_path: Path) -> None:

@@ -24,12 +24,12 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadscope
 
 demo: $(VENV)/.installed
 	@if [ -e $(RUN) ]; then echo "$(RUN) is there already: make demo RUN=another/folder, or remove it"; exit 1; fi
-	$(BIN)/python scripts/train.py --config scripts/configs/demo.yaml --output-dir $(RUN)
+	$(BIN)/python scripts/train.py --config demo --output-dir $(RUN)
 	$(BIN)/python scripts/evaluate_actor.py --actor $(RUN)/actor
 	@echo "Curves and samples: $(RUN)/report.html"
 
 rlhf: $(VENV)/.installed
-	$(BIN)/python scripts/pipeline.py --config scripts/configs/rlhf_default.yaml --output-dir runs/rlhf
+	$(BIN)/python scripts/pipeline.py --config rlhf_default --output-dir runs/rlhf
 
 turns: $(VENV)/.installed
 	$(BIN)/python scripts/train.py --config scripts/configs/turns.yaml --output-dir runs/turns

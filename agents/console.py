@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import select
+import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -19,6 +22,8 @@ from llm_env.worlds.base import WorldError
 
 T = TypeVar("T")
 RESUME = "Go on with the same command and --resume"
+READER_GONE = 141
+"""Exit status where nobody reads the output any more: that of a command which the signal SIGPIPE ends."""
 SAME_COMMAND = "The same command goes on."
 
 
@@ -43,6 +48,35 @@ class PlainConsole(Console):
 def say(console: Console, text: str) -> None:
     """Prints a line with texts of the user's on any console, as `PlainConsole` shows it."""
     console.print(Text(printable(text)))
+
+
+@contextlib.contextmanager
+def quiet_end() -> Iterator[None]:
+    """Ends the process quietly where nobody reads its standard output any more, as behind ``| head``.
+
+    Raises:
+        SystemExit: with status `READER_GONE`.
+        BrokenPipeError: what broke is another pipe or connection.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is written as Python ends
+        raise SystemExit(READER_GONE) from None
+
+
+def _reader_is_gone() -> bool:
+    """Whether the standard output is a pipe that nobody reads."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    watched = select.poll()
+    watched.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in watched.poll(0))
 
 
 def named_values(option: str, entries: Sequence[str]) -> dict[str, Any]:

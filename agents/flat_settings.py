@@ -19,6 +19,9 @@ import yaml
 
 from agents.files import write_text
 
+CONFIGS = Path(__file__).parent / "configs"
+"""Folder of the YAML files that come with the package, for ``--config demo``."""
+
 T = TypeVar("T")
 
 _WORDS: dict[Any, str] = {
@@ -111,19 +114,28 @@ def from_flat(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     return _build(cls, checked)
 
 
+def find_config(path: Path) -> Path:
+    """The file that a name such as ``demo`` stands for, where it is one of those that come with the package; else the path."""
+    shipped = CONFIGS / f"{path.name}.yaml"
+    is_name = path == Path(path.stem) and not path.is_file()
+    return shipped if is_name and shipped.is_file() else path
+
+
 def read_yaml(path: Path, option: str = "config") -> Any:
     """Reads a YAML file of plain values.
 
     Args:
-        path: The YAML file; settings stand in it without their groups, one a line.
+        path: The YAML file, or the name of one in `CONFIGS`; settings stand in it without their groups, one a line.
         option: The option that named the file, for error messages.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is not UTF-8, not valid YAML, has an object tag, or a name twice; the line is named.
     """
+    path = find_config(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{option}={str(path)!r}: there is no such file.")
+        names = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
+        raise FileNotFoundError(f"{option}={str(path)!r}: there is no such file. By name there is {names}.")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Piece: TypeAlias = tuple[str, float | None]
 """A text and the KL of the token that it is, in nats; None for what a world said, which is drawn as the prompt is."""
 ABOVE, BELOW = (230, 120, 0), (30, 110, 220)
-"""RGB of what stands above 0 and below, in all pictures of tokens: orange and blue are told apart by whoever sees red as green."""
+"""RGB of what stands above 0 and below, wherever tokens are colored: orange and blue, which nearly all people tell apart."""
 FULL_COLOR = 4.0  # nats at which the color is strongest
 WIDTH, FONT_SIZE, MARGIN, LINE_CHARS = 720, 16, 16, 70
 

@@ -194,6 +194,7 @@ TRAIN = [  # after ``train --output-dir out``
     ("--resume nosuch", "resume='nosuch'", "no run there"),
     ("--n-envs 4 --resume", "--resume without a folder", "--output-dir"),
     ("--config nosuch.yaml", "config='nosuch.yaml'", "no such file"),
+    ("--config demoo", "config='demoo'", "By name there is demo, "),
     ("--config null.yaml", "kl_coef=None", "Leave it out"),
     ("--config list.yaml", "n_envs=[1, 2]", "whole number"),
     ("--config date.yaml", "total_timesteps", "whole number"),

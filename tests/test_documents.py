@@ -16,6 +16,7 @@ import pytest
 
 from agents.cli.arguments import read_command_line
 from agents.cli.main import commands
+from agents.flat_settings import find_config
 from agents.pipeline.commands import check_command
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,9 +52,8 @@ def name_of(words: list[str]) -> str | None:
 
 def without_files(words: list[str]) -> list[str]:
     """A command line without the options that read a file or folder at once, where it is the reader's own."""
-    gone = {
-        i for i, word in enumerate(words) if word in ("--config", "--resume") and not (ROOT / words[i + 1]).exists()
-    }
+    reads = [i for i, word in enumerate(words) if word in ("--config", "--resume")]
+    gone = {i for i in reads if not (ROOT / find_config(Path(words[i + 1]))).exists()}
     return [word for i, word in enumerate(words) if i not in gone and i - 1 not in gone]
 
 

@@ -13,7 +13,7 @@ import tyro
 
 from agents.cli import help_text
 from agents.cli.main import commands
-from agents.console import print_error
+from agents.console import READER_GONE, print_error, quiet_end
 from agents.flat_settings import flat_types
 
 Settings = TypeVar("Settings")
@@ -61,12 +61,12 @@ def read_command_line(
     arguments: dict[str, Any] = {} if default is None else {"default": default}
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with quiet_end(), contextlib.redirect_stderr(said):
             about = help_text.as_called(description, {c.module: name for name, c in commands().items()})
             with help_text.registry():
                 return tyro.cli(cls, args=argv, description=about, **arguments)
     except SystemExit as stop:
-        if not stop.code:
+        if stop.code in (None, 0, READER_GONE):
             raise
         raise ValueError(words_of_box(said.getvalue())) from None
 

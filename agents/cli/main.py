@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from agents.cli.start import start
+from agents.console import quiet_end
 
 
 class Command(NamedTuple):
@@ -80,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs ``llm-env`` with a command line, by default this process's; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
-        sys.stdout.write(overview())
+        with quiet_end():
+            sys.stdout.write(overview())
         return 0
     if words[0] == "--version":
         from llm_env import __version__

@@ -1,6 +1,6 @@
 r"""Runs the stages of a configuration in order, each only if its output is not there or something before it changed.
 
-    python scripts/pipeline.py --config scripts/configs/rlhf_default.yaml --output-dir runs/rlhf
+    python scripts/pipeline.py --config rlhf_default --output-dir runs/rlhf
 
 A stage is a command of this program with its options. It writes to a folder of its own in the output folder, and {name} in an
 option stands for the folder of an earlier stage. Interrupted, the same command goes on where it stopped. In the end there is
@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agents.cli.arguments import parse_command_line
 from agents.console import PlainConsole, print_error
+from agents.flat_settings import find_config
 from agents.output_folder import check_output_folder, locked
 from agents.pipeline.commands import RunCommand, check_command, run_child
 from agents.pipeline.stages import Pipeline, read_stages
@@ -30,7 +31,7 @@ class Args:
     """Run a pipeline."""
 
     config: Path
-    """YAML file: stage names, each with a script and its options."""
+    """YAML file: stage names, each with a script and its options. By name, from the package: rlhf_default, dpo_default."""
     output_dir: Path = Path("runs/rlhf")
     """Folder of the stages' folders and the report."""
     seed: int = 0
@@ -48,6 +49,7 @@ def run(args: Args, run_command: RunCommand = run_child) -> int:
         args: The command line.
         run_command: Runs a stage's command: in a child process, unless a test runs them in its own.
     """
+    args = replace(args, config=find_config(args.config))
     try:
         stages = read_stages(args.config)
         if args.stop_after is not None and args.stop_after not in [s.name for s in stages]:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from agents import processes
-from agents.console import print_error
+from agents.console import print_error, quiet_end
 
 TRAINING = ("train", "train_sft", "train_reward_model", "train_preference")
 """Commands that several processes run together."""
@@ -29,7 +29,8 @@ def start(name: str) -> int:
     try:
         main = importlib.import_module(f"agents.cli.{name}").main
         if not processes.under_torchrun():
-            return int(main(sys.argv[1:]))
+            with quiet_end():
+                return int(main(sys.argv[1:]))
         if name in TRAINING:
             return as_rank(main, sys.argv[1:])
         if os.environ["RANK"] == "0":

@@ -1,7 +1,7 @@
 r"""Trains several variants with several seeds, evaluates each on held-out prompts, and draws them side by side.
 
-    python scripts/sweep.py --config scripts/configs/demo.yaml --output-dir runs/seeds --seeds 0 1 2 3 4
-    python scripts/sweep.py --config scripts/configs/demo.yaml --output-dir runs/critics \
+    python scripts/sweep.py --config demo --output-dir runs/seeds --seeds 0 1 2 3 4
+    python scripts/sweep.py --config demo --output-dir runs/critics \
         --vary critic=reward_model --vary critic=head --vary critic=detached_head --seeds 0 1 2
 
 Each run is a folder as train.py leaves it. A run that is there already is not run again, so the same command goes on with a
@@ -40,7 +40,7 @@ class Args:
     output_dir: Path
     """Folder for the runs, the table and the picture."""
     config: Path | None = None
-    """YAML file of settings that all variants share."""
+    """YAML file of settings that all variants share, or demo, which comes with the package."""
     vary: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A variant: setting=value, several joined by commas. Repeat the flag. Default: the configuration as it is."""
     seeds: tuple[int, ...] = (0, 1, 2)

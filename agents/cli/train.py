@@ -44,7 +44,7 @@ class Args:
     output_dir: Path | None = None
     """Folder of the run; must be new or empty. Default: runs/ALGO-SEED."""
     config: Path | None = None
-    """YAML file of settings; the command line has the last word."""
+    """YAML file of settings, or demo, which comes with the package; the command line has the last word."""
     resume: Path | None = None
     """Folder of a run to go on with; its own settings are used. May be given as well: --total-timesteps, the limits of waiting
     (--reward-timeout, --reward-wait, --judge-concurrency, --world-timeout, --world-errors), --report-to and --push-to-hub.

@@ -285,7 +285,7 @@ class RunSettings:
     """Settings of one training run. Everything is a name, a path or a number.
 
     `agents.flat_settings` reads and writes them as one flat mapping: ``config.yaml`` of a run, and the YAML files of
-    scripts/configs.
+    agents/configs.
     """
 
     task: TaskOptions = field(default_factory=TaskOptions)

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from agents.flat_settings import flat_types, from_flat, read_settings, to_flat, write_settings
+from agents.flat_settings import find_config, flat_types, from_flat, read_settings, to_flat, write_settings
 from agents.runs.settings import AlgorithmSettings, RunSettings, TaskOptions, TrainingSettings
 from llm_env.settings import TaskSettings
-from tests.conftest import ROOT
 
 # A run's config.yaml as the flat `RunSettings` of version 0.1.0 wrote it: each name and value must still be read.
 CONFIG_OF_0_1_0 = """
@@ -121,8 +120,17 @@ def test_a_run_of_the_version_before_is_read_and_written_with_the_same_names(tmp
 
 
 def test_the_demos_configuration_changes_what_it_says_and_nothing_else() -> None:
-    settings = read_settings(RunSettings, ROOT / "scripts" / "configs" / "demo.yaml")
+    settings = read_settings(RunSettings, Path("demo"))
     assert settings == RunSettings(training=TrainingSettings(total_timesteps=102_400))
+
+
+def test_a_file_of_ones_own_goes_before_one_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_config(Path("demo")).parent.name == "configs"
+    for name in ("demo.yaml", "folder/demo", "nosuch"):
+        assert find_config(Path(name)) == Path(name)
+    Path("demo").write_text("total_timesteps: 7\n", encoding="utf-8")
+    assert read_settings(RunSettings, Path("demo")).training.total_timesteps == 7
 
 
 def test_the_task_options_are_the_environments_settings() -> None:

@@ -14,6 +14,20 @@ _COPIES = ("tests/llm_env/test_copies.py",)
 
 FRONT_DOOR = [
     Mutation(
+        "a configuration of the package wins over the user's file of that name",
+        "agents/flat_settings.py",
+        "is_name = path == Path(path.stem) and not path.is_file()",
+        "is_name = path == Path(path.stem)",
+        ("tests/agents/test_flat_settings.py",),
+    ),
+    Mutation(
+        "a reader that leaves makes a traceback",
+        "agents/console.py",
+        "if not _reader_is_gone():\n            raise",
+        "raise",
+        _MAIN,
+    ),
+    Mutation(
         "slow iterations pass without a line",
         "agents/runs/display.py",
         "or time.monotonic() - self._last_line >= LINE_AFTER",

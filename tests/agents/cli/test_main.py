@@ -10,6 +10,7 @@ import pytest
 import agents.cli
 from agents.cli.main import commands, main, overview
 from agents.cli.start import called_as
+from agents.console import quiet_end
 from llm_env import __version__
 
 FOLDER = Path(agents.cli.__file__).parent
@@ -56,6 +57,7 @@ def test_the_rest_goes_to_the_command(monkeypatch: pytest.MonkeyPatch, capsys: p
 HELP = """
 import contextlib, io, sys
 from agents.cli.main import main
+from agents.console import quiet_end
 for command in sys.argv[1:]:
     with contextlib.suppress(SystemExit):
         main([command, "--help"] if command != "--help" else [command])
@@ -85,3 +87,20 @@ def test_the_overview_waits_for_no_parser() -> None:
 def test_a_hint_calls_the_command_as_it_was_called(name: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [name, "--resume"])
     assert called_as() == words
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["completion", "bash"]], ids=" ".join)
+def test_a_reader_that_leaves_is_no_error(words: list[str]) -> None:
+    """As behind ``| head``: nothing is said, and the status is that of a command that SIGPIPE ended."""
+    command = [sys.executable, "-m", "agents.cli.main", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.close()
+        assert running.stderr.read() == ""
+    assert running.returncode == 141
+
+
+def test_another_pipe_that_breaks_is_an_error() -> None:
+    with pytest.raises(BrokenPipeError, match="of a server"), quiet_end():
+        raise BrokenPipeError("of a server")

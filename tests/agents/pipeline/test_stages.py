@@ -19,7 +19,6 @@ from agents.pipeline import report as pipeline_report
 from agents.pipeline.commands import RunCommand, run_child, run_here
 from agents.pipeline.stages import SCRIPTS, Note, Pipeline, Stage, read_stages, stage_options
 from tests.browser import needs_browser, open_page
-from tests.conftest import ROOT
 
 TINY: dict[str, Any] = {
     "text": {"script": "write_reviews", "reviews": 200, "heldout_reviews": 30},
@@ -262,8 +261,7 @@ def test_a_stage_that_lives_on_after_its_pipeline_was_killed_is_not_started_a_se
 
 
 def test_the_default_configurations_are_well_formed_and_have_all_scripts() -> None:
-    files = [ROOT / "scripts" / "configs" / name for name in ("rlhf_default.yaml", "dpo_default.yaml")]
-    stages = [stage for file in files for stage in read_stages(file)]
+    stages = [stage for name in ("rlhf_default", "dpo_default") for stage in read_stages(Path(name))]
     # logs of chats and tricks of policies are the user's own
     assert {s.script for s in stages} == set(SCRIPTS) - {"collect_feedback", "find_hacks"}
     for stage in stages:  # every option is one that the script has

@@ -7,7 +7,8 @@
 # make mutations breaks the code in many small ways, one at a time, and says whether the fast tests notice
 # make release-check  one version everywhere, the changelog has it, lint, fast tests, the wheel trains, the documentation builds
 # make test-lowest    the fast tests with the lowest versions that pyproject.toml allows (constraints-lowest.txt)
-# make docs      the documentation, docs/_build/html/index.html
+# make docs      the documentation, docs/_build/html/index.html; the first time it runs the tutorials, for some ten minutes on two cores,
+#                later those that have changed (make docs SPHINX=-Dplot_gallery=0 runs none)
 # All make .venv on first use, with the versions of constraints.txt. JOBS=4 runs the tests in four processes.
 
 PYTHON ?= python3
@@ -17,6 +18,7 @@ BIN := $(VENV)/bin
 RUN ?= runs/demo
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 JOBS ?= 2
+SPHINX ?=
 # A module's tests stay in one process (loadscope), so that what its fixtures make is made once.
 PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadscope
 
@@ -36,7 +38,7 @@ turns: $(VENV)/.installed
 	$(BIN)/python scripts/evaluate_actor.py --actor runs/turns/actor
 
 docs: $(VENV)/.installed-docs
-	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -q $(SPHINX) -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 lint: $(VENV)/.installed-test
@@ -85,4 +87,4 @@ $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 	@touch $@
 
 clean:
-	rm -rf docs/_build $(VENV) $(LOWEST) .pytest_cache .mypy_cache .ruff_cache .coverage build *.egg-info
+	rm -rf docs/_build docs/gallery $(VENV) $(LOWEST) .pytest_cache .mypy_cache .ruff_cache .coverage build *.egg-info

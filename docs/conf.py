@@ -14,6 +14,7 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # what the tutorials print does not depend on how many cores there are
 
 from llm_env import __version__  # noqa: E402
 
@@ -27,8 +28,9 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.intersphinx",
     "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "tutorials"]
 myst_heading_anchors = 4
 suppress_warnings = ["myst.header"]  # GitHub shows pages that begin at any level
 
@@ -51,6 +53,18 @@ if "online" in tags:  # type: ignore[name-defined]  # noqa: F821
         "torch": ("https://docs.pytorch.org/docs/stable", None),
         "transformers": ("https://huggingface.co/docs/transformers/main/en", None),
     }
+
+# The tutorials run while the site is built, a changed one again; `-D plot_gallery=0` leaves out what they print and draw.
+sphinx_gallery_conf = {
+    "examples_dirs": "tutorials",
+    "gallery_dirs": "gallery",
+    "filename_pattern": r"/\d\d_",
+    "within_subsection_order": "FileNameSortKey",
+    "capture_repr": (),
+    "show_signature": False,
+    "write_computation_times": False,
+    "min_reported_time": 86_400,  # how long it took says more about the machine than about the tutorial
+}
 
 html_theme = "furo"
 html_title = f"llm-env {version}"
@@ -84,9 +98,8 @@ def _prepare_page(app: Any, name: str, source: list[str]) -> None:
         return match[0] if target.is_relative_to(DOCS) else match[1]  # another page of the site
 
     source[0] = OUTSIDE.sub(as_text, source[0])
-    if "/" in name and not name.startswith(
-        "algorithms/"
-    ):  # a script's table or samples, shown by the page that links to it
+    # Tables and samples that a script wrote, shown by the page that links to them.
+    if "/" in name and not name.startswith(("algorithms/", "gallery/")):
         title = "" if source[0].startswith("# ") else f"# {name.split('/')[-1].replace('_', ' ').capitalize()}\n\n"
         source[0] = f"---\norphan: true\n---\n{title}{source[0]}"
 

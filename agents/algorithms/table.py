@@ -129,7 +129,7 @@ class Algorithm:
     @property
     def text_loss(self) -> bool:
         """Whether the loss can have `TextPPO`'s terms."""
-        return self.cls in (PPO, TextPPO)
+        return self.cls is PPO or issubclass(self.cls, TextPPO)
 
     def reason(self, feature: str) -> str | None:
         """Says why it cannot be used with a feature; None where it can."""
@@ -149,7 +149,7 @@ class Algorithm:
     def class_for(self, settings: Mapping[str, Any], kl_in_loss: bool) -> type[BaseAlgorithm]:
         """Chooses stock PPO where the loss is PPO's, `TextPPO` where settings add to it, and any other row's own class."""
         beyond_ppo = kl_in_loss or any(name in settings for name in TEXT_LOSS_SETTINGS)
-        return TextPPO if self.text_loss and beyond_ppo else self.cls
+        return TextPPO if self.cls is PPO and beyond_ppo else self.cls
 
 
 ALGORITHMS: dict[str, Algorithm] = {

@@ -42,7 +42,8 @@ class TextPPO(PPO):
       `KLPenalty`. GRPO, Shao et al. 2024 (https://arxiv.org/abs/2402.03300), has k3 here;
     - a clip range of its own above 1, and how the tokens' losses are averaged: DAPO, Yu et al. 2025
       (https://arxiv.org/abs/2503.14476), Dr. GRPO, Liu et al. 2025 (https://arxiv.org/abs/2503.20783);
-    - PPO-ptx, the language-model loss on texts: InstructGPT, Ouyang et al. 2022 (https://arxiv.org/abs/2203.02155).
+    - PPO-ptx, the language-model loss on texts: InstructGPT, Ouyang et al. 2022 (https://arxiv.org/abs/2203.02155);
+    - those of a subclass: `further_terms`.
 
     Args:
         args: Positional arguments of PPO: policy, env, learning_rate, …
@@ -239,6 +240,9 @@ class TextPPO(PPO):
             ptx_loss = -self.policy.text_log_probs(self.mix.next_batch(self.policy.lm.device)).mean()
             loss = loss + self.mix.coef * ptx_loss
             terms["ptx_loss"] = ptx_loss.item()
+        for name, (coef, term) in self.further_terms(data, log_prob, entropy, values).items():
+            loss = loss + coef * term
+            terms[name] = term.item()
         with torch.no_grad():
             # Share of tokens whose ratio is out of bounds, and the distance from the policy that sampled.
             ratio = torch.exp(log_prob - data.old_log_prob)
@@ -246,6 +250,22 @@ class TextPPO(PPO):
             terms["clip_fraction"] = outside.float().mean().item()
             approx_kl = approximate_kl(log_prob, data.old_log_prob).item()
         return loss, approx_kl, terms
+
+    def further_terms(
+        self, data: TokenSamples, log_prob: Tensor, entropy: Tensor, values: Tensor
+    ) -> dict[str, tuple[float, Tensor]]:
+        """More terms of the loss of a mini-batch: none here; for subclasses (docs/recipes.md).
+
+        Args:
+            data: n tokens: log π of the weights that sampled, advantages, returns, the texts.
+            log_prob: log π of each token under the current weights, in nats, shape (n,), with gradients.
+            entropy: Entropy of π before each token, in nats, shape (n,), with gradients.
+            values: V before each token, in score, shape (n,), with gradients; zeros without a critic.
+
+        Returns:
+            By its name in the log, under ``train/``: each term's coefficient, and its value, a scalar to minimize.
+        """
+        return {}
 
     def _evaluate(self, data: TokenSamples) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Values, log π, entropies, and where the loss charges it the exact KL to the reference, each (n,)."""

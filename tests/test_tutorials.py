@@ -1,0 +1,95 @@
+"""The tutorials as scripts, each in an empty folder: they run without the network, and what they print shows that something was learned."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+FOLDER = ROOT / "docs" / "tutorials"
+TUTORIALS = sorted(path.stem for path in FOLDER.glob("*.py"))
+NUMBER = r"([+-]?\d+(?:\.\d+)?)"
+Check = Callable[[str], bool]
+
+
+def numbers(pattern: str, text: str) -> list[float]:
+    """What stands where the pattern has its groups, in order."""
+    return [float(n) for found in re.findall(pattern, text) for n in ([found] if isinstance(found, str) else found)]
+
+
+def first_run(said: str) -> bool:
+    scores = numbers(rf"iteration +\d+  score +{NUMBER}", said)
+    assert "ended: True, score: 1.97" in said
+    return len(scores) == 8 and scores[-1] > scores[0] + 0.8
+
+
+def your_reward(said: str) -> bool:
+    rows = [[float(n) for n in line.split()] for line in said.splitlines() if re.fullmatch(r"[\d. ]+", line)]
+    mentions = [row[2] for row in rows]
+    return len(rows) == 12 and mentions[0] < 0.4 and min(mentions[-2:]) > 0.8
+
+
+def turns(said: str) -> bool:
+    before, after = numbers(r"(\d+)% of 200 games won", said)
+    actions, states = numbers(r"(\d+) actions.*True\n(\d+) tokens", said)
+    return before < 35 and after > 55 and actions < states / 2
+
+
+def loss_term(said: str) -> bool:
+    moved = dict(zip(("neither", "clipping", "penalty"), numbers(rf"policy by {NUMBER} nats", said), strict=True))
+    assert "Did you mean 'old_kl_coef'" in said
+    assert re.search("is stock PPO: +True", said)
+    assert re.search("5 is not: +True", said)
+    return moved["penalty"] < moved["clipping"] / 4
+
+
+CHECKS: dict[str, Check] = {
+    "01_first_run": first_run,
+    "02_your_reward": your_reward,
+    "03_turns": turns,
+    "04_loss_term": loss_term,
+}
+"""Whether a tutorial's output shows that what it tells of happened."""
+
+
+def test_each_tutorial_has_a_check() -> None:
+    assert list(CHECKS) == TUTORIALS
+
+
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_tutorials_use_public_names(name: str) -> None:
+    """What a package exports, or what a page names; a reader may rely on both."""
+    pages = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md"))
+    for node in ast.walk(ast.parse((FOLDER / f"{name}.py").read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.ImportFrom) or node.module is None:
+            continue
+        if node.module in ("agents", "llm_env"):
+            assert {alias.name for alias in node.names} <= set(importlib.import_module(node.module).__all__)
+        elif node.module.split(".")[0] in ("agents", "llm_env"):
+            told = [a.name for a in node.names if f"{node.module}.{a.name}" not in pages]
+            assert not told, f"{node.module}: no page of docs/ names {told}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_tutorial_runs_and_its_model_learns(name: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / f"{name}.py")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Warning" not in done.stderr, done.stderr[-3000:]
+    assert CHECKS[name](done.stdout), done.stdout

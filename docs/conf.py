@@ -74,6 +74,9 @@ copybutton_exclude = ".linenos, .gp, .go"
 OUTSIDE = re.compile(r"\[([^\]]+)\]\((\.\./[^)#]+)(?:#[^)]*)?\)")
 """A link from a page to a file above it, as GitHub follows it; the site has none of the repository's other files."""
 
+TUTORIAL = re.compile(r"\]\(((?:\.\./)*)tutorials/(\w*)(?:\.py)?\)")
+"""A link to a tutorial's script, or to their folder, as GitHub follows it; the site has the page made from it."""
+
 
 DOCSTRING = re.compile(r"<!-- docstring: (\S+) -->")
 """Where the Markdown docstring of ``module:name`` stands."""
@@ -97,6 +100,7 @@ def _prepare_page(app: Any, name: str, source: list[str]) -> None:
             logging.getLogger(__name__).warning("%s: there is no %s", name, match[2])
         return match[0] if target.is_relative_to(DOCS) else match[1]  # another page of the site
 
+    source[0] = TUTORIAL.sub(lambda found: f"]({found[1]}gallery/{found[2] or 'index'}.rst)", source[0])
     source[0] = OUTSIDE.sub(as_text, source[0])
     # Tables and samples that a script wrote, shown by the page that links to them.
     if "/" in name and not name.startswith(("algorithms/", "gallery/")):

@@ -1,4 +1,4 @@
-"""The tutorials as scripts, each in an empty folder: they run without the network, and what they print shows that something was learned."""
+"""The tutorials as scripts, each in an empty folder: they run offline, and what they print shows that a model learned."""
 
 from __future__ import annotations
 

@@ -29,6 +29,8 @@ from agents.rules import check_arguments
 from llm_env.lm.loading import load_tokenizer
 from llm_env.text.texts import encode_text, read_texts
 
+NO_GRADIENT = "Log-probs and values have one; the entropy does with policy_kwargs={'entropy_grad': True}."
+
 
 class TextPPO(PPO):
     """PPO with further terms in its loss, which on a mini-batch of n tokens is all of this.
@@ -241,6 +243,8 @@ class TextPPO(PPO):
             loss = loss + self.mix.coef * ptx_loss
             terms["ptx_loss"] = ptx_loss.item()
         for name, (coef, term) in self.further_terms(data, log_prob, entropy, values).items():
+            if not term.requires_grad:
+                raise ValueError(f"further_terms: {name} has no gradient. {NO_GRADIENT}")
             loss = loss + coef * term
             terms[name] = term.item()
         with torch.no_grad():
@@ -259,11 +263,15 @@ class TextPPO(PPO):
         Args:
             data: n tokens: log π of the weights that sampled, advantages, returns, the texts.
             log_prob: log π of each token under the current weights, in nats, shape (n,), with gradients.
-            entropy: Entropy of π before each token, in nats, shape (n,), with gradients.
+            entropy: Entropy of π before each token, in nats, shape (n,); with gradients where ``ent_coef`` is above 0, or with
+                ``policy_kwargs={"entropy_grad": True}``.
             values: V before each token, in score, shape (n,), with gradients; zeros without a critic.
 
         Returns:
             By its name in the log, under ``train/``: each term's coefficient, and its value, a scalar to minimize.
+
+        Raises:
+            ValueError: by the caller, where a term has no gradient.
         """
         return {}
 

@@ -25,8 +25,8 @@ print("prompt: ", info["prompt"])
 print("state:  ", observation["input_ids"][: observation["length"][0]])
 
 # %%
-# The state is a row of token ids, and each of 1,024 tokens may come next. Nobody says that a model has to choose them:
-# we write a review ourselves, token by token, and close it with the end token, which says *I am done*.
+# The state is a row of token ids, and each of 1,024 tokens may come next. Nobody says that a model has to choose them: we
+# write a review ourselves, token by token, and close it with the end token, which says *I am done*.
 
 task = env.unwrapped.task
 tokenizer = task.tokenizer
@@ -49,8 +49,8 @@ print(f"ended: {terminated}, score: {info['rm_score']:.2f}")
 # .. math:: r_t = -\beta \, \bigl(\log \pi(a_t | s_t) - \log \pi_\mathrm{ref}(a_t | s_t)\bigr) + [t \text{ is last}] \, R(x, y)
 #
 # In expectation the first term is :math:`-\beta` times the KL divergence from the reference. It is what keeps a policy from
-# forgetting its language while it hunts for score. An environment sees actions and no policy, so it cannot know
-# :math:`\log \pi`; the policy adds that part itself. (We rolled no dice, so for us it was 0.)
+# forgetting its language while it hunts for score. An environment sees actions and no policy, so it cannot know :math:`\log
+# \pi`; the policy adds that part itself. (We rolled no dice, so for us it was 0.)
 
 import matplotlib.pyplot as plt
 
@@ -120,7 +120,8 @@ for sample in report.samples:
     print(f"  after  ({sample['rm_score']:+.2f}): {sample['response'].strip()}")
 
 # %%
-# Friendlier, mostly; a word may break where the policy is in a hurry, and some answers are no better than before.
-# Eight rollouts are a beginning: ``llm-env train --output-dir runs/demo`` goes on to fifty, and leaves a page with curves and
-# samples. More: :doc:`/environment` has every argument and what ``info`` holds, :doc:`/first_steps` what the demo learns, and
-# :doc:`/how_it_works` how the library's own class becomes fast. Next: :doc:`a reward function of your own <02_your_reward>`.
+# Friendlier, mostly; a word may break where the policy is in a hurry, and some answers are no better than before. Eight
+# rollouts are a beginning: ``llm-env train --output-dir runs/demo`` goes on to fifty, and leaves a page with curves and
+# samples. More: :doc:`/environment` has every argument and what ``info`` holds, :doc:`/first_steps` what the demo learns,
+# and :doc:`/how_it_works` how the library's own class becomes fast. Next: :doc:`a reward function of your own
+# <02_your_reward>`.

@@ -3,8 +3,8 @@ A reward function of your own
 =============================
 
 A reward is a Python function: it gets prompts and responses, and returns a number for each. It may also ask for any other
-field of the prompts' records, and ready-made rules, *verifiers*, can stand beside it. Here a model learns to mention a person
-where it is asked for a review, and a thing where it is asked how it was.
+field of the prompts' records, and ready-made rules, *verifiers*, can stand beside it. Here a model learns to mention a
+person where it is asked for a review, and a thing where it is asked how it was.
 """
 
 # %%
@@ -42,8 +42,8 @@ print(score(prompts=["Review of the zoo:"], responses=[" The keeper was kind."],
 # %%
 # Verifiers beside it
 # -------------------
-# That alone would be paid for "keeper keeper keeper". Two :doc:`verifiers </verifiers>` ask for more: a whole sentence at the
-# end, and at most twelve words. A list of rewards is a weighted sum, and each part is logged by itself.
+# That alone would be paid for "keeper keeper keeper". Two :doc:`verifiers </verifiers>` ask for more: a whole sentence at
+# the end, and at most twelve words. A list of rewards is a weighted sum, and each part is logged by itself.
 
 reward = [
     score,
@@ -110,8 +110,8 @@ plt.tight_layout()
 # %%
 # Does it read the prompt?
 # ------------------------
-# It must have learned to: the same topic asks for two different words, and nothing but the prompt says which. Before and after,
-# with the same random numbers:
+# It must have learned to: the same topic asks for two different words, and nothing but the prompt says which. Before and
+# after, with the same random numbers:
 
 task = model.get_env().unwrapped.task
 report = compare_actors(model.policy, task, task.prompts.spread(8))
@@ -122,9 +122,10 @@ for sample in report.samples[:4]:
 print(f"mean score of all eight prompts: {report.reference_rm_score.mean:.1f} before, {report.rm_score.mean:.1f} after")
 
 # %%
-# Look at the KL in the table, though. The rule asks for a word and a full stop, and whatever gets them is as good as anything else: with
-# so small a ``kl_coef`` the responses became short and alike. What is not asked for is not kept.
+# Look at the KL in the table, though. The rule asks for a word and a full stop, and whatever gets them is as good as
+# anything else: with so small a ``kl_coef`` the responses became short and alike. What is not asked for is not kept.
 #
-# On the command line a function is ``--reward-model my_module:score``, and ``llm-env init my-task`` writes a folder with one, its
-# test and prompts. More: :doc:`/verifiers` (numbers, formulas, JSON, instructions, …), :doc:`/reward_server` for rewards behind an
-# address, :doc:`/judges` for a language model that grades. Next: :doc:`an environment with turns <03_turns>`.
+# On the command line a function is ``--reward-model my_module:score``, and ``llm-env init my-task`` writes a folder with
+# one, its test and prompts. More: :doc:`/verifiers` (numbers, formulas, JSON, instructions, …), :doc:`/reward_server` for
+# rewards behind an address, :doc:`/judges` for a language model that grades. Next: :doc:`an environment with turns
+# <03_turns>`.

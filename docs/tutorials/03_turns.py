@@ -3,8 +3,8 @@ An environment with turns
 =========================
 
 Until now the model wrote once and was scored. Now somebody answers: the model guesses a number, the world says *higher* or
-*lower*, and the model guesses again. It is paid for finding the number and for nothing else; that the answers mean something, it
-has to find out.
+*lower*, and the model guesses again. It is paid for finding the number and for nothing else; that the answers mean
+something, it has to find out.
 """
 
 # %%
@@ -20,10 +20,12 @@ class HigherLower:
     """Find a number from 1 to 7 in three guesses; whoever halves what is left always does."""
 
     def reset(self, *, seed=None, options=None):
+        """Draws the number; asks."""
         self.number, self.guesses = random.Random(seed).randint(1, 7), 0
         return "Which number?\n", {}
 
     def step(self, text):
+        """Answers a guess; returns text, reward, terminated, truncated, info."""
         self.guesses += 1
         guess = int(text) if text.isdigit() else 0
         if guess == self.number:
@@ -59,7 +61,7 @@ task = env.unwrapped.task
 tokenizer = task.tokenizer
 
 observation, info = env.reset(seed=3)
-for token in tokenizer.encode("4", add_special_tokens=False) + [tokenizer.eos_token_id]:
+for token in [*tokenizer.encode("4", add_special_tokens=False), tokenizer.eos_token_id]:
     observation, reward, terminated, truncated, info = env.step(token)
     print(repr(tokenizer.decode(observation["input_ids"][: observation["length"][0]])), reward)
 
@@ -89,8 +91,8 @@ for game in before[:4]:
     print(transcript(game))
 
 # %%
-# In the picture a row is a game and a cell a token. Only those on green are actions. The others are part of the state like the
-# prompt: nobody chose them, so they have no :math:`\log \pi`, no KL and no advantage, and get no gradient.
+# In the picture a row is a game and a cell a token. Only those on green are actions. The others are part of the state like
+# the prompt: nobody chose them, so they have no :math:`\log \pi`, no KL and no advantage, and get no gradient.
 
 import matplotlib.pyplot as plt
 
@@ -114,28 +116,26 @@ figure.tight_layout()
 class Won(TextMetricsCallback):
     """Keeps the share of games won; what a world pays is the score."""
 
-    shares: list[float] = []
-
     def after_iteration(self):
         """Called when a rollout and its update are over."""
-        self.shares.append(self.last["rollout/rm_score"])
+        shares.append(self.last["rollout/rm_score"])
 
 
-won = Won()
-model.learn(20 * 256 * 9, callback=won, log_interval=None)
-print(" ".join(f"{share:.0%}" for share in won.shares))
+shares = []
+model.learn(20 * 256 * 9, callback=Won(), log_interval=None)
+print(" ".join(f"{share:.0%}" for share in shares))
 
 # %%
-# The rollout buffer has a row for each token that the policy chose, and for no other: the states of this last rollout have many
-# more tokens than it has actions.
+# The rollout buffer has a row for each token that the policy chose, and for no other: the states of this last rollout have
+# many more tokens than it has actions.
 
 buffer = model.rollout_buffer
 print(len(buffer.actions), "actions, as many advantages:", len(buffer.advantages) == len(buffer.actions))
 print(sum(len(segment.ids) for segment in buffer.segments), "tokens in the states")
 
 # %%
-# And does it listen? Three players to compare it with, worked out exactly: one who guesses any number, one who guesses any that the
-# answers leave possible, and the best, who halves.
+# And does it listen? Three players to compare it with, worked out exactly: one who guesses any number, one who guesses any
+# that the answers leave possible, and the best, who halves.
 
 from llm_env.guess_the_number.world import best_play, listening_play, random_play
 
@@ -145,7 +145,7 @@ for game in after[:6]:
     print(transcript(game))
 
 plt.figure(figsize=(7, 3))
-plt.plot(range(1, 21), won.shares, "o-", color="tab:green")
+plt.plot(range(1, 21), shares, "o-", color="tab:green")
 for player, (share, _) in {
     "any number": random_play(7, 3),
     "any that is possible": listening_play(7, 3),
@@ -159,5 +159,5 @@ plt.ylim(0, 1.1)
 plt.tight_layout()
 
 # %%
-# Twenty rollouts took it from guessing to listening. ``make turns`` goes the whole way on a larger game. More:
-# :doc:`/turns` says exactly what a world is asked, and has tools, chat templates, slow worlds and other people's environments.
+# Twenty rollouts took it from guessing to listening. ``make turns`` goes the whole way on a larger game. More: :doc:`/turns`
+# says exactly what a world is asked, and has tools, chat templates, slow worlds and other people's environments.

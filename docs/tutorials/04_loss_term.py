@@ -2,18 +2,18 @@
 A loss term of your own
 =======================
 
-PPO clips. Its authors tried something else as well: a penalty on the KL between the policy that sampled and the policy that is being
-updated (eq. 8 of `Schulman et al. 2017 <https://arxiv.org/abs/1707.06347>`_). That is one more term of the loss, and here you
-write it, check it, and see what it does to a learning rate that is too high.
+PPO clips. Its authors tried something else as well: a penalty on the KL between the policy that sampled and the policy that
+is being updated (eq. 8 of `Schulman et al. 2017 <https://arxiv.org/abs/1707.06347>`_). That is one more term of the loss,
+and here you write it, check it, and see what it does to a learning rate that is too high.
 """
 
 # %%
 # The term
 # --------
-# ``TextPPO`` is PPO whose loss is one readable function, and a subclass adds to it what ``further_terms`` returns: by its name in the
-# log, a coefficient and a scalar to minimize. It is given the mini-batch, and what one pass over it found: log π of each token,
-# the entropies and the values. The estimate of the KL is the one that stable-baselines3 logs as ``train/approx_kl``: the mean of
-# :math:`(\rho - 1) - \log \rho`, with the ratio :math:`\rho = \pi / \pi_\mathrm{old}`.
+# ``TextPPO`` is PPO whose loss is one readable function, and a subclass adds to it what ``further_terms`` returns: by its
+# name in the log, a coefficient and a scalar to minimize. It is given the mini-batch, and what one pass over it found: log π
+# of each token, the entropies and the values. The estimate of the KL is the one that stable-baselines3 logs as
+# ``train/approx_kl``: the mean of :math:`(\rho - 1) - \log \rho`, with the ratio :math:`\rho = \pi / \pi_\mathrm{old}`.
 
 from agents import TextPPO
 
@@ -34,8 +34,8 @@ class PenaltyPPO(TextPPO):
 # %%
 # A name for it
 # -------------
-# ``ALGORITHMS`` is the table that ``make_algorithm`` looks in, and a row of it is an algorithm: a class, a policy, defaults. Ours
-# is PPO's row with another class. ``old_kl_coef`` is a setting from now on, as it is an argument of the class.
+# ``ALGORITHMS`` is the table that ``make_algorithm`` looks in, and a row of it is an algorithm: a class, a policy, defaults.
+# Ours is PPO's row with another class. ``old_kl_coef`` is a setting from now on, as it is an argument of the class.
 
 import dataclasses
 
@@ -56,8 +56,8 @@ except TypeError as error:
 # %%
 # Is it right?
 # ------------
-# Two things must hold, and both take seconds to see. With the coefficient 0 the update is stock PPO's, bit for bit. With a coefficient
-# it is not.
+# Two things must hold, and both take seconds to see. With the coefficient 0 the update is stock PPO's, bit for bit. With a
+# coefficient it is not.
 
 import torch
 
@@ -76,8 +76,8 @@ print("coefficient 5 is not:      ", not torch.equal(trained("penalty_ppo", old_
 # %%
 # What it does
 # ------------
-# We take the clipping away (a range of 100 clips nothing), choose a learning rate that is several times too high, and compare. Eight
-# rollouts each.
+# We take the clipping away (a range of 100 clips nothing), choose a learning rate that is several times too high, and
+# compare. Eight rollouts each.
 
 import tempfile
 
@@ -120,9 +120,10 @@ left.legend()
 figure.tight_layout()
 
 # %%
-# Without either the policy is torn apart within a rollout or two. Clipping stops the *gradient* of a token that has moved too far and does not
-# bring it back, so at this learning rate the policy still jumps; the penalty pulls. It ends with a score like the clipped
-# run's, at a much smaller distance from the reference. At a sensible learning rate the three hardly differ, which is why PPO's authors
-# kept the simpler one.
+# Without either the policy is torn apart within a rollout or two. Clipping stops the *gradient* of a token that has moved
+# too far and does not bring it back, so at this learning rate the policy still jumps; the penalty pulls. It ends with a
+# score like the clipped run's, at a much smaller distance from the reference. At a sensible learning rate the three hardly
+# differ, which is why PPO's authors kept the simpler one.
 #
-# More: :doc:`/recipes` has new rewards, algorithms and critics as well, and :doc:`/algorithms` says which terms ``TextPPO`` has already.
+# More: :doc:`/recipes` has new rewards, algorithms and critics as well, and :doc:`/algorithms` says which terms ``TextPPO``
+# has already.

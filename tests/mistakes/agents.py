@@ -163,6 +163,20 @@ WIRING = [
         ("tests/agents/algorithms/test_text_ppo.py",),
     ),
     Mutation(
+        "a subclass's term is logged and not added",
+        _TEXT_PPO,
+        "loss = loss + coef * term",
+        "loss = loss + 0.0 * term",
+        ("tests/agents/algorithms/test_text_ppo.py::test_a_subclass_adds_a_term_to_the_loss_and_to_the_log",),
+    ),
+    Mutation(
+        "a subclass of TextPPO gives way to TextPPO where the loss has a term",
+        "agents/algorithms/table.py",
+        "return TextPPO if self.cls is PPO and beyond_ppo else self.cls",
+        "return TextPPO if beyond_ppo else self.cls",
+        ("tests/agents/algorithms/test_text_ppo.py::test_a_subclass_adds_a_term_to_the_loss_and_to_the_log",),
+    ),
+    Mutation(
         "the value loss is left out",
         _TEXT_PPO,
         "+ self.vf_coef * value_loss",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import configure
 
-from agents import TextMetricsCallback, make_algorithm
+from agents import ALGORITHMS, TextMetricsCallback, make_algorithm
 from agents.algorithms.text_ppo import TextPPO
 from agents.rollouts.vec_env import text_env
 from llm_env.reward.kl import KLPenalty
@@ -43,6 +44,43 @@ def test_without_further_terms_an_update_is_stock_ppos_bit_for_bit(settings: dic
     want, got = stock.logger.name_to_value, ours.logger.name_to_value
     for name in [n for n in want if n.startswith("train/")]:
         assert got[name] == pytest.approx(float(want[name]), rel=1e-5), name
+
+
+class Distracted(TextPPO):
+    """TextPPO with a term of its own, whose setting is an argument."""
+
+    def __init__(self, *args: Any, distraction: float = 0.0, **kwargs: Any) -> None:
+        self.distraction = distraction
+        super().__init__(*args, **kwargs)
+
+    def further_terms(self, data: Any, log_prob: Any, entropy: Any, values: Any) -> dict[str, tuple[float, Any]]:
+        assert data.old_log_prob.shape == log_prob.shape == entropy.shape == values.shape
+        return {"distraction_loss": (self.distraction, -entropy.mean())}
+
+
+def test_a_subclass_adds_a_term_to_the_loss_and_to_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The entropy bonus is such a term: with its coefficient the update is the bonus's, to rounding."""
+    row = dataclasses.replace(ALGORITHMS["ppo"], cls=Distracted)
+    monkeypatch.setitem(ALGORITHMS, "distracted", row)  # type: ignore[arg-type]
+    common: dict[str, Any] = {"n_envs": 8, "seed": 0, "env_kwargs": SMALL, "critic": "detached_head", "n_epochs": 1}
+    common["policy_kwargs"] = {"entropy_grad": True}
+    common["optimizer_class"] = torch.optim.SGD  # Adam would make whole steps of what rounding leaves of a zero
+    added = quiet(make_algorithm("distracted", distraction=0.5, kl_in="loss", **common))
+    bonus = quiet(make_algorithm("ppo", ent_coef=0.5, kl_in="loss", **common))
+    without = quiet(make_algorithm("ppo", kl_in="loss", **common))
+    assert (type(added), type(bonus)) == (Distracted, TextPPO)
+    for model in (added, bonus, without):
+        model.set_random_seed(3)
+        model.learn(8 * 6)
+    weights = [torch.cat([p.detach().flatten() for p in m.policy.parameters()]) for m in (added, bonus, without)]
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=1e-7)
+    assert (weights[1] - weights[2]).abs().max() > 2e-5
+    logs = added.logger.name_to_value
+    assert logs["train/distraction_loss"] == pytest.approx(logs["train/entropy_loss"])
+    with pytest.raises(
+        ValueError, match="distraction_loss has no gradient"
+    ):  # the entropy is computed without one by default
+        quiet(make_algorithm("distracted", **{**common, "policy_kwargs": {}})).learn(8 * 6)
 
 
 def test_stock_ppo_stays_where_its_loss_is_the_loss() -> None:

@@ -33,9 +33,11 @@ def first_run(said: str) -> bool:
 
 
 def your_reward(said: str) -> bool:
-    rows = [[float(n) for n in line.split()] for line in said.splitlines() if re.fullmatch(r"[\d. ]+", line)]
-    mentions = [row[2] for row in rows]
-    return len(rows) == 12 and mentions[0] < 0.4 and min(mentions[-2:]) > 0.8
+    lines = said.splitlines()
+    columns = next(line.split() for line in lines if "rollout/rm_score" in line)
+    rows = [line.split() for line in lines if re.fullmatch(r"[\d. ]+", line)]
+    mentions = [float(row[columns.index("rollout/reward/score")]) for row in rows]
+    return len(rows) == 14 and mentions[0] < 0.45 and min(mentions[-2:]) > 0.65
 
 
 def turns(said: str) -> bool:

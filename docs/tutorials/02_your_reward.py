@@ -92,10 +92,10 @@ model = make_algorithm("ppo", n_envs=64, seed=0, env_kwargs=settings, critic="de
 
 folder = tempfile.mkdtemp()
 model.set_logger(configure(folder, ["csv"]))
-model.learn(12 * 64 * 32, callback=TextMetricsCallback(), log_interval=None)
+model.learn(14 * 64 * 32, callback=TextMetricsCallback(), log_interval=None)
 
 progress = pd.read_csv(f"{folder}/progress.csv")
-parts = [name for name in progress if name.startswith("rollout/reward/")]
+parts = sorted(name for name in progress if name.startswith("rollout/reward/"))
 print(progress[["rollout/rm_score", *parts, "rollout/kl"]].round(2).to_string(index=False))
 
 # %%
@@ -114,16 +114,17 @@ plt.tight_layout()
 # after, with the same random numbers:
 
 task = model.get_env().unwrapped.task
-report = compare_actors(model.policy, task, task.prompts.spread(8))
-for sample in report.samples[:4]:
+report = compare_actors(model.policy, task, [task.encode(record) for record in prompts])
+for sample in report.samples[4:]:
     print(sample["prompt"], f"({sample['columns']['answer']})")
     print(f"  before ({sample['reference_rm_score']:.1f}): {sample['reference_response'].strip()}")
     print(f"  after  ({sample['rm_score']:.1f}): {sample['response'].strip()}")
 print(f"mean score of all eight prompts: {report.reference_rm_score.mean:.1f} before, {report.rm_score.mean:.1f} after")
 
 # %%
-# Look at the KL in the table, though. The rule asks for a word and a full stop, and whatever gets them is as good as
-# anything else: with so small a ``kl_coef`` the responses became short and alike. What is not asked for is not kept.
+# It mostly does, and would do better with more rollouts. Look at the KL in the table, though. The rule asks for a word and a
+# full stop, and whatever gets them is as good as anything else: with so small a ``kl_coef`` the responses became short and
+# alike. What is not asked for is not kept.
 #
 # On the command line a function is ``--reward-model my_module:score``, and ``llm-env init my-task`` writes a folder with
 # one, its test and prompts. More: :doc:`/verifiers` (numbers, formulas, JSON, instructions, …), :doc:`/reward_server` for

@@ -33,6 +33,7 @@ from tests.mistakes.faults import FAULTS
 from tests.mistakes.feedback import FEEDBACK
 from tests.mistakes.front_door import FRONT_DOOR
 from tests.mistakes.judges import JUDGES
+from tests.mistakes.memory import MEMORY
 from tests.mistakes.pages import PAGES
 from tests.mistakes.plans import PLANS
 from tests.mistakes.processes import PROCESSES
@@ -63,6 +64,7 @@ MUTATIONS = [
         *FRONT_DOOR,
         *JUDGES,
         *PAGES,
+        *MEMORY,
         *PLANS,
         *PROCESSES,
         *RULES,

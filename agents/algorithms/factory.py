@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,57 @@ def make_algorithm(
             algorithms excludes. The last is found before anything is loaded.
         TypeError: an unknown setting; a near one is suggested.
     """
+    made = arrange(name, env, n_envs=n_envs, rounds=rounds, episodes=episodes, env_kwargs=env_kwargs, **settings)
+    base = made.base
+    with warnings.catch_warnings():
+        # SB3 warns of a rest of a few transitions; TokenRolloutBuffer deals out mini-batches of nearly equal size.
+        warnings.filterwarnings("ignore", "You have specified a mini-batch size")
+        model = made.cls(made.row.policy, made.venv, **made.arguments)
+    # From now on the buffer has values and rewards computed after each rollout.
+    buffer = getattr(model, "rollout_buffer", None)
+    if isinstance(buffer, TokenRolloutBuffer):
+        buffer.bind(model.policy, made.venv)  # type: ignore[arg-type]  # the row's policy is a RolloutPolicy
+    # SB3's `save` writes this as JSON, and `load_algorithm` makes the algorithm from it without unpickling anything.
+    environment = {
+        "n_envs": base.num_envs,
+        "episodes": base.episodes,
+        "env_kwargs": {f.name: getattr(base.task.settings, f.name) for f in dataclasses.fields(base.task.settings)},
+    }
+    distribute(model, made.arguments.get("seed"))
+    setattr(model, RECORD, record_of(name=name, settings=settings, rounds=rounds, **environment))
+    return model
+
+
+@dataclass
+class Arranged:
+    """What an algorithm is made from, before its networks are.
+
+    Attributes:
+        row: Its row of the table.
+        cls: The library's class, or `TextPPO`.
+        venv: The environment, as it was given or made.
+        base: The same without wrappers.
+        arguments: The class's arguments; ``policy_kwargs`` has the policy's.
+    """
+
+    row: Algorithm
+    cls: type[BaseAlgorithm]
+    venv: VecEnv
+    base: LLMTextVecEnv
+    arguments: Settings
+
+
+def arrange(
+    name: str,
+    env: str | VecEnv | gymnasium.Env[Any, Any],
+    *,
+    n_envs: int,
+    rounds: int,
+    episodes: str | None,
+    env_kwargs: Mapping[str, Any] | None,
+    **settings: Any,
+) -> Arranged:
+    """Checks an algorithm's settings, makes its environment, and decides what it is made from; see `make_algorithm`."""
     # Check the settings, then make or check the environment, which takes out those that are its own.
     row = algorithm(name)
     SLOTS.check("n_envs", n_envs)
@@ -85,7 +137,6 @@ def make_algorithm(
     chosen = {**row.defaults, **checked_settings(name, settings)}
     if chosen.get("seed") is None and ranks().several:  # one order of prompts, and the same new weights
         chosen["seed"] = ranks().from_first(int(np.random.default_rng().integers(2**31)))
-    seed = chosen.get("seed")
     venv = _environment(name, row, env, n_envs, episodes, dict(env_kwargs or {}), chosen)
     base = venv.unwrapped if isinstance(venv, VecEnvWrapper) else venv
     if not isinstance(base, LLMTextVecEnv):
@@ -105,23 +156,7 @@ def make_algorithm(
         hand_back_freed_memory() if ranks().shards else reuse_freed_memory()
     takes_batch_size = "batch_size" in settings_of(name)
     arguments = row.wire(Wiring(name, base, chosen, policy, row.buffer, rounds, takes_batch_size, BUFFER_SETTINGS))
-    with warnings.catch_warnings():
-        # SB3 warns of a rest of a few transitions; TokenRolloutBuffer deals out mini-batches of nearly equal size.
-        warnings.filterwarnings("ignore", "You have specified a mini-batch size")
-        model = cls(row.policy, venv, **arguments)
-    # From now on the buffer has values and rewards computed after each rollout.
-    buffer = getattr(model, "rollout_buffer", None)
-    if isinstance(buffer, TokenRolloutBuffer):
-        buffer.bind(model.policy, venv)  # type: ignore[arg-type]  # the row's policy is a RolloutPolicy
-    # SB3's `save` writes this as JSON, and `load_algorithm` makes the algorithm from it without unpickling anything.
-    environment = {
-        "n_envs": base.num_envs,
-        "episodes": base.episodes,
-        "env_kwargs": {f.name: getattr(base.task.settings, f.name) for f in dataclasses.fields(base.task.settings)},
-    }
-    distribute(model, seed)
-    setattr(model, RECORD, record_of(name=name, settings=settings, rounds=rounds, **environment))
-    return model
+    return Arranged(row, cls, venv, base, arguments)
 
 
 def _environment(

@@ -29,6 +29,9 @@ COMMANDS: dict[str, dict[str, Command]] = {
     },
     "Reinforcement learning": {
         "train": Command("train", "PPO and its relatives on a language model; the embedded task needs no options"),
+        "plan": Command(
+            "plan", "what a run would need in memory, before anything is loaded, and what would make it fit"
+        ),
         "evaluate": Command("evaluate_actor", "a trained actor beside its reference: scores, KL, samples"),
         "watch": Command("watch", "a page of a run while it goes on: curves, samples with colored tokens"),
         "report": Command("report", "the same page as a file, which each run writes at its end"),

@@ -19,7 +19,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import tyro
 from safetensors import SafetensorError
@@ -38,8 +38,8 @@ NOT_DETERMINISTIC = "does not have a deterministic implementation"  # torch's wo
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
-    """The command line: a run's settings, and where they come from and go to."""
+class RunArgs:
+    """A run's settings, and where they come from and go to."""
 
     output_dir: Path | None = None
     """Folder of the run; must be new or empty. Default: runs/ALGO-SEED."""
@@ -59,12 +59,24 @@ class Args:
     """Settings of the run."""
 
 
-def parse(argv: Sequence[str], read: Callable[..., Args] = parse_command_line) -> Args:
+@dataclasses.dataclass(frozen=True)
+class Args(RunArgs):
+    """The command line."""
+
+    dry_run: bool = False
+    """Say what the run would need in memory, as `plan` does, and train nothing."""
+
+
+Read = TypeVar("Read", bound=RunArgs)
+
+
+def parse(argv: Sequence[str], read: Callable[..., Any] = parse_command_line, kind: type[Read] = Args) -> Read:  # type: ignore[assignment]
     """Reads the command line over the YAML file over the defaults.
 
     Args:
         argv: The command line without the program's name.
         read: Reads it: `parse_command_line`, or `read_command_line`, which raises a ValueError instead of leaving.
+        kind: What it is read into.
 
     Raises:
         FileNotFoundError, ValueError: the YAML file is missing or wrong, or --resume stands beside other settings.
@@ -75,16 +87,16 @@ def parse(argv: Sequence[str], read: Callable[..., Args] = parse_command_line) -
     first.add_argument("--resume", type=Path, nargs="?", const=SAME_COMMAND)
     paths, _ = first.parse_known_args(argv)
     if paths.resume is SAME_COMMAND:
-        return parse_same_command([word for word in argv if word != "--resume"], read)
+        return parse_same_command([word for word in argv if word != "--resume"], read, kind)
     if paths.resume is not None:
         check_run(paths.resume)
     source = paths.resume / "config.yaml" if paths.resume is not None else paths.config
-    default = Args(
+    default = kind(
         config=paths.config if paths.resume is None else None,
         resume=paths.resume,
         settings=RunSettings() if source is None else read_settings(RunSettings, source),
     )
-    args = read(Args, argv, __doc__, default)
+    args: Read = read(kind, argv, sys.modules[kind.__module__].__doc__, default)
     if paths.resume is not None:
         changed = [name for name, value in to_flat(args.settings).items() if value != to_flat(default.settings)[name]]
         changed += [name for name in ("config", "output_dir") if getattr(args, name) is not None]
@@ -93,17 +105,18 @@ def parse(argv: Sequence[str], read: Callable[..., Args] = parse_command_line) -
     return args
 
 
-def parse_same_command(argv: Sequence[str], read: Callable[..., Args]) -> Args:
+def parse_same_command(argv: Sequence[str], read: Callable[..., Any], kind: type[Read]) -> Read:
     """Reads the command line that began a run, at the end of which ``--resume`` stood without a folder.
 
     Args:
         argv: The command line without it.
         read: See `parse`.
+        kind: See `parse`.
 
     Raises:
         FileNotFoundError, ValueError: as `parse`; --output-dir is missing, or a setting is not what the run has.
     """
-    args = parse(argv, read)
+    args = parse(argv, read, kind)
     if args.output_dir is None:
         raise ValueError("--resume without a folder goes on in --output-dir: give that too, or --resume RUN.")
     check_run(args.output_dir)
@@ -148,7 +161,11 @@ def main(argv: Sequence[str]) -> int:
         args = parse(argv)
         settings = args.settings.checked()
         check_together(args.together, settings)
-    except (ValueError, TypeError, OSError) as error:
+        if args.dry_run:
+            from agents.cli.plan import show  # which has this module's settings
+
+            return show(settings, args.together)
+    except (ValueError, TypeError, OSError, ImportError) as error:
         return fail(str(error), None, None)
     if args.together.processes > 1:
         return launch("train", argv, args.together.processes)
@@ -177,7 +194,7 @@ def check_together(together: RunProcesses, settings: RunSettings) -> None:
     check_divides("n_envs", settings.training.n_envs, together.world, int(unit))
 
 
-def folder_of(args: Args) -> Path:
+def folder_of(args: RunArgs) -> Path:
     """The folder that a run writes to."""
     settings = args.settings
     return args.resume or args.output_dir or Path("runs") / f"{settings.algorithm.algo}-{settings.training.seed}"
@@ -194,6 +211,8 @@ def settings_of_first(argv: Sequence[str]) -> tuple[RunSettings, Path, bool]:
     told: dict[str, Any] = {}
     if ranks().first:
         args = parse(argv)
+        if args.dry_run:
+            raise ValueError("dry_run: one process plans for all. Leave torchrun out, and say --processes.")
         settings = args.settings.checked()
         check_together(args.together, settings)
         told = {"settings": to_flat(settings), "folder": str(folder_of(args)), "resume": args.resume is not None}

@@ -75,6 +75,8 @@ def empty_copy(model: PreTrainedModel, dtype: torch.dtype, device: torch.device)
         id(p): nn.Parameter(torch.empty(p.shape, dtype=dtype, device=device), requires_grad=False)
         for p in model.parameters()
     }
+    # Tensors without data (`agents.memory.weightless`) have to be asked for a copy: `deepcopy` would read them.
+    memo |= {id(b): b.clone() for b in model.buffers()}
     copied = copy.deepcopy(model, memo)
     for name, module in list(copied.named_modules()):
         if is_adapter(module):

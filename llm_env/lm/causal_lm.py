@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from llm_env.lm.loading import load_weights
+from llm_env.lm.loading import lacks_weights, load_weights
 from llm_env.lm.names import LoadSettings
 
 
@@ -137,7 +137,7 @@ class CausalLM:
     @torch.no_grad()
     def _check_split(self, option: str) -> None:
         """Compares the logits of trunk and head with the model's logits on four tokens."""
-        if self.device.type == "meta":  # without weights (`llm_env.lm.loading.without_weights`)
+        if lacks_weights(self.model):
             return
         ids = torch.arange(4, device=self.device)[None] % self.vocab_size
         was_training = self.model.training

@@ -22,7 +22,7 @@ from llm_env.lm.ragged_cache import Positions, RaggedLayer, row_bucket
 
 logger = logging.getLogger(__name__)
 
-_GROW = 32  # columns are allocated, and looked at, in multiples of this
+GROW = 32  # columns are allocated, and looked at, in multiples of this
 
 
 class CachedDecoder:
@@ -144,7 +144,7 @@ class CachedDecoder:
         if longest <= have:
             return
         # Half as much again, rounded up to a multiple: a growing prefix copies the storage a few times only.
-        want = -(-max(longest, have + have // 2) // _GROW) * _GROW
+        want = -(-max(longest, have + have // 2) // GROW) * GROW
         wider = torch.zeros(len(self._tokens), want, dtype=torch.long)
         wider[:, :have] = self._tokens
         self._tokens = wider
@@ -273,7 +273,7 @@ class CachedDecoder:
 
     def columns_for(self, column: int) -> int:
         """Columns that are looked at where a row writes this one: a multiple, so that few different shapes are met."""
-        return -(-(column + 1) // _GROW) * _GROW
+        return -(-(column + 1) // GROW) * GROW
 
     def read_tokens(self, tokens: Tensor, columns: Tensor, width: int) -> Tensor:
         """Reads one token in every row: a function of tensors, whose shapes depend on the numbers of rows and columns alone.

@@ -223,20 +223,29 @@ def refuse_classifier(config: Any, name: str, option: str) -> None:
         )
 
 
-_skips_weights: ContextVar[bool] = ContextVar("skips_weights", default=False)
+_instead_of_weights: ContextVar[str | None] = ContextVar("instead_of_weights", default=None)
 
 
 @contextlib.contextmanager
-def without_weights() -> Iterator[None]:
-    """Has `load_weights` make models without weights, on the meta device, for the duration of a `with` block.
+def without_weights(device: str = "meta") -> Iterator[None]:
+    """Has `load_weights` make models without reading their weights, for the duration of a `with` block.
 
-    For weights that come from elsewhere; the folders' configurations are read and checked all the same.
+    For weights that come from elsewhere, or are only weighed; the folders' configurations are read and checked all the same.
+
+    Args:
+        device: Where they are made: the meta device; or, where tensors hold no data anyway (`agents.memory.weightless`), the
+            one that they stand for.
     """
-    token = _skips_weights.set(True)
+    token = _instead_of_weights.set(device)
     try:
         yield
     finally:
-        _skips_weights.reset(token)
+        _instead_of_weights.reset(token)
+
+
+def lacks_weights(model: PreTrainedModel) -> bool:
+    """Whether a model was made by `without_weights`, so that what it computes means nothing."""
+    return model.device.type == "meta" or _instead_of_weights.get() is not None
 
 
 def load_weights(
@@ -265,8 +274,8 @@ def load_weights(
     if num_labels is not None:
         config.num_labels = num_labels
     logging.getLogger("transformers.modeling_utils").addFilter(_NO_PADDING_ADVICE)  # the same filter is added once only
-    if _skips_weights.get():
-        return _prepared(_empty_model(auto_class, config, settings))
+    if (device := _instead_of_weights.get()) is not None:
+        return _prepared(_empty_model(auto_class, config, settings, device))
     try:
         with quiet_loading():
             model: PreTrainedModel
@@ -286,9 +295,9 @@ def load_weights(
     return _prepared(model)
 
 
-def _empty_model(auto_class: Any, config: Any, settings: LoadSettings) -> PreTrainedModel:
-    """A model of a configuration, on the meta device."""
-    with torch.device("meta"), quiet_loading():
+def _empty_model(auto_class: Any, config: Any, settings: LoadSettings, device: str) -> PreTrainedModel:
+    """A model of a configuration, on a device where that costs nothing."""
+    with torch.device(device), quiet_loading():
         return auto_class.from_config(
             config, dtype=resolve_dtype(settings.dtype), trust_remote_code=settings.trust_remote_code
         )

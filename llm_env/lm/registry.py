@@ -97,6 +97,20 @@ class ModelRegistry:
         with self._lock:
             self._drop(lambda key: name is None or key.name == name)
 
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """An empty registry for the duration of a `with` block; what was there is there again afterwards, and alone."""
+        with self._lock:
+            before, self._models = self._models, {}
+            try:
+                yield
+            finally:
+                self._models = before
+
+    def all(self) -> list[Any]:
+        """All models, as their loaders gave them."""
+        return list(self._models.values())
+
     def _drop(self, condition: Callable[[ModelKey], bool]) -> None:
         for key in [key for key in self._models if condition(key)]:
             del self._models[key]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from llm_env.episode import Episode
-from llm_env.lm.loading import autocast, freeze, load_config, load_tokenizer, load_weights
+from llm_env.lm.loading import autocast, freeze, lacks_weights, load_config, load_tokenizer, load_weights
 from llm_env.lm.memory import is_out_of_memory
 from llm_env.lm.names import LoadSettings
 from llm_env.lm.packed_attention import packed_states
@@ -236,7 +236,7 @@ def scalar_head(model: PreTrainedModel) -> nn.Linear | ScoreHead | None:
     if head is None:
         return None
     # Some encoders call their head by the same name. One without weights cannot be tried; who has them says what it is.
-    if model.device.type != "meta" and way_of_reading(model) != "packed":
+    if not lacks_weights(model) and way_of_reading(model) != "packed":
         return None
     mlp = mlp_of(model)
     if mlp is not None:

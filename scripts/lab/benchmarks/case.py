@@ -24,6 +24,11 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 1024, "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4,
         "num_attention_heads": 4, "num_key_value_heads": 4,
     },
+    # thirty million weights
+    "30m": {
+        "vocab_size": 16384, "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 15,
+        "num_attention_heads": 6, "num_key_value_heads": 2,
+    },
     # SmolLM2-135M's
     "135m": {
         "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,

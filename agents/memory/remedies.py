@@ -1,0 +1,158 @@
+"""What would make a run fit: the settings that save memory, each tried by planning again, the cheapest in time first."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from agents.algorithms.table import algorithm
+from agents.memory.plan import Plan, make_plan
+from agents.runs.settings import RunSettings
+
+MOST = 3
+"""How many are named."""
+RANK = 16
+"""Of LoRA adapters, where a plan is made with some."""
+
+
+class Change(NamedTuple):
+    """A change of a run.
+
+    Attributes:
+        options: As the command line says it.
+        costs: What it costs, in words.
+        settings: The run's settings with it.
+        processes: Processes with it.
+        sharding: Their sharding.
+    """
+
+    options: str
+    costs: str
+    settings: RunSettings
+    processes: int
+    sharding: str
+
+
+Step = Callable[[Plan], Iterator[Change]]
+
+
+def _with(plan: Plan, options: str, costs: str, **changed: object) -> Change:
+    """A change of settings of the algorithm, the task or the training, wherever they stand."""
+    settings = plan.settings
+    for name in ("task", "algorithm", "training"):
+        group = getattr(settings, name)
+        own = {key: value for key, value in changed.items() if hasattr(group, key)}
+        settings = dataclasses.replace(settings, **{name: dataclasses.replace(group, **own)})
+    return Change(options, costs, settings, plan.processes, plan.sharding)
+
+
+def _half_precision(plan: Plan) -> Iterator[Change]:
+    if plan.settings.task.mixed_precision == "no" and plan.device != "cpu":
+        yield _with(plan, "--mixed-precision bf16", "faster on a GPU; rounds", mixed_precision="bf16")
+
+
+def _micro_batches(plan: Plan) -> Iterator[Change]:
+    """Parts of a half, a quarter, … of what is in memory at a time now, down to a single text."""
+    sizes, now = plan.sizes, plan.settings.algorithm.micro_batch_tokens
+    tokens = sizes.batch * sizes.longest if now is None else min(now, sizes.batch * sizes.longest)
+    while tokens > sizes.longest:
+        tokens = max(tokens // 2, sizes.longest)
+        yield _with(plan, f"--micro-batch-tokens {tokens}", "reads each mini-batch twice", micro_batch_tokens=tokens)
+
+
+def _checkpointing(plan: Plan) -> Iterator[Change]:
+    if not plan.settings.algorithm.gradient_checkpointing:
+        yield _with(plan, "--gradient-checkpointing", "a third more time", gradient_checkpointing=True)
+
+
+def _shards(plan: Plan) -> Iterator[Change]:
+    """Twice, four and eight times as many processes, each on a device of its own."""
+    if plan.device == "cpu":
+        return  # they would share its memory
+    for count in (2, 4, 8):
+        if count > plan.processes and plan.settings.training.n_envs % count == 0:
+            options = f"--processes {count} --sharding full"
+            yield Change(options, f"needs {count} devices", plan.settings, count, "full")
+
+
+def _adapters(plan: Plan) -> Iterator[Change]:
+    if not plan.settings.algorithm.lora_rank:
+        yield _with(plan, f"--lora-rank {RANK}", "trains adapters instead of all weights", lora_rank=RANK)
+
+
+def _fewer_slots(plan: Plan) -> Iterator[Change]:
+    slots = plan.settings.training.n_envs
+    unit = (plan.settings.algorithm.group_size or 1) * plan.processes
+    while slots // 2 >= unit and slots // 2 % unit == 0:
+        slots //= 2
+        yield _with(plan, f"--n-envs {slots}", "smaller rollouts: more of them", n_envs=slots)
+
+
+STEPS: tuple[tuple[str | None, Step], ...] = (
+    ("bf16", _half_precision),
+    (None, _micro_batches),
+    (None, _checkpointing),
+    ("shards", _shards),
+    ("lora", _adapters),
+    (None, _fewer_slots),
+)
+"""Each with the feature of `agents.algorithms.capabilities` that it is, if the algorithm may lack it."""
+READ_IN_ONE_PIECE = ("dqn", "qr_dqn")
+"""Algorithms whose policy reads a mini-batch in one piece."""
+
+
+def remedies(plan: Plan, memory: int) -> list[tuple[str, str, Plan]]:
+    """What would make a run fit.
+
+    Args:
+        plan: The run's plan, which does not.
+        memory: Bytes that there are.
+
+    Returns:
+        Options, what they cost, and the plan with them: at most `MOST` single changes, in the order of `STEPS`; where none is
+        enough alone, one row of those that are together; nothing where even all of them are not.
+    """
+    alone: list[tuple[str, str, Plan]] = []
+    for step in _steps(plan):
+        for change in step(plan):  # the mildest of its kind that is enough
+            if (planned := _planned(change, plan.device)) is not None and planned.needed <= memory:
+                alone.append((change.options, change.costs, planned))
+                break
+        if len(alone) == MOST:
+            break
+    return alone or _together(plan, memory)
+
+
+def _together(plan: Plan, memory: int) -> list[tuple[str, str, Plan]]:
+    """The strongest change of each kind after the other, until the run fits."""
+    options: list[str] = []
+    costs: list[str] = []
+    for step in _steps(plan):
+        changes = list(step(plan))
+        planned = _planned(changes[-1], plan.device) if changes else None
+        if planned is None or planned.needed >= plan.needed:
+            continue
+        plan = planned
+        options.append(changes[-1].options)
+        costs.append(changes[-1].costs)
+        if plan.needed <= memory:
+            return [(" ".join(options), "; ".join(costs), plan)]
+    return []
+
+
+def _steps(plan: Plan) -> Iterator[Step]:
+    """The kinds of changes that the algorithm can have."""
+    name = plan.settings.algorithm.algo
+    for feature, step in STEPS:
+        excluded = feature is not None and algorithm(name).reason(feature) is not None
+        if not excluded and not (name in READ_IN_ONE_PIECE and step in (_micro_batches, _checkpointing)):
+            yield step
+
+
+def _planned(change: Change, device: str) -> Plan | None:
+    """The plan with a change; None where it does not go together with the run's other settings."""
+    try:
+        return make_plan(change.settings, change.processes, change.sharding, device)
+    except ValueError:
+        return None

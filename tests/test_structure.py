@@ -19,7 +19,7 @@ FLOORS = (
     {"rollouts"},
     {"algorithms", "callbacks"},
     {"runs", "evaluation", "probes"},
-    {"preferences"},
+    {"preferences", "memory"},
     {"supervised", "conversations", "chat"},
     {"iteration"},
     {"pipeline"},

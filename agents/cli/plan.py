@@ -11,16 +11,13 @@ table.
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 
 from agents.cli.arguments import read_command_line
-from agents.cli.train import RunArgs, check_together, parse
+from agents.cli.train import RunArgs, check_together, parse_as
 from agents.console import PlainConsole, plain_warnings, print_error
 from agents.memory.amounts import read_amount
-from agents.processes import RunProcesses
-from agents.runs.settings import RunSettings
 
 console = PlainConsole()
 
@@ -37,7 +34,7 @@ class Args(RunArgs):
 
 def check(argv: Sequence[str]) -> None:
     """Checks a command line without loading a model; see `agents.pipeline.commands.check_command`."""
-    args = parse(argv, read_command_line, Args)
+    args = parse_as(Args, argv, read_command_line)
     args.settings.checked()
     if args.memory is not None:
         read_amount("memory", args.memory)
@@ -47,46 +44,16 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status: 0 where the run fits, 3 where it does not."""
     plain_warnings(console)
     try:
-        args = parse(argv, kind=Args)
+        args = parse_as(Args, argv)
         memory = None if args.memory is None else read_amount("memory", args.memory)
-        return show(args.settings.checked(), args.together, memory, args.json)
+        settings = args.settings.checked()
+        check_together(args.together, settings)
+        from agents.memory.show import show  # imports torch, which --help need not wait for
+
+        return show(settings, args.together, console, memory, args.json)
     except (ValueError, TypeError, OSError, ImportError) as error:
         print_error(str(error))
         return 1
-
-
-def show(settings: RunSettings, together: RunProcesses, memory: int | None = None, as_json: bool = False) -> int:
-    """Plans a run and prints the plan; returns the exit status.
-
-    Args:
-        settings: The run's settings, checked.
-        together: Its processes.
-        memory: Bytes of the device to plan for; None: of this machine's.
-        as_json: Whether to print JSON.
-
-    Raises:
-        FileNotFoundError, ValueError, TypeError, ImportError: something is wrong with the settings, or cannot be read.
-    """
-    from agents.memory import device, table  # these import torch, which --help need not wait for
-    from agents.memory.plan import make_plan
-    from agents.memory.remedies import remedies
-
-    check_together(together, settings)
-    kind = device.kind(settings.task.device, memory is not None)
-    has, whose = device.memory(kind) if memory is None else (memory, "that were given")
-    plan = make_plan(settings, together.processes, together.sharding, kind)
-    fits = plan.needed <= has
-    found = [] if fits else remedies(plan, has)
-    if as_json:
-        told = plan.to_dict() | {"memory": has, "fits": fits}
-        told["remedies"] = [{"options": o, "costs": c, "needed": p.needed} for o, c, p in found]
-        sys.stdout.write(json.dumps(told, indent=1) + "\n")
-    else:
-        console.print(table.text(plan))
-        console.print("\n" + table.verdict(plan, has, whose))
-        if not fits:
-            console.print(table.advice(found, has))
-    return 0 if fits else 3
 
 
 if __name__ == "__main__":

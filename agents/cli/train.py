@@ -70,13 +70,18 @@ class Args(RunArgs):
 Read = TypeVar("Read", bound=RunArgs)
 
 
-def parse(argv: Sequence[str], read: Callable[..., Any] = parse_command_line, kind: type[Read] = Args) -> Read:  # type: ignore[assignment]
-    """Reads the command line over the YAML file over the defaults.
+def parse(argv: Sequence[str], read: Callable[..., Any] = parse_command_line) -> Args:
+    """Reads the command line of train; see `parse_as`."""
+    return parse_as(Args, argv, read)
+
+
+def parse_as(kind: type[Read], argv: Sequence[str], read: Callable[..., Any] = parse_command_line) -> Read:
+    """Reads a run's command line over the YAML file over the defaults.
 
     Args:
+        kind: What it is read into; its module's docstring stands above the options in ``--help``.
         argv: The command line without the program's name.
         read: Reads it: `parse_command_line`, or `read_command_line`, which raises a ValueError instead of leaving.
-        kind: What it is read into.
 
     Raises:
         FileNotFoundError, ValueError: the YAML file is missing or wrong, or --resume stands beside other settings.
@@ -87,7 +92,7 @@ def parse(argv: Sequence[str], read: Callable[..., Any] = parse_command_line, ki
     first.add_argument("--resume", type=Path, nargs="?", const=SAME_COMMAND)
     paths, _ = first.parse_known_args(argv)
     if paths.resume is SAME_COMMAND:
-        return parse_same_command([word for word in argv if word != "--resume"], read, kind)
+        return parse_same_command(kind, [word for word in argv if word != "--resume"], read)
     if paths.resume is not None:
         check_run(paths.resume)
     source = paths.resume / "config.yaml" if paths.resume is not None else paths.config
@@ -105,18 +110,18 @@ def parse(argv: Sequence[str], read: Callable[..., Any] = parse_command_line, ki
     return args
 
 
-def parse_same_command(argv: Sequence[str], read: Callable[..., Any], kind: type[Read]) -> Read:
+def parse_same_command(kind: type[Read], argv: Sequence[str], read: Callable[..., Any]) -> Read:
     """Reads the command line that began a run, at the end of which ``--resume`` stood without a folder.
 
     Args:
+        kind: See `parse_as`.
         argv: The command line without it.
-        read: See `parse`.
-        kind: See `parse`.
+        read: See `parse_as`.
 
     Raises:
-        FileNotFoundError, ValueError: as `parse`; --output-dir is missing, or a setting is not what the run has.
+        FileNotFoundError, ValueError: as `parse_as`; --output-dir is missing, or a setting is not what the run has.
     """
-    args = parse(argv, read, kind)
+    args = parse_as(kind, argv, read)
     if args.output_dir is None:
         raise ValueError("--resume without a folder goes on in --output-dir: give that too, or --resume RUN.")
     check_run(args.output_dir)
@@ -162,9 +167,9 @@ def main(argv: Sequence[str]) -> int:
         settings = args.settings.checked()
         check_together(args.together, settings)
         if args.dry_run:
-            from agents.cli.plan import show  # which has this module's settings
+            from agents.memory.show import show  # imports torch, which --help need not wait for
 
-            return show(settings, args.together)
+            return show(settings, args.together, console)
     except (ValueError, TypeError, OSError, ImportError) as error:
         return fail(str(error), None, None)
     if args.together.processes > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -145,7 +146,7 @@ def score(networks: Networks, sizes: Sizes) -> Counter[str]:
 
     asked.append(reference)
     ids = batch.input_ids.view(len(batch.lengths), -1)
-    asked += [lambda model=model: model(input_ids=ids) for model in networks.rewards]
+    asked += [functools.partial(model, input_ids=ids) for model in networks.rewards]
     most: Counter[str] = Counter()
     for ask in asked:
         meter = Meter(networks.lm.vocab_size)

@@ -186,7 +186,7 @@ def _masks(parts: dict[str, dict[str, int]], networks: Networks, size: Sizes, se
     if networks.is_q_network or looks:
         parts["reference's cache"] = dict.fromkeys(PHASES, passes.cache_of(reference, size))
     if settings.algorithm.mask_refresh and looks:
-        parts["masks' copy"] = dict.fromkeys(PHASES, nbytes(t for _, t in _tensors(reference)))
+        parts["masks' copy"] = dict.fromkeys(PHASES, nbytes(t for _, t in _tensors(reference.model)))
     if networks.made.row.buffer.get("advantages") == "remax":  # a greedy response to each prompt
         parts["greedy cache"] = {**dict.fromkeys(PHASES, 0), "scoring": passes.cache_of(networks.decoder.lm, size)}
 

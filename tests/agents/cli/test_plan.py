@@ -22,7 +22,7 @@ def test_the_table_and_the_verdict(capsys: pytest.CaptureFixture[str], monkeypat
         made.append(make_plan(*args))
         return made[-1]
 
-    monkeypatch.setattr("agents.memory.plan.make_plan", kept)
+    monkeypatch.setattr("agents.memory.show.make_plan", kept)
     assert plan.main([*ARGS, "--memory", "500GB", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["fits"]
@@ -30,8 +30,8 @@ def test_the_table_and_the_verdict(capsys: pytest.CaptureFixture[str], monkeypat
     assert told["remedies"] == []
     assert told["sums"] == {p: sum(part[p] for part in told["parts"].values()) for p in PHASES}
     assert told["peak"]["bytes"] == max(told["sums"].values()) == told["needed"]
-    monkeypatch.setattr("agents.memory.plan.make_plan", lambda *_: made[0])
-    monkeypatch.setattr("agents.memory.remedies.remedies", lambda *_: [("--lora-rank 16", "trains less", made[0])])
+    monkeypatch.setattr("agents.memory.show.make_plan", lambda *_: made[0])
+    monkeypatch.setattr("agents.memory.show.remedies", lambda *_: [("--lora-rank 16", "trains less", made[0])])
     assert plan.main([*ARGS, "--memory", "2MB"]) == 3
     out = capsys.readouterr().out
     assert text(made[0]) in out
@@ -97,7 +97,7 @@ def test_what_would_make_it_fit(
 ) -> None:
     make = needing(sizes)
     monkeypatch.setattr(remedies, "make_plan", make)
-    settings = plan.parse(ARGS, kind=plan.Args).settings
+    settings = plan.parse_as(plan.Args, ARGS).settings
     found = remedies.remedies(make(settings, 1, "none", "cuda"), memory)
     assert [row[0] for row in found] == options
     assert all(planned.needed <= memory for _, _, planned in found)

@@ -48,7 +48,9 @@ def distribute(model: Any, seed: int | None) -> None:
     me = ranks()
     if not me.several:
         return
-    if not me.shards:  # those come from rank 0 already
+    if me.shards:  # the weights come from rank 0 already
+        model.save = refuse_to_save
+    else:
         me.send_weights(model.policy)
     text_env(model.env).batch.part = (me.rank, me.world)
     # Only now, so that new weights and the prompts' order are the same everywhere, and what is sampled is not.
@@ -57,3 +59,15 @@ def distribute(model: Any, seed: int | None) -> None:
     np.random.seed(int(streams[1]))
     if getattr(model, "target_kl", None) is not None:
         model.target_kl = AgreedThreshold(model.target_kl, lambda: model.rollout_buffer.share)
+
+
+def refuse_to_save(*args: Any, **kwargs: Any) -> None:
+    """Stands for SB3's `save` where weights are in shards, of which it would write this process's.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(
+        "model.save cannot be used with sharding='full': each process would write its part of the weights. "
+        "agents.save_checkpoint, called in all processes, writes all of it; a run's actor/ is whole too."
+    )

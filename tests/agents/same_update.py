@@ -25,6 +25,7 @@ from agents import distributed
 from agents.algorithms.factory import make_algorithm
 from agents.callbacks.adaptive_kl import AdaptiveKL
 from agents.callbacks.alarms import Alarms
+from agents.callbacks.linear_kl import LinearKL
 from agents.callbacks.metrics import TextMetricsCallback
 from agents.distributed import Ranks, ranks
 from agents.policies.actor_critic import LLMActorCriticPolicy
@@ -66,6 +67,7 @@ CASES: dict[str, Case] = {
     "checkpointing": ("ppo", {"gradient_checkpointing": True}, {}),
     "sequences, with a critic": ("ppo", {"loss_aggregation": "sequence", "ent_coef": 0.01}, {}),
     "adaptive kl": ("ppo", {"learning_rate": 1e-3}, {"kl_coef": 0.1}),
+    "linear kl": ("ppo", {"learning_rate": 1e-3}, {"kl_coef": 0.1}),
     "turns": ("ppo", {"critic": "actor"}, GUESSES),
     "turns, by turns": ("ppo", {"critic": "actor", "advantages": "turn_gae"}, GUESSES),
     "turns, lag": ("ppo", {"critic": "actor"}, {**GUESSES, "world_lag": 1}),
@@ -207,10 +209,19 @@ def train(name: str) -> dict[str, Any]:
     callbacks: list[BaseCallback] = [watch, Alarms(metrics), metrics]  # the last one empties the logger
     if name == "adaptive kl":
         callbacks.append(AdaptiveKL(metrics, target=0.05, gain=1.0))
+    if name == "linear kl":
+        callbacks.append(LinearKL(0.1, 0.0))
     steps = ROLLOUTS * model.n_steps * N // ranks().world  # type: ignore[attr-defined]
     model.learn(steps, callbacks, log_interval=None)  # type: ignore[arg-type]
     model.env.close()  # type: ignore[union-attr]
+    refused = ""
+    if ranks().shards:
+        try:
+            model.save(Path(sys.argv[1]).with_name(f"rank{ranks().rank}.zip"))
+        except ValueError as error:
+            refused = str(error)
     return {
+        "refused": refused,
         "weights": torch.stack(watch.weights).double(),
         "episodes": [sorted(e for part in ranks().everyone(own) for e in part) for own in watch.episodes],
         "kls": watch.kls,
@@ -232,6 +243,7 @@ def compare(name: str, joint: Ranks) -> dict[str, Any]:
     moved = (alone["weights"] - alone["weights"][0]).norm(dim=1)[1:]
     apart = (together["weights"] - alone["weights"]).norm(dim=1)[1:]
     return {
+        "refused": together["refused"],
         "relative": (apart / moved.clamp(min=1e-12)).tolist(),
         "apart": float(apart.max()),
         "moved": moved.tolist(),

@@ -100,6 +100,8 @@ ALGORITHM_RULES: dict[str, Rule] = {
     "ref_refresh_every": _COUNT,  # of the callback; a run's setting may be 0, which is none
     "ref_refresh_share": SHARE,
 }
+ALARMS = ("gold", "repetition", "length", "kl", "gradient")
+"""Kinds of alarm; see `agents.callbacks.alarms`."""
 WITH_A_CRITIC = ("gae", "turn_gae")
 """What `advantages` can be for algorithms that have a critic; the others are named for theirs."""
 SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf", "delta_std")

@@ -15,6 +15,7 @@ import pytest
 
 from agents import (
     AdaptiveKL,
+    Alarms,
     LinearKL,
     LLMActorCriticPolicy,
     LLMTextVecEnv,
@@ -91,7 +92,7 @@ def names() -> dict[str, Any]:
         **{"gym": gym, "np": np, "ENV": ENV_ID, "nan": math.nan, "inf": math.inf, "env": env, "vec": vec, "venv": venv},
         **{"make_algorithm": make_algorithm, "LLMTextVecEnv": LLMTextVecEnv, "TextPPO": TextPPO, "spaces": spaces},
         **{"LLMActorCriticPolicy": LLMActorCriticPolicy, "LLMQPolicy": LLMQPolicy, "AdaptiveKL": AdaptiveKL},
-        **{"LinearKL": LinearKL, "MaskRefresh": MaskRefresh, "ReferenceRefresh": ReferenceRefresh},
+        **{"Alarms": Alarms, "LinearKL": LinearKL, "MaskRefresh": MaskRefresh, "ReferenceRefresh": ReferenceRefresh},
         "policy": lambda **settings: LLMActorCriticPolicy(*spaces(), lambda _: 0.0, **settings),
         "buffer": lambda **settings: TokenRolloutBuffer(6, *spaces(), n_envs=2, **settings),
     }

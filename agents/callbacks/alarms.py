@@ -1,4 +1,4 @@
-"""Numerical faults end a run before they are saved; spikes of the gradient and jumps of the KL are said."""
+"""Numerical faults end a run before they are saved; alarms say, and may end a run, where numbers leave what they were."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from agents.callbacks.drift import Drift, numbers_of
 from agents.callbacks.metrics import TextMetricsCallback
 from agents.distributed import ranks
 from agents.rollouts.vec_env import text_env
+from agents.rules import ALARMS
 from agents.shards import own_part
+from llm_env.lm.names import check_choice
 
 SPIKE = 10.0
 """An alarm where a gradient's norm is more than this many times the median of the updates before it."""
@@ -51,17 +54,32 @@ class Alarms(BaseCallback):
     - The KL per response is more than `KL_JUMP` times the median of the last `ITERATIONS`, and the score is below their median.
       Both terms of score - β·KL got worse, so whatever β is, the objective did.
 
+    - What `agents.callbacks.drift` compares: the gold score falls while the score rises; responses repeat themselves, or have
+      become much longer or shorter than they were.
+
     The norm is logged as ``train/grad_norm``, the mean over the iteration's updates. It is what algorithms with an optimizer
     accumulate in their parameters: TRPO's is the critic's alone, and ARS has none.
 
     Args:
         metrics: The callback that has KL and score; must stand *after* this one in the list of callbacks, so that what is found
             here is in its row of the log.
+        stop_on: Kinds of alarm, of `agents.rules.ALARMS`, at the first of which training ends.
+
+    Attributes:
+        stopped: The alarm that ended training, or None.
+
+    Raises:
+        ValueError: a kind is not known.
     """
 
-    def __init__(self, metrics: TextMetricsCallback) -> None:
+    def __init__(self, metrics: TextMetricsCallback, stop_on: Iterable[str] = ()) -> None:
         super().__init__()
         self.metrics = metrics
+        self.stop_on = frozenset(stop_on)
+        for kind in self.stop_on:
+            check_choice("stop_on", kind, ALARMS)
+        self.stopped: str | None = None
+        self.drift = Drift()
         self.norms: deque[float] = deque(maxlen=UPDATES)
         """Norms of the latest updates, those without a spike."""
         self.kls: deque[float] = deque(maxlen=ITERATIONS)
@@ -89,6 +107,8 @@ class Alarms(BaseCallback):
             "kls": list(self.kls),
             "scores": list(self.scores),
             "said": sorted(self.said),
+            "stopped": self.stopped,
+            "drift": self.drift.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -98,6 +118,9 @@ class Alarms(BaseCallback):
             history.clear()
             history.extend(state[name])
         self.said = set(state["said"])
+        if "drift" in state:  # not in checkpoints of earlier versions
+            self.stopped = state["stopped"] if state["stopped"] in self.stop_on else None
+            self.drift.load_state_dict(state["drift"])
 
     def _on_training_start(self) -> None:
         self._remove_hooks()  # of a training that ended with an error
@@ -121,7 +144,7 @@ class Alarms(BaseCallback):
         self._unread.clear()
 
     def _on_step(self) -> bool:
-        return True
+        return self.stopped is None
 
     def _note_gradient(self, parameter: Tensor) -> None:
         """Called when a parameter's gradient has grown; where a mini-batch is evaluated in parts, the last call has the sum."""
@@ -174,7 +197,8 @@ class Alarms(BaseCallback):
         self._after_update(self.metrics.row_is_due)
 
     def _on_training_end(self) -> None:
-        self._after_update(True)
+        if self.stopped is None:  # else the last update was looked at
+            self._after_update(True)
         self._remove_hooks()
 
     def _after_update(self, row_is_due: bool) -> None:
@@ -194,6 +218,8 @@ class Alarms(BaseCallback):
             return
         if self.metrics.last:  # else no response ended
             self._compare_kl(self.metrics.last["rollout/kl"], self.metrics.last["rollout/rm_score"])
+            for kind, message in self.drift.see(numbers_of(self.metrics.last, self.metrics.responses)):
+                self._alarm(kind, message)
         if self._iteration_norms:
             self.logger.record("train/grad_norm", statistics.fmean(self._iteration_norms))
         self.logger.record("train/alarms", self._alarms)
@@ -214,10 +240,12 @@ class Alarms(BaseCallback):
             self.scores.append(score)
 
     def _alarm(self, kind: str, message: str) -> None:
-        """Counts an alarm, and says the first of its kind."""
+        """Counts an alarm, and says the first of its kind, at which training may have to end."""
         self._alarms += 1
         if kind not in self.said:
             self.said.add(kind)
+            if kind in self.stop_on:
+                self.stopped = kind
             warnings.warn(
                 f"Iteration {self.metrics.iteration + 1}, {message}. Said once; train/alarms counts them.", stacklevel=2
             )

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 GoldFunction = TextReward | RewardFunction
 """A score that nobody trains on: a function, as for rewards, or a reward model that reads texts."""
 OF_STATISTICS = ("kl", "response_length", "rm_score", "reward_parts", "has_end", "turns", "end")
+REPEATED_WORDS = 3
+"""Words that have to come again in the same order to count as a repetition."""
 """What the log's ``rollout/`` values are made from, of an episode's information."""
 
 
@@ -30,7 +32,8 @@ def episode_statistics(infos: list[dict[str, Any]]) -> dict[str, float]:
     """Computes the log's ``rollout/`` values; see the README's table of metrics.
 
     Args:
-        infos: Of each ended episode the last step's information dictionary, or `OF_STATISTICS` of it and its ``gold_score``.
+        infos: Of each ended episode the last step's information dictionary, or `OF_STATISTICS` of it, with its ``repetition``
+            and its ``gold_score``.
 
     Returns:
         Values by their names in the log; none where no episode ended.
@@ -54,9 +57,22 @@ def episode_statistics(infos: list[dict[str, Any]]) -> dict[str, float]:
         values["rollout/turns"] = float(np.mean([info["turns"] for info in infos]))
         for end in ENDS[2:]:  # end tokens and stop strings end turns there, no episode
             values[f"rollout/end/{end}"] = float(np.mean([info["end"] == end for info in infos]))
+    if "repetition" in infos[0]:
+        values["rollout/repetition"] = float(np.mean([info["repetition"] for info in infos]))
     if "gold_score" in infos[0]:
-        values["rollout/gold_score"] = float(np.mean([info["gold_score"] for info in infos]))
+        gold = np.array([info["gold_score"] for info in infos])
+        values["rollout/gold_score"], values["rollout/gold_score_std"] = float(gold.mean()), float(gold.std())
     return values
+
+
+def repetition(text: str) -> float:
+    """The share of a text's runs of `REPEATED_WORDS` words that stand in it before, 0 to 1; 0 for a text of fewer words.
+
+    seq-rep-n of Welleck et al. 2020, "Neural Text Generation with Unlikelihood Training" (https://arxiv.org/abs/1908.04319).
+    """
+    words = text.lower().split()
+    runs = [tuple(words[i : i + REPEATED_WORDS]) for i in range(len(words) - REPEATED_WORDS + 1)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
 def mean_of_parts(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -125,7 +141,10 @@ class TextMetricsCallback(BaseCallback):
         env = text_env(self.training_env)
         self.episodes += env.ended
         env.ended.clear()
-        own = [{name: info[name] for name in OF_STATISTICS if name in info} for info in self.episodes]
+        own = [
+            {name: info[name] for name in OF_STATISTICS if name in info} | {"repetition": repetition(info["response"])}
+            for info in self.episodes
+        ]
         if self.gold is not None and self.episodes:
             prompts, responses = [[i[name] for i in self.episodes] for name in ("prompt", "response")]
             scores = self.gold.score_texts(prompts, responses, [i["columns"] for i in self.episodes])
@@ -140,6 +159,11 @@ class TextMetricsCallback(BaseCallback):
 
     def _on_training_end(self) -> None:
         self._write()
+
+    @property
+    def responses(self) -> int:
+        """Responses that the latest iteration's numbers are means of, those of all processes."""
+        return len(self._of_all)
 
     @property
     def total_tokens(self) -> int:

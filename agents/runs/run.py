@@ -12,10 +12,9 @@ from rich.console import Console
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
-from stable_baselines3.common.utils import LinearSchedule
 
 from agents.algorithms.factory import make_algorithm
-from agents.algorithms.table import algorithm, checked_settings
+from agents.algorithms.table import algorithm
 from agents.callbacks.alarms import Alarms
 from agents.callbacks.mask_refresh import MaskRefresh
 from agents.callbacks.metrics import TextMetricsCallback
@@ -30,6 +29,7 @@ from agents.policies.actor_critic import LLMActorCriticPolicy
 from agents.policies.text_policy import TextPolicy
 from agents.rollouts.sample_tokens import token_critic
 from agents.rollouts.vec_env import text_env
+from agents.runs.arguments import algorithm_settings, check_length
 from agents.runs.beta import beta_callbacks
 from agents.runs.checkpoint import load_checkpoint, save_checkpoint
 from agents.runs.csv_log import CsvRows
@@ -61,8 +61,8 @@ class RunCallback(TextMetricsCallback):
 
     @property
     def is_last(self) -> bool:
-        """Whether the run is at its end."""
-        return self.model.num_timesteps >= self.model._total_timesteps
+        """Whether the run is at its end, or an alarm ends it."""
+        return self.model.num_timesteps >= self.model._total_timesteps or self.run.alarms.stopped is not None
 
     def _on_training_start(self) -> None:
         super()._on_training_start()
@@ -90,39 +90,6 @@ class RunCallback(TextMetricsCallback):
             run.save()
         if run.stop_requested and not self.is_last:
             raise Interrupted
-
-
-def algorithm_settings(settings: RunSettings) -> dict[str, Any]:
-    """Gives the algorithm's own arguments, with its learning rate as a schedule.
-
-    Raises:
-        ValueError, TypeError: an unknown algorithm, a setting that it does not have, or a combination that it excludes.
-    """
-    name = settings.algorithm.algo
-    arguments = checked_settings(name, settings.algorithm_arguments())
-    rate = arguments.setdefault("learning_rate", algorithm(name).defaults["learning_rate"])
-    if settings.algorithm.lr_schedule == "linear":
-        arguments["learning_rate"] = LinearSchedule(rate, 0.0, 1.0)
-    return arguments
-
-
-def check_length(settings: RunSettings) -> None:
-    """Refuses a run of random search that is over before its first iteration.
-
-    Raises:
-        ValueError: it is; the least number of steps is named.
-    """
-    if settings.algorithm.algo != "ars":
-        return
-    # An iteration tries each direction forwards and backwards, each with responses in all slots.
-    training = settings.training
-    n_delta = int(settings.algorithm_arguments().get("n_delta", algorithm("ars").defaults["n_delta"]))
-    least = 2 * n_delta * training.n_envs * settings.task.max_new_tokens
-    if training.total_timesteps < least:
-        raise ValueError(
-            f"total_timesteps={training.total_timesteps} is less than one iteration of ars: "
-            f"2 x n_delta x n_envs x max_new_tokens = {least}."
-        )
 
 
 class TrainingRun:
@@ -184,7 +151,7 @@ class TrainingRun:
         self.refresh: ReferenceRefresh | None = None
         self.mask_refresh: MaskRefresh | None = None
         self.callback = RunCallback(self)
-        self.alarms = Alarms(self.callback)
+        self.alarms = Alarms(self.callback, settings.training.alarms_that_stop)
         self.callbacks = self._make_callbacks()
 
     def _make_model(self) -> BaseAlgorithm:
@@ -284,6 +251,9 @@ class TrainingRun:
             self.say(f"The run in {self.folder.path} has already reached {total:,} timesteps.")
             self.finish()
             return
+        if self._has_stopped():  # before, and the process ended before it had written everything
+            self.finish()
+            return
         # Ctrl-C and SIGTERM wait for the iteration's end, where a checkpoint can be written.
         handlers = {s: signal.signal(s, self._request_stop) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -299,7 +269,19 @@ class TrainingRun:
                 signal.signal(number, handler)
             self.model.logger.close()  # TensorBoard's file, which a process with many runs would collect
             self.draw()
+        self._has_stopped()
         self.finish()
+
+    def _has_stopped(self) -> bool:
+        """Whether an alarm has ended the run, and says so."""
+        kind = self.alarms.stopped
+        if kind is None:
+            return False
+        self.say(
+            f"Ended after iteration {self.callback.iteration} by the alarm {kind!r}: stop_on. The actor is the one of that "
+            f"iteration. To go on to the end: --resume {self.folder.path} --stop-on none"
+        )
+        return True
 
     def _request_stop(self, number: int, frame: Any) -> None:
         """Handles a signal: the first stops the run after its iteration, the second at once."""

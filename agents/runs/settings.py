@@ -12,22 +12,22 @@ from typing import Any, Self
 
 from agents.console import named_values
 from agents.flat_settings import flat_types
-from agents.rules import ALGORITHM_RULES, WITH_A_CRITIC, check_arguments
+from agents.rules import ALARMS, ALGORITHM_RULES, WITH_A_CRITIC, check_arguments
 from agents.runs.hub import check_repo
 from llm_env.default_task import DEFAULT_GOLD
 from llm_env.lm.names import check_choice
 from llm_env.rules import FLAG, SEED, SLOTS, Each, Rule, check_settings, number, whole
 from llm_env.settings import TaskSettings
 
-BEST_BY = ("objective", "rm_score")
+BEST_BY = ("objective", "rm_score", "gold_score")
 LR_SCHEDULES = ("linear", "constant")
 CHANGEABLE = (
     "total_timesteps", "reward_timeout", "reward_wait", "judge_concurrency", "world_timeout", "world_errors", "report_to",
-    "push_to_hub", "hub_private",
+    "push_to_hub", "hub_private", "stop_on",
 )  # fmt: skip
-"""Settings that may differ when a run goes on: how long it is, how patient, and where it tells of itself."""
+"""Settings that may differ when a run goes on: how long it is, how patient, what ends it, and where it tells of itself."""
 TENSORBOARD = "tensorboard"
-NO_REPORT = "none"
+NO_REPORT = NO_ALARM = "none"
 REPORTS = (TENSORBOARD, "wandb", "mlflow", "trackio", NO_REPORT)
 EPISODES = ("synchronous", "continuous")
 TRAINING_RULES: dict[str, Rule] = {
@@ -217,6 +217,8 @@ class TrainingSettings:
     """Rollouts after which the reference follows the actor (DeepSeekMath, ProRL); 0: never."""
     ref_refresh_share: float = 1.0
     """How far the reference follows: 1 puts the actor in its place, less is a moving average (WARP)."""
+    stop_on: tuple[str, ...] = ("gold",)
+    """Alarms that end the run: gold (the gold score falls while the score rises), repetition, length, kl, gradient, or none."""
     seed: int = 0
     """Seed of prompts, sampling and new weights."""
     deterministic: bool = False
@@ -230,10 +232,19 @@ class TrainingSettings:
         """
         rules = {name: ALGORITHM_RULES[name] for name in ("kl_coef_end", "kl_target", "kl_gain", "ref_refresh_share")}
         check_settings(self, {**TRAINING_RULES, **rules})
+        for name in self.stop_on:
+            check_choice("stop_on", name, (*ALARMS, NO_ALARM))
+        if NO_ALARM in self.stop_on and len(self.stop_on) > 1:
+            raise ValueError(f"stop_on={list(self.stop_on)}: none stands alone.")
         if self.kl_coef_end is not None and self.kl_target is not None:
             raise ValueError("kl_coef_end and kl_target both say how beta moves: give one of them.")
         if self.episodes is not None:
             check_choice("episodes", self.episodes, EPISODES)
+
+    @property
+    def alarms_that_stop(self) -> tuple[str, ...]:
+        """The alarms of `stop_on`; none where it says so."""
+        return tuple(name for name in self.stop_on if name != NO_ALARM)
 
 
 @dataclass(frozen=True)
@@ -255,7 +266,7 @@ class FolderSettings:
     n_eval: int = 64
     """Held-out prompts of each evaluation, at most."""
     best_by: str = "objective"
-    """What the best evaluation is by: objective (score - kl_coef x KL to the first reference), or rm_score."""
+    """What the best evaluation is by: objective (score - kl_coef x KL to the first reference), rm_score, or gold_score."""
     report_to: tuple[str, ...] | None = None
     """Where the numbers go beside progress.csv: tensorboard, wandb, mlflow, trackio, or none. Default: tensorboard, where it
     is installed."""
@@ -306,6 +317,8 @@ class RunSettings:
         for group in (self.training, self.algorithm, self.folder):
             group.check()
         self.task.task_settings(self.task.prompts)
+        if self.folder.best_by == "gold_score" and self.gold_name is None:
+            raise ValueError("best_by='gold_score' needs a gold score: give gold.")
         rollout = self.training.n_envs * self.training.rounds * self.task.round_steps
         if self.training.episodes != "continuous" and self.training.total_timesteps < rollout:
             raise ValueError(

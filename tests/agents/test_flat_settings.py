@@ -106,6 +106,7 @@ def test_a_run_of_the_version_before_is_read_and_written_with_the_same_names(tmp
     }  # fmt: skip
     newer |= {
         "kl_coef_end": None,
+        "stop_on": ["gold"],
         "judge_prompt": None,
         "judge_concurrency": 8,
         "critic_layers": None,

@@ -88,6 +88,27 @@ ADVANTAGES = [
         ("tests/agents/callbacks/test_adaptive_kl.py::test_adaptive_kl_by_hand",),
     ),
     Mutation(
+        "a gold score that falls with the score ends the run",
+        "agents/callbacks/drift.py",
+        "and now.score > best.score",
+        "or now.score > best.score + 1e9",
+        ("tests/agents/callbacks/test_drift.py::test_a_fall_counts_beyond_its_error_and_while_the_score_rises",),
+    ),
+    Mutation(
+        "gold is compared with windows that share iterations",
+        "agents/callbacks/drift.py",
+        "before = mean_of(windows[:WINDOW])",
+        "before = mean_of(windows[1 : WINDOW + 1])",
+        ("tests/agents/callbacks/test_drift.py",),
+    ),
+    Mutation(
+        "an alarm that ends a run is forgotten",
+        "agents/callbacks/alarms.py",
+        "return self.stopped is None",
+        "return True",
+        ("tests/agents/callbacks/test_drift.py::test_an_alarm_ends_training_before_another_update",),
+    ),
+    Mutation(
         "a beta that falls in a line stays where it was",
         "agents/callbacks/linear_kl.py",
         "self.start + share *",

@@ -54,11 +54,59 @@ def loss_term(said: str) -> bool:
     return moved["penalty"] < moved["clipping"] / 4
 
 
+def algorithm(said: str) -> bool:
+    right, _, wrong = said.partition("of 0.")  # the probe with the KL is the last that the right one learns
+    reached = numbers(r"-> ([\d.]+) of", right + "of")
+    assert len(reached) == 6
+    assert "delayed (" in wrong
+    assert "Look at credit" in wrong
+    return min(reached[:5]) > 0.5 and "constant (" not in wrong
+
+
+def preferences(said: str) -> bool:
+    about, model, annotator = numbers(r"about (\d+)%", said)
+    first, last = (line.split() for line in said.splitlines() if re.fullmatch(r"[-\d. ]+", line))
+    return min(about, model) > 60 and annotator > 75 and float(last[1]) > float(first[1]) + 0.5
+
+
+def dpo(said: str) -> bool:
+    gold = {
+        n: numbers(NUMBER, line)[-2]
+        for n in ("reference", "ppo", "dpo")
+        for line in said.splitlines()
+        if line.startswith(f"{n} ")
+    }
+    return gold["ppo"] > gold["reference"] + 0.5 and gold["dpo"] > gold["reference"] + 0.5
+
+
+def reading(said: str) -> bool:
+    table = {
+        line.split()[0]: [float(n) for n in line.split()[1:]]
+        for line in said.splitlines()
+        if re.match(r"\w+( +-?[\d.]+){4}$", line)
+    }
+    of = {key: dict(zip(("healthy", "fast", "hacked", "blind"), values, strict=True)) for key, values in table.items()}
+    assert of["score"]["fast"] < of["score"]["healthy"] - 1.0
+    assert of["entropy_loss"]["fast"] > -0.05
+    assert of["score"]["hacked"] > 3.0
+    assert of["gold"]["hacked"] < of["gold"]["healthy"] - 2.0
+    assert of["explained_var"]["blind"] == 0.0
+    return of["value_loss"]["blind"] > 1.5 * of["value_loss"]["healthy"]
+
+
+def two_processes(said: str) -> bool:
+    together, other = (float(n) for n in re.findall(r": +(\S+) of the way", said))
+    assert "equal bit for bit: True" in said
+    return together < 1e-4 and other > 0.1
+
+
 CHECKS: dict[str, Check] = {
     "01_first_run": first_run,
     "02_your_reward": your_reward,
     "03_turns": turns,
     "04_loss_term": loss_term,
+    "05_algorithm": algorithm,
+    "08_reading_a_run": reading,
 }
 """Whether a tutorial's output shows that what it tells of happened."""
 

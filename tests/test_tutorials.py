@@ -107,6 +107,7 @@ CHECKS: dict[str, Check] = {
     "04_loss_term": loss_term,
     "05_algorithm": algorithm,
     "08_reading_a_run": reading,
+    "09_two_processes": two_processes,
 }
 """Whether a tutorial's output shows that what it tells of happened."""
 

@@ -102,8 +102,14 @@ for row, game in enumerate(before[:4]):
         for place in range(span.start, span.end):
             axes.barh(row, 0.95, left=place, color="tab:green" if span.is_action else "lightgray")
             text = tokenizer.decode([game.ids[place]]).strip() or "⏎"
-            axes.text(place + 0.47, row, text.replace("</s>", "■"), ha="center", va="center", fontsize=7)
-axes.set(yticks=[], xlabel="place in the state", title="green: the policy's tokens; gray: the prompt's and the world's")
+            if span.start > 0:  # the prompt is the same in all
+                axes.text(place + 0.47, row, text.replace("</s>", "■"), ha="center", va="center", fontsize=7)
+axes.set(
+    xticks=[],
+    yticks=[],
+    xlabel="place in the state",
+    title="green: the policy's tokens; gray: the prompt's and the world's",
+)
 axes.invert_yaxis()
 figure.tight_layout()
 
@@ -155,6 +161,7 @@ for player, (share, _) in {
     plt.text(1, share + 0.01, player, color="gray", fontsize=8)
 plt.xlabel("rollouts")
 plt.ylabel("games won")
+plt.xticks(range(2, 21, 2))
 plt.ylim(0, 1.1)
 plt.tight_layout()
 

@@ -84,9 +84,11 @@ print(table.round(3).to_string())
 # %%
 # - **healthy**: score and gold score rise together, at a few nats. ``approx_kl``, how far an update moves the policy from
 #   the one that sampled, is a few hundredths of a nat a token, and some per cent of the tokens are clipped.
-# - **too_fast**: after an update or two the score is at the bottom and the KL in the hundreds, for the policy says one
-#   thing with certainty. The entropy is 0, and so are ``approx_kl`` and ``clip_fraction``: nothing moves any more. Zeros
-#   here are no good sign. A lower learning rate is the cure; a run that is dead stays dead.
+# - **too_fast**: one update, and the KL is in the hundreds and the gold score at the bottom; the learned score takes some
+#   rollouts longer to notice. In the end the policy says one thing with certainty: the entropy is 0, and so are
+#   ``approx_kl`` and ``clip_fraction``, for nothing moves any more. Zeros here are no good sign, and neither is
+#   ``explained_variance``, since what never changes is easy to foresee. A lower learning rate is the cure; a run that is
+#   dead stays dead.
 # - **hacked**: by the score it is the best of all. The gold score has fallen through the floor, the KL is in the hundreds,
 #   responses are as long as they may be. Nothing but a number that nobody trains on, or a look at the text, tells. The
 #   cure is a better reward, and a ``kl_coef`` above 0 until there is one.
@@ -103,10 +105,10 @@ for place, key in zip(axes.flat, list(columns)[:3] + list(columns)[4:6] + list(c
     for name, (log, _) in runs.items():
         place.plot(log.index + 1, log[key], label=name)
     place.set_title(key)
-axes[1, 0].legend(fontsize=8)
 axes[0, 2].set_yscale("symlog")
 axes[1, 1].set_yscale("symlog", linthresh=1e-2)
 axes[1, 2].set_ylim(-1, 1)
+axes[1, 2].legend(fontsize=8, loc="lower left")
 figure.supxlabel("rollout")
 figure.tight_layout()
 

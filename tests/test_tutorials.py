@@ -106,6 +106,7 @@ CHECKS: dict[str, Check] = {
     "03_turns": turns,
     "04_loss_term": loss_term,
     "05_algorithm": algorithm,
+    "06_preferences": preferences,
     "08_reading_a_run": reading,
     "09_two_processes": two_processes,
 }

@@ -74,7 +74,7 @@ def dpo(said: str) -> bool:
         n: numbers(NUMBER, line)[-2]
         for n in ("reference", "ppo", "dpo")
         for line in said.splitlines()
-        if line.startswith(f"{n} ")
+        if line.startswith(f"{n} ") and "±" in line
     }
     return gold["ppo"] > gold["reference"] + 0.5 and gold["dpo"] > gold["reference"] + 0.5
 
@@ -107,6 +107,7 @@ CHECKS: dict[str, Check] = {
     "04_loss_term": loss_term,
     "05_algorithm": algorithm,
     "06_preferences": preferences,
+    "07_dpo_beside_ppo": dpo,
     "08_reading_a_run": reading,
     "09_two_processes": two_processes,
 }

@@ -51,7 +51,8 @@ llm_env(
 # One command, and nothing is generated. ``--beta`` plays the part of the KL coefficient.
 
 llm_env(
-    "preference --loss dpo --preferences preferences/rankings.jsonl --beta 0.1 --learning-rate 5e-4 --n-samples 0 --output-dir dpo"
+    "preference --loss dpo --preferences preferences/rankings.jsonl --beta 0.1 --learning-rate 5e-4 "
+    "--n-samples 0 --output-dir dpo"
 )
 
 # %%

@@ -98,7 +98,7 @@ def measured(folder: Path, case: str) -> dict[str, float]:
 
     from agents.algorithms.factory import make_algorithm
     from agents.rollouts import buffer
-    from agents.runs.run import algorithm_settings
+    from agents.runs.arguments import algorithm_settings
 
     class Phases(BaseCallback):
         def _on_step(self) -> bool:

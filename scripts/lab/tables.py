@@ -27,6 +27,7 @@ import tyro
 import algorithm_pages
 import calculator
 import same_decisions
+import turns
 from agents.algorithms.capabilities import capability_table
 from agents.algorithms.table import ALGORITHMS
 from agents.console import PlainConsole, print_error
@@ -72,6 +73,7 @@ MAKERS: dict[str, Callable[..., str]] = {
     "capabilities": capability_table,
     "compared": compared,
     "calculator": with_calculator,
+    "credit": lambda file: turns.table(read(file)),
     "decisions": lambda file: same_decisions.table(read(file)),
 }
 """What makes a block, by the first word of its comment; the others are its arguments."""
@@ -84,6 +86,8 @@ FILES: dict[str, tuple[Callable[[Any], str], str]] = {
     "offline/film_pairs_table.md": (markdown_table, "offline/film_pairs_results.json"),
     "offline/film_pairs_samples.md": (samples_table, "offline/film_pairs_results.json"),
     "calculator/table.md": (lambda reports: calculator.table(reports, calculator.Args("")), "calculator/results.json"),
+    "turns/table.md": (turns.table, "turns/results.json"),
+    "turns/transcripts.md": (turns.transcripts, "turns/results.json"),
     "feedback/table.md": (same_decisions.table, "feedback/results.json"),
     "feedback/samples.md": (same_decisions.samples, "feedback/results.json"),
 }

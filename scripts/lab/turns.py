@@ -230,7 +230,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     axes.set_xlabel("games played")
     axes.set_ylabel("numbers found")
     axes.set_ylim(0, 1.04)
-    axes.legend(loc="lower right", fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.savefig(path, dpi=DPI)
 
 

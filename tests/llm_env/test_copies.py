@@ -56,7 +56,7 @@ def test_a_copy_is_small_and_goes_on_as_the_original(way: str, made_with: dict[s
     assert len(pickle.dumps(env)) < LARGEST
     loaded = len(MODELS)
     twin = COPIES[way](env)
-    assert len(MODELS) == loaded
+    assert len(MODELS) <= loaded  # those that nobody uses any more may go
     assert twin.unwrapped.task is not env.unwrapped.task
     assert twin.unwrapped.task.model is env.unwrapped.task.model  # found in this process, not copied
     assert np.array_equal(twin.unwrapped.action_masks(), env.unwrapped.action_masks())

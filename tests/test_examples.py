@@ -50,7 +50,7 @@ def test_one_file_says_what_it_does_and_stops_in_a_line() -> None:
     assert child.stdout is not None
     assert child.stdout.readline() == "312 iterations of 128 tokens, a line each; Ctrl-C stops\n"
     assert child.stdout.readline().startswith("step    128  score")
-    for patience in (60, 60, 60):  # Python drops an interrupt that comes while it cleans something up
+    for patience in (60, 60, 60):  # Python ignores one that is raised in a destructor or a callback
         child.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             _, said = child.communicate(timeout=patience)

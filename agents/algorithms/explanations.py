@@ -17,7 +17,6 @@ EXPLANATIONS = {
     "stats_window_size": "Episodes over which the library's own log averages.",
     "tensorboard_log": "Folder of the library's TensorBoard log.",
     "verbose": "How much the library prints: 0 nothing, 1 its log, 2 details too.",
-    "seed": "Seed of prompts, sampling and new weights.",
     "device": "Torch device of the policy.",
     "optimizer_class": "The optimizer; AdamW is made without weight decay, with an epsilon of 1e-5.",
     "optimizer_kwargs": "The optimizer's arguments besides the learning rate, by name.",

@@ -345,10 +345,12 @@ def settings_of(name: str) -> list[str]:
     return sorted(names - _NOT_SETTINGS | {"policy_kwargs"})
 
 
-def class_settings(cls: type[BaseAlgorithm]) -> dict[str, Any]:
+def class_settings(cls: type[Any]) -> dict[str, Any]:
     """Default values of a class's constructor by name, those that it hands on to its base classes included."""
     defaults: dict[str, Any] = {}
     for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
         parameters = inspect.signature(vars(base)["__init__"]).parameters
         defaults = {
             name: p.default for name, p in parameters.items()

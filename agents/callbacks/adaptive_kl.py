@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
@@ -30,6 +31,23 @@ def adapted_kl_coef(kl_coef: float, kl: float, target: float, gain: float) -> fl
     return kl_coef * (1 + gain * error)
 
 
+def check_beta_may_move(model: BaseAlgorithm, setting: str) -> None:
+    """Refuses an algorithm whose update knows β beside the environment.
+
+    Args:
+        model: The algorithm.
+        setting: What would move β, for the error.
+
+    Raises:
+        ValueError: its backup is made for one β.
+    """
+    if isinstance(model, OffPolicyAlgorithm):
+        raise ValueError(
+            f"{setting}: the backup of {type(model).__name__} is made for one beta, its q_scale; if the environment's moved "
+            f"alone, the optimum would no longer be the fixed point. Leave {setting} out."
+        )
+
+
 class AdaptiveKL(BaseCallback):
     """Moves the coefficient of the environment's KL penalty after each rollout, for the rollouts that follow.
 
@@ -54,11 +72,7 @@ class AdaptiveKL(BaseCallback):
     def _init_callback(self) -> None:
         if text_env(self.training_env).task.kl.coef <= 0:
             raise ValueError("kl_target needs a kl_coef above 0 to start from: it is multiplied.")
-        if isinstance(self.model, OffPolicyAlgorithm):
-            raise ValueError(
-                f"kl_target: the backup of {type(self.model).__name__} is made for one beta, its q_scale; if the "
-                "environment's moved alone, the optimum would no longer be the fixed point. Leave kl_target out."
-            )
+        check_beta_may_move(self.model, "kl_target")
 
     def _on_step(self) -> bool:
         return True

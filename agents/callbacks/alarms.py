@@ -53,7 +53,6 @@ class Alarms(BaseCallback):
       with the spike itself, as a mean and a standard deviation do.
     - The KL per response is more than `KL_JUMP` times the median of the last `ITERATIONS`, and the score is below their median.
       Both terms of score - β·KL got worse, so whatever β is, the objective did.
-
     - What `agents.callbacks.drift` compares: the gold score falls while the score rises; responses repeat themselves, or have
       become much longer or shorter than they were.
 

@@ -31,8 +31,8 @@ class Numbers:
         score: What is trained on.
         gold: What nobody trains on; 0 where there is no such score.
         gold_variance: Variance of the mean `gold`: of one response's gold score, over the number of responses.
-        repetition: Share of each response that repeats, 0 to 1; see `agents.callbacks.metrics.repetition`.
-        length: In tokens.
+        repetition: Share of each response that repeats, 0 to 1; see `agents.diversity.repetition`.
+        length: Tokens of a response, end token included.
     """
 
     score: float

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+from agents.callbacks.adaptive_kl import check_beta_may_move
 from agents.rollouts.vec_env import text_env
 from agents.rules import check_arguments
 
@@ -31,11 +31,7 @@ class LinearKL(BaseCallback):
         self.end = end
 
     def _init_callback(self) -> None:
-        if isinstance(self.model, OffPolicyAlgorithm):
-            raise ValueError(
-                f"kl_coef_end: the backup of {type(self.model).__name__} is made for one beta, its q_scale; if the "
-                "environment's moved alone, the optimum would no longer be the fixed point. Leave kl_coef_end out."
-            )
+        check_beta_may_move(self.model, "kl_coef_end")
 
     def _on_rollout_start(self) -> None:
         share = self.model.num_timesteps / self.model._total_timesteps

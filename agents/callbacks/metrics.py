@@ -14,6 +14,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from agents.callbacks.constant_scores import ConstantScores
 from agents.distributed import ranks
+from agents.diversity import repetition
 from agents.rollouts.vec_env import text_env
 from llm_env.episode import ENDS
 from llm_env.reward.models import load_text_reward
@@ -23,13 +24,11 @@ logger = logging.getLogger(__name__)
 GoldFunction = TextReward | RewardFunction
 """A score that nobody trains on: a function, as for rewards, or a reward model that reads texts."""
 OF_STATISTICS = ("kl", "response_length", "rm_score", "reward_parts", "has_end", "turns", "end")
-REPEATED_WORDS = 3
-"""Words that have to come again in the same order to count as a repetition."""
 """What the log's ``rollout/`` values are made from, of an episode's information."""
 
 
 def episode_statistics(infos: list[dict[str, Any]]) -> dict[str, float]:
-    """Computes the log's ``rollout/`` values; see the README's table of metrics.
+    """Computes the log's ``rollout/`` values; see docs/metrics.md.
 
     Args:
         infos: Of each ended episode the last step's information dictionary, or `OF_STATISTICS` of it, with its ``repetition``
@@ -63,16 +62,6 @@ def episode_statistics(infos: list[dict[str, Any]]) -> dict[str, float]:
         gold = np.array([info["gold_score"] for info in infos])
         values["rollout/gold_score"], values["rollout/gold_score_std"] = float(gold.mean()), float(gold.std())
     return values
-
-
-def repetition(text: str) -> float:
-    """The share of a text's runs of `REPEATED_WORDS` words that stand in it before, 0 to 1; 0 for a text of fewer words.
-
-    seq-rep-n of Welleck et al. 2020, "Neural Text Generation with Unlikelihood Training" (https://arxiv.org/abs/1908.04319).
-    """
-    words = text.lower().split()
-    runs = [tuple(words[i : i + REPEATED_WORDS]) for i in range(len(words) - REPEATED_WORDS + 1)]
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
 def mean_of_parts(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:

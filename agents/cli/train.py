@@ -47,8 +47,8 @@ class RunArgs:
     """YAML file of settings, or demo, which comes with the package; the command line has the last word."""
     resume: Path | None = None
     """Folder of a run to go on with; its own settings are used. May be given as well: --total-timesteps, the limits of waiting
-    (--reward-timeout, --reward-wait, --judge-concurrency, --world-timeout, --world-errors), --report-to and --push-to-hub.
-    Without a folder, at the end of the command that began it: the run in --output-dir."""
+    (--reward-timeout, --reward-wait, --judge-concurrency, --world-timeout, --world-errors), --stop-on, --report-to and
+    --push-to-hub. Without a folder, at the end of the command that began it: the run in --output-dir."""
     together: Annotated[RunProcesses, tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes] = dataclasses.field(
         default_factory=RunProcesses
     )

@@ -10,7 +10,7 @@ import numpy as np
 
 from agents.algorithms.best_of_n import best_of_n, best_of_n_kl
 from agents.callbacks.metrics import GoldFunction
-from agents.evaluation.diversity import diversity
+from agents.diversity import diversity
 from agents.evaluation.settings import EvaluationSettings
 from agents.evaluation.statistics import Estimate, wilson_interval, wins
 from agents.policies.text_policy import LoadedActor, Responder

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from agents.console import say
-from agents.evaluation.diversity import diversity
+from agents.diversity import diversity
 from agents.evaluation.gold import load_gold
 from agents.evaluation.settings import SAMPLE_SEED
 from agents.evaluation.statistics import Estimate

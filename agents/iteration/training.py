@@ -18,7 +18,14 @@ from agents.output_folder import has_files
 from agents.preferences.records import Ranking, write_jsonl
 from agents.runs.in_processes import train_run
 from agents.runs.prompts import write_prompts
-from agents.runs.settings import AlgorithmSettings, FolderSettings, RunSettings, TaskOptions, TrainingSettings
+from agents.runs.settings import (
+    NO_ALARM,
+    AlgorithmSettings,
+    FolderSettings,
+    RunSettings,
+    TaskOptions,
+    TrainingSettings,
+)
 from agents.supervised.preference.build import check_trl_kwargs
 from agents.supervised.preference.methods import METHODS
 from agents.supervised.preference.train import train_on_preferences
@@ -234,7 +241,8 @@ def run_settings(state: RoundsState, number: int) -> RunSettings:
     own = judge_folder(state, number) / "reward_model"
     reward_model = str(own) if settings.trains_reward_model else reward_name(judge)
     run = algorithm_settings(settings, str(state.actor(number - 1)), reward_model, folder)
-    training = dataclasses.replace(run.training, seed=settings.seed + number)
+    # Gold is what rounds are measured by: it must not decide when one ends.
+    training = dataclasses.replace(run.training, seed=settings.seed + number, stop_on=(NO_ALARM,))
     return dataclasses.replace(run, training=training, folder=dataclasses.replace(run.folder, gold=state.gold))
 
 

@@ -15,7 +15,7 @@ def read_amount(option: str, text: str) -> int:
 
     Args:
         option: Where it stands, for the error.
-        text: The amount.
+        text: Digits, with or without a point, and KB, MB, GB, TB (thousands) or KiB, MiB, GiB, TiB (1,024s).
 
     Raises:
         ValueError: it is no amount above 0 with a unit.

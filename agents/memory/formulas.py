@@ -30,7 +30,7 @@ def cache_bytes(rows: int, columns: int, layers: int, heads: int, head_size: int
     Args:
         rows: Slots; some more are stored, so that few different shapes are met.
         columns: Tokens that there is room for in each.
-        layers: Layers of the decoder.
+        layers: Number of the decoder's layers, each with tables of its own.
         heads: Heads of keys and values, which are fewer than those of queries in grouped-query attention.
         head_size: Width of a head.
         element: Bytes of a number: 4, or 2 in half precision.
@@ -49,9 +49,9 @@ def rollout_bytes(tokens: int, prompts: int, vocab_size: int, masks: bool) -> in
     """A rollout of texts, on the CPU wherever the models are.
 
     Args:
-        tokens: Response tokens.
-        prompts: Prompt tokens.
-        vocab_size: V.
+        tokens: Tokens of all responses in the buffer.
+        prompts: Tokens of all their prompts; an id each is kept.
+        vocab_size: V, the bits of a mask.
         masks: Whether each token has a mask, a bit for each of the vocabulary.
     """
     return tokens * (SEGMENT_TOKEN + (-(-vocab_size // 8) if masks else 0)) + 8 * prompts
@@ -80,7 +80,7 @@ class Shape:
     """A decoder's shape, by its configuration.
 
     Attributes:
-        layers: Layers.
+        layers: Number of decoder layers.
         hidden: Width of the states between them.
         queries: Width of all queries: heads x head size.
         kv_heads: Heads of keys and values.

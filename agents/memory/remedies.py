@@ -24,7 +24,7 @@ class Change(NamedTuple):
         costs: What it costs, in words.
         settings: The run's settings with it.
         processes: Processes with it.
-        sharding: Their sharding.
+        sharding: ``none``, or ``full``: each of them has its part of the weights.
     """
 
     options: str

@@ -66,7 +66,7 @@ def verdict(plan: Plan, memory: int, whose: str) -> str:
     """One line: how much is needed at the peak, and whether it fits.
 
     Args:
-        plan: The plan.
+        plan: Of one process; on a CPU all processes are counted.
         memory: Bytes that there are.
         whose: Of what, in words.
     """

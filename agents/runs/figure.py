@@ -75,7 +75,7 @@ def draw_beside(runs: Mapping[str, Mapping[str, np.ndarray]], path: Path) -> Non
 
 
 def _draw(runs: Mapping[str, Mapping[str, np.ndarray]], path: Path, title: str) -> None:
-    """The panels of one run, with its spread, or of several, each in its color and dashes; a dotted line at each alarm."""
+    """The panels of one run, with its spread, or of several, each in its color and dashes; a dotted line where alarms begin."""
     figure = new_figure(10, 6.5 if len(runs) == 1 else 7)
     figure.suptitle(title, parse_math=False)  # a dollar sign in a folder's name is one
     for index, (column, label, spread) in enumerate(PANELS):
@@ -94,10 +94,10 @@ def _draw(runs: Mapping[str, Mapping[str, np.ndarray]], path: Path, title: str) 
             axes.plot(x, y, color=color, linestyle=dashes, linewidth=1.4)
             if len(runs) == 1 and spread and spread in progress:
                 axes.fill_between(x, y - progress[spread], y + progress[spread], color="C0", alpha=0.2, linewidth=0)
-            for tokens in x[np.nan_to_num(progress.get(ALARMS, np.zeros(len(x)))) > 0]:
-                axes.axvline(
-                    tokens, color=color if len(runs) > 1 else "#d55e00", linestyle=":", linewidth=0.9, alpha=0.7
-                )
+            alarmed = np.nan_to_num(progress.get(ALARMS, np.zeros(len(x)))) > 0
+            begins = x[np.diff(alarmed.astype(int), prepend=0) > 0]
+            look: dict[str, Any] = {"color": color if len(runs) > 1 else "#d55e00", "linestyle": ":", "linewidth": 0.9}
+            axes.vlines(begins, 0, 1, transform=axes.get_xaxis_transform(), alpha=0.7, **look)
             if len(runs) == 1 and with_gold:
                 axes.plot(x, progress[GOLD], color="C0", linestyle="--", linewidth=1, alpha=0.8)
     if len(runs) > 1:

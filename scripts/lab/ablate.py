@@ -80,7 +80,9 @@ def main(args: Args) -> int:
     """Makes the runs that are missing and writes the page; returns the exit status."""
     args.output_dir.mkdir(parents=True, exist_ok=True)
     config = args.output_dir / "plain.yaml"
-    write_text(config, f"total_timesteps: {args.total_timesteps}\n")
+    write_text(
+        config, f"total_timesteps: {args.total_timesteps}\nstop_on: [none]\n"
+    )  # each row is to be seen to the end
     practices = {name: change.format(text=args.text) for name, change in PRACTICES.items()}
     vary = tuple(practices.values())
     texts = args.text / "heldout_reviews.jsonl"

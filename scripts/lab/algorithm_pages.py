@@ -28,7 +28,7 @@ from agents.policies.random_search import SEARCHED
 from agents.policies.settings import PolicySettings
 from agents.rollouts.buffer import TokenRolloutBuffer
 from agents.rules import ALGORITHM_RULES, MAPPINGS, SCHEDULES, WITH_A_CRITIC
-from agents.runs.settings import AlgorithmSettings
+from agents.runs.settings import AlgorithmSettings, TrainingSettings
 from comparison.figures import COLUMNS, Results, markdown_table
 from llm_env.lm.names import PRECISIONS
 from llm_env.reward.kl import KL_PLACES
@@ -228,8 +228,8 @@ def default_of(name: str, setting: str) -> str:
     if row.policy_settings and setting in row.policy_settings:
         if "lora_rank" in row.policy_settings:
             places.append({f.name: f.default for f in dataclasses.fields(PolicySettings)})
-        places.append(_signature(row.policy))
-    places += [class_settings(row.cls), _signature(TextPPO), _signature(TokenRolloutBuffer)]
+        places.append(class_settings(row.policy))
+    places += [class_settings(row.cls), class_settings(TextPPO), class_settings(TokenRolloutBuffer)]
     if setting in ("kl_in", "group_size"):
         places.append({"kl_in": "reward", "group_size": 1})
     value = next(place[setting] for place in places if setting in place)
@@ -248,16 +248,6 @@ def _wired(name: str) -> set[str]:
         "black_box": {"n_eval_episodes"},
     }
     return kinds[row.wire.__name__]
-
-
-def _signature(cls: type[Any]) -> dict[str, Any]:
-    """Defaults of a constructor, and of those that it hands its arguments on to."""
-    found: dict[str, Any] = {}
-    for base in cls.__mro__:
-        if "__init__" in vars(base):
-            given = inspect.signature(vars(base)["__init__"]).parameters.values()
-            found = {p.name: p.default for p in given if p.default is not p.empty} | found
-    return found
 
 
 def rule_of(name: str, setting: str) -> str:
@@ -279,7 +269,8 @@ def explanation(name: str, setting: str) -> str:
     row = algorithm(name)
     own = OWN_MEANING.get(name, {})
     explained = (PolicySettings, TaskSettings, row.policy, TextPPO, TokenRolloutBuffer)
-    sources = [own, EXPLANATIONS, _fields_explained(AlgorithmSettings), *map(_arguments_explained, explained)]
+    fields = map(_fields_explained, (AlgorithmSettings, TrainingSettings))
+    sources = [own, EXPLANATIONS, *fields, *map(_arguments_explained, explained)]
     for source in sources:
         if setting in source:
             return re.sub(r"``(.+?)``", r"`\1`", source[setting])

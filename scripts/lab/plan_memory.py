@@ -20,7 +20,7 @@ from typing import Any
 
 from agents.console import PlainConsole
 from benchmarks.case import SHAPES, build_models
-from rank_memory import Peaks, mib, watch_optimizer
+from rank_memory import Peaks, mib, phases_of, watch_optimizer
 
 console = PlainConsole()
 MODELS = ("30m", "135m")
@@ -93,22 +93,11 @@ def planned(folder: Path, case: str) -> dict[str, float]:
 def measured(folder: Path, case: str) -> dict[str, float]:
     """Trains some rollouts; returns what was needed, in MiB."""
     import torch
-    from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.logger import Logger
 
     from agents.algorithms.factory import make_algorithm
     from agents.rollouts import buffer
     from agents.runs.arguments import algorithm_settings
-
-    class Phases(BaseCallback):
-        def _on_step(self) -> bool:
-            return True
-
-        def _on_rollout_start(self) -> None:
-            peaks.phase = "collecting"
-
-        def _on_rollout_end(self) -> None:
-            peaks.phase = "training"
 
     score = buffer.TokenRolloutBuffer.compute_returns_and_advantage
 
@@ -131,7 +120,7 @@ def measured(folder: Path, case: str) -> dict[str, float]:
     model.set_logger(Logger(None, []))
     found: dict[str, float] = {}
     watch_optimizer(model.policy.optimizer, found)
-    model.learn(run.training.total_timesteps, Phases(), log_interval=None)  # type: ignore[arg-type]
+    model.learn(run.training.total_timesteps, phases_of(peaks), log_interval=None)  # type: ignore[arg-type]
     peaks.phase = "end"
     found["optimizer"] = found.pop("Adam")
     found["weights"] = mib(torch.nn.Module.parameters(model.policy))

@@ -112,18 +112,9 @@ def watch_optimizer(optimizer: Any, found: dict[str, float]) -> None:
     optimizer.register_step_post_hook(after)
 
 
-def measure(sharding: str, folder: Path, output: Path) -> None:
-    """Trains some rollouts, in one of the ranks or alone, and writes what each rank needed.
-
-    Args:
-        sharding: As in `agents.distributed.join`.
-        folder: Models of `build_models`.
-        output: JSON file.
-    """
-    import torch
+def phases_of(peaks: Peaks) -> Any:
+    """A callback that says when a rollout begins, and when it is over and trained on."""
     from stable_baselines3.common.callbacks import BaseCallback
-
-    from agents.distributed import join, part
 
     class Phases(BaseCallback):
         def _on_step(self) -> bool:
@@ -135,6 +126,21 @@ def measure(sharding: str, folder: Path, output: Path) -> None:
         def _on_rollout_end(self) -> None:
             peaks.phase = "training"
 
+    return Phases()
+
+
+def measure(sharding: str, folder: Path, output: Path) -> None:
+    """Trains some rollouts, in one of the ranks or alone, and writes what each rank needed.
+
+    Args:
+        sharding: As in `agents.distributed.join`.
+        folder: Models of `build_models`.
+        output: JSON file.
+    """
+    import torch
+
+    from agents.distributed import join, part
+
     torch.set_num_threads(1)
     me = join(sharding=sharding)
     peaks = Peaks()
@@ -142,7 +148,7 @@ def measure(sharding: str, folder: Path, output: Path) -> None:
     model = make_model(folder)
     found: dict[str, float] = {}
     watch_optimizer(model.policy.optimizer, found)
-    model.learn(ROLLOUTS * SLOTS * RESPONSE // me.world, Phases(), log_interval=None)
+    model.learn(ROLLOUTS * SLOTS * RESPONSE // me.world, phases_of(peaks), log_interval=None)
     peaks.phase = "end"
     found["weights"] = mib(model.policy.parameters())
     copy = model.policy._acting.whole

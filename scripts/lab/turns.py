@@ -184,10 +184,10 @@ def table(results: dict[str, Any]) -> str:
     found, guesses = best_play(kwargs["largest"], kwargs["guesses"])
     reference = results["reference"]
     rows = [
-        "| | learning rate | β | found | guesses | KL, nats | tokens | seconds |",
-        "|---|---|---|---|---|---|---|---|",
-        f"| best play (binary search) | | | {found:.1%} | {guesses:.2f} | | | |",
-        f"| reference, before training | | | {reference['found']:.1%} | {reference['guesses']:.2f} | 0 | | |",
+        "| | learning rate | β | found | guesses | KL, nats | tokens |",
+        "|---|---|---|---|---|---|---|",
+        f"| best play (binary search) | | | {found:.1%} | {guesses:.2f} | | |",
+        f"| reference, before training | | | {reference['found']:.1%} | {reference['guesses']:.2f} | 0 | |",
     ]
     for method in COLORS:
         runs = [r for r in results["runs"] if r["method"] == method]
@@ -199,7 +199,7 @@ def table(results: dict[str, Any]) -> str:
         rows.append(
             f"| {method} | {runs[0]['learning_rate']:g} | {_beta(runs[0])} | {spread('found', '.1%')} | "
             f"{spread('guesses', '.2f')} | {np.mean([r['kl'] for r in runs]):.1f} | "
-            f"{np.mean([r['tokens'] for r in runs]):,.0f} | {np.median([r['seconds'] for r in runs]):.0f} |"
+            f"{np.mean([r['tokens'] for r in runs]):,.0f} |"
         )
     return "\n".join(rows) + "\n"
 

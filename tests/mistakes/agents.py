@@ -102,6 +102,20 @@ ADVANTAGES = [
         ("tests/agents/callbacks/test_drift.py",),
     ),
     Mutation(
+        "an alarm that goes on is a line at each iteration",
+        "agents/runs/figure.py",
+        "x[np.diff(alarmed.astype(int), prepend=0) > 0]",
+        "x[alarmed]",
+        ("tests/agents/runs/test_figure.py",),
+    ),
+    Mutation(
+        "the gold score ends rounds that are measured by it",
+        "agents/iteration/training.py",
+        ", stop_on=(NO_ALARM,))",
+        ")",
+        ("tests/agents/iteration/test_rounds.py::test_an_algorithm_of_sb3_as_the_method",),
+    ),
+    Mutation(
         "an alarm that ends a run is forgotten",
         "agents/callbacks/alarms.py",
         "return self.stopped is None",

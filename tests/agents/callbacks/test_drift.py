@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from agents.callbacks.drift import LENGTHS, MOST_REPEATED, SURE, WINDOW, Drift, Numbers, gold_fell, mean_of, numbers_of
-from agents.callbacks.metrics import episode_statistics, repetition
+from agents.callbacks.metrics import episode_statistics
 from agents.cli import train
 from agents.runs.figure import read_progress
 
@@ -91,14 +91,6 @@ def test_a_resumed_run_compares_with_what_it_had(stopped: int) -> None:
     rest.load_state_dict(json.loads(json.dumps(first.state_dict(), allow_nan=False)))
     assert begun + [list(rest.see(one)) for one in numbers[stopped:]] == told
     assert any(told)
-
-
-@pytest.mark.parametrize(
-    ("text", "share"),
-    [("", 0.0), ("a b", 0.0), ("a b c", 0.0), ("a b c a b c", 0.25), ("Very very very very", 0.5), ("a b c d e", 0.0)],
-)
-def test_repetition_by_hand(text: str, share: float) -> None:
-    assert repetition(text) == pytest.approx(share)
 
 
 def test_the_numbers_are_those_of_the_log() -> None:

@@ -358,6 +358,7 @@ def test_an_algorithm_of_sb3_as_the_method(tmp_path: Path, people: bool, monkeyp
     assert run(tmp_path / "out", *extra) == 0
     settings = (tmp_path / "out" / "round_2" / "training" / "config.yaml").read_text()
     assert "round_1/training/actor" in settings
+    assert "stop_on:\n- none\n" in settings  # what rounds are measured by does not end one
     assert ("round_2/reward_modelling/reward_model" in settings) == people
     if people:
         lines = (tmp_path / "out" / "round_2" / "all_rankings.jsonl").read_text().splitlines()

@@ -46,3 +46,19 @@ def test_the_picture_shows_the_curve(tmp_path: Path) -> None:
         extents.append(int(blue.max() - blue.min()))
     assert extents[0] < 20
     assert extents[1] > 150
+
+
+def test_a_dotted_line_stands_where_alarms_begin(tmp_path: Path) -> None:
+    run = {name: np.arange(12.0) for name in ("rollout/tokens", "rollout/rm_score", "rollout/kl")}
+
+    def lines(alarms: list[float]) -> int:
+        """Columns of the score's panel that have the alarms' color, but for the dots' gaps."""
+        draw_report({**run, "train/alarms": np.array(alarms)}, tmp_path / "run.png", "run")
+        picture = np.asarray(Image.open(tmp_path / "run.png"))[..., :3].astype(int)
+        panel = picture[: picture.shape[0] // 2, : picture.shape[1] // 2]
+        orange = (panel[..., 0] - panel[..., 2] > 60).sum(0) > 20
+        return int((np.diff(orange.astype(int), prepend=0) > 0).sum())
+
+    assert lines([0.0] * 12) == 0
+    assert lines([0, 0, 1, 1, 2, 0, 0, 0, 3, 0, 0, np.nan]) == 2
+    assert lines([1.0] * 12) == 1  # one that never ends is no curtain

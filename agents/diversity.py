@@ -1,4 +1,4 @@
-"""How much the responses of a set differ from each other: pure functions of texts.
+"""How much the responses of a set differ from each other, and a response from itself: pure functions of texts.
 
 A policy that writes the same good sentence for every prompt may have a high score and a small KL; this shows it.
 """
@@ -40,6 +40,16 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
         counts.update(ngrams(words(text), n))
     total = sum(counts.values())
     return len(counts) / total if total else math.nan
+
+
+def repetition(text: str, n: int = 3) -> float:
+    """The share of a text's n-grams that stand in it before, 0 to 1; 0 for a text of fewer than n words.
+
+    seq-rep-n of Welleck et al. 2020, "Neural Text Generation with Unlikelihood Training" (https://arxiv.org/abs/1908.04319),
+    with 3 where they have 4: responses here may have a dozen words.
+    """
+    different = distinct_n([text], n)
+    return 0.0 if math.isnan(different) else 1 - different
 
 
 def self_bleu(texts: Sequence[str], most: int = 200, seed: int = 0) -> float:

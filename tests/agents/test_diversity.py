@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from agents.evaluation.diversity import distinct_n, self_bleu
+from agents.diversity import distinct_n, repetition, self_bleu
 
 
 def test_distinct_by_hand() -> None:
@@ -37,3 +37,11 @@ def test_self_bleu_takes_counts_from_others_only_and_punishes_brevity() -> None:
 def test_a_draw_of_many_is_near_the_whole() -> None:
     texts = [f"the {w} was {a} and {b}" for w in ("cat", "dog", "cow") for a in "xyz" for b in "uvw"]
     assert self_bleu(texts, most=20) == pytest.approx(self_bleu(texts), abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [("", 0.0), ("a b", 0.0), ("a b c", 0.0), ("a b c a b c", 0.25), ("Very very very very", 0.5), ("a b c d e", 0.0)],
+)
+def test_repetition_by_hand(text: str, share: float) -> None:
+    assert repetition(text) == pytest.approx(share)

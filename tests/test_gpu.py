@@ -22,6 +22,7 @@ from agents.supervised.preference.train import train_on_preferences
 from agents.supervised.reward_model.train import train_reward_model
 from agents.supervised.settings import PreferenceSettings, RewardSettings, SFTSettings
 from agents.supervised.sft import fine_tune
+from llm_env.lm import varlen_attention
 from llm_env.lm.causal_lm import load_causal_lm
 from llm_env.lm.decoding import CachedDecoder
 from llm_env.lm.names import LoadSettings
@@ -75,6 +76,16 @@ def test_packed_states_are_those_of_single_sequences(model_folder: Callable[...,
     with torch.no_grad():
         alone = [trunk(input_ids=torch.tensor([SEQUENCES[i][:-1]]).cuda()).last_hidden_state[0] for i in batch.order]
         torch.testing.assert_close(packed_states(trunk, batch), torch.cat(alone), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("heads", [(8, 8, 64), (9, 3, 64), (16, 2, 128)])
+def test_the_kernel_for_packed_sequences_agrees(heads: tuple[int, int, int]) -> None:
+    """Where torch has it, `usable` finds it right on this device, outputs and gradients, and packed states go through it."""
+    if varlen_attention.kernel() is None:
+        pytest.skip("this torch has no kernel for sequences of different lengths, or an older one")
+    n_heads, key_heads, size = heads
+    query = torch.zeros(1, n_heads, size, device="cuda", dtype=torch.bfloat16)
+    assert varlen_attention.usable(query, query[:, :key_heads])
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

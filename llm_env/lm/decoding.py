@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
 from llm_env.lm.causal_lm import CausalLM, attention_span
-from llm_env.lm.ragged_cache import Positions, RaggedLayer, row_bucket
+from llm_env.lm.ragged_cache import Positions, RaggedLayer, distinct_rows, row_bucket
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class CachedDecoder:
             Shape (N, H), in the model's dtype, on its device; zeros for idle rows. A new tensor, which later calls do not
             change.
         """
-        # Bookkeeping stays on the CPU; only keys, values and hidden states are on the device.
+        # Bookkeeping stays on the CPU; keys, values and hidden states are on the device.
         ids, lengths = input_ids.detach().cpu().long(), lengths.detach().cpu().long().flatten()
         if not self.ready():
             return self._uncached(ids, lengths)
@@ -217,26 +217,26 @@ class CachedDecoder:
         self._lengths[slots] = lengths[slots]
 
     def _prefill(self, ids: Tensor, lengths: Tensor, fresh: Tensor) -> None:
-        """Reads the prefixes of the fresh slots from the start, and stores their keys and values."""
+        """Reads the prefixes of the fresh slots from the start, each once, and stores their keys and values."""
         slots = fresh.nonzero()[:, 0]
-        prefix_lengths = lengths[slots]  # (n,)
-        longest = int(prefix_lengths.max())
-        # One right-padded forward pass fills an ordinary cache; token 0 stands for V, which has no embedding.
-        padding = torch.arange(longest) >= prefix_lengths[:, None]  # (n, longest)
-        batch = ids[slots, :longest].masked_fill(padding, 0).to(self.lm.device)
+        longest = int(lengths[slots].max())
+        padding = torch.arange(longest) >= lengths[slots][:, None]  # (n, longest)
+        # The prompt of a group is in several slots: (u, longest), and which of them each slot has, (n,).
+        prefixes, which = distinct_rows(ids[slots, :longest].masked_fill(padding, -1))
+        # One right-padded forward pass fills an ordinary cache; token 0 stands behind a prefix.
+        batch = prefixes.clamp(min=0).to(self.lm.device)
         cache: Any = DynamicCache(config=self.lm.config)
         out = self.lm.hidden(batch, past_key_values=cache, use_cache=True)
-        last_positions = prefix_lengths.to(batch.device) - 1
-        hidden = out.last_hidden_state[torch.arange(len(slots), device=batch.device), last_positions]  # (n, H)
-
+        which, last_positions = which.to(batch.device), (lengths[slots] - 1).to(batch.device)
+        hidden = out.last_hidden_state[which, last_positions]  # (n, H)
         # Its rows are copied into ours; slots that had a row keep it.
         new = slots[self._row_of_slot[slots] < 0]
         self._row_of_slot[new] = self._free_rows(len(new))
         if not self._layers:
             self._layers = [RaggedLayer(self._positions) for _ in cache.layers]
-        rows = self._row_of_slot[slots].to(batch.device)
+        rows, columns = self._row_of_slot[slots].to(batch.device), self._tokens.shape[1]
         for layer, filled in zip(self._layers, cache.layers, strict=True):
-            layer.store(rows, filled.keys, filled.values, self._n_rows, self._tokens.shape[1])
+            layer.store(rows, filled.keys, filled.values, self._n_rows, columns, which)
         self._remember(slots, hidden, lengths, ids)
 
     def _free_rows(self, count: int) -> Tensor:

@@ -2,9 +2,9 @@
 
 transformers calls attention through a table of functions (`AttentionInterface`). While a packed batch is read, the
 model's configuration points to `_packed_attention` here, which cuts queries, keys and values into the sequences that they
-belong to and passes each group to transformers' scaled-dot-product attention. Each model is tried once on three short
-sequences; one that does not give the same states as with padding is padded from then on. ``LLM_ENV_FAST`` turns packing off
-(`llm_env.lm.runtime`).
+belong to and passes each group to transformers' scaled-dot-product attention, or all of them at once to one kernel where
+there is one (`llm_env.lm.varlen_attention`). Each model is tried once on three short sequences; one that does not give the
+same states as with padding is padded from then on. ``LLM_ENV_FAST`` turns packing off (`llm_env.lm.runtime`).
 
 transformers also recognizes packed sequences by their position ids. Without flash attention it then computes attention
 between all N tokens and masks most of it, which costs N² instead of the sum of the squared lengths.
@@ -13,6 +13,7 @@ between all N tokens and masks most of it, which costs N² instead of the sum of
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import logging
 import weakref
@@ -28,6 +29,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from llm_env.lm.causal_lm import attention_span
 from llm_env.lm.packing import PackedBatch, pack
 from llm_env.lm.runtime import is_fast
+from llm_env.lm.varlen_attention import bounds, usable, varlen_attention
 
 logger = logging.getLogger(__name__)
 
@@ -69,18 +71,36 @@ class _Group:
         return flat if self.pad is None else flat.index_select(0, self.unpad)
 
 
-_groups: ContextVar[list[_Group]] = ContextVar("groups")
+class _Sequences:
+    """The sequences of a packed batch, as the two ways of attention want them; each is made at its first use.
+
+    Args:
+        lengths: Number of tokens of each sequence, the longest first.
+        device: The device of the batch.
+    """
+
+    def __init__(self, lengths: tuple[int, ...], device: torch.device) -> None:
+        self.lengths, self.device = lengths, device
+
+    @functools.cached_property
+    def ends(self) -> Tensor:
+        """Where each begins and ends, for `varlen_attention`."""
+        return bounds(self.lengths, self.device)
+
+    @functools.cached_property
+    def groups(self) -> list[_Group]:
+        """Groups of similar length."""
+        # On a GPU one large kernel is faster than several small ones.
+        similar = SIMILAR if self.device.type == "cpu" else 0.0
+        groups: list[list[int]] = []
+        for length in self.lengths:
+            if not groups or length < similar * groups[-1][0]:
+                groups.append([])
+            groups[-1].append(length)
+        return [_Group(group, self.device) for group in groups]
 
 
-def _grouped(lengths: tuple[int, ...], device: torch.device) -> list[_Group]:
-    """Cuts a packed batch's sequences, longest first, into groups of similar length."""
-    similar = SIMILAR if device.type == "cpu" else 0.0  # on a GPU one large kernel is faster than several small ones
-    groups: list[list[int]] = []
-    for length in lengths:
-        if not groups or length < similar * groups[-1][0]:
-            groups.append([])
-        groups[-1].append(length)
-    return [_Group(group, device) for group in groups]
+_sequences: ContextVar[_Sequences] = ContextVar("sequences")
 
 
 def _packed_attention(
@@ -88,9 +108,15 @@ def _packed_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention inside each sequence of a packed batch; (1, heads, N, D) to (1, N, heads, D).
 
-    The signature is that of transformers' attention functions. The groups come from `_reading`.
+    The signature is that of transformers' attention functions. The sequences come from `_reading`.
     """
-    groups = _groups.get()
+    sequences = _sequences.get()
+    if not kwargs.get("dropout"):
+        flat = [side[0].transpose(0, 1) for side in (query, key, value)]  # (N, heads, D)
+        if usable(flat[0], flat[1]):
+            longest, scale = sequences.lengths[0], kwargs.get("scaling")
+            return varlen_attention(*flat, sequences.ends, longest, scale)[None], None
+    groups = sequences.groups
     sizes = [g.tokens for g in groups]
     # (1, heads, N, D) -> (N, heads, D), cut into groups
     parts = zip(*((t[0].transpose(0, 1).split(sizes)) for t in (query, key, value)), strict=True)
@@ -109,19 +135,19 @@ AttentionInterface.register(_NAME, _packed_attention)
 
 
 @contextlib.contextmanager
-def _reading(config: Any, groups: list[_Group]) -> Iterator[None]:
+def _reading(config: Any, sequences: _Sequences) -> Iterator[None]:
     """Points a model's configuration to packed attention for the duration of a `with` block."""
     before = config._attn_implementation
-    token = _groups.set(groups)
+    token = _sequences.set(sequences)
     config._attn_implementation = _NAME
     try:
         yield
     finally:
         config._attn_implementation = before
-        _groups.reset(token)
+        _sequences.reset(token)
 
 
-_recomputing: ContextVar[tuple[Any, list[_Group]] | None] = ContextVar("recomputing", default=None)
+_recomputing: ContextVar[tuple[Any, _Sequences] | None] = ContextVar("recomputing", default=None)
 
 
 def recompute_contexts() -> tuple[contextlib.AbstractContextManager[Any], contextlib.AbstractContextManager[Any]]:
@@ -162,11 +188,11 @@ def _packed(trunk: nn.Module, batch: PackedBatch) -> Tensor:
     config: Any = trunk.config
     # 0, 1, …, n-1 for each sequence, as if it stood alone.
     positions = torch.cat([torch.arange(n) for n in batch.lengths]).to(batch.device)
-    groups = _grouped(batch.lengths, batch.device)
+    sequences = _Sequences(tuple(batch.lengths), batch.device)
     # Gradient checkpointing asks for its contexts inside the forward pass; see `recompute_contexts`.
-    token = _recomputing.set((config, groups))
+    token = _recomputing.set((config, sequences))
     try:
-        with _reading(config, groups):
+        with _reading(config, sequences):
             out = trunk(input_ids=batch.input_ids[None], position_ids=positions[None], use_cache=False)
     finally:
         _recomputing.reset(token)

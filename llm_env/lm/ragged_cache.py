@@ -18,6 +18,21 @@ def row_bucket(n: int) -> int:
     return next((size for size in (1, 2, 4) if n <= size), -(-n // 8) * 8)
 
 
+def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Each different row once, in the order of their first appearance.
+
+    Args:
+        rows: Shape (n, L), on the CPU.
+
+    Returns:
+        The different rows, shape (u, L), and which of them each row is, shape (n,).
+    """
+    firsts: dict[bytes, int] = {}
+    which = torch.tensor([firsts.setdefault(row.tobytes(), len(firsts)) for row in rows.numpy()])
+    first = torch.full((len(firsts),), len(rows)).scatter_reduce(0, which, torch.arange(len(rows)), "amin")
+    return rows[first], which
+
+
 class Positions:
     """Where this decoding step writes, and how far it looks; all layers share one object.
 
@@ -48,15 +63,18 @@ class RaggedLayer(DynamicLayer):
         super().__init__()
         self.positions = positions
 
-    def store(self, rows: Tensor, keys: Tensor, values: Tensor, n_rows: int, n_columns: int) -> None:
+    def store(
+        self, rows: Tensor, keys: Tensor, values: Tensor, n_rows: int, n_columns: int, which: Tensor | None = None
+    ) -> None:
         """Writes keys and values of whole prefixes.
 
         Args:
             rows: Rows to write, shape (n,).
-            keys: Shape (n, heads, T, head_dim).
-            values: Shape (n, heads, T, head_dim).
+            keys: Of u different prefixes, shape (u, heads, T, head_dim).
+            values: The same.
             n_rows: Rows that the storage has at least.
             n_columns: Columns that the storage has at least.
+            which: The prefix of each row, shape (n,); None: each has one of its own, in order.
         """
         if not self.is_initialized:
             self.dtype, self.device = keys.dtype, keys.device
@@ -64,8 +82,9 @@ class RaggedLayer(DynamicLayer):
             self.values = values.new_zeros(n_rows, values.shape[1], n_columns, values.shape[3])
             self.is_initialized = True
         self.reserve(n_rows, n_columns)
-        self.keys[rows, :, : keys.shape[2]] = keys
-        self.values[rows, :, : values.shape[2]] = values
+        for own, filled in ((self.keys, keys), (self.values, values)):
+            # Where all are different, they are in order.
+            own[rows, :, : filled.shape[2]] = filled if which is None or len(filled) == len(rows) else filled[which]
 
     def reserve(self, n_rows: int, n_columns: int) -> None:
         """Grows the storage to at least that many rows and columns; what is there stays."""

@@ -51,6 +51,20 @@ DECODING = [
         "torch.arange(sum(batch.lengths))",
         ("tests/llm_env/lm/test_packed_attention.py",),
     ),
+    Mutation(
+        "the kernel for packed sequences sees ahead",
+        "llm_env/lm/varlen_attention.py",
+        '{"window_size": (-1, 0), ',
+        '{"window_size": (-1, -1), ',
+        ("tests/llm_env/lm/test_varlen_attention.py",),
+    ),
+    Mutation(
+        "the kernel for packed sequences is tried without gradients",
+        "llm_env/lm/varlen_attention.py",
+        "in zip((got, *gradients), (want, *want_gradients), strict=True)",
+        "in zip((got,), (want,), strict=True)",
+        ("tests/llm_env/lm/test_varlen_attention.py",),
+    ),
 ]
 
 PROBABILITIES = [

@@ -92,6 +92,24 @@ def test_rows_that_only_grow_are_decoded_one_token_at_a_time(model_folder: Calla
     assert read[-15:] == [20] + [4] * 14
 
 
+def test_a_prompt_that_several_slots_have_is_read_once(model_folder: Callable[..., str]) -> None:
+    lm = load_causal_lm(model_folder("llama"), LOAD)
+    decoder = CachedDecoder(lm, 48)
+    ids = torch.randint(3, 1000, (8, 20))
+    ids[1], ids[4, :5], ids[6] = ids[0], ids[2, :5], ids[2]
+    lengths = torch.tensor([7, 7, 9, 5, 5, 0, 9, 9])  # 4 begins as 2 does, and ends sooner
+    assert decoder.ready()
+    read: list[int] = []
+    lm.trunk.register_forward_pre_hook(lambda m, a, kw: read.append(len(kw["input_ids"])), with_kwargs=True)
+    for step in range(4):  # what each slot goes on with is its own
+        read.clear()
+        hidden = decoder.hidden(ids, lengths)
+        assert read == [5 if step == 0 else 8]  # then a bucket of rows
+        got, busy = lm.logits(hidden), lengths > 0
+        torch.testing.assert_close(got[busy], full_forward(lm, ids, lengths)[busy], rtol=1e-4, atol=1e-4)
+        lengths[busy] += 1
+
+
 def test_finished_rows_leave_the_batch(model_folder: Callable[..., str]) -> None:
     lm = load_causal_lm(model_folder("llama"), LOAD)
     decoder = CachedDecoder(lm, 48)

@@ -119,7 +119,7 @@ def test_the_switch_turns_each_patch_off_and_changes_no_result(monkeypatch: pyte
 
 def test_the_table_says_what_is_active(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_ENV_FAST", "attention,linear")
-    assert active_patches() == {"linear": True, "malloc": False, "attention": True}
+    assert active_patches() == {"linear": True, "malloc": False, "attention": True, "varlen": False}
     assert set(SPEED_PATCHES) == set(active_patches())
     assert not reuse_freed_memory()
     monkeypatch.setenv("LLM_ENV_FAST", "0")

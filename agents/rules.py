@@ -84,6 +84,7 @@ ALGORITHM_RULES: dict[str, Rule] = {
     "critic_lr_scale": _POSITIVE,
     "critic_layers": _COUNT,
     "gradient_checkpointing": FLAG,
+    "offload": FLAG,
     "use_cache": FLAG,
     "planned": FLAG,
     "entropy_grad": FLAG,

@@ -44,6 +44,7 @@ TASK_RULES: dict[str, Rule] = {
     "world_timeout": number(above=0),
     "world_lag": whole(0, 1_000_000, "steps"),
     **JUDGE_RULES,
+    "offload": FLAG,
     "trust_remote_code": FLAG,
     "special_tokens_in_text": FLAG,
 }
@@ -126,6 +127,8 @@ class TaskSettings:
             start of training.
         mixed_precision: ``no``, or ``bf16``: reference and reward model compute under autocast, as the actor then should.
         device: Where the frozen models are: auto (the GPU where there is one), cpu, cuda or another torch device.
+        offload: Whether reference and reward model are on the CPU except while a rollout is scored; a policy puts its critic
+            network aside too (docs/memory.md). Not for scoring by steps, which asks them all the time.
         trust_remote_code: Whether model code from a hub may run.
         special_tokens_in_text: Whether special tokens that prompts and responses spell out, as ``</s>``, become those tokens.
             Without it they are read as the characters that they are; chat templates write special tokens in either case.
@@ -170,6 +173,7 @@ class TaskSettings:
     dtype: str = "float32"
     mixed_precision: str = "no"
     device: str = "auto"
+    offload: bool = False
     trust_remote_code: bool = False
     special_tokens_in_text: bool = False
 
@@ -316,7 +320,14 @@ class TaskSettings:
         from llm_env.lm.loading import resolve_device  # imports torch, which knows the devices
 
         device = str(resolve_device(self.device))
-        return LoadSettings(self.dtype, device, self.trust_remote_code, self.special_tokens_in_text)
+        return LoadSettings(self.dtype, device, self.trust_remote_code, self.special_tokens_in_text, self.offload)
+
+    @property
+    def load_reference(self) -> LoadSettings:
+        """How the reference is loaded: it never idles where masks look at it at every step, or the loss at each mini-batch."""
+        kl = self.kl_penalty()
+        asked_always = self.top_k > 0 or self.top_p < 1.0 or (kl.in_loss and kl.estimator == "exact")
+        return self.load._replace(offload=self.offload and not asked_always)
 
 
 def check_temperature(of_policy: float | None, of_reference: float) -> None:

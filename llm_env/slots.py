@@ -354,11 +354,16 @@ class EpisodeSlots:
 
 
 def _check_that_steps_can_be_scored(task: TextTask) -> None:
-    """Refuses to score steps where the reward holds the exact KL.
+    """Refuses to score steps where the reward holds the exact KL, or frozen models are to be elsewhere while they idle.
 
     Raises:
-        ValueError: it does.
+        ValueError: it does, or they are.
     """
+    if task.settings.offload:
+        raise ValueError(
+            "offload=True goes with LLMTextVecEnv(scoring='deferred'): scored by steps, the reference is asked at each of them "
+            "and never idles. Leave offload out."
+        )
     if task.kl.in_reward and task.kl.estimator == "exact":
         raise ValueError(
             "kl_estimator='exact' needs the policy's whole distribution, which a step does not see: it goes with "

@@ -65,7 +65,7 @@ class TextTask:
         # The reference model, and the sizes that it has to be able to read.
         name = DEFAULT_MODEL if settings.model is None else settings.model
         load = settings.load
-        self.model = shared_causal_lm(name, load)
+        self.model = shared_causal_lm(name, settings.load_reference)
         self.tokenizer = self.model.tokenizer
         self.eos_ids = self.model.eos_ids
         self.ends = TurnEnds(self.eos_ids, settings.stop_strings or (), self.decode)
@@ -234,9 +234,10 @@ class TextTask:
         """
         if not 0 < share <= 1:
             raise ValueError(f"share={share} must be above 0, at most 1.")
-        with torch.no_grad():
+        own = self.own_reference()
+        with torch.no_grad(), self.reference.at_hand():
             new = dict(model.named_parameters())
-            for name, value in self.own_reference().named_parameters():  # tied weights come once
+            for name, value in own.named_parameters():  # tied weights come once
                 value.lerp_(new[name].to(value), share)  # θ_ref + share·(θ - θ_ref)
         self.reference.version += 1  # whoever caches the reference's keys and values drops them
 
@@ -255,9 +256,10 @@ class TextTask:
         """The reference model, as a copy that belongs to this task alone; the first call loads it."""
         # As long as the reference is the shared model, other tasks in this process see it: load a second one.
         if self.reference.shared is self.model:
-            lm = load_causal_lm(self.model.lm.name, self.settings.load)
+            load = self.settings.load_reference
+            lm = load_causal_lm(self.model.lm.name, load.at_rest)
             freeze(lm.model)
-            self.reference.shared = SharedLM(lm, self.tokenizer, self.eos_ids, self.settings.load)
+            self.reference.shared = SharedLM(lm, self.tokenizer, self.eos_ids, load)
         return self.reference.shared.lm.model
 
     def full_info(self, episode: Episode, start_time: float | None = None) -> dict[str, Any]:

@@ -189,13 +189,15 @@ def _environment(
         # Settings of earlier versions name k1 for grpo too, whose loss had k3 all the same: k1 restrains nothing there.
         if default_place == "loss" and env_kwargs.get("kl_estimator") == "k1":
             env_kwargs["kl_estimator"] = None
-    if "mixed_precision" in chosen:  # the frozen models compute as the actor does
-        env_kwargs.setdefault("mixed_precision", chosen["mixed_precision"])
+    for setting in ("mixed_precision", "offload"):  # the frozen models compute, and are put aside, as the policy's are
+        if setting in chosen:
+            env_kwargs.setdefault(setting, chosen[setting])
     # Combinations that the table excludes are found before any model is loaded.
     rules = task_settings(env_kwargs)
     check_masks(name, rules.has_masks)
     check_world(name, rules.world is not None)
-    checked_settings(name, {"mixed_precision": rules.mixed_precision, "kl_in": rules.kl_in})
+    of_policy = {"mixed_precision": rules.mixed_precision, "kl_in": rules.kl_in, "offload": rules.offload}
+    checked_settings(name, of_policy)
     if episodes is not None:
         check_choice("episodes", episodes, EPISODE_MODES)
     else:

@@ -31,6 +31,7 @@ ACTOR_CRITIC_SETTINGS = (
     "lora_rank",
     "lora_alpha",
     "mixed_precision",
+    "offload",
     "gradient_checkpointing",
     "micro_batch_tokens",
     "use_cache",
@@ -382,7 +383,8 @@ def checked_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     if settings.get("critic") not in (None, "none"):
         row.refuse(name, "separate_critic", f"critic={settings['critic']!r}")
     has = settings_of(name)
-    neutral = {"lora_rank": 0, "mixed_precision": "no", "group_size": 1, "critic": "none", "kl_in": "reward"}
+    neutral: dict[str, Any] = {"lora_rank": 0, "mixed_precision": "no", "group_size": 1, "offload": False}
+    neutral |= {"critic": "none", "kl_in": "reward"}
     for setting, value in settings.items():
         if setting not in has and not (setting in neutral and value == neutral[setting]):
             near = difflib.get_close_matches(setting, has, 1)

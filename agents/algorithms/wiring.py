@@ -182,6 +182,7 @@ def policy_settings(task: TextTask, user_settings: Settings, algorithm: Mapping[
         "model": settings.model,
         "temperature": settings.temperature,
         "mixed_precision": settings.mixed_precision,
+        "offload": settings.offload,
         "trust_remote_code": settings.trust_remote_code,
         "entropy_grad": bool(algorithm.get("ent_coef", 0.0)),
         **user_settings,
@@ -202,7 +203,7 @@ def policy_settings(task: TextTask, user_settings: Settings, algorithm: Mapping[
         is_default = classifier.name == DEFAULT_REWARD_MODEL
         kwargs.setdefault("reward_model", None if is_default and settings.model is None else classifier.name)
     if kwargs.get("lora_rank"):
-        load = settings.load
+        load = task.model.settings  # by which the registry knows it
         same_device = device_type(algorithm.get("device", "auto")) == device_type(load.device)
         if load.dtype in ("float32", "fp32") and same_device:
             # The reference of the task and the actor are then one model; see SharedLM.

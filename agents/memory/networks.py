@@ -77,6 +77,21 @@ class Networks:
         lm: CausalLM = self.policy.lm
         return lm
 
+    @property
+    def idle(self) -> frozenset[str]:
+        """The plan's names of the models that are on the CPU while nobody asks them, as the code has it (`--offload`)."""
+        found = {
+            "reference": self.task.model.settings.offload and self.task.model.lm.model is not self.lm.model,
+            "reward model": self.task.settings.offload,
+            "critic": not self.is_q_network and self.policy.idle_critic.idles,
+        }
+        return frozenset(name for name, idles in found.items() if idles)
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """The parameters of a critic that has a module of its own."""
+        critic = getattr(self.policy, "critic", None)
+        return list(critic.parameters()) if isinstance(critic, nn.Module) else []
+
     def weights(self) -> dict[str, list[Tensor]]:
         """The policy's parameters and buffers by what they are: actor, critic, target network."""
         found: dict[str, list[Tensor]] = {"actor": [], "critic": [], "target": []}

@@ -8,11 +8,11 @@ import functools
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from agents.memory.formulas import Shape, cache_bytes, cache_columns, kept_bytes, work_bytes
@@ -59,12 +59,14 @@ class Update:
         most: By the kinds of `Meter`, at the peak of forward and backward pass; gradients that are there by then are in it.
         gradients: Gradients of all weights at its end.
         optimizer: The optimizer's states from then on.
+        of_critic: Those of the critic's weights among them.
         counted: Whether `most` was counted; else formulas estimate it.
     """
 
     most: Counter[str]
     gradients: int
     optimizer: int
+    of_critic: int
     counted: bool
 
 
@@ -103,9 +105,12 @@ def update(networks: Networks, sizes: Sizes) -> Update:
         for parameter in policy.actor.parameters():
             parameter.grad = None
     policy.optimizer.step()
-    states = [value for state in policy.optimizer.state.values() for value in state.values()]
+    of_critic = {id(p) for p in networks.critic_parameters()}
+    states = [(id(p) in of_critic, value) for p, of in policy.optimizer.state.items() for value in of.values()]
+    tensors = [(is_critics, value) for is_critics, value in states if isinstance(value, Tensor)]
     policy.optimizer.zero_grad()
-    return Update(most, gradients, nbytes(v for v in states if isinstance(v, Tensor)), counted)
+    critics = nbytes(value for is_critics, value in tensors if is_critics)
+    return Update(most, gradients, nbytes(value for _, value in tensors), critics, counted)
 
 
 def _estimate(networks: Networks, sizes: Sizes) -> Counter[str]:
@@ -137,27 +142,57 @@ def _loss(networks: Networks, batch: PackedBatch) -> Tensor:
     return sum(o.sum() for o in outputs if o.requires_grad)
 
 
+class Asked(NamedTuple):
+    """A model that is asked about a rollout.
+
+    Attributes:
+        part: The plan's name of it: ``critic``, ``reference`` or ``reward model``; ``actor`` with a critic that is no network.
+        weights: Its bytes.
+        most: What asking it needs beside them, by the kinds of `Meter`.
+    """
+
+    part: str
+    weights: int
+    most: Counter[str]
+
+    @property
+    def needs(self) -> int:
+        """Bytes that asking it needs, without its weights."""
+        return sum(self.most.values())
+
+
 def score(networks: Networks, sizes: Sizes) -> Counter[str]:
     """What asking policy, reference and reward model about a rollout needs, one after the other, in bytes."""
+    return most_needing(asked(networks, sizes))
+
+
+def most_needing(asked: Sequence[Asked]) -> Counter[str]:
+    """What the one that needs most needs, where all weights are there all the time."""
+    return max(asked, key=lambda one: one.needs).most
+
+
+def asked(networks: Networks, sizes: Sizes) -> list[Asked]:
+    """The models that are asked about a rollout, one after the other."""
     policy, task = networks.policy, networks.task
     batch = with_masks(texts(min(sizes.episodes, max(1, SCORE_TOKENS // sizes.longest)), sizes), networks)
-    asked: list[Callable[[], Any]] = []
+    questions: list[tuple[str, nn.Module, Callable[[], Any]]] = []
     if not networks.is_q_network and policy.rescores_values:
+        part = ("critic", policy.critic) if policy.critic.reads_text else ("actor", policy.actor)
         if policy.rescores_log_probs or not policy.critic.reads_text:
-            asked.append(lambda: policy._evaluate(batch))
+            questions.append((*part, lambda: policy._evaluate(batch)))
         else:
-            asked.append(lambda: policy.critic(batch, None))
+            questions.append((*part, lambda: policy.critic(batch, None)))
 
     def reference() -> Any:
         with task.reference.frozen() as lm:
             states = packed_states(lm.trunk, batch)[batch.index]
             return head_log_probs(lm, states, batch.targets, task.settings.temperature)
 
-    asked.append(reference)
+    questions.append(("reference", task.model.lm.model, reference))
     ids = batch.input_ids.view(len(batch.lengths), -1)
-    asked += [functools.partial(model, input_ids=ids) for model in networks.rewards]
-    most: Counter[str] = Counter()
-    for ask in asked:
+    questions += [("reward model", model, functools.partial(model, input_ids=ids)) for model in networks.rewards]
+    answers = []
+    for name, model, ask in questions:
         meter = Meter(networks.lm.vocab_size)
         counts = meter.most
         try:
@@ -166,8 +201,8 @@ def score(networks: Networks, sizes: Sizes) -> Counter[str]:
             counts = meter.most
         except RuntimeError:  # as in `update`
             counts = Counter({"activations": work_bytes(networks.lm.config, len(batch.input_ids), 4)})
-        most = max(most, counts, key=lambda found: sum(found.values()))
-    return most
+        answers.append(Asked(name, nbytes([*model.parameters(), *model.buffers()]), counts))
+    return answers
 
 
 def decode(lm: CausalLM, networks: Networks, sizes: Sizes) -> tuple[Counter[str], int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,8 +105,11 @@ def make_plan(settings: RunSettings, processes: int = 1, sharding: str = "none",
         networks = build(settings)
         size = sizes(networks, settings, processes)
         parts = {name: dict.fromkeys(PHASES, bytes_) for name, bytes_ in held(networks, processes, sharding).items()}
-        work, found = _work(networks, size)
+        work, asked, found = _work(networks, size)
         parts |= work
+        idle = networks.idle - ({"critic"} if sharding == "full" else set())
+        if device != "cpu" and idle:
+            put_aside(parts, idle, asked, found)
         if sharding == "full":
             _share_update(parts, networks, processes)
         elif processes > 1:  # gradients are added up in two buckets, one under way while the other is filled
@@ -118,6 +122,31 @@ def make_plan(settings: RunSettings, processes: int = 1, sharding: str = "none",
         weights["trained"] = sum(p.numel() for p in trained(networks.policy.parameters()))
         parts = {name: part for name, part in parts.items() if any(part.values())}
         return Plan(parts, settings, size, processes, sharding, device, weights, found.gradients, found.counted)
+
+
+def put_aside(
+    parts: dict[str, dict[str, int]], idle: Set[str], asked: Sequence[passes.Asked], found: passes.Update
+) -> None:
+    """Takes models that idle out of a plan, in place.
+
+    Collecting needs none of them; scoring has them one at a time, of which the one that needs most with its weights counts;
+    training has the critic.
+
+    Args:
+        parts: The plan, with all models on the device all the time.
+        idle: The models' names.
+        asked: What asking each of them about a rollout needs.
+        found: An update.
+    """
+    worst = max(asked, key=lambda one: one.needs + (one.weights if one.part in idle else 0))
+    for kind in ("activations", "logits"):
+        parts[kind]["scoring"] = worst.most[kind]
+    for name in idle & parts.keys():
+        scoring = worst.weights if name == worst.part else 0
+        parts[name] |= {"collecting": 0, "scoring": scoring, "training": parts[name]["training"] * (name == "critic")}
+    if "critic" in idle:
+        for phase in ("collecting", "scoring"):
+            parts["optimizer"][phase] -= found.of_critic
 
 
 def held(networks: Networks, processes: int, sharding: str) -> dict[str, int]:
@@ -147,15 +176,16 @@ def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
     return [*model.named_parameters(), *model.named_buffers()]
 
 
-def _work(networks: Networks, size: Sizes) -> tuple[dict[str, dict[str, int]], passes.Update]:
-    """What the passes of `agents.memory.passes` found, by part and phase; and what they found of an update."""
+def _work(networks: Networks, size: Sizes) -> tuple[dict[str, dict[str, int]], list[passes.Asked], passes.Update]:
+    """What the passes of `agents.memory.passes` found, by part and phase; who was asked, and what an update was."""
     parts = {name: dict.fromkeys(PHASES, 0) for name in ("gradients", "optimizer", "cache", "activations", "logits")}
     decoder = networks.decoder.lm  # the copy in mixed precision is made before the weights move
     most, cache = passes.decode(decoder, networks, size)
     parts["cache"] |= {"collecting": cache, "scoring": cache if not networks.is_q_network else 0}
     for kind, count in most.items():
         parts[kind]["collecting"] = count - (cache if kind == "activations" else 0)
-    for kind, count in passes.score(networks, size).items():
+    asked = passes.asked(networks, size)
+    for kind, count in passes.most_needing(asked).items():
         parts[kind]["scoring"] = count
     found = passes.update(networks, size)
     for kind, count in found.most.items():
@@ -164,7 +194,7 @@ def _work(networks: Networks, size: Sizes) -> tuple[dict[str, dict[str, int]], p
         parts["activations"]["training"] = parts["logits"]["training"] = 0
         parts["gradients"]["training"] = found.gradients
     parts["optimizer"] = dict.fromkeys(PHASES, found.optimizer)
-    return parts, found
+    return parts, asked, found
 
 
 def _share_update(parts: dict[str, dict[str, int]], networks: Networks, processes: int) -> None:

@@ -52,6 +52,12 @@ def _half_precision(plan: Plan) -> Iterator[Change]:
         yield _with(plan, "--mixed-precision bf16", "faster on a GPU; rounds", mixed_precision="bf16")
 
 
+def _offload(plan: Plan) -> Iterator[Change]:
+    """Where nothing idles, the plan with it needs as much, and it is not named."""
+    if not plan.settings.task.offload and plan.device != "cpu" and algorithm(plan.settings.algorithm.algo).rollouts:
+        yield _with(plan, "--offload", "moves what idles to the CPU and back in each iteration", offload=True)
+
+
 def _micro_batches(plan: Plan) -> Iterator[Change]:
     """Parts of a half, a quarter, … of what is in memory at a time now, down to a single text."""
     sizes, now = plan.sizes, plan.settings.algorithm.micro_batch_tokens
@@ -91,6 +97,7 @@ def _fewer_slots(plan: Plan) -> Iterator[Change]:
 
 STEPS: tuple[tuple[str | None, Step], ...] = (
     ("bf16", _half_precision),
+    (None, _offload),
     (None, _micro_batches),
     (None, _checkpointing),
     ("shards", _shards),

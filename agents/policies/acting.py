@@ -13,6 +13,7 @@ from torch import Tensor
 from agents.distributed import ranks
 from agents.policies.actor import Actor
 from agents.policies.critic import Critic
+from agents.policies.idle_critic import IdleCritic
 from agents.policies.observations import sequences_of, split_observation
 from agents.policies.plan import Foresee, Step
 from agents.policies.planner import Planner
@@ -33,6 +34,7 @@ class ActsOnText:
     device: torch.device
     lm: CausalLM
     critic: Critic
+    idle_critic: IdleCritic
     _acting: Actor
     _planner: Planner
     _writes: Writer | None
@@ -150,7 +152,7 @@ class ActsOnText:
         # The buffer asks for these later, in one batch for the whole rollout; in shards a head cannot be asked alone either.
         if (self.critic.reads_text and self.defer_values) or ranks().shards:
             return torch.full((len(lengths), 1), torch.nan, device=self.device)
-        with self._autocast():
+        with self._autocast(), self.idle_critic.asked():
             # Idle rows are read as one token, and their values set to 0. (N,)
             batch = pack_ends(sequences_of(ids, lengths), ids.device) if self.critic.reads_text else None
             values = self.critic(batch, hidden)

@@ -61,7 +61,7 @@ class Actor:
         max_length: int,
         lora_rank: int = 0,
         lora_alpha: float | None = None,
-        reference_load: tuple[str, str, bool, bool] | None = None,
+        reference_load: tuple[Any, ...] | None = None,
         mixed_precision: str = "no",
         use_cache: bool = True,
         trust_remote_code: bool = False,

@@ -20,6 +20,7 @@ from agents.distributed import ranks
 from agents.policies.acting import ActsOnText
 from agents.policies.actor import Actor, optimizer_defaults, save_language_model
 from agents.policies.critic import Critic, CriticNetwork, CriticSource, enable_checkpointing, make_critic
+from agents.policies.idle_critic import IdleCritic
 from agents.policies.learning_rates import parameter_groups, scale_learning_rates
 from agents.policies.micro_batches import MicroBatches
 from agents.policies.observations import check_observation_space, split_observation
@@ -135,6 +136,7 @@ class LLMActorCriticPolicy(CarriesLogProbs, ActsOnText, ScoresRollouts, ActorCri
         )
         if s.critic_lr_scale != 1.0:
             scale_learning_rates(self.optimizer)
+        self.idle_critic = IdleCritic(self, s.offload)
         # SB3 drops gradients only after the next forward pass; they need not be in memory beside its activations.
         self.optimizer.register_step_post_hook(_drop_gradients)
 
@@ -155,7 +157,7 @@ class LLMActorCriticPolicy(CarriesLogProbs, ActsOnText, ScoresRollouts, ActorCri
     def predict_values(self, obs: PyTorchObs | PackedBatch) -> Tensor:
         """V(s) in score for each observation, shape (N, 1); 0 for idle rows, NaN under `defer_values`."""
         if isinstance(obs, PackedBatch):  # from TRPO, which fits its critic through this method
-            with self._autocast():
+            with self._autocast(), self.idle_critic.asked():
                 return self.critic(obs, None if self.critic.reads_text else self._packed_hidden(obs))[:, None]
         ids, lengths = split_observation(obs)
         hidden = None if self.critic.reads_text else self._last_hidden(ids, lengths)
@@ -177,6 +179,7 @@ class LLMActorCriticPolicy(CarriesLogProbs, ActsOnText, ScoresRollouts, ActorCri
         Raises:
             RuntimeError: in mixed precision, nobody scored the old log-probs as this does, so ratios would not start at 1.
         """
+        self.idle_critic.bring()  # there already while SB3 trains
         if isinstance(obs, PackedBatch):
             if self.rescores_log_probs and not self.scored_by_buffer:
                 raise RuntimeError(
@@ -214,6 +217,7 @@ class LLMActorCriticPolicy(CarriesLogProbs, ActsOnText, ScoresRollouts, ActorCri
                 # The actor's states serve both; the reference makes a pass of its own.
                 return *self._from_hidden(part, hidden), self._exact_kl(part, hidden, reference)
 
+        self.idle_critic.bring()
         values, log_probs, entropy, kl = self._in_parts(evaluate, batch)
         return values, log_probs, entropy if self.settings.entropy_grad else entropy.detach(), kl
 
@@ -308,11 +312,16 @@ class LLMActorCriticPolicy(CarriesLogProbs, ActsOnText, ScoresRollouts, ActorCri
         return self._acting.merged()
 
     def set_training_mode(self, mode: bool) -> None:
-        """Train or eval mode; there is no dropout, but cache and plan are dropped, for the weights are about to change."""
+        """Train or eval mode: SB3 says so before an update and before a rollout.
+
+        There is no dropout; but cache and plan are dropped, for the weights are about to change, and the critic is brought.
+        """
         if mode:
             self._forget()
+            self.idle_critic.bring()
         else:
             self.refresh()
+            self.idle_critic.put_aside()
         super().set_training_mode(mode)
 
     def _forget(self) -> None:

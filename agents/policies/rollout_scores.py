@@ -15,6 +15,7 @@ from torch import Tensor
 
 from agents.distributed import ranks
 from agents.policies.critic import Critic
+from agents.policies.idle_critic import IdleCritic
 from agents.shards import as_often_as_others
 from llm_env.lm.packing import PackedBatch, Scored, in_groups, micro_batches, pack, pack_ends
 from llm_env.reward.reference import Reference
@@ -27,6 +28,7 @@ class ScoresRollouts:
     """The part of `LLMActorCriticPolicy` that scores segments; no gradients."""
 
     critic: Critic
+    idle_critic: IdleCritic
     mixed_precision: str
     device: torch.device
 
@@ -86,7 +88,8 @@ class ScoresRollouts:
                 log_probs = torch.zeros_like(values)
             return log_probs, values
 
-        log_probs, values = self._score_in_groups(score, sequences, scored, masks)
+        with self.idle_critic.asked():
+            log_probs, values = self._score_in_groups(score, sequences, scored, masks)
         return log_probs, values
 
     @torch.no_grad()
@@ -106,7 +109,8 @@ class ScoresRollouts:
             with self._autocast():
                 return (self._exact_kl(batch, self._packed_hidden(batch), reference),)
 
-        return self._score_in_groups(score, sequences, scored, masks)[0]
+        with reference.at_hand():  # once for all groups
+            return self._score_in_groups(score, sequences, scored, masks)[0]
 
     def _score_in_groups(
         self,
@@ -142,6 +146,6 @@ class ScoresRollouts:
     def state_values(self, sequences: list[list[int]]) -> NDArray[np.float32]:
         """V in score of the state after each sequence, shape (n,)."""
         batch = pack_ends(sequences, self.device)
-        with self._autocast():
+        with self._autocast(), self.idle_critic.asked():
             values = self.critic(batch, None if self.critic.reads_text else self._packed_hidden(batch))
         return values.cpu().numpy()

@@ -30,6 +30,8 @@ class PolicySettings:
         reference_load: With LoRA, `LoadSettings` of the environment's reference as a tuple: the adapters are put into
             that very model, which is then the reference when they are switched off. None: a model of the policy's own.
         mixed_precision: ``no``, or ``bf16``: weights in float32, arithmetic under autocast, decoding with a bf16 copy.
+        offload: Put a critic network and its optimizer's states on the CPU while it is neither asked nor trained; frozen models
+            are the environment's to put aside. No effect on a critic that shares the actor's layers, or on weights in shards.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
         micro_batch_tokens: Tokens of a mini-batch, prompts included, whose activations are in memory at a time; a larger
             mini-batch is worked through in parts, with the same gradient. None: all, unless that does not fit.
@@ -51,8 +53,9 @@ class PolicySettings:
     reward_model: str | None = None
     lora_rank: int = 0
     lora_alpha: float | None = None
-    reference_load: tuple[str, str, bool, bool] | None = None
+    reference_load: tuple[Any, ...] | None = None
     mixed_precision: str = "no"
+    offload: bool = False
     gradient_checkpointing: bool = False
     micro_batch_tokens: int | None = None
     use_cache: bool = True

@@ -282,7 +282,7 @@ class LLMTextVecEnv(VecEnv):
         """
         task = self.task
         self.mask_copy = DecodingCopy(actor, torch.float32)
-        shared = SharedLM(self.mask_copy, task.tokenizer, task.eos_ids, task.settings.load)
+        shared = SharedLM(self.mask_copy, task.tokenizer, task.eos_ids, task.settings.load._replace(offload=False))
         reference = Reference(shared, task.settings.temperature, task.settings.mixed_precision)
         self.batch.mask_source = StepwiseReference(reference, task.max_length)
 

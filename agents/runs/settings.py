@@ -336,6 +336,8 @@ class RunSettings:
         arguments = self.algorithm.arguments()
         if self.task.mixed_precision != "no":  # said here too, so that an algorithm that does not have it refuses it
             arguments["mixed_precision"] = self.task.mixed_precision
+        if self.task.offload:
+            arguments["offload"] = True
         for name, value in named_values("algo_kwargs", self.algorithm.algo_kwargs).items():
             if name in flat_types(type(self)):
                 raise ValueError(f"algo_kwargs: {name} has a setting of its own; use --{name.replace('_', '-')}.")

@@ -18,12 +18,19 @@ class LoadSettings(NamedTuple):
         device: ``auto`` (the GPU where there is one), or a torch device.
         trust_remote_code: Whether model code from a hub may run.
         special_tokens_in_text: Whether the model's tokenizer takes special tokens in texts for what they name.
+        offload: Whether a frozen model is on the CPU while nobody asks it, and on `device` only while somebody does.
     """
 
     dtype: str = "float32"
     device: str = "auto"
     trust_remote_code: bool = False
     special_tokens_in_text: bool = False
+    offload: bool = False
+
+    @property
+    def at_rest(self) -> LoadSettings:
+        """The same with the device that a frozen model is on while nobody asks it."""
+        return self._replace(device="cpu") if self.offload else self
 
 
 def check_dtype(name: str) -> None:

@@ -22,8 +22,9 @@ from transformers import PreTrainedTokenizerBase
 
 from llm_env.extras import require
 from llm_env.lm.causal_lm import CausalLM, end_token_ids, load_causal_lm
-from llm_env.lm.loading import freeze, load_tokenizer
+from llm_env.lm.loading import freeze, load_tokenizer, resolve_device
 from llm_env.lm.names import LoadSettings
+from llm_env.lm.placement import at_hand
 
 T = TypeVar("T")
 Fingerprint: TypeAlias = tuple[tuple[str, int, int], ...]
@@ -163,9 +164,18 @@ class SharedLM:
         return self._adapter_owner is not None and self._adapter_owner() is None
 
     @contextlib.contextmanager
+    def at_hand(self) -> Iterator[None]:
+        """The model on its device for the duration of a `with` block, where `LoadSettings.offload` has it elsewhere."""
+        if not self.settings.offload:
+            yield
+            return
+        with at_hand(self.lm.model, resolve_device(self.settings.device)):
+            yield
+
+    @contextlib.contextmanager
     def frozen(self) -> Iterator[CausalLM]:
-        """The frozen model for the duration of a `with` block: adapters off, no gradients."""
-        with torch.no_grad():
+        """The frozen model for the duration of a `with` block: on its device, adapters off, no gradients."""
+        with torch.no_grad(), self.at_hand():
             # Nobody's adapters are inside: the model is the frozen one as it stands.
             if self._adapter_owner is None:
                 yield self.lm
@@ -206,7 +216,7 @@ def shared_causal_lm(name: str, settings: LoadSettings, option: str = "model") -
     """
 
     def load() -> SharedLM:
-        lm = load_causal_lm(name, settings, option)
+        lm = load_causal_lm(name, settings.at_rest, option)
         freeze(lm.model)
         tokenizer = load_tokenizer(name, option, settings.trust_remote_code, settings.special_tokens_in_text)
         return SharedLM(lm, tokenizer, end_token_ids(lm.model, tokenizer, name, option), settings)

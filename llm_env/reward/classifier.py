@@ -19,11 +19,20 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from llm_env.episode import Episode
-from llm_env.lm.loading import autocast, freeze, lacks_weights, load_config, load_tokenizer, load_weights
+from llm_env.lm.loading import (
+    autocast,
+    freeze,
+    lacks_weights,
+    load_config,
+    load_tokenizer,
+    load_weights,
+    resolve_device,
+)
 from llm_env.lm.memory import is_out_of_memory
 from llm_env.lm.names import LoadSettings
 from llm_env.lm.packed_attention import packed_states
 from llm_env.lm.packing import in_groups, pack_ends
+from llm_env.lm.placement import at_hand
 from llm_env.lm.registry import MODELS
 from llm_env.reward.heads import (
     Gate,
@@ -64,7 +73,8 @@ class ClassifierReward:
         option: The option that the name came from, for error messages.
 
     Attributes:
-        model: The classifier, shared by all users in this process.
+        model: The classifier, shared by all users in this process; with `LoadSettings.offload` on the CPU while nobody asks it.
+        device: Where it computes.
         tokenizer: The classifier's own tokenizer.
         shares_tokenizer: Whether the classifier reads the actor's ids.
         heads: The names of its heads, or None for an ordinary reward model.
@@ -91,6 +101,7 @@ class ClassifierReward:
         self.model, self.tokenizer = MODELS.get(
             "reward_model", name, settings, lambda: _load_classifier(name, settings, option)
         )
+        self.device = resolve_device(settings.device)
         self.shares_tokenizer = same_tokenizer(self.tokenizer, actor_tokenizer)
         if not self.shares_tokenizer:
             self._log_that_text_is_read(actor_tokenizer)
@@ -100,7 +111,7 @@ class ClassifierReward:
             # Several heads come from a decoder with a linear head; `_load_classifier` has checked that.
             hidden_size = linear_head(self.model).in_features  # type: ignore[union-attr]
             gate = load_gate(name, hidden_size, len(self.heads))
-            self.gate = None if gate is None else gate.to(self.model.device)
+            self.gate = None if gate is None else gate.to(self.device)  # as small as it is, it stays there
         self._weights = torch.tensor(head_weights(self.model.config))  # (heads,)
         self.mean = float(getattr(self.model.config, "score_mean", 0.0))
         self.std = float(getattr(self.model.config, "score_std", 1.0))
@@ -180,7 +191,8 @@ class ClassifierReward:
             for i, value in zip(group, values, strict=True):
                 raw[i] = (value - self.mean) / self.std
 
-        in_groups([len(s) for s in sequences], SCORE_TOKENS, self.model.device, run)
+        with at_hand(self.model, self.device):
+            in_groups([len(s) for s in sequences], SCORE_TOKENS, self.model.device, run)
         texts = [e.prompt.text for e in episodes], [e.response_text for e in episodes]
         return checked_scores(raw, *texts, repr(self.name), self.option)
 
@@ -265,7 +277,7 @@ def _load_classifier(name: str, settings: LoadSettings, option: str) -> tuple[Pr
             f"{option}={name!r} has {labels} labels; a reward model has one (num_labels=1). To use one label of a "
             "classifier, wrap it in a function and give its name as 'package.module:function'."
         )
-    model = load_weights(AutoModelForSequenceClassification, name, "reward model", option, settings)
+    model = load_weights(AutoModelForSequenceClassification, name, "reward model", option, settings.at_rest)
     if heads is not None and linear_head(model) is None:
         raise ValueError(f"{option}={name!r}: reward_heads need a decoder with a linear head named 'score'.")
     attach_mlp_head(model, name, option)

@@ -42,6 +42,10 @@ class Reference:
         with self.shared.frozen() as lm, autocast(lm.device, self.mixed_precision):
             yield lm
 
+    def at_hand(self) -> contextlib.AbstractContextManager[None]:
+        """The model on its device for the duration of a `with` block, in which it is asked several times."""
+        return self.shared.at_hand()
+
     def log_probs(self, sequences: Sequence[Sequence[int]], scored: Sequence[Scored]) -> list[NDArray[np.float32]]:
         """Log π_ref of every scored token, in nats; each sequence is read in one pass.
 

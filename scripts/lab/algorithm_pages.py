@@ -203,7 +203,8 @@ def replicate(name: str) -> str:
 def parameters(name: str) -> str:
     """Every setting: its default, what it must be, what it is; those that the algorithm's row sets first."""
     own = {*algorithm(name).defaults, *OWN_MEANING.get(name, {})}
-    options = {f.name for f in dataclasses.fields(AlgorithmSettings)} | {"seed", "device", "mixed_precision", "kl_in"}
+    of_task = {"seed", "device", "mixed_precision", "offload", "kl_in"}
+    options = {f.name for f in dataclasses.fields(AlgorithmSettings)} | of_task
     lines = ["| setting | default | must be | what it is |", "|---|---|---|---|"]
     for setting in sorted(settings_of(name), key=lambda s: (s not in own, s)):
         mark = "" if setting in options else " ²" if setting in _PYTHON_ONLY else " ¹"

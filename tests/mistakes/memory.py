@@ -6,6 +6,7 @@ from tests.mistakes import Mutation
 
 _METER = ("tests/agents/memory/test_meter.py",)
 _PLAN = ("tests/agents/memory/test_plan.py",)
+_OFFLOAD = ("tests/agents/policies/test_offload.py",)
 MEMORY = [
     Mutation(
         "what was freed is counted on",
@@ -48,5 +49,68 @@ MEMORY = [
         "        for change in step(plan):  # the mildest of its kind that is enough",
         "        for change in list(step(plan))[-1:]:",
         ("tests/agents/cli/test_plan.py",),
+    ),
+    Mutation(
+        "the critic is not put aside before a rollout",
+        "agents/policies/actor_critic.py",
+        "            self.idle_critic.put_aside()\n",
+        "",
+        _OFFLOAD,
+    ),
+    Mutation(
+        "a critic that is aside is asked where it is",
+        "agents/policies/rollout_scores.py",
+        "        with self.idle_critic.asked():\n            log_probs",
+        "        if True:\n            log_probs",
+        _OFFLOAD,
+    ),
+    Mutation(
+        "the optimizer's states stay where they are",
+        "agents/policies/idle_critic.py",
+        "            move_states(self.policy.optimizer, critic, device)\n",
+        "",
+        _OFFLOAD,
+    ),
+    Mutation(
+        "a fused step's number stays on the other device",
+        "agents/policies/idle_critic.py",
+        "(value.ndim > 0 or along)",
+        "value.ndim > 0",
+        _OFFLOAD,
+    ),
+    Mutation(
+        "a model stays on the device after it was asked",
+        "llm_env/lm/placement.py",
+        "    finally:\n        move(module, before)\n",
+        "    finally:\n        pass\n",
+        _OFFLOAD,
+    ),
+    Mutation(
+        "a reward model that is aside is asked where it is",
+        "llm_env/reward/classifier.py",
+        "        with at_hand(self.model, self.device):",
+        "        if True:",
+        _OFFLOAD,
+    ),
+    Mutation(
+        "layers that are the actor's are put aside with the critic",
+        "agents/policies/idle_critic.py",
+        "isinstance(critic, CriticNetwork) and not shares and",
+        "isinstance(critic, CriticNetwork) and",
+        _OFFLOAD,
+    ),
+    Mutation(
+        "the plan has what idles while a rollout is collected",
+        "agents/memory/plan.py",
+        '{"collecting": 0, "scoring": scoring,',
+        '{"scoring": scoring,',
+        _PLAN,
+    ),
+    Mutation(
+        "the plan scores with the largest activations, whatever weights go with them",
+        "agents/memory/plan.py",
+        "one.needs + (one.weights if one.part in idle else 0))",
+        "one.needs)",
+        _PLAN,
     ),
 ]

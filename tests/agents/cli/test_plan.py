@@ -71,6 +71,7 @@ def needing(sizes: dict[str, int]) -> Any:
             "checkpoints": settings.algorithm.gradient_checkpointing,
             "lora": settings.algorithm.lora_rank,
             "bf16": settings.task.mixed_precision == "bf16",
+            "offload": settings.task.offload,
             "shards": processes if sharding == "full" else 0,
         }
         saved = sum(size for name, size in sizes.items() if (has[name] <= 100 if name == "micro" else has[name]))
@@ -88,6 +89,8 @@ def needing(sizes: dict[str, int]) -> Any:
         ({"lora": 5 * GB, "checkpoints": 5 * GB}, 6 * GB, ["--gradient-checkpointing", "--lora-rank 16"]),
         ({"micro": 5 * GB}, 6 * GB, ["--micro-batch-tokens 64"]),
         ({"bf16": 2 * GB, "checkpoints": 3 * GB}, 6 * GB, ["--mixed-precision bf16 --gradient-checkpointing"]),
+        ({"offload": 5 * GB, "checkpoints": 5 * GB}, 6 * GB, ["--offload", "--gradient-checkpointing"]),
+        ({"bf16": 2 * GB, "offload": 3 * GB}, 6 * GB, ["--mixed-precision bf16 --offload"]),
         ({"shards": 5 * GB}, 6 * GB, ["--processes 2 --sharding full"]),
         ({"bf16": 1 * GB}, 6 * GB, []),
     ],

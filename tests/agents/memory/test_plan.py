@@ -182,3 +182,45 @@ def test_several_processes() -> None:
     assert two.parts["put together"]["training"] == 2 * two.parts["put together"]["scoring"] > 0  # gradients too
     assert two.needed == 2 * two.peak[1]
     assert "exchange" in make_plan(run, 2, "none").parts
+
+
+@pytest.mark.parametrize("critic", ["actor", "detached_head"])
+def test_what_idles_is_not_in_the_phases_in_which_it_idles(critic: str) -> None:
+    run, moved = settings(critic=critic), settings(task={"offload": True}, critic=critic)
+    for_all, offloaded = make_plan(run, device="cuda").parts, make_plan(moved, device="cuda").parts
+    assert make_plan(moved).parts.keys() == for_all.keys() - {"CUDA"} | {"Python and libraries", "rollout"}
+    here = {name: [phase for phase, count in part.items() if count] for name, part in offloaded.items()}
+    weights = {name: for_all[name]["training"] for name in ("reference", "reward model", "critic")}
+    # One model at a time is there while a rollout is scored: the one that needs most together with its weights.
+    with weightless():
+        networks = build(moved)
+        asked = passes.asked(networks, sizes(networks, moved, 1))
+    assert {one.part: one.weights for one in asked if one.part in weights}.items() <= weights.items()
+    own = critic == "actor"
+    most = max(asked, key=lambda one: one.needs + (one.weights if one.part != "actor" else 0))
+    scoring = [
+        name for name in ("reference", "reward model", *(["critic"] if own else [])) if "scoring" in here.get(name, [])
+    ]
+    assert scoring == [most.part]
+    assert sum(offloaded[n]["scoring"] for n in ("activations", "logits") if n in offloaded) == most.needs
+    assert not any(
+        "collecting" in here.get(n, []) or "training" in here.get(n, []) for n in ("reference", "reward model")
+    )
+    assert ("collecting" in here["critic"]) is not own
+    assert "training" in here["critic"]
+    for name in ("actor", "gradients", "cache", "CUDA"):
+        assert offloaded[name] == for_all[name]
+    less = for_all["optimizer"]["collecting"] - offloaded["optimizer"]["collecting"]
+    assert less == pytest.approx(2 * weights["critic"] if own else 0, rel=0.01)  # Adam has two numbers for each
+    assert offloaded["optimizer"]["training"] == for_all["optimizer"]["training"]
+    # On a CPU there is nowhere to put anything.
+    assert make_plan(moved).parts["reference"] == make_plan(run).parts["reference"]
+
+
+def test_adapters_and_shards_idle_as_the_run_has_it() -> None:
+    adapters = make_plan(settings(task={"offload": True}, **CASES["adapters"]), device="cuda").parts
+    assert "reference" not in adapters
+    assert adapters["reward model"]["training"] == 0
+    shards = make_plan(settings(task={"offload": True}, critic="actor"), 2, "full", "cuda").parts
+    assert shards["critic"]["collecting"] == shards["critic"]["training"] > 0  # it stays
+    assert shards["reference"]["training"] == 0

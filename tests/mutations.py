@@ -28,6 +28,7 @@ from tests.mistakes.agents import ADVANTAGES, FILES, WIRING, WORLDS
 from tests.mistakes.arena import ARENA, CHAT, CRITIC
 from tests.mistakes.columns import COLUMNS
 from tests.mistakes.counterparts import COUNTERPARTS
+from tests.mistakes.engines import ENGINES
 from tests.mistakes.environment import DECODING, PROBABILITIES, REWARDS, TEXTS, TURNS
 from tests.mistakes.faults import FAULTS
 from tests.mistakes.feedback import FEEDBACK
@@ -66,6 +67,7 @@ MUTATIONS = [
         *PAGES,
         *MEMORY,
         *PLANS,
+        *ENGINES,
         *PROCESSES,
         *RULES,
         *ARENA,

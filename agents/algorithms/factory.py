@@ -26,6 +26,7 @@ from agents.algorithms.table import (
 )
 from agents.algorithms.wiring import Settings, Wiring, device_type
 from agents.distributed import ranks
+from agents.engines.engine import check_fits
 from agents.rollouts.buffer import TokenRolloutBuffer
 from agents.rollouts.vec_env import EPISODE_MODES, LLMTextVecEnv
 from agents.shards import check_device
@@ -208,6 +209,7 @@ def _environment(
         raise ValueError(f"{name} needs episodes='synchronous': its baseline is for whole responses.")
     if n_envs % group_size:
         raise ValueError(f"n_envs={n_envs} must be a multiple of group_size={group_size}.")
+    check_fits({**(chosen.get("policy_kwargs") or {}), **chosen}.get("engine"), rules, episodes, ranks().world)
     return LLMTextVecEnv(
         ranks().part_of(n_envs, "n_envs", group_size),
         episodes=episodes,

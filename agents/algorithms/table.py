@@ -36,6 +36,7 @@ ACTOR_CRITIC_SETTINGS = (
     "micro_batch_tokens",
     "use_cache",
     "planned",
+    "engine",
     "optimizer_class",
     "optimizer_kwargs",
     "critic_lr_scale",

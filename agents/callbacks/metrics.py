@@ -140,7 +140,8 @@ class TextMetricsCallback(BaseCallback):
             own = [{**info, "gold_score": score} for info, score in zip(own, scores, strict=True)]
         self._of_all = [info for part in ranks().everyone(own) for info in part]
         self.last = episode_statistics(self._of_all)
-        for name, value in self.last.items():
+        engine: dict[str, float] = getattr(self.model.policy, "engine_metrics", dict)()
+        for name, value in {**self.last, **engine}.items():
             self.logger.record(name, value)
         self.logger.record("rollout/tokens", self.total_tokens)
         self.logger.record("train/kl_coef", env.task.kl.coef)

@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor
 
 from agents.distributed import ranks
+from agents.engines.ahead import EngineWriter
 from agents.policies.actor import Actor
 from agents.policies.critic import Critic
 from agents.policies.idle_critic import IdleCritic
@@ -38,10 +39,15 @@ class ActsOnText:
     _acting: Actor
     _planner: Planner
     _writes: Writer | None
+    _engine: EngineWriter | None
 
     @abstractmethod
     def _packed_hidden(self, batch: PackedBatch) -> Tensor:
         """The actor's hidden states (n, H) that predict the scored tokens."""
+
+    @abstractmethod
+    def _engine_writer(self) -> EngineWriter:
+        """What writes with an engine."""
 
     @abstractmethod
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -68,6 +74,11 @@ class ActsOnText:
         actions, values, log_probs = self._step(ids, lengths, allowed, deterministic) if step is None else step
         return ActionTensor.carry(actions, log_probs, self.temperature), values, log_probs
 
+    @property
+    def engine(self) -> str | None:
+        """The engine that writes turns ahead; None: this project's own loop."""
+        return self.settings.engine
+
     def foresee_with(self, foresee: Foresee) -> None:
         """Tells the policy whom to ask what comes, so that it can write turns ahead; a bound buffer does so."""
         self._planner.foresee = foresee
@@ -75,10 +86,13 @@ class ActsOnText:
     def _can_plan(self) -> bool:
         """Whether turns are written ahead, which takes a cache, and a critic that need not read each prefix now."""
         needs_texts = self.critic.reads_text and not self.defer_values
-        return self.settings.planned and not needs_texts and self._acting.decoder.ready()
+        ready = self._acting.decoder.ready()
+        return self.settings.planned and not needs_texts and (ready or self.settings.engine is not None)
 
     def _write_ahead(self, ids: Tensor, lengths: Tensor, outlook: Outlook) -> Written:
-        """Writes as far as can be foreseen, with a random number for each step and slot."""
+        """Writes as far as can be foreseen, with a random number for each step and slot; or has an engine write."""
+        if self.settings.engine is not None:
+            return self._engine_writer().write(ids, lengths, outlook)
         before = torch.get_rng_state()
         drawn = draw(outlook.steps, len(lengths))
         with self._autocast():
@@ -113,6 +127,10 @@ class ActsOnText:
         if self._writes is None or self._writes.decoder is not decoder or self._writes.device != decoder.lm.device:
             self._writes = Writer(decoder, self._choose)
         return self._writes
+
+    def engine_metrics(self) -> dict[str, float]:
+        """The log's values of what an engine wrote since the last call; see `agents.engines.ahead.Mismatch`."""
+        return {} if self._engine is None else self._engine.mismatch.take()
 
     def _choose(self, hidden: Tensor, drawn: Tensor | None, allowed: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens, their log-probs and, from a critic on the actor's states, values, all (R,), from hidden states (R, H)."""

@@ -56,7 +56,7 @@ class DecodingCopy(CausalLM):
     def _fill(self, model: PreTrainedModel) -> None:
         parameters = dict(model.named_parameters())
         with torch.autocast(self.device.type, enabled=False):  # the adapters' product is rounded once, with the sum
-            for name, value in _merged(self._source):
+            for name, value in merged_parameters(self._source):
                 parameters[name].copy_(whole(value))
 
 
@@ -85,7 +85,7 @@ def empty_copy(model: PreTrainedModel, dtype: torch.dtype, device: torch.device)
     return copied.eval()
 
 
-def _merged(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def merged_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yields a model's parameters under the names that they had before adapters came in, the adapters' part added.
 
     PEFT moves a layer ``X`` to ``X.base_layer``, and puts its own matrices beside it.

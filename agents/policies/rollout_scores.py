@@ -41,6 +41,10 @@ class ScoresRollouts:
         """The actor's hidden states (n, H) that predict the scored tokens."""
 
     @abstractmethod
+    def _log_probs(self, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Log π of tokens and the entropies, each (n,), from the hidden states (n, H) before them."""
+
+    @abstractmethod
     def _exact_kl(self, batch: PackedBatch, hidden: Tensor, reference: Reference) -> Tensor:
         """KL(π‖π_ref) of the whole distributions before each scored token, (n,)."""
 
@@ -90,6 +94,31 @@ class ScoresRollouts:
 
         with self.idle_critic.asked():
             log_probs, values = self._score_in_groups(score, sequences, scored, masks)
+        return log_probs, values
+
+    @torch.no_grad()
+    def score_turns(
+        self, sequences: list[list[int]], starts: list[int]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Log π and V of turns that somebody else wrote, as training computes them.
+
+        Args:
+            sequences: Token ids of each text, its turn included.
+            starts: Where each one's turn begins.
+
+        Returns:
+            (log π in nats, V in score), flat, sequence by sequence; V is NaN from a critic that reads texts, which the
+            buffer asks later.
+        """
+
+        def score(batch: PackedBatch) -> tuple[Tensor, Tensor]:
+            hidden = self._packed_hidden(batch)
+            with self._autocast():
+                log_probs, _ = self._log_probs(hidden, batch.targets)
+                nan = torch.full_like(log_probs, torch.nan)
+                return log_probs, nan if self.critic.reads_text else self.critic(batch, hidden)
+
+        log_probs, values = self._score_in_groups(score, sequences, starts, None)
         return log_probs, values
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from agents.engines.engine import check_engine
 from agents.policies.critic import check_critic
 from agents.rules import check_arguments
 from llm_env.default_task import DEFAULT_REWARD_MODEL
@@ -38,6 +39,8 @@ class PolicySettings:
         use_cache: False reads the whole prefix for every token: slow, for comparison.
         planned: Write turns ahead while a bound buffer collects a rollout, instead of a token at each call; see
             `agents.policies.plan`.
+        engine: What writes them: a name in `agents.engines.engine.ENGINES`, whose tokens are scored again by the policy. None:
+            this project's own loop.
         entropy_grad: Whether `evaluate_actions` gives an entropy with gradients; False saves time where ``ent_coef`` is 0.
         critic_lr_scale: The critic's learning rate, as a multiple of the actor's.
         trust_remote_code: Whether model code from a hub may run.
@@ -60,6 +63,7 @@ class PolicySettings:
     micro_batch_tokens: int | None = None
     use_cache: bool = True
     planned: bool = True
+    engine: str | None = None
     entropy_grad: bool = True
     critic_lr_scale: float = 1.0
     trust_remote_code: bool = False
@@ -69,6 +73,11 @@ class PolicySettings:
         check_critic(self.critic)
         check_mixed_precision(self.mixed_precision)
         check_arguments(vars(self), may_be_none=frozenset({"lora_alpha", "micro_batch_tokens", "critic_layers"}))
+        check_engine(self.engine)
+        if self.engine is not None and not self.planned:
+            raise ValueError(
+                f"engine={self.engine!r} writes turns ahead, and planned=False forbids it: leave one of them out."
+            )
         if self.critic_layers is not None and self.critic != "top_layers":
             raise ValueError(
                 f"critic_layers={self.critic_layers} is for critic='top_layers'; this one is {self.critic!r}."

@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from agents.distributed import ranks
+from agents.engines.engine import check_fits
 from agents.policies.observations import check_observation_space
 from agents.rollouts.advantages import Array, whiten
 from agents.rollouts.estimators import Rollout, estimator
@@ -83,9 +84,8 @@ class TokenRolloutBuffer(RolloutBuffer):
     ) -> None:
         check_observation_space("TokenRolloutBuffer", observation_space)
         # Checked before SB3's constructor, which calls `reset`.
-        counts = {"buffer_size": buffer_size, "group_size": group_size}
-        check_arguments({**counts, "gamma": gamma, "gae_lambda": gae_lambda})
-        check_arguments({"whiten_advantages": whiten_advantages, "whiten_rewards": whiten_rewards})
+        numbers = {"buffer_size": buffer_size, "group_size": group_size, "gamma": gamma, "gae_lambda": gae_lambda}
+        check_arguments({**numbers, "whiten_advantages": whiten_advantages, "whiten_rewards": whiten_rewards})
         if estimator(advantages).groups and group_size < 2:
             raise ValueError(
                 f"advantages={advantages!r} compares the responses of a group: group_size must be at least 2."
@@ -108,8 +108,7 @@ class TokenRolloutBuffer(RolloutBuffer):
     def bind(self, policy: RolloutPolicy, env: VecEnv) -> None:
         """Says whom to ask for what a rollout defers.
 
-        From now on, while a rollout is collected, the policy leaves out values and writes turns ahead, and the environment does
-        not score.
+        While a rollout is collected, the policy then leaves out values and writes ahead, and the environment does not score.
 
         Args:
             policy: The algorithm's policy.
@@ -117,9 +116,10 @@ class TokenRolloutBuffer(RolloutBuffer):
 
         Raises:
             TypeError: there is no `LLMTextVecEnv` inside.
-            ValueError: a wrapper rewrites rewards that are not known yet.
+            ValueError: a wrapper rewrites rewards that come later, or the policy's engine cannot write such turns.
         """
         venv = text_env(env)
+        check_fits(policy.engine, venv.task.settings, venv.episodes, ranks().world)
         venv.check_wrappers(env)
         self._policy, self._venv = policy, venv
         policy.scored_by_buffer = True

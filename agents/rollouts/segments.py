@@ -98,6 +98,10 @@ class RolloutPolicy(Protocol):
     scored_by_buffer: bool
     """Whether a buffer is bound to the policy."""
 
+    @property
+    def engine(self) -> str | None:
+        """The engine that writes turns ahead; None: this project's own loop."""
+
     def foresee_with(self, foresee: Foresee) -> None:
         """Tells the policy whom to ask what comes, so that it can write turns ahead."""
 

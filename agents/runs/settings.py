@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from agents.console import named_values
+from agents.engines.engine import check_engine
 from agents.flat_settings import flat_types
 from agents.rules import ALARMS, ALGORITHM_RULES, WITH_A_CRITIC, check_arguments
 from agents.runs.hub import check_repo
@@ -169,6 +170,8 @@ class AlgorithmSettings:
     """Tokens of a mini-batch, prompts included, that are in memory at a time. Default: all, unless they do not fit."""
     planned: bool = True
     """Write turns ahead while collecting, instead of a token at each step of the environment: the same tokens, sooner."""
+    engine: str | None = None
+    """What writes those turns: transformers (its continuous batching). Default: this project's own loop."""
     algo_kwargs: tuple[str, ...] = ()
     """Any other setting of the algorithm, as name=value: gradient_steps=32, clip_range_high=0.28, …"""
 
@@ -182,6 +185,7 @@ class AlgorithmSettings:
         check_settings(self, rules)
         check_arguments(named_values("algo_kwargs", self.algo_kwargs))
         check_choice("lr_schedule", self.lr_schedule, LR_SCHEDULES)
+        check_engine(self.engine)
         if self.advantages is not None:
             check_choice("advantages", self.advantages, WITH_A_CRITIC)
         if self.ptx_texts is None and (self.ptx_coef is not None or self.ptx_tokens is not None):

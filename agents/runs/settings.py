@@ -171,7 +171,7 @@ class AlgorithmSettings:
     planned: bool = True
     """Write turns ahead while collecting, instead of a token at each step of the environment: the same tokens, sooner."""
     engine: str | None = None
-    """What writes those turns: transformers (its continuous batching). Default: this project's own loop."""
+    """What writes those turns: transformers (its continuous batching) or vllm. Default: this project's own loop."""
     algo_kwargs: tuple[str, ...] = ()
     """Any other setting of the algorithm, as name=value: gradient_steps=32, clip_range_high=0.28, …"""
 

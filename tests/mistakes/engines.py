@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mistakes import Mutation
 
 _AHEAD = ("tests/agents/engines/test_ahead.py",)
+_VLLM = ("tests/agents/engines/test_vllm_engine.py",)
 _BATCHING = ("tests/agents/engines/test_continuous_batching.py",)
 ENGINES = [
     Mutation(
@@ -83,5 +84,26 @@ ENGINES = [
         "max_new_tokens=most,",
         "max_new_tokens=room[0],",
         _BATCHING,
+    ),
+    Mutation(
+        "vLLM's head keeps the weights that it was made with",
+        "agents/engines/vllm_engine.py",
+        "named.update({other: named[first] for other in others if first in named})",
+        "named.update({first: named[first] for other in others if first in named})",
+        _VLLM,
+    ),
+    Mutation(
+        "vLLM goes on with what it read with the weights before",
+        "agents/engines/vllm_engine.py",
+        "        if not self._llm.reset_prefix_cache():\n",
+        "        if False:\n",
+        _VLLM,
+    ),
+    Mutation(
+        "vLLM draws all texts by one seed",
+        "agents/engines/vllm_engine.py",
+        "seed=seed + i,",
+        "seed=seed,",
+        _VLLM,
     ),
 ]

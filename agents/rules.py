@@ -103,6 +103,8 @@ ALGORITHM_RULES: dict[str, Rule] = {
 }
 ALARMS = ("gold", "repetition", "length", "kl", "gradient")
 """Kinds of alarm; see `agents.callbacks.alarms`."""
+OPTIMIZERS = ("adamw", "adamw_8bit")
+"""What moves the weights, by name; see `agents.policies.optimizers`."""
 WITH_A_CRITIC = ("gae", "turn_gae")
 """What `advantages` can be for algorithms that have a critic; the others are named for theirs."""
 SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf", "delta_std")

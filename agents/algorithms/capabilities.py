@@ -67,13 +67,14 @@ def check_processes(name: str, processes: int) -> None:
         algorithm(name).refuse(name, "processes", f"processes={processes}")
 
 
-def check_shards(name: str, episodes: str | None, mask_refresh: int | None = None) -> None:
+def check_shards(name: str, episodes: str | None, mask_refresh: int | None = None, optimizer: str = "adamw") -> None:
     """Refuses weights in shards where ranks would not all ask for them as often.
 
     Args:
         name: The algorithm's name in `agents.algorithms.table`.
         episodes: How episodes follow each other; None: as the algorithm has it.
         mask_refresh: Rollouts between refreshes of the masks' actor.
+        optimizer: One of `agents.rules.OPTIMIZERS`.
 
     Raises:
         ValueError: the algorithm's row says why it cannot, or a setting cannot be had with shards.
@@ -83,6 +84,11 @@ def check_shards(name: str, episodes: str | None, mask_refresh: int | None = Non
         raise ValueError(
             "episodes='continuous' cannot be used with sharding='full': only where rollouts are whole episodes do all "
             "processes ask for as many values. Take episodes='synchronous'."
+        )
+    if optimizer == "adamw_8bit":
+        raise ValueError(
+            "optimizer='adamw_8bit' cannot be used with sharding='full': its blocks would lie across the shards. Leave it out: "
+            "in shards each process has a part of the states."
         )
     if mask_refresh:
         raise ValueError(

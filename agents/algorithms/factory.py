@@ -27,6 +27,7 @@ from agents.algorithms.table import (
 from agents.algorithms.wiring import Settings, Wiring, device_type
 from agents.distributed import ranks
 from agents.engines.engine import check_fits
+from agents.policies.optimizers import optimizer_named
 from agents.rollouts.buffer import TokenRolloutBuffer
 from agents.rollouts.vec_env import EPISODE_MODES, LLMTextVecEnv
 from agents.shards import check_device
@@ -133,9 +134,11 @@ def arrange(
         raise TypeError(f"env_kwargs={env_kwargs!r} must be a mapping of the environment's settings.")
     check_processes(name, ranks().world)
     if ranks().shards:
-        check_shards(name, getattr(env.unwrapped, "episodes", None) if isinstance(env, VecEnv) else episodes)
+        mode = getattr(env.unwrapped, "episodes", None) if isinstance(env, VecEnv) else episodes
+        check_shards(name, mode, optimizer=settings.get("optimizer", "adamw"))
         check_device(str(settings.get("device", "auto")))
     chosen = {**row.defaults, **checked_settings(name, settings)}
+    optimizer_named(chosen.get("optimizer", "adamw"))  # what has it is installed
     if chosen.get("seed") is None and ranks().several:  # one order of prompts, and the same new weights
         chosen["seed"] = ranks().from_first(int(np.random.default_rng().integers(2**31)))
     venv = _environment(name, row, env, n_envs, episodes, dict(env_kwargs or {}), chosen)

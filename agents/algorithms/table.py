@@ -37,6 +37,7 @@ ACTOR_CRITIC_SETTINGS = (
     "use_cache",
     "planned",
     "engine",
+    "optimizer",
     "optimizer_class",
     "optimizer_kwargs",
     "critic_lr_scale",

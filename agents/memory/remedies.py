@@ -58,6 +58,13 @@ def _offload(plan: Plan) -> Iterator[Change]:
         yield _with(plan, "--offload", "moves what idles to the CPU and back in each iteration", offload=True)
 
 
+def _eight_bits(plan: Plan) -> Iterator[Change]:
+    """Not in shards, which cannot have it."""
+    chosen = plan.settings.algorithm
+    if chosen.optimizer == "adamw" and plan.sharding == "none" and algorithm(chosen.algo).rollouts:
+        yield _with(plan, "--optimizer adamw_8bit", "rounds the optimizer's states", optimizer="adamw_8bit")
+
+
 def _micro_batches(plan: Plan) -> Iterator[Change]:
     """Parts of a half, a quarter, … of what is in memory at a time now, down to a single text."""
     sizes, now = plan.sizes, plan.settings.algorithm.micro_batch_tokens
@@ -98,6 +105,7 @@ def _fewer_slots(plan: Plan) -> Iterator[Change]:
 STEPS: tuple[tuple[str | None, Step], ...] = (
     ("bf16", _half_precision),
     (None, _offload),
+    (None, _eight_bits),
     (None, _micro_batches),
     (None, _checkpointing),
     ("shards", _shards),
@@ -158,8 +166,8 @@ def _steps(plan: Plan) -> Iterator[Step]:
 
 
 def _planned(change: Change, device: str) -> Plan | None:
-    """The plan with a change; None where it does not go together with the run's other settings."""
+    """The plan with a change; None where it does not go with the run's other settings, or needs what is not installed."""
     try:
         return make_plan(change.settings, change.processes, change.sharding, device)
-    except ValueError:
+    except (ValueError, ImportError):
         return None

@@ -219,13 +219,6 @@ def check_vocabulary(lm: CausalLM, action_space: spaces.Space[Any]) -> None:
         )
 
 
-def optimizer_defaults(optimizer_class: type[torch.optim.Optimizer]) -> dict[str, Any]:
-    """Adam's eps 1e-5, as in "The N Implementation Details of RLHF with PPO", no weight decay, one fused step."""
-    if issubclass(optimizer_class, torch.optim.Adam | torch.optim.AdamW):
-        return {"eps": 1e-5, "weight_decay": 0.0, "fused": True}
-    return {}
-
-
 def adapter_config(model: nn.Module, rank: int, alpha: float | None = None, task_type: str = "CAUSAL_LM") -> LoraConfig:
     """LoRA adapters on all linear layers.
 

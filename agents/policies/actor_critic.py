@@ -19,13 +19,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from agents.distributed import ranks
 from agents.engines.ahead import EngineWriter
 from agents.policies.acting import ActsOnText
-from agents.policies.actor import Actor, optimizer_defaults, save_language_model
+from agents.policies.actor import Actor, save_language_model
 from agents.policies.critic import Critic, CriticNetwork, CriticSource, enable_checkpointing, make_critic
 from agents.policies.decoding_copy import merged_parameters
 from agents.policies.idle_critic import IdleCritic
 from agents.policies.learning_rates import parameter_groups, scale_learning_rates
 from agents.policies.micro_batches import MicroBatches
 from agents.policies.observations import check_observation_space, split_observation
+from agents.policies.optimizers import optimizer_defaults, optimizer_named
 from agents.policies.planner import Planner
 from agents.policies.rollout_scores import ScoresRollouts
 from agents.policies.sampled_actions import CarriesLogProbs
@@ -55,8 +56,8 @@ class LLMActorCriticPolicy(CarriesLogProbs, ActsOnText, ScoresRollouts, ActorCri
         observation_space: The environment's: ``input_ids`` (L,) and ``length`` (1,).
         action_space: The environment's: one action for each of the V tokens.
         lr_schedule: Learning rate as a function of the progress remaining, 1 to 0.
-        optimizer_class: Default: `torch.optim.AdamW`, without weight decay, eps 1e-5.
-        optimizer_kwargs: For the optimizer, besides the learning rate. None: `agents.policies.actor.optimizer_defaults`.
+        optimizer_class: Default: what the setting ``optimizer`` names, `torch.optim.AdamW` without weight decay, eps 1e-5.
+        optimizer_kwargs: For the optimizer, besides the learning rate. None: `agents.policies.optimizers.optimizer_defaults`.
         settings: Fields of `agents.policies.settings.PolicySettings` (``model``, ``temperature``, ``critic``, ``lora_rank``,
             ``mixed_precision`` and so on); and SB3's own (``use_sde`` and so on), without effect on a language model.
 
@@ -83,6 +84,7 @@ class LLMActorCriticPolicy(CarriesLogProbs, ActsOnText, ScoresRollouts, ActorCri
         # `super().__init__` calls `_build`, so what that reads is set before. What `take_from` leaves is SB3's own.
         check_observation_space(type(self).__name__, observation_space)
         self.settings = PolicySettings.take_from(settings)
+        optimizer_class = optimizer_named(self.settings.optimizer, optimizer_class)
         self.temperature = self.settings.temperature
         self.mixed_precision = self.settings.mixed_precision
         self.defer_values = False

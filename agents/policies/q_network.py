@@ -24,9 +24,10 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
-from agents.policies.actor import PlainActor, load_actor_network, optimizer_defaults
+from agents.policies.actor import PlainActor, load_actor_network
 from agents.policies.critic import Critic, CriticSource, make_critic
 from agents.policies.observations import sequences_of, split_observation
+from agents.policies.optimizers import optimizer_defaults
 from agents.policies.sampled_actions import ActionTensor
 from agents.rules import check_arguments
 from llm_env.default_task import DEFAULT_REWARD_MODEL

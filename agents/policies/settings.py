@@ -8,9 +8,9 @@ from typing import Any
 
 from agents.engines.engine import check_engine
 from agents.policies.critic import check_critic
-from agents.rules import check_arguments
+from agents.rules import OPTIMIZERS, check_arguments
 from llm_env.default_task import DEFAULT_REWARD_MODEL
-from llm_env.lm.names import check_mixed_precision
+from llm_env.lm.names import check_choice, check_mixed_precision
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class PolicySettings:
         mixed_precision: ``no``, or ``bf16``: weights in float32, arithmetic under autocast, decoding with a bf16 copy.
         offload: Put a critic network and its optimizer's states on the CPU while it is neither asked nor trained; frozen models
             are the environment's to put aside. No effect on a critic that shares the actor's layers, or on weights in shards.
+        optimizer: ``adamw``, or ``adamw_8bit``, whose states are bytes (Dettmers et al. 2022, https://arxiv.org/abs/2110.02861);
+            see `agents.policies.optimizers`.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
         micro_batch_tokens: Tokens of a mini-batch, prompts included, whose activations are in memory at a time; a larger
             mini-batch is worked through in parts, with the same gradient. None: all, unless that does not fit.
@@ -59,6 +61,7 @@ class PolicySettings:
     reference_load: tuple[Any, ...] | None = None
     mixed_precision: str = "no"
     offload: bool = False
+    optimizer: str = "adamw"
     gradient_checkpointing: bool = False
     micro_batch_tokens: int | None = None
     use_cache: bool = True
@@ -72,6 +75,7 @@ class PolicySettings:
         """Checks what can be checked before anything is loaded."""
         check_critic(self.critic)
         check_mixed_precision(self.mixed_precision)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_arguments(vars(self), may_be_none=frozenset({"lora_alpha", "micro_batch_tokens", "critic_layers"}))
         check_engine(self.engine)
         if self.engine is not None and not self.planned:

@@ -13,7 +13,7 @@ from typing import Any, Self
 from agents.console import named_values
 from agents.engines.engine import check_engine
 from agents.flat_settings import flat_types
-from agents.rules import ALARMS, ALGORITHM_RULES, WITH_A_CRITIC, check_arguments
+from agents.rules import ALARMS, ALGORITHM_RULES, OPTIMIZERS, WITH_A_CRITIC, check_arguments
 from agents.runs.hub import check_repo
 from llm_env.default_task import DEFAULT_GOLD
 from llm_env.lm.names import check_choice
@@ -139,6 +139,8 @@ class AlgorithmSettings:
     """Weight of the entropy bonus."""
     vf_coef: float | None = None
     """Weight of the value loss."""
+    optimizer: str = "adamw"
+    """adamw, or adamw_8bit: states of a quarter of the size (Dettmers et al. 2022); needs the extra quantized."""
     max_grad_norm: float | None = None
     """Gradients are scaled down to this norm."""
     advantages: str | None = None
@@ -186,6 +188,7 @@ class AlgorithmSettings:
         check_arguments(named_values("algo_kwargs", self.algo_kwargs))
         check_choice("lr_schedule", self.lr_schedule, LR_SCHEDULES)
         check_engine(self.engine)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
         if self.advantages is not None:
             check_choice("advantages", self.advantages, WITH_A_CRITIC)
         if self.ptx_texts is None and (self.ptx_coef is not None or self.ptx_tokens is not None):

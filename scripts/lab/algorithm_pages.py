@@ -27,7 +27,7 @@ from agents.policies.q_network import BACKUPS
 from agents.policies.random_search import SEARCHED
 from agents.policies.settings import PolicySettings
 from agents.rollouts.buffer import TokenRolloutBuffer
-from agents.rules import ALGORITHM_RULES, MAPPINGS, SCHEDULES, WITH_A_CRITIC
+from agents.rules import ALGORITHM_RULES, MAPPINGS, OPTIMIZERS, SCHEDULES, WITH_A_CRITIC
 from agents.runs.settings import AlgorithmSettings, TrainingSettings
 from comparison.figures import COLUMNS, Results, markdown_table
 from llm_env.lm.names import PRECISIONS
@@ -84,6 +84,7 @@ CHOICES = {
     "kl_in": KL_PLACES,
     "loss_aggregation": LOSS_AGGREGATIONS,
     "mixed_precision": PRECISIONS,
+    "optimizer": OPTIMIZERS,
     "backup": BACKUPS,
     "searched": SEARCHED,
 }

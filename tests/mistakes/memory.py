@@ -6,6 +6,7 @@ from tests.mistakes import Mutation
 
 _METER = ("tests/agents/memory/test_meter.py",)
 _PLAN = ("tests/agents/memory/test_plan.py",)
+_OPTIMIZERS = ("tests/agents/policies/test_optimizers.py",)
 _OFFLOAD = ("tests/agents/policies/test_offload.py",)
 MEMORY = [
     Mutation(
@@ -98,6 +99,27 @@ MEMORY = [
         "isinstance(critic, CriticNetwork) and not shares and",
         "isinstance(critic, CriticNetwork) and",
         _OFFLOAD,
+    ),
+    Mutation(
+        "a missing package is found out after everything is loaded",
+        "agents/algorithms/factory.py",
+        '    optimizer_named(chosen.get("optimizer", "adamw"))  # what has it is installed\n',
+        "",
+        _OPTIMIZERS,
+    ),
+    Mutation(
+        "8-bit states go to shards",
+        "agents/algorithms/capabilities.py",
+        '    if optimizer == "adamw_8bit":',
+        "    if False:",
+        _OPTIMIZERS,
+    ),
+    Mutation(
+        "8-bit AdamW decays weights",
+        "agents/policies/optimizers.py",
+        '        return {"eps": 1e-5, "weight_decay": 0.0}\n    return {}',
+        "        return {}\n    return {}",
+        _OPTIMIZERS,
     ),
     Mutation(
         "the plan has what idles while a rollout is collected",

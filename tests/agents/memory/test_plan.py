@@ -20,6 +20,7 @@ from agents.memory.weightless import nbytes, trained, weightless
 from agents.runs.run import algorithm_settings
 from agents.runs.settings import AlgorithmSettings, RunSettings, TaskOptions, TrainingSettings
 from llm_env.default_task import DEFAULT_MODEL
+from llm_env.extras import installed
 from llm_env.lm.causal_lm import load_causal_lm
 from llm_env.lm.decoding import CachedDecoder
 from llm_env.lm.names import LoadSettings
@@ -35,7 +36,9 @@ CASES: dict[str, dict[str, Any]] = {
     "trpo": {"algo": "trpo"},
     "grpo": {"algo": "grpo", "group_size": 4},
     "dqn": {"algo": "dqn"},
+    "8 bits": {"optimizer": "adamw_8bit", "critic": "actor"},
 }
+NEEDS_BITSANDBYTES = pytest.mark.skipif(not installed("bitsandbytes"), reason="bitsandbytes is not installed")
 
 
 def score(prompts: list[str], responses: list[str]) -> list[float]:
@@ -69,7 +72,15 @@ def trained_once(run: RunSettings) -> tuple[Any, dict[str, int]]:
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=[pytest.mark.slow] if c in ("dqn", "trpo", "grpo") else []) for c in CASES]
+    "case",
+    [
+        *(
+            pytest.param(c, marks=[pytest.mark.slow] if c in ("dqn", "trpo", "grpo") else [])
+            for c in CASES
+            if c != "8 bits"
+        ),
+        pytest.param("8 bits", marks=NEEDS_BITSANDBYTES),
+    ],
 )
 def test_exact_parts_are_what_a_run_holds_after_an_update(case: str) -> None:
     run = settings(**CASES[case])

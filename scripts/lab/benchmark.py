@@ -9,12 +9,15 @@ and threads:
 
     ours        stock stable_baselines3.PPO with our policy, buffer and VecEnv; value head on the actor
     stepped     the same without writing turns ahead: one token at each step of the environment
+    engine-transformers, engine-vllm   the same with an engine that writes the turns (docs/engines.md)
     ours-full   the same with a second network as critic, started from the reward model
     naive       the same stock PPO and policy with SB3's DictRolloutBuffer, no cache, a reward at each step (one iteration)
     a2c, trpo   the other algorithms on our path; a2c-naive, trpo-naive without it
     trl-full    TRL 1.12.0's PPOTrainer with its own recipe, a second network as critic
     trl-small   the same with one block of that network
     floor       nothing but the model calls that no PPO can avoid
+    decode      nothing but decoding, by our loop; decode-transformers, decode-vllm: by an engine (benchmarks/decode.py)
+    reading     no more than reading weights, keys and values once a step, at the rate at which this machine copies memory
     dpo         DPO on the same responses in pairs, in our pass without padding; dpo-trl: in TRL's own
 
 First it is checked that they optimize the same thing: log-probs, KL and scores of the first iteration, on the same tokens.
@@ -40,7 +43,7 @@ from agents.console import PlainConsole
 from agents.files import write_json, write_text
 from benchmarks.case import SHAPES, Case, build_models, write_case
 from benchmarks.figures import draw_curve, draw_times
-from benchmarks.suites import CONTENDERS, DPO, SUITES, VARIANTS, Suite
+from benchmarks.suites import CONTENDERS, DECODE, DPO, SUITES, VARIANTS, Suite
 from benchmarks.tables import markdown, same_objective, show, summary
 from llm_env.lm.loading import quiet_loading
 
@@ -55,7 +58,7 @@ class Args:
     """Measure how fast training is, beside other ways to do the same."""
 
     suite: str = "quick"
-    """quick, floor, naive, trl, length, envs, algorithms, dpo or gpu. Ignored where --model is given."""
+    """quick, floor, naive, trl, length, envs, algorithms, dpo, engines, decode or gpu. Ignored where --model is given."""
     model: str | None = None
     """Model of a single case instead of a suite: default, 135m, 1b (random weights), or the folder of a Llama-like model."""
     batch: int = 8
@@ -184,6 +187,8 @@ def command_of(
         extra = [VARIANTS[contender]]
     elif contender in DPO:
         module, extra = "dpo", [DPO[contender]]
+    elif contender in DECODE:
+        module, extra = "decode", [DECODE[contender]]
     elif contender == "floor":
         module = "floor"
     else:  # TRL: another interpreter, which must not see this project's packages

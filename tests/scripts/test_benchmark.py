@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import benchmark
 from benchmark import Args, suite_of
-from benchmarks.case import EOS, Case
+from benchmarks.case import EOS, Case, build_models, write_case
 from benchmarks.tables import cells, same_objective, summary
+from llm_env.lm.causal_lm import load_causal_lm
+from llm_env.lm.names import LoadSettings
+from llm_env.lm.sampling import choose_tokens
 
 SMALL = {"model": "default", "batch": 4, "prompt": 6, "response": 8, "iterations": 1, "epochs": 2}
 
@@ -40,18 +44,55 @@ def in_this_process(command: list[str], cwd: Path, **_: Any) -> None:
 
 
 def test_ours_and_the_floor_have_the_same_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from agents.engines import ahead
     from llm_env.lm import sampling
 
     monkeypatch.setattr(sampling, "pick_tokens", sampling.pick_tokens)  # the script puts its own there
+    monkeypatch.setattr(ahead, "make_engine", ahead.make_engine)  # and there
     monkeypatch.syspath_prepend(str(Path(benchmark.__file__).parent / "benchmarks"))
     monkeypatch.setattr(benchmark.subprocess, "run", in_this_process)
-    args = Args(**SMALL, lengths="spread", contenders=("ours", "stepped", "floor"), warmup=0, output_dir=tmp_path)  # type: ignore[arg-type]
+    contenders = ("ours", "stepped", "engine-transformers", "floor")
+    args = Args(**SMALL, lengths="spread", contenders=contenders, warmup=0, output_dir=tmp_path)  # type: ignore[arg-type]
     assert benchmark.main(args) == 0
     (result,) = json.loads((tmp_path / "results.json").read_text())
     ours, stepped, floor = (result["contenders"][name]["objective"] for name in ("ours", "stepped", "floor"))
     assert ours == pytest.approx(floor, abs=1e-2)
     assert stepped == ours
+    assert result["contenders"]["engine-transformers"]["objective"] == pytest.approx(ours, abs=1e-3)
     assert abs(floor["kl"]) > 1e-3
+
+
+def test_decoding_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import decode
+
+    monkeypatch.setattr(decode, "COPIED", 2**20)
+    written: list[tuple[str, int]] = []
+    for name in ("our_loop", "an_engine"):
+        monkeypatch.setattr(decode, name, lambda *given, name=name: lambda count: written.append((name, count)))
+    case_path, case = tmp_path / "case.json", Case(batch=3, prompt=5, response=4, warmup=1, iterations=1)
+    write_case(case_path, case, build_models("default", tmp_path / "models"))
+    for who in ("ours", "transformers", "reading"):
+        decode.main(str(case_path), str(tmp_path / f"{who}.json"), who)
+        assert len(json.loads((tmp_path / f"{who}.json").read_text())["iterations"]) == 1
+    assert written == [(name, count) for name in ("our_loop", "an_engine") for count in (1, 4) * 2]
+    lm = load_causal_lm(str(tmp_path / "models" / "actor"), LoadSettings("float32", "cpu"))
+    # Three steps read 935,040 weights of 4 bytes, and of 3 texts with 6, 7 and 8 tokens keys and values, 4 layers, 128 wide.
+    assert decode.bytes_of_steps(lm, case) == 3 * 935_040 * 4 + 3 * (6 + 7 + 8) * 2 * 4 * 128 * 4
+
+
+def test_our_loop_writes_as_many_tokens_as_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import decode
+
+    steps: list[int] = []
+
+    def counted(logits: torch.Tensor, drawn: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        steps.append(len(logits))
+        return choose_tokens(logits, drawn)
+
+    monkeypatch.setattr(decode, "choose_tokens", counted)
+    lm = load_causal_lm(build_models("default", tmp_path)["actor"], LoadSettings("float32", "cpu"))
+    decode.our_loop(lm, [[5, 6], [7, 8]], 9)(7)
+    assert steps == [2] * 7
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ python -m benchmarks.ours CASE.json RESULT.json VARIANT, where VARIANT is an alg
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
+import agents.engines.ahead
 import llm_env.lm.sampling
 from agents import make_algorithm
 from agents.algorithms.table import algorithm as algorithm_row
+from agents.engines.engine import Engine, Turn, make_engine
 from agents.policies.actor_critic import LLMActorCriticPolicy
 from agents.rollouts.vec_env import LLMTextVecEnv
 from benchmarks.case import Case, Stopwatch, read_case, write_result
@@ -111,6 +114,26 @@ class Objective(BaseCallback):
             self.means = {name: float(np.mean([i[key] for i in self.infos])) for name, key in names.items()}
 
 
+class ScriptedEngine:
+    """An engine that writes as many tokens as the script has behind each prompt, which then take their place."""
+
+    def __init__(self, engine: Engine, prompts: list[list[int]], responses: list[list[int]]) -> None:
+        self.engine = engine
+        self.responses = {tuple(p): r for p, r in zip(prompts, responses, strict=True)}
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Hands the weights on."""
+        self.engine.load_weights(weights)
+
+    def generate(
+        self, prompts: Sequence[list[int]], room: Sequence[int], end_ids: Sequence[int], temperature: float, seed: int
+    ) -> list[Turn]:
+        """The script's turns, once the engine has written its own, of the same lengths."""
+        script = [self.responses[tuple(prompt)] for prompt in prompts]
+        self.engine.generate(prompts, [len(response) for response in script], [], temperature, seed)
+        return [Turn(list(response)) for response in script]
+
+
 def build(case: Case, models: dict[str, str], variant: str) -> OnPolicyAlgorithm:
     """The algorithm, on the case's models and prompts.
 
@@ -118,7 +141,7 @@ def build(case: Case, models: dict[str, str], variant: str) -> OnPolicyAlgorithm
         case: The case.
         models: Folders of ``actor``, ``reference`` and ``reward``.
         variant: Name of the algorithm, and options after it, each with a plus sign: ``naive``, ``stepped``,
-            ``critic=reward_model``.
+            ``critic=reward_model``, ``engine=transformers``.
     """
     algorithm, *options = variant.split("+")
     prompts, responses = case.script(_vocab_size(models["actor"]))
@@ -135,6 +158,10 @@ def build(case: Case, models: dict[str, str], variant: str) -> OnPolicyAlgorithm
     critic = next((o.removeprefix("critic=") for o in options if o.startswith("critic=")), "head")
     policy: dict[str, Any] = {"model": models["actor"], "critic": critic, "mixed_precision": case.precision}
     policy["planned"] = "stepped" not in options
+    policy["engine"] = next((o.removeprefix("engine=") for o in options if o.startswith("engine=")), None)
+    if policy["engine"] is not None:
+        ahead: Any = agents.engines.ahead  # the module that looks `make_engine` up
+        ahead.make_engine = lambda *given: ScriptedEngine(make_engine(*given), prompts, responses)
     if critic == "reward_model":
         policy["reward_model"] = models["reward"]
     settings: dict[str, Any] = {"learning_rate": LEARNING_RATE, "gamma": 1.0, "device": case.device, "seed": 0}

@@ -10,6 +10,8 @@ VARIANTS = {
     # contender: argument of benchmarks/ours.py
     "ours": "ppo",
     "stepped": "ppo+stepped",
+    "engine-transformers": "ppo+engine=transformers",
+    "engine-vllm": "ppo+engine=vllm",
     "ours-full": "ppo+critic=reward_model",
     "naive": "ppo+naive",
     "a2c": "a2c",
@@ -18,7 +20,8 @@ VARIANTS = {
     "trpo-naive": "trpo+naive",
 }
 DPO = {"dpo": "ours", "dpo-trl": "trl"}
-CONTENDERS = (*VARIANTS, "trl-small", "trl-full", "floor", *DPO)
+DECODE = {"decode": "ours", "decode-transformers": "transformers", "decode-vllm": "vllm", "reading": "reading"}
+CONTENDERS = (*VARIANTS, "trl-small", "trl-full", "floor", *DPO, *DECODE)
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,15 @@ SUITES = {
             Case(model="135m", batch=8, prompt=16, response=64, lengths="spread", mini_batches=1, epochs=1),
         ),
         ("dpo", "dpo-trl"),
+    ),
+    "engines": Suite(
+        (Case(batch=16), Case(model="30m", prompt=32, response=64)),
+        ("ours", "stepped", "engine-transformers", "engine-vllm", "floor"),
+    ),
+    "decode": Suite(
+        tuple(Case(batch=n, prompt=16, response=64) for n in (1, 2, 4, 8, 16, 32, 64)),
+        ("decode", "decode-transformers", "decode-vllm", "reading"),
+        "batch",
     ),
     "gpu": Suite(
         (

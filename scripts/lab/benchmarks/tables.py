@@ -9,7 +9,7 @@ from rich.table import Column, Table
 
 from agents.console import PlainConsole
 from benchmarks.case import Case
-from benchmarks.suites import DPO
+from benchmarks.suites import DECODE, DPO
 
 PHASES = ("generate", "score", "train")
 # How far means over the first iteration's responses may lie apart: nats per response, score.
@@ -79,7 +79,7 @@ def show(case: Case, rows: dict[str, dict[str, Any]]) -> None:
 
 def cells(contender: str, row: dict[str, Any], rows: dict[str, dict[str, Any]]) -> list[str]:
     """A contender's line of the table; the last cell is its time over ours."""
-    ours = rows.get("dpo" if contender in DPO else "ours")
+    ours = rows.get("dpo" if contender in DPO else "decode" if contender in DECODE else "ours")
     ratio = f"{row['seconds']['total'] / ours['seconds']['total']:.2f}" if ours else ""
     return [
         contender,

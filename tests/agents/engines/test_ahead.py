@@ -14,8 +14,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from agents import LLMActorCriticPolicy, LLMTextVecEnv, TextMetricsCallback, TokenRolloutBuffer, make_algorithm
 from agents.algorithms.table import ALGORITHMS
-from agents.engines.ahead import Mismatch
+from agents.engines.ahead import Mismatch, as_written
 from agents.engines.engine import EngineError, Turn
+from llm_env.lm.writer import Outlook
 from tests.agents.engines.stand_in import StandIn, any_tokens, stand_in
 from tests.worlds import Echo
 
@@ -234,6 +235,21 @@ def test_a_plan_that_is_made_in_the_middle_of_a_turn(monkeypatch: pytest.MonkeyP
     for segment in buffer.segments:
         if len(segment.actions) == 12:
             assert segment.actions[:5] == engine.given[0][segment.slot].tokens[:5]
+
+
+def test_a_turn_that_is_cut_where_the_outlook_ends_goes_on() -> None:
+    """Two of five tokens can be foreseen of the first; the second has ended, the third has no more room; a slot is idle."""
+    is_end = torch.zeros(1024, dtype=torch.bool)
+    is_end[END] = True
+    outlook = Outlook(2, torch.tensor([5, 0, 5, 2]), is_end, goes_on=False)
+    turns = [Turn([OTHER, OTHER]), Turn([END]), Turn([OTHER, OTHER])]
+    flat = np.arange(5, dtype=np.float32)
+    written = as_written([0, 2, 3], turns, outlook, flat, 10 + flat)
+    assert written.actions.tolist() == [[OTHER, 0, END, OTHER], [OTHER, 0, 0, OTHER]]
+    assert written.acts.tolist() == [[True, False, True, True], [True, False, False, True]]
+    assert written.ended.tolist() == [[False, False, True, False], [False, False, False, True]]
+    assert written.log_probs.tolist() == [[0, 0, 2, 3], [1, 0, 0, 4]]
+    assert written.values.tolist() == [[10, 0, 12, 13], [11, 0, 0, 14]]
 
 
 def test_two_runs_with_one_seed_are_identical(monkeypatch: pytest.MonkeyPatch) -> None:

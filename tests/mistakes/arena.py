@@ -1,4 +1,4 @@
-"""Mistakes around comparisons of actors: A/B tests, arenas, strengths."""
+"""Mistakes around comparisons: A/B tests, arenas, strengths, regrets."""
 
 from __future__ import annotations
 
@@ -230,5 +230,19 @@ ARENA = [
         "if len(set(ranks)) == 1 and not self.answers.may_tie:",
         "if len(set(ranks)) == 1:",
         ("tests/agents/preferences/test_page.py",),
+    ),
+    Mutation(
+        "regret is to the worst of a cell",
+        "scripts/lab/comparison/regret.py",
+        "= max(means.values()) - mean",
+        "= min(means.values()) - mean",
+        ("tests/scripts/test_suite.py",),
+    ),
+    Mutation(
+        "a run of other settings passes for a candidate's",
+        "scripts/lab/suite.py",
+        'wanted |= {"params": json.loads(json.dumps(job.params)), "algo": job.algo}',
+        'wanted |= {"algo": job.algo}',
+        ("tests/scripts/test_suite.py",),
     ),
 ]

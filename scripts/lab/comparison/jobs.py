@@ -202,6 +202,7 @@ def _ours(job: Job) -> dict[str, Any]:
     from agents.callbacks.mask_refresh import MaskRefresh
     from agents.callbacks.token_budget import TokenBudget
     from agents.evaluation.gold import load_gold
+    from comparison.training_record import TrainingRecord
 
     gold: Any = load_gold(job.compared.gold)
     row = algorithm(job.algo)
@@ -227,10 +228,12 @@ def _ours(job: Job) -> dict[str, Any]:
             *(round(metrics.last.get(f"rollout/{k}", np.nan), 4) for k in ("rm_score", "gold_score", "kl")),
         ]
     )
+    training = TrainingRecord(metrics)
     # Where ended slots idle, steps outnumber tokens, and `TokenBudget` ends training; elsewhere a step is a token.
     idle = row.rollouts
     started = time.perf_counter()
-    callbacks = [metrics, *([MaskRefresh(mask_refresh)] if mask_refresh else []), TokenBudget(metrics, job.tokens)]
+    refreshes = [MaskRefresh(mask_refresh)] if mask_refresh else []
+    callbacks = [training, metrics, *refreshes, TokenBudget(metrics, job.tokens)]
     model.learn(10**9 if idle else job.tokens, callback=callbacks, log_interval=None)  # type: ignore[arg-type]
     seconds = time.perf_counter() - started
     task = make_task(job)
@@ -239,6 +242,7 @@ def _ours(job: Job) -> dict[str, Any]:
     return {
         **measured(job, episodes, certain=greedy),
         "curve": curve,
+        "training": training.rows,
         "trained_tokens": metrics.tokens,
         "train_seconds": seconds,
         "tokens_per_second": metrics.tokens / seconds,

@@ -46,7 +46,7 @@ ACTOR_CRITIC_SETTINGS = (
 """The settings of on-policy algorithms that go to their policy; see `agents.policies.settings.PolicySettings`."""
 TEXT_LOSS_SETTINGS = ("clip_range_high", "loss_aggregation", "max_resamples", "ptx_texts", "ptx_coef", "ptx_tokens")
 """What `TextPPO` has beside PPO; where one is given, it takes stock PPO's place."""
-BUFFER_SETTINGS = ("whiten_rewards", "advantages")
+BUFFER_SETTINGS = ("whiten_rewards", "whiten_advantages", "advantages")
 """The settings of on-policy algorithms that go to `TokenRolloutBuffer`; what makes a row of the table is no setting of it."""
 RENAMED = {
     "kl_in_loss": "it is kl_in='loss' or kl_in='reward' now",

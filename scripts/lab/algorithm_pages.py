@@ -73,11 +73,12 @@ FROM_TASK = {
     "n_steps": "`rounds` x `max_new_tokens`",
     "batch_size": "a quarter of a rollout",
     "train_freq": "`rounds` x `max_new_tokens`",
+    "whiten_advantages": "`not normalize_advantage`",
     "n_eval_episodes": "`n_envs`",
     "q_scale": "β",
     "critic": "the first that fits: `reward_model`, with LoRA `detached_head`, `actor`",
 }
-"""Defaults that follow from the environment; see `agents.algorithms.wiring`."""
+"""Defaults that follow from the environment, or from another setting; see `agents.algorithms.wiring`."""
 CHOICES = {
     "advantages": WITH_A_CRITIC,
     "critic": tuple(name for name in CRITICS if name != "none"),

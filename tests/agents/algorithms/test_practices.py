@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from agents import make_algorithm
 from agents.cli import train
 from agents.runs.figure import read_progress
 from llm_env.settings import TaskSettings
@@ -43,6 +44,16 @@ def test_whitened_rewards_have_standard_deviation_1_and_keep_their_mean_in_propo
     assert white.rewards.std() == pytest.approx(1, abs=1e-4)
     assert white.rewards == pytest.approx(plain.rewards / plain.rewards.std(), abs=1e-4)
     assert abs(white.rewards.mean()) > 1e-3
+
+
+def test_advantages_are_whitened_unless_told_otherwise() -> None:
+    white, raw = filled().rollout_buffer, filled(whiten_advantages=False).rollout_buffer
+    assert (white.advantages.mean(), white.advantages.std()) == pytest.approx((0, 1), abs=1e-4)
+    shifted = (raw.advantages - raw.advantages.mean()) / raw.advantages.std()
+    assert shifted == pytest.approx(white.advantages, abs=1e-4)
+    assert raw.advantages.std() != pytest.approx(1, abs=1e-2)
+    with pytest.raises(TypeError, match="grpo has no setting 'whiten_advantages'"):
+        make_algorithm("grpo", whiten_advantages=False)
 
 
 def test_the_critic_has_a_learning_rate_of_its_own() -> None:

@@ -112,10 +112,10 @@ def _packed_attention(
     """
     sequences = _sequences.get()
     if not kwargs.get("dropout"):
-        flat = [side[0].transpose(0, 1) for side in (query, key, value)]  # (N, heads, D)
-        if usable(flat[0], flat[1]):
+        q, k, v = (side[0].transpose(0, 1) for side in (query, key, value))  # (N, heads, D)
+        if usable(q, k):
             longest, scale = sequences.lengths[0], kwargs.get("scaling")
-            return varlen_attention(*flat, sequences.ends, longest, scale)[None], None
+            return varlen_attention(q, k, v, sequences.ends, longest, scale)[None], None
     groups = sequences.groups
     sizes = [g.tokens for g in groups]
     # (1, heads, N, D) -> (N, heads, D), cut into groups

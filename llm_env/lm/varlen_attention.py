@@ -40,7 +40,8 @@ def kernel() -> Kernel | None:
     except ImportError:
         return None
     parameters = inspect.signature(varlen_attn).parameters
-    return varlen_attn if {"window_size", "scale"} <= set(parameters) else None
+    attend: Any = varlen_attn  # which can return more, where it is asked to
+    return attend if {"window_size", "scale"} <= set(parameters) else None
 
 
 def has_kernel_for(query: Tensor) -> bool:
@@ -126,5 +127,5 @@ def _one_sequence(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Causal attention of one sequence, (T, heads, D) each."""
     times = query.shape[1] // key.shape[1]
     key, value = (side.repeat_interleave(times, 1) for side in (key, value))
-    sides = (side.transpose(0, 1)[None] for side in (query, key, value))
-    return functional.scaled_dot_product_attention(*sides, is_causal=True)[0].transpose(0, 1)
+    q, k, v = (side.transpose(0, 1)[None] for side in (query, key, value))
+    return functional.scaled_dot_product_attention(q, k, v, is_causal=True)[0].transpose(0, 1)

@@ -9,8 +9,8 @@ of them maximize; a candidate's regret in a cell is how far its J, the mean over
 Scores of all tasks have a standard deviation of about 1 over the reference's responses, so that regrets of different tasks
 can be averaged.
 
-Every run is a file; those that are there are not run again, so it can be interrupted. Writes results.json, table.md and
-suite.png.
+Every run is a file; those that are there are not run again, so it can be interrupted. Writes results.json, table.md, which
+has the regrets of all and J of those that were asked for, and suite.png, which has these.
 """
 
 from __future__ import annotations
@@ -212,10 +212,10 @@ def main(args: Args) -> int:
             print_error(error)
             return 1
     rows = read_rows(folder)
-    table = regret_table(rows) + "\n" + cell_table(rows)
+    table = regret_table(rows) + "\n" + cell_table(rows, list(candidates))
     write_text(args.output_dir / "table.md", table)
     write_json(args.output_dir / "results.json", rows, indent=None)
-    draw(rows, args.output_dir / "suite.png")
+    draw(rows, args.output_dir / "suite.png", list(candidates))
     console.print(table)
     return 1 if failed else 0
 

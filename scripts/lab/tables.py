@@ -76,7 +76,9 @@ MAKERS: dict[str, Callable[..., str]] = {
     "calculator": with_calculator,
     "credit": lambda file: turns.table(read(file)),
     "decisions": lambda file: same_decisions.table(read(file)),
-    "regrets": lambda file, *names: regret_table([r for r in read(file) if not names or r["settings"] in (REFERENCE, *names)]),
+    "regrets": lambda file, *names: regret_table(
+        [r for r in read(file) if not names or r["settings"] in (REFERENCE, *names)]
+    ),
     "cells": lambda file, *names: cell_table(read(file), names),
 }
 """What makes a block, by the first word of its comment; the others are its arguments."""

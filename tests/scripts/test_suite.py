@@ -11,8 +11,11 @@ import pytest
 import build_film_sentences
 import suite
 from agents.algorithms.table import checked_settings
+from comparison.jobs import peer_files
 from comparison.regret import below_reference, cell_table, draw, regret_table, regrets
 from comparison.rewards import twenty_words
+from comparison.tasks import ComparedTask
+from llm_env.default_task import DEFAULT_MODEL
 
 
 def row(task: str, settings: str, score: float, kl: float, kl_coef: float = 0.1, seed: int = 0) -> dict[str, Any]:
@@ -81,6 +84,18 @@ def test_bad_candidates_are_named(
     assert suite.main(suite.Args(tmp_path / "out", tmp_path / "c.yaml", only)) == 1
     assert said in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
+
+
+def test_peers_train_on_the_files_of_a_task(tmp_path: Path) -> None:
+    files = peer_files(suite.read_task("film"))
+    assert {name: Path(path).name for name, path in files.items()} == {
+        "actor": "actor", "reward_model": "reward_model", "prompts": "prompts.jsonl",
+    }  # fmt: skip
+    assert peer_files(suite.read_task("embedded"))["actor"] == str(Path(DEFAULT_MODEL).resolve())
+    with pytest.raises(ValueError, match="twenty_words': peers are trained on reward models alone"):
+        peer_files(suite.read_task("count"))
+    with pytest.raises(ValueError, match=r"prompts='p\.jsonl': a peer trains on all of a file; give eval_prompts"):
+        peer_files(ComparedTask(prompts="p.jsonl"))
 
 
 def test_a_count_is_scored() -> None:

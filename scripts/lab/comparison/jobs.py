@@ -262,12 +262,35 @@ def _preference(job: Job) -> dict[str, Any]:
     return {**measured(job, episodes), **record, "curve": [], "tokens_per_second": None}
 
 
+def peer_files(task: ComparedTask) -> dict[str, str]:
+    """Actor, reward model and prompts of a task as a peer wants them: folders and a file.
+
+    Raises:
+        ValueError: the reward is no model, or prompts to measure on have no file of their own.
+    """
+    from llm_env.default_task import DEFAULT_MODEL, DEFAULT_PROMPTS, DEFAULT_REWARD_MODEL
+
+    if task.reward_model is not None and ":" in task.reward_model:
+        raise ValueError(
+            f"reward_model={task.reward_model!r}: peers are trained on reward models alone, not on functions."
+        )
+    if task.prompts is not None and task.eval_prompts is None:
+        raise ValueError(
+            f"prompts={task.prompts!r}: a peer trains on all of a file; give eval_prompts, to be measured on."
+        )
+    found = {
+        "actor": task.model or DEFAULT_MODEL,
+        "reward_model": task.reward_model or DEFAULT_REWARD_MODEL,
+        "prompts": task.prompts or DEFAULT_PROMPTS,
+    }
+    return {name: str(Path(path).resolve()) for name, path in found.items()}
+
+
 def _peer(job: Job) -> dict[str, Any]:
     """Trains with TRL in a virtual environment of its own; the actor that it leaves responds here, as ours do."""
     from agents.policies.text_policy import load_actor
-    from llm_env.default_task import DEFAULT_MODEL, DEFAULT_PROMPTS, DEFAULT_REWARD_MODEL
 
-    task = make_task(job)
+    files, task = peer_files(job.compared), make_task(job)
     python = Path(job.peer_envs) / f"trl-{PEERS[job.algo]}" / "bin" / "python"
     if not python.is_file():
         raise FileNotFoundError(f"{job.algo}: there is no {python}; compare.py makes it with --peers.")
@@ -275,8 +298,7 @@ def _peer(job: Job) -> dict[str, Any]:
         work = Path(folder)
         request = {
             "algo": job.algo, "params": job.params, "seed": job.seed, "tokens": job.tokens, "kl_coef": job.kl_coef,
-            "max_new_tokens": task.settings.max_new_tokens, "actor": DEFAULT_MODEL, "reward_model": DEFAULT_REWARD_MODEL,
-            "prompts": DEFAULT_PROMPTS,
+            "max_new_tokens": task.settings.max_new_tokens, **files,
         }  # fmt: skip
         (work / "job.json").write_text(json.dumps(request), encoding="utf-8")
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}

@@ -1,6 +1,6 @@
-"""A peer's run: TRL's PPO (1.12.0), RLOO or GRPO (1.16.0), unmodified, on the embedded default's models and prompts.
+"""A peer's run: TRL's PPO (1.12.0), RLOO or GRPO (1.16.0), unmodified, on a task's models and prompts.
 
-It runs in a virtual environment of its own and imports nothing of this project. The reward is the embedded reward model's
+It runs in a virtual environment of its own and imports nothing of this project. The reward is the reward model's
 normalized score of prompt and response ids, end token included, as in `llm_env.reward.models`.
 
 python trl_peer.py JOB.json OUT, which writes OUT/actor and OUT/result.json.

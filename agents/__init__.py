@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from llm_env.lazy import lazy_names
@@ -87,5 +88,8 @@ __all__ = [
     "train_on_preferences",
     "train_reward_model",
 ]
+
+# Where bitsandbytes is installed peft imports it, and on a CPU it warns of a kernel for 4-bit weights, which nothing here uses.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 __getattr__, __dir__ = lazy_names(__name__, _MODULES)

@@ -97,7 +97,9 @@ def test_each_extra_is_one_of_the_project() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert set(PURPOSES) < set(extras)
     (everything,) = extras["all"]
-    assert set(everything.removeprefix("llm-env[").removesuffix("]").split(",")) == set(PURPOSES) - set(SERVICES)
+    # bitsandbytes may fetch a kernel for CPUs over the network when it is imported; only who asks for it has it.
+    apart = {*SERVICES, "quantized"}
+    assert set(everything.removeprefix("llm-env[").removesuffix("]").split(",")) == set(PURPOSES) - apart
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

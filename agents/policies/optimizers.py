@@ -8,7 +8,6 @@ bitsandbytes'; here stand its name, and what makes its state plain tensors that 
 from __future__ import annotations
 
 import functools
-import logging
 from typing import Any
 
 import torch
@@ -57,8 +56,6 @@ def adamw_8bit() -> type[torch.optim.Optimizer]:
     Raises:
         ImportError: bitsandbytes is not installed; names the extra.
     """
-    # It warns of a kernel for 4-bit weights on a CPU, which the package `kernels` would fetch, and which nothing here uses.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     base: Any = require("bitsandbytes", "quantized").optim.AdamW8bit
 
     class AdamW8bit(base):  # type: ignore[misc]

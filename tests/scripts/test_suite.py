@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import build_film_sentences
 import suite
 from agents.algorithms.table import checked_settings
-from comparison.jobs import peer_files
+from comparison.jobs import make_peer_environment, peer_files
 from comparison.regret import below_reference, cell_table, draw, regret_table, regrets
 from comparison.rewards import twenty_words
 from comparison.tasks import ComparedTask
@@ -96,6 +97,31 @@ def test_peers_train_on_the_files_of_a_task(tmp_path: Path) -> None:
         peer_files(suite.read_task("count"))
     with pytest.raises(ValueError, match=r"prompts='p\.jsonl': a peer trains on all of a file; give eval_prompts"):
         peer_files(ComparedTask(prompts="p.jsonl"))
+
+
+def test_a_peers_environment_has_its_own_release_and_is_made_to_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], check: bool) -> None:
+        commands.append(command)
+        if command[1:3] == ["-m", "venv"]:
+            Path(command[3]).mkdir(parents=True, exist_ok=True)
+        if any(word.startswith("trl==") for word in command) and len(commands) < 4:
+            raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(subprocess.CalledProcessError):
+        make_peer_environment(tmp_path, "1.12.0")
+    make_peer_environment(tmp_path, "1.12.0")  # again, for it was cut off
+    assert len(commands) == 6
+    assert "trl==1.12.0" in commands[-1]
+    pins = Path(commands[-1][commands[-1].index("--constraint") + 1]).read_text().splitlines()
+    assert not any(pin.startswith("trl==") for pin in pins)
+    assert any(pin.startswith("torch==") for pin in pins)
+    make_peer_environment(tmp_path, "1.12.0")
+    assert len(commands) == 6
 
 
 def test_a_count_is_scored() -> None:

@@ -318,10 +318,14 @@ def _peer(job: Job) -> dict[str, Any]:
 def make_peer_environment(folder: Path, version: str) -> None:
     """Makes a virtual environment with one release of TRL, unless it is there."""
     target = folder / f"trl-{version}"
-    if (target / "bin" / "python").is_file():
+    made = target / "installed"  # last: what was cut off on the way is made again
+    if made.is_file():
         return
     subprocess.run([sys.executable, "-m", "venv", str(target)], check=True)
-    constraints = Path(__file__).parents[3] / "constraints.txt"
+    ours = (Path(__file__).parents[3] / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    constraints = target / "constraints.txt"  # of all but TRL
+    constraints.write_text("".join(f"{line}\n" for line in ours if not line.startswith("trl==")), encoding="utf-8")
     pip = [str(target / "bin" / "python"), "-m", "pip", "install", "--quiet", "--constraint", str(constraints)]
     subprocess.run([*pip, "torch"], check=True)
     subprocess.run([*pip, f"trl=={version}", "transformers", "accelerate", "datasets"], check=True)
+    made.touch()

@@ -84,7 +84,7 @@ def test_the_kernel_for_packed_sequences_agrees(heads: tuple[int, int, int]) -> 
     if varlen_attention.kernel() is None:
         pytest.skip("this torch has no kernel for sequences of different lengths, or an older one")
     n_heads, key_heads, size = heads
-    query = torch.zeros(1, n_heads, size, device="cuda", dtype=torch.bfloat16)
+    query = torch.zeros(1, n_heads, 1, size, device="cuda", dtype=torch.bfloat16)
     assert varlen_attention.usable(query, query[:, :key_heads])
 
 

@@ -160,8 +160,8 @@ def as_written(
 
     Args:
         slots: The slot of each turn.
-        turns: The turns.
-        outlook: What they were written by.
+        turns: What was written in each of them, checked.
+        outlook: How far could be foreseen and what ends a turn, by which a turn that is cut is told from one that has ended.
         log_probs: Log π of their tokens in nats, flat, turn by turn.
         values: V before their tokens, as `log_probs`.
     """

@@ -102,7 +102,7 @@ def check_fits(name: str | None, task: TaskSettings, episodes: str, processes: i
     """Refuses an engine for an environment whose turns it could not write; None, this project's own loop, writes all.
 
     Args:
-        name: The engine.
+        name: The engine's name in `ENGINES`, or None.
         task: The environment's settings.
         episodes: ``synchronous`` or ``continuous``.
         processes: Processes that train together.

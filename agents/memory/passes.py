@@ -147,7 +147,7 @@ class Asked(NamedTuple):
 
     Attributes:
         part: The plan's name of it: ``critic``, ``reference`` or ``reward model``; ``actor`` with a critic that is no network.
-        weights: Its bytes.
+        weights: Bytes of its parameters and buffers.
         most: What asking it needs beside them, by the kinds of `Meter`.
     """
 
@@ -159,11 +159,6 @@ class Asked(NamedTuple):
     def needs(self) -> int:
         """Bytes that asking it needs, without its weights."""
         return sum(self.most.values())
-
-
-def score(networks: Networks, sizes: Sizes) -> Counter[str]:
-    """What asking policy, reference and reward model about a rollout needs, one after the other, in bytes."""
-    return most_needing(asked(networks, sizes))
 
 
 def most_needing(asked: Sequence[Asked]) -> Counter[str]:

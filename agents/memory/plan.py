@@ -136,7 +136,7 @@ def put_aside(
         parts: The plan, with all models on the device all the time.
         idle: The models' names.
         asked: What asking each of them about a rollout needs.
-        found: An update.
+        found: What an update needs, of which the critic's optimizer states are taken.
     """
     worst = max(asked, key=lambda one: one.needs + (one.weights if one.part in idle else 0))
     for kind in ("activations", "logits"):

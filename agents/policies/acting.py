@@ -11,9 +11,10 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import Tensor
 
 from agents.distributed import ranks
-from agents.engines.ahead import EngineWriter
+from agents.engines.ahead import EngineWriter, Score
 from agents.policies.actor import Actor
 from agents.policies.critic import Critic
+from agents.policies.decoding_copy import merged_parameters
 from agents.policies.idle_critic import IdleCritic
 from agents.policies.observations import sequences_of, split_observation
 from agents.policies.plan import Foresee, Step
@@ -40,14 +41,11 @@ class ActsOnText:
     _planner: Planner
     _writes: Writer | None
     _engine: EngineWriter | None
+    score_turns: Score  # the part that scores rollouts has it
 
     @abstractmethod
     def _packed_hidden(self, batch: PackedBatch) -> Tensor:
         """The actor's hidden states (n, H) that predict the scored tokens."""
-
-    @abstractmethod
-    def _engine_writer(self) -> EngineWriter:
-        """What writes with an engine."""
 
     @abstractmethod
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -86,13 +84,12 @@ class ActsOnText:
     def _can_plan(self) -> bool:
         """Whether turns are written ahead, which takes a cache, and a critic that need not read each prefix now."""
         needs_texts = self.critic.reads_text and not self.defer_values
-        ready = self._acting.decoder.ready()
-        return self.settings.planned and not needs_texts and (ready or self.settings.engine is not None)
+        return self.settings.planned and not needs_texts and (self._acting.decoder.ready() or self.engine is not None)
 
     def _write_ahead(self, ids: Tensor, lengths: Tensor, outlook: Outlook) -> Written:
         """Writes as far as can be foreseen, with a random number for each step and slot; or has an engine write."""
-        if self.settings.engine is not None:
-            return self._engine_writer().write(ids, lengths, outlook)
+        if self.engine is not None:
+            return self._engine_writer(self.engine).write(ids, lengths, outlook)
         before = torch.get_rng_state()
         drawn = draw(outlook.steps, len(lengths))
         with self._autocast():
@@ -127,6 +124,16 @@ class ActsOnText:
         if self._writes is None or self._writes.decoder is not decoder or self._writes.device != decoder.lm.device:
             self._writes = Writer(decoder, self._choose)
         return self._writes
+
+    def _engine_writer(self, name: str) -> EngineWriter:
+        """What writes with an engine and the model that acts."""
+        decoder = self._acting.decoder
+        lm = decoder.lm
+        if self._engine is None or self._engine.lm is not lm or self._engine.device != lm.device:
+            self._engine = EngineWriter(
+                name, lm, decoder.max_length, self.temperature, lambda: merged_parameters(lm.model), self.score_turns
+            )
+        return self._engine
 
     def engine_metrics(self) -> dict[str, float]:
         """The log's values of what an engine wrote since the last call; see `agents.engines.ahead.Mismatch`."""

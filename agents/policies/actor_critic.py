@@ -21,7 +21,6 @@ from agents.engines.ahead import EngineWriter
 from agents.policies.acting import ActsOnText
 from agents.policies.actor import Actor, save_language_model
 from agents.policies.critic import Critic, CriticNetwork, CriticSource, enable_checkpointing, make_critic
-from agents.policies.decoding_copy import merged_parameters
 from agents.policies.idle_critic import IdleCritic
 from agents.policies.learning_rates import parameter_groups, scale_learning_rates
 from agents.policies.micro_batches import MicroBatches
@@ -144,22 +143,6 @@ class LLMActorCriticPolicy(CarriesLogProbs, ActsOnText, ScoresRollouts, ActorCri
         self.idle_critic = IdleCritic(self, s.offload)
         # SB3 drops gradients only after the next forward pass; they need not be in memory beside its activations.
         self.optimizer.register_step_post_hook(_drop_gradients)
-
-    def _engine_writer(self) -> EngineWriter:
-        """What writes with an engine and the model that acts."""
-        decoder = self._acting.decoder
-        lm = decoder.lm
-        if self._engine is None or self._engine.lm is not lm or self._engine.device != lm.device:
-            assert self.engine is not None
-            self._engine = EngineWriter(
-                self.engine,
-                lm,
-                decoder.max_length,
-                self.temperature,
-                lambda: merged_parameters(lm.model),
-                self.score_turns,
-            )
-        return self._engine
 
     def get_distribution(self, obs: PyTorchObs | PackedBatch) -> Distribution:
         """π(·|s) for each observation, or each scored token of a packed batch; uniform for idle rows."""

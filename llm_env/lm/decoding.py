@@ -82,7 +82,7 @@ class CachedDecoder:
             Shape (N, H), in the model's dtype, on its device; zeros for idle rows. A new tensor, which later calls do not
             change.
         """
-        # Bookkeeping stays on the CPU; keys, values and hidden states are on the device.
+        # Bookkeeping stays on the CPU; only keys, values and hidden states are on the device.
         ids, lengths = input_ids.detach().cpu().long(), lengths.detach().cpu().long().flatten()
         if not self.ready():
             return self._uncached(ids, lengths)
@@ -219,15 +219,15 @@ class CachedDecoder:
     def _prefill(self, ids: Tensor, lengths: Tensor, fresh: Tensor) -> None:
         """Reads the prefixes of the fresh slots from the start, each once, and stores their keys and values."""
         slots = fresh.nonzero()[:, 0]
-        longest = int(lengths[slots].max())
-        padding = torch.arange(longest) >= lengths[slots][:, None]  # (n, longest)
+        prefix_lengths = lengths[slots]  # (n,)
+        padding = torch.arange(int(prefix_lengths.max())) >= prefix_lengths[:, None]  # (n, longest)
         # The prompt of a group is in several slots: (u, longest), and which of them each slot has, (n,).
-        prefixes, which = distinct_rows(ids[slots, :longest].masked_fill(padding, -1))
+        prefixes, which = distinct_rows(ids[slots, : padding.shape[1]].masked_fill(padding, -1))
         # One right-padded forward pass fills an ordinary cache; token 0 stands behind a prefix.
         batch = prefixes.clamp(min=0).to(self.lm.device)
         cache: Any = DynamicCache(config=self.lm.config)
         out = self.lm.hidden(batch, past_key_values=cache, use_cache=True)
-        which, last_positions = which.to(batch.device), (lengths[slots] - 1).to(batch.device)
+        which, last_positions = which.to(batch.device), prefix_lengths.to(batch.device) - 1
         hidden = out.last_hidden_state[which, last_positions]  # (n, H)
         # Its rows are copied into ours; slots that had a row keep it.
         new = slots[self._row_of_slot[slots] < 0]

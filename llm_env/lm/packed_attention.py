@@ -111,11 +111,9 @@ def _packed_attention(
     The signature is that of transformers' attention functions. The sequences come from `_reading`.
     """
     sequences = _sequences.get()
-    if not kwargs.get("dropout"):
+    if not kwargs.get("dropout") and is_fast("varlen") and usable(query, key):
         q, k, v = (side[0].transpose(0, 1) for side in (query, key, value))  # (N, heads, D)
-        if usable(q, k):
-            longest, scale = sequences.lengths[0], kwargs.get("scaling")
-            return varlen_attention(q, k, v, sequences.ends, longest, scale)[None], None
+        return varlen_attention(q, k, v, sequences.ends, sequences.lengths[0], kwargs.get("scaling"))[None], None
     groups = sequences.groups
     sizes = [g.tokens for g in groups]
     # (1, heads, N, D) -> (N, heads, D), cut into groups

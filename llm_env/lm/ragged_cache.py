@@ -27,10 +27,12 @@ def distinct_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The different rows, shape (u, L), and which of them each row is, shape (n,).
     """
-    firsts: dict[bytes, int] = {}
-    which = torch.tensor([firsts.setdefault(row.tobytes(), len(firsts)) for row in rows.numpy()])
-    first = torch.full((len(firsts),), len(rows)).scatter_reduce(0, which, torch.arange(len(rows)), "amin")
-    return rows[first], which
+    contents = [row.tobytes() for row in rows.numpy()]
+    first: dict[bytes, int] = {}
+    for i, content in enumerate(contents):
+        first.setdefault(content, i)
+    number = {content: u for u, content in enumerate(first)}
+    return rows[list(first.values())], torch.tensor([number[content] for content in contents])
 
 
 class Positions:
@@ -71,7 +73,7 @@ class RaggedLayer(DynamicLayer):
         Args:
             rows: Rows to write, shape (n,).
             keys: Of u different prefixes, shape (u, heads, T, head_dim).
-            values: The same.
+            values: Of the same prefixes, shape (u, heads, T, head_dim).
             n_rows: Rows that the storage has at least.
             n_columns: Columns that the storage has at least.
             which: The prefix of each row, shape (n,); None: each has one of its own, in order.

@@ -9,12 +9,12 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from importlib.util import find_spec
 
 import torch
 from torch import nn
 
 from llm_env.lm.onednn import OneDnnLinear, has_onednn
+from llm_env.lm.varlen_attention import kernel
 
 VARIABLE = "LLM_ENV_FAST"
 SPEED_PATCHES = {
@@ -25,7 +25,7 @@ SPEED_PATCHES = {
     "attention": "Sequences of different lengths are read end to end, without padding; while they are read, transformers "
     "calls our attention function. Applied by `llm_env.lm.packed_attention`, in each forward pass.",
     "varlen": "On a CUDA device, in half precision, attention of such sequences is one kernel of torch's, which pads nothing. "
-    "Applied by `llm_env.lm.varlen_attention`.",
+    "Applied by `llm_env.lm.packed_attention`, through `llm_env.lm.varlen_attention`.",
 }
 """Each patch's name in ``LLM_ENV_FAST``, and what it does."""
 
@@ -71,7 +71,7 @@ def active_patches() -> dict[str, bool]:
         ValueError: the value of ``LLM_ENV_FAST`` is bad.
     """
     has = {"linear": has_onednn(), "malloc": _mallopt() is not None, "attention": True}
-    has["varlen"] = torch.cuda.is_available() and find_spec("torch.nn.attention.varlen") is not None
+    has["varlen"] = torch.cuda.is_available() and kernel() is not None
     return {name: is_fast(name) and has[name] for name in SPEED_PATCHES}
 
 

@@ -4,7 +4,7 @@
 sequence begins, so that nothing is padded whatever the lengths (Dao 2023, https://arxiv.org/abs/2307.08691). It has CUDA
 kernels for half precision only. Each shape of heads is tried once against scaled-dot-product attention, outputs and
 gradients; where they disagree, or the kernel fails, it is left for that shape, with a line in the log. ``LLM_ENV_FAST``
-turns it off (`llm_env.lm.runtime`).
+turns it off (`llm_env.lm.packed_attention` asks).
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from llm_env.lm.runtime import is_fast
-
 logger = logging.getLogger(__name__)
 
 HALF = (torch.bfloat16, torch.float16)
@@ -34,7 +32,7 @@ _WORKS: dict[tuple[Any, ...], bool] = {}
 
 @functools.cache
 def kernel() -> Kernel | None:
-    """Torch's kernel; None where this torch has none, or one without a window, by which a newer one says that it is causal."""
+    """Torch's kernel; None where this torch has none, or one without a window, by which newer ones are told to be causal."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -44,20 +42,27 @@ def kernel() -> Kernel | None:
     return attend if {"window_size", "scale"} <= set(parameters) else None
 
 
+@functools.cache
+def _shares_keys(attend: Kernel) -> bool:
+    """Whether a kernel takes keys of fewer heads than queries; an older one needs them repeated."""
+    return "enable_gqa" in inspect.signature(attend).parameters
+
+
 def has_kernel_for(query: Tensor) -> bool:
     """Whether the kernel takes such queries: half precision on a CUDA device."""
     return query.is_cuda and query.dtype in HALF and kernel() is not None
 
 
 def usable(query: Tensor, key: Tensor) -> bool:
-    """Whether queries (N, heads, D) and keys (N, fewer or as many heads, D) go to the kernel, tried once for their shape.
+    """Whether queries and keys go to the kernel, tried once for their shape.
 
-    Raises:
-        ValueError: the value of ``LLM_ENV_FAST`` is bad.
+    Args:
+        query: As attention has it, shape (1, heads, N, D).
+        key: Shape (1, fewer heads or as many, N, D).
     """
-    if not (is_fast("varlen") and has_kernel_for(query)):
+    if not has_kernel_for(query):
         return False
-    shape = (query.device, query.dtype, query.shape[1], key.shape[1], query.shape[2])
+    shape = (query.device, query.dtype, query.shape[1], key.shape[1], query.shape[3])
     if shape not in _WORKS:
         reason = _disagreement(*shape)
         _WORKS[shape] = not reason
@@ -82,7 +87,7 @@ def varlen_attention(
     Args:
         query: Shape (N, heads, D).
         key: Shape (N, heads or a divisor of them, D).
-        value: The same.
+        value: As many heads as keys have, shape (N, key heads, D).
         ends: From `bounds`.
         longest: Tokens of the longest sequence.
         scale: Of the scores; None: 1/√D.
@@ -94,7 +99,7 @@ def varlen_attention(
     assert attend is not None
     options: dict[str, Any] = {"window_size": (-1, 0), "scale": scale}
     if key.shape[1] != query.shape[1]:
-        if "enable_gqa" in inspect.signature(attend).parameters:
+        if _shares_keys(attend):
             options["enable_gqa"] = True
         else:
             times = query.shape[1] // key.shape[1]

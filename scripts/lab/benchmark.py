@@ -31,7 +31,6 @@ import json
 import os
 import subprocess
 import sys
-import venv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +45,7 @@ from benchmarks.figures import draw_curve, draw_times
 from benchmarks.suites import CONTENDERS, DECODE, DPO, SUITES, VARIANTS, Suite
 from benchmarks.tables import markdown, same_objective, show, summary
 from llm_env.lm.loading import quiet_loading
+from peer_environment import peer_python
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -193,27 +193,10 @@ def command_of(
         module = "floor"
     else:  # TRL: another interpreter, which must not see this project's packages
         module, extra, search_path = "trl_ppo", [contender.removeprefix("trl-")], [HERE]
-        python = peer_python(args.peer_env, log_path)
+        with console.status(f"TRL's environment in {args.peer_env}"):
+            python = str(peer_python(args.peer_env, TRL, log_path))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, search_path))}
     return [python, "-m", f"benchmarks.{module}", str(case_path), str(result_path), *extra], environment
-
-
-def peer_python(folder: Path, log_path: Path) -> str:
-    """The interpreter of TRL's virtual environment, which is made at the first call."""
-    import torch
-    import transformers
-
-    python = folder / "bin" / "python"
-    if not (folder / "complete").exists():
-        with console.status(f"making TRL's environment in {folder}"), log_path.open("w", encoding="utf-8") as log:
-            venv.create(folder, clear=True, with_pip=True)
-            for packages in (
-                [f"torch=={torch.__version__.partition('+')[0]}"],
-                [f"trl=={TRL}", f"transformers=={transformers.__version__}"],
-            ):
-                subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True, stderr=log)
-        (folder / "complete").touch()
-    return str(python)
 
 
 if __name__ == "__main__":

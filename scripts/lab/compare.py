@@ -17,7 +17,6 @@ settings are an error. Writes table.md, samples.md, results.json and compare.png
 from __future__ import annotations
 
 import json
-import multiprocessing
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -31,9 +30,10 @@ from agents.console import PlainConsole, plain_warnings, print_error
 from agents.files import write_json, write_text
 from agents.output_folder import check_output_folder
 from comparison.figures import draw, markdown_table, samples_table
-from comparison.jobs import BASELINES, PEERS, PREFERENCE, Job, make_peer_environment, run_job, start_worker
+from comparison.jobs import BASELINES, PEERS, PREFERENCE, Job, run_job
+from comparison.pool import make_peers, run_missing, workers
 from comparison.spaces import SPACES, first_trial, job_params, suggest
-from comparison.tasks import ComparedTask, Labels, MadeOtherwiseError, check_made_with, make_labels
+from comparison.tasks import ComparedTask, Labels, MadeOtherwiseError, make_labels
 from llm_env.extras import installed
 from llm_env.rules import SEED, Each, Rule, check_settings, number, whole
 from llm_env.text.records import jsonl_lines
@@ -122,12 +122,8 @@ def main(args: Args) -> int:
         print_error("algos: the peers run on the embedded task only.")
         return 1
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    for name in algos:
-        if name in PEERS:
-            console.print(f"environment of {name}: {args.peer_envs / f'trl-{PEERS[name]}'}")
-            make_peer_environment(args.peer_envs, PEERS[name])
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.jobs, mp_context=context, initializer=start_worker) as pool:
+    make_peers(args.peer_envs, algos, console)
+    with workers(args.jobs) as pool:
         try:
             if args.search:
                 prepare_labels(args, task, (SEARCH_SEED,), pool)
@@ -135,7 +131,11 @@ def main(args: Args) -> int:
                     search(args, task, name, pool)
                 return 0
             prepare_labels(args, task, sorted({*args.seeds, *(args.ppo_seeds if "ppo" in algos else ())}), pool)
-            failed = compare(args, task, list(algos), pool)
+            jobs = {job.name: job for job in jobs_of(args, task, algos)}
+            notes = {name: {"label_count": args.labels} for name in jobs}
+            folder = args.output_dir / "runs"
+            folder.mkdir(exist_ok=True)
+            failed = run_missing(jobs, notes, folder, pool, console)
         except MadeOtherwiseError as error:
             print_error(error)
             return 1
@@ -273,56 +273,6 @@ def jobs_of(args: Args, task: ComparedTask, algos: Sequence[str]) -> list[Job]:
                 )
                 jobs.append(job)
     return jobs
-
-
-def compare(args: Args, task: ComparedTask, algos: list[str], pool: ProcessPoolExecutor) -> list[str]:
-    """Trains and evaluates every algorithm, β and seed whose result is not there yet; returns the names of jobs that failed."""
-    folder = args.output_dir / "runs"
-    folder.mkdir(exist_ok=True)
-    jobs = jobs_of(args, task, algos)
-    missing = [job for job in jobs if not made_already(job, args.labels, folder / f"{job.name}.json")]
-    running = {pool.submit(run_job, job): job for job in missing}
-    failed: list[str] = []
-    while running:
-        finished, _ = wait(running, return_when=FIRST_COMPLETED)
-        for future in finished:
-            job = running.pop(future)
-            try:
-                result = future.result()
-            except Exception as error:
-                failed.append(job.name)
-                console.print(f"failed: {job.name}: {error}", style="red")
-                continue
-            for name in ("peer_envs", "task", "labels", "threads"):
-                result.pop(name)
-            result |= {"task_digest": job.compared.digest, "label_count": args.labels}
-            write_json(folder / f"{job.name}.json", result, indent=None)
-            console.print(
-                f"{job.name:32s} score {result['rm_score']:5.2f}  gold {result['gold_score']:5.2f}  KL {result['kl']:5.2f}"
-                f"  ({len(running)} to go)",
-            )
-    return failed
-
-
-def made_already(job: Job, label_count: int, path: Path) -> bool:
-    """Whether a job's result is there.
-
-    Args:
-        job: The job.
-        label_count: Rankings that it starts from.
-        path: File of its result.
-
-    Raises:
-        MadeOtherwiseError: the file is of a job with other settings.
-    """
-    if not path.is_file():
-        return False
-    wanted: dict[str, Any] = {"n_prompts": job.n_prompts, "label_count": label_count}
-    wanted["task_digest"] = job.compared.digest
-    if job.algo not in BASELINES:
-        wanted |= {"params": json.loads(json.dumps(job.params)), "tokens": job.tokens}
-    check_made_with(json.loads(path.read_text(encoding="utf-8")), wanted, path)
-    return True
 
 
 def best_settings(folder: Path, algo: str) -> dict[str, Any]:

@@ -15,11 +15,10 @@ has the regrets of all and J of those that were asked for, and suite.png, which 
 
 from __future__ import annotations
 
+import itertools
 import json
-import multiprocessing
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,10 @@ import tyro
 from agents.console import PlainConsole, plain_warnings, print_error
 from agents.files import write_json, write_text
 from agents.output_folder import check_output_folder
-from comparison.jobs import PEERS, Job, make_peer_environment, run_job, start_worker
+from comparison.jobs import Job
+from comparison.pool import make_peers, run_missing, workers
 from comparison.regret import REFERENCE, Rows, cell_table, draw, regret_table
-from comparison.tasks import ComparedTask, MadeOtherwiseError, check_made_with
+from comparison.tasks import ComparedTask, MadeOtherwiseError
 from llm_env.rules import SEED, Each, Rule, check_settings, number, whole
 
 console = PlainConsole()
@@ -95,8 +95,8 @@ def read_candidates(path: Path, only: Sequence[str]) -> dict[str, dict[str, Any]
         raise FileNotFoundError(f"candidates={str(path)!r}: there is no such file.")
     found: dict[str, dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     for name, settings in found.items():
-        if "-" in str(name):
-            raise ValueError(f"{path}: {name!r}: a name has no hyphen, for it is a part of files' names.")
+        if name == REFERENCE:
+            raise ValueError(f"{path}: {name!r} is the name of what is not trained; take another.")
         if not isinstance(settings, dict) or "algo" not in settings:
             raise ValueError(f"{path}: {name!r} must be a table with `algo` and settings; it is {settings!r}.")
     for name in only:
@@ -114,80 +114,33 @@ def read_task(name: str) -> ComparedTask:
     return ComparedTask() if name == "embedded" else ComparedTask.read(CONFIGS / f"{name}.yaml")
 
 
-def jobs_of(args: Args, candidates: Mapping[str, Mapping[str, Any]]) -> dict[str, Job]:
-    """All runs by the name of their file."""
+def jobs_of(
+    args: Args, candidates: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, Job], dict[str, dict[str, str]]]:
+    """All runs by the name of their file, and the names of task and settings that each file notes."""
     jobs: dict[str, Job] = {}
+    notes: dict[str, dict[str, str]] = {}
     for task_name in args.tasks:
         task = read_task(task_name)
         common: dict[str, Any] = {"n_prompts": args.n_prompts, "task": asdict(task), "threads": args.threads}
-        jobs[f"{task_name}-{REFERENCE}"] = Job(REFERENCE, **common)
-        for seed in args.seeds:
-            for tokens in args.tokens:
-                for kl_coef in args.kl_coefs:
-                    for name, settings in candidates.items():
-                        params = {k: v for k, v in settings.items() if k != "algo"}
-                        jobs[f"{task_name}-{tokens}-beta{kl_coef:g}-{name}-seed{seed}"] = Job(
-                            settings["algo"],
-                            params,
-                            seed=seed,
-                            tokens=tokens,
-                            kl_coef=kl_coef,
-                            peer_envs=str(args.peer_envs.resolve()),
-                            **common,
-                        )
-    return jobs
-
-
-def made_already(job: Job, path: Path) -> bool:
-    """Whether a run's result is there.
-
-    Raises:
-        MadeOtherwiseError: it was made with other settings.
-    """
-    if not path.is_file():
-        return False
-    wanted: dict[str, Any] = {"n_prompts": job.n_prompts, "task_digest": job.compared.digest}
-    wanted |= {"params": json.loads(json.dumps(job.params)), "algo": job.algo}
-    check_made_with(json.loads(path.read_text(encoding="utf-8")), wanted, path)
-    return True
-
-
-def run_all(jobs: Mapping[str, Job], folder: Path, pool: ProcessPoolExecutor) -> list[str]:
-    """Runs what is not there yet; returns the names of runs that failed."""
-    missing = {name: job for name, job in jobs.items() if not made_already(job, folder / f"{name}.json")}
-    running: dict[Future[dict[str, Any]], str] = {pool.submit(run_job, job): name for name, job in missing.items()}
-    failed = []
-    while running:
-        finished, _ = wait(running, return_when=FIRST_COMPLETED)
-        for future in finished:
-            name = running.pop(future)
-            job = jobs[name]
-            try:
-                result = future.result()
-            except Exception as error:  # the others go on
-                failed.append(name)
-                console.print(f"failed: {name}: {error}", style="red")
-                continue
-            for field in ("peer_envs", "task", "labels", "threads", "values"):
-                result.pop(field, None)
-            write_json(folder / f"{name}.json", {**result, "task_digest": job.compared.digest}, indent=None)
-            objective = result["rm_score"] - job.kl_coef * result["kl"]
-            line = f"{name:44s} J {objective:6.3f}  score {result['rm_score']:5.2f}  gold {result['gold_score']:5.2f}"
-            console.print(f"{line}  KL {result['kl']:5.2f}  {result['seconds']:4.0f} s  ({len(running)} to go)")
-    return failed
+        made = {f"{task_name}-{REFERENCE}": (REFERENCE, Job(REFERENCE, **common))}
+        for seed, tokens, kl_coef, (name, settings) in itertools.product(
+            args.seeds, args.tokens, args.kl_coefs, candidates.items()
+        ):
+            params = {k: v for k, v in settings.items() if k != "algo"}
+            budget = {"seed": seed, "tokens": tokens, "kl_coef": kl_coef, "peer_envs": str(args.peer_envs.resolve())}
+            job = Job(settings["algo"], params, **budget, **common)
+            made[f"{task_name}-{tokens}-beta{kl_coef:g}-{name}-seed{seed}"] = (name, job)
+        for file, (name, job) in made.items():
+            jobs[file], notes[file] = job, {"task": task_name, "settings": name}
+    return jobs, notes
 
 
 def read_rows(folder: Path) -> Rows:
     """What is compared of all runs that are there."""
-    rows = []
-    for path in sorted(folder.glob("*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        task, *between = path.stem.split("-")
-        row = {"task": task, "settings": REFERENCE if between == [REFERENCE] else between[-2]}
-        rows.append(
-            row | {name: result[name] for name in ("tokens", "kl_coef", "seed", "rm_score", "gold_score", "kl")}
-        )
-    return rows
+    names = ("task", "settings", "tokens", "kl_coef", "seed", "rm_score", "gold_score", "kl")
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    return [{name: result[name] for name in names} for result in results]
 
 
 def main(args: Args) -> int:
@@ -196,18 +149,16 @@ def main(args: Args) -> int:
     try:
         check_values(args)
         candidates = read_candidates(args.candidates, args.only)
-        jobs = jobs_of(args, candidates)
+        jobs, notes = jobs_of(args, candidates)
     except (ValueError, OSError) as error:
         print_error(error)
         return 1
-    for algo in sorted({job.algo for job in jobs.values()} & set(PEERS)):
-        make_peer_environment(args.peer_envs, PEERS[algo])
+    make_peers(args.peer_envs, (job.algo for job in jobs.values()), console)
     folder = args.output_dir / "runs"
     folder.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.jobs, mp_context=context, initializer=start_worker) as pool:
+    with workers(args.jobs) as pool:
         try:
-            failed = run_all(jobs, folder, pool)
+            failed = run_missing(jobs, notes, folder, pool, console)
         except MadeOtherwiseError as error:
             print_error(error)
             return 1

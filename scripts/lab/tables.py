@@ -33,7 +33,7 @@ from agents.algorithms.table import ALGORITHMS
 from agents.console import PlainConsole, print_error
 from agents.files import write_text
 from comparison.figures import COLUMNS, markdown_table, samples_table
-from comparison.regret import REFERENCE, cell_table, regret_table
+from comparison.regret import cell_table, regret_table
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 BLOCK = re.compile(r"^<!-- made: (.+?) -->\n(?:(?!<!--).*?\n)?<!-- end -->$", re.DOTALL | re.MULTILINE)
@@ -76,9 +76,7 @@ MAKERS: dict[str, Callable[..., str]] = {
     "calculator": with_calculator,
     "credit": lambda file: turns.table(read(file)),
     "decisions": lambda file: same_decisions.table(read(file)),
-    "regrets": lambda file, *names: regret_table(
-        [r for r in read(file) if not names or r["settings"] in (REFERENCE, *names)]
-    ),
+    "regrets": lambda file: regret_table(read(file)),
     "cells": lambda file, *names: cell_table(read(file), names),
 }
 """What makes a block, by the first word of its comment; the others are its arguments."""

@@ -240,9 +240,9 @@ ARENA = [
     ),
     Mutation(
         "a run of other settings passes for a candidate's",
-        "scripts/lab/suite.py",
-        'wanted |= {"params": json.loads(json.dumps(job.params)), "algo": job.algo}',
-        'wanted |= {"algo": job.algo}',
+        "scripts/lab/comparison/pool.py",
+        'wanted |= {"params": json.loads(json.dumps(job.params)), "tokens": job.tokens}',
+        'wanted |= {"tokens": job.tokens}',
         ("tests/scripts/test_suite.py",),
     ),
 ]

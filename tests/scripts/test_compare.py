@@ -16,6 +16,7 @@ from agents.evaluation.statistics import Estimate
 from agents.iteration.settings import IterationSettings
 from comparison.figures import beats, draw, markdown_table, samples_table
 from comparison.jobs import PEERS, PREFERENCE, Job, make_task, run_job
+from comparison.pool import made_already
 from comparison.preference_jobs import train_on_preferences
 from comparison.spaces import SPACES, first_trial, job_params
 from comparison.tasks import ComparedTask, Labels, MadeOtherwiseError, make_labels
@@ -209,18 +210,18 @@ def test_results_and_labels_of_other_settings_are_not_taken_for_these(
     assert "Remove it to make it again" in printed
     job = Job("reference", n_prompts=4)
     path = runs / "reference-beta0.05-seed0.json"
-    assert not compare.made_already(job, 0, path)
+    assert not made_already(job, {"label_count": 0}, path)
     path.write_text(json.dumps({"params": {}, "tokens": 1, "n_prompts": 4, **base}))
-    assert compare.made_already(job, 0, path)  # which spends no tokens: their number says nothing
+    assert made_already(job, {"label_count": 0}, path)  # which spends no tokens: their number says nothing
     for changed, count, name in (
         (dataclasses.replace(job, n_prompts=5), 0, "n_prompts=4"),
         (job, 10, "label_count=0"),
         (dataclasses.replace(job, task={"temperature": 0.7}), 0, "task_digest="),
     ):
         with pytest.raises(MadeOtherwiseError, match=name):
-            compare.made_already(changed, count, path)
+            made_already(changed, {"label_count": count}, path)
     same = dataclasses.replace(job, task={"params": {"ppo": {"n_envs": 4}}})
-    assert compare.made_already(same, 0, path)  # another algorithm's settings are not this one's
+    assert made_already(same, {"label_count": 0}, path)  # another algorithm's settings are not this one's
     (tmp_path / "labels.json").write_text(json.dumps({"rankings": 48, "task_digest": ComparedTask().digest}))
     with pytest.raises(MadeOtherwiseError, match="rankings=48, and rankings=8"):
         make_labels(Labels(str(tmp_path), 8, 0, ComparedTask()), threads=1)

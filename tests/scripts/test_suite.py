@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import venv
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import pytest
 import build_film_sentences
 import suite
 from agents.algorithms.table import checked_settings
-from comparison.jobs import make_peer_environment, peer_files
+from comparison.jobs import peer_files
 from comparison.regret import below_reference, cell_table, draw, regret_table, regrets
 from comparison.rewards import twenty_words
 from comparison.tasks import ComparedTask
 from llm_env.default_task import DEFAULT_MODEL
+from peer_environment import peer_python
 
 
 def row(task: str, settings: str, score: float, kl: float, kl_coef: float = 0.1, seed: int = 0) -> dict[str, Any]:
@@ -74,7 +76,7 @@ def test_the_candidates_are_settings_of_their_algorithms() -> None:
     ("text", "only", "said"),
     [
         ("plain: {n_envs: 8}", (), "'plain' must be a table with `algo`"),
-        ("two-parts: {algo: ppo}", (), "'two-parts': a name has no hyphen"),
+        ("reference: {algo: ppo}", (), "'reference' is the name of what is not trained"),
         ("plain: {algo: ppo}", ("plane",), "'plane' is not in"),
     ],
 )
@@ -102,26 +104,23 @@ def test_peers_train_on_the_files_of_a_task(tmp_path: Path) -> None:
 def test_a_peers_environment_has_its_own_release_and_is_made_to_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commands: list[list[str]] = []
+    installs: list[list[str]] = []
 
-    def run(command: list[str], check: bool) -> None:
-        commands.append(command)
-        if command[1:3] == ["-m", "venv"]:
-            Path(command[3]).mkdir(parents=True, exist_ok=True)
-        if any(word.startswith("trl==") for word in command) and len(commands) < 4:
+    def run(command: list[str], **_: Any) -> None:
+        installs.append(command)
+        if len(installs) == 2:
             raise subprocess.CalledProcessError(1, command)
 
+    monkeypatch.setattr(venv, "create", lambda folder, **_: folder.mkdir(exist_ok=True))
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(subprocess.CalledProcessError):
-        make_peer_environment(tmp_path, "1.12.0")
-    make_peer_environment(tmp_path, "1.12.0")  # again, for it was cut off
-    assert len(commands) == 6
-    assert "trl==1.12.0" in commands[-1]
-    pins = Path(commands[-1][commands[-1].index("--constraint") + 1]).read_text().splitlines()
-    assert not any(pin.startswith("trl==") for pin in pins)
-    assert any(pin.startswith("torch==") for pin in pins)
-    make_peer_environment(tmp_path, "1.12.0")
-    assert len(commands) == 6
+        peer_python(tmp_path / "env", "1.12.0")
+    for _ in range(2):  # it was cut off, and is made again; then it is there
+        assert peer_python(tmp_path / "env", "1.12.0") == tmp_path / "env" / "bin" / "python"
+        assert len(installs) == 4
+    assert installs[-2][-1].startswith("torch==2.")
+    assert "+" not in installs[-2][-1]
+    assert installs[-1][-2] == "trl==1.12.0"
 
 
 def test_a_count_is_scored() -> None:
@@ -131,23 +130,23 @@ def test_a_count_is_scored() -> None:
 def test_runs_are_made_once_and_keep_what_is_logged_of_updates(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "c.yaml").write_text("plain: {algo: ppo, n_envs: 8}\nrloo: {algo: rloo, n_envs: 8}\n")
+    (tmp_path / "c.yaml").write_text("as-it-is: {algo: ppo, n_envs: 8}\nrloo: {algo: rloo, n_envs: 8}\n")
     args = suite.Args(
         tmp_path / "out", tmp_path / "c.yaml", tasks=("count",), tokens=(500,), kl_coefs=(0.05,), n_prompts=16, jobs=1
     )
     assert suite.main(args) == 0
     assert capsys.readouterr().out.count(" to go)") == 3
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert {(r["task"], r["settings"]) for r in rows} == {("count", name) for name in ("plain", "rloo", "reference")}
-    run = json.loads((tmp_path / "out" / "runs" / "count-500-beta0.05-plain-seed0.json").read_text())
+    assert {(r["task"], r["settings"]) for r in rows} == {("count", name) for name in ("as-it-is", "rloo", "reference")}
+    run = json.loads((tmp_path / "out" / "runs" / "count-500-beta0.05-as-it-is-seed0.json").read_text())
     assert len(run["training"]) == len(run["curve"]) > 1
     assert {"explained_variance", "approx_kl", "clip_fraction", "value_loss"} <= set(run["training"][-1])
     table = (tmp_path / "out" / "table.md").read_text()
-    assert table == regret_table(rows) + "\n" + cell_table(rows, ("plain", "rloo"))
+    assert table == regret_table(rows) + "\n" + cell_table(rows, ("as-it-is", "rloo"))
     # Nothing is run again; a candidate of the same name with other settings is refused.
     assert suite.main(args) == 0
     assert " to go)" not in capsys.readouterr().out
-    (tmp_path / "c.yaml").write_text("plain: {algo: ppo, n_envs: 8, n_epochs: 1}\n")
+    (tmp_path / "c.yaml").write_text("as-it-is: {algo: ppo, n_envs: 8, n_epochs: 1}\n")
     assert suite.main(args) == 1
     assert "made with params=" in capsys.readouterr().err
 

@@ -7,7 +7,6 @@ import gc
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -262,6 +261,11 @@ def _preference(job: Job) -> dict[str, Any]:
     return {**measured(job, episodes), **record, "curve": [], "tokens_per_second": None}
 
 
+def peer_folder(envs: Path, algo: str) -> Path:
+    """The folder of a peer's environment, in the folder of all of them."""
+    return envs / f"trl-{PEERS[algo]}"
+
+
 def peer_files(task: ComparedTask) -> dict[str, str]:
     """Actor, reward model and prompts of a task as a peer wants them: folders and a file.
 
@@ -291,7 +295,7 @@ def _peer(job: Job) -> dict[str, Any]:
     from agents.policies.text_policy import load_actor
 
     files, task = peer_files(job.compared), make_task(job)
-    python = Path(job.peer_envs) / f"trl-{PEERS[job.algo]}" / "bin" / "python"
+    python = peer_folder(Path(job.peer_envs), job.algo) / "bin" / "python"
     if not python.is_file():
         raise FileNotFoundError(f"{job.algo}: there is no {python}; compare.py makes it with --peers.")
     with tempfile.TemporaryDirectory() as folder:
@@ -313,19 +317,3 @@ def _peer(job: Job) -> dict[str, Any]:
     seconds = record.pop("seconds")
     rate = record["trained_tokens"] / seconds
     return {**measured(job, episodes), **record, "train_seconds": seconds, "tokens_per_second": rate}
-
-
-def make_peer_environment(folder: Path, version: str) -> None:
-    """Makes a virtual environment with one release of TRL, unless it is there."""
-    target = folder / f"trl-{version}"
-    made = target / "installed"  # last: what was cut off on the way is made again
-    if made.is_file():
-        return
-    subprocess.run([sys.executable, "-m", "venv", str(target)], check=True)
-    ours = (Path(__file__).parents[3] / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    constraints = target / "constraints.txt"  # of all but TRL
-    constraints.write_text("".join(f"{line}\n" for line in ours if not line.startswith("trl==")), encoding="utf-8")
-    pip = [str(target / "bin" / "python"), "-m", "pip", "install", "--quiet", "--constraint", str(constraints)]
-    subprocess.run([*pip, "torch"], check=True)
-    subprocess.run([*pip, f"trl=={version}", "transformers", "accelerate", "datasets"], check=True)
-    made.touch()

@@ -58,3 +58,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, write: Write = any_tokens) -> type
     monkeypatch.setattr(StandIn, "made", [], raising=False)
     monkeypatch.setitem(ENGINES, "stand_in", f"{__name__}:StandIn")
     return StandIn
+
+
+def assert_near(mismatch: dict[str, float], half: bool) -> None:
+    """What a real engine's log-probs may differ by from the policy's: rounding, of bf16 weights where `half`."""
+    assert 0 < mismatch["rollout/engine_kl"] < (1e-3 if half else 1e-9)
+    assert mismatch["rollout/engine_gap"] < (0.3 if half else 1e-4)

@@ -121,7 +121,7 @@ def test_what_is_counted_without_data_is_what_is_counted_with_it(case: str) -> N
 
 
 def counts(networks: Any, size: Any) -> dict[str, int]:
-    update, score = passes.update(networks, size), passes.score(networks, size)
+    update, score = passes.update(networks, size), passes.most_needing(passes.asked(networks, size))
     assert update.counted
     return {"update": sum(update.most.values()), "score": sum(score.values()), "optimizer": update.optimizer}
 

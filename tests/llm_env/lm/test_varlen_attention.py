@@ -137,7 +137,7 @@ def test_it_can_be_turned_off(
 
 
 def test_a_cpu_has_no_such_kernel() -> None:
-    half = torch.zeros(3, 2, 8, dtype=torch.bfloat16)
+    half = torch.zeros(1, 2, 3, 8, dtype=torch.bfloat16)
     assert not varlen.has_kernel_for(half)
     assert not varlen.usable(half, half)
 
@@ -148,6 +148,5 @@ def test_torchs_kernel_takes_what_it_is_given() -> None:
     if attend is None:
         pytest.skip("this torch has no such kernel, or an older one")
     q = torch.zeros(3, 2, 8)
-    with pytest.raises((RuntimeError, NotImplementedError)) as caught:  # and no TypeError
+    with pytest.raises(NotImplementedError, match="flash_attention"):  # no kernel, and no TypeError
         varlen.varlen_attention(q, q[:, :1], q[:, :1], varlen.bounds([2, 1], q.device), 2)
-    assert "unexpected keyword" not in str(caught.value)

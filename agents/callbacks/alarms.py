@@ -266,14 +266,13 @@ class Alarms(BaseCallback):
                 f"Likely cause: returns of up to {max(returns):.3g} (reward_scale={task.settings.reward_scale:g}, "
                 f"kl_coef={task.kl.coef:g}). Scale the reward to around 1, or bound it with reward_clip."
             )
-        first_rate = float(model.lr_schedule(1.0))
-        if first_rate > HIGH_RATE:
-            return (
-                f"Likely cause: learning_rate={first_rate:g} is too high; weights of a language model are around 0.02."
-            )
+        optimizer = getattr(model.policy, "optimizer", None)  # ARS has none
+        rate = float(optimizer.param_groups[0]["lr"] if optimizer else model.lr_schedule(1.0))
+        if rate > HIGH_RATE:
+            return f"Likely cause: learning_rate={rate:g} is too high; weights of a language model are around 0.02."
         if getattr(model.policy, "mixed_precision", "no") == "bf16":
-            return f"Likely cause: learning_rate={first_rate:g} is too high for bf16; lower it, or take mixed_precision='no'."
-        return f"Likely cause: learning_rate={first_rate:g} is too high; try a third of it, and max_grad_norm."
+            return f"Likely cause: learning_rate={rate:g} is too high for bf16; lower it, or take mixed_precision='no'."
+        return f"Likely cause: learning_rate={rate:g} is too high; try a third of it, and max_grad_norm."
 
 
 def weights_are_finite(weights: Iterable[Tensor]) -> bool:

@@ -25,9 +25,10 @@ class TokenBudget(BaseCallback):
         """Tokens before the rollout under way, whose first step is not to count for it."""
 
     def _on_training_start(self) -> None:
-        # SB3's schedules are functions of 1 - steps / total, which every algorithm sets through this method.
+        # SB3's schedules are functions of 1 - steps / total, which every algorithm sets through this method. The tokens of the
+        # rollout under way do not count: the first update has the schedule's start, and the last one is not at its end.
         def by_tokens(num_timesteps: int, total_timesteps: int) -> None:
-            self.model._current_progress_remaining = max(0.0, 1.0 - self.metrics.total_tokens / self.budget)
+            self.model._current_progress_remaining = max(0.0, 1.0 - self._spent / self.budget)
 
         self.model._update_current_progress_remaining = by_tokens  # type: ignore[method-assign]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 from sb3_contrib import ARS
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -11,16 +9,16 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 
 
-def keep_rate_of_a_single_rollout(model: BaseAlgorithm, total_timesteps: int) -> None:
-    """Makes a linear learning rate constant where the run is a single rollout, and says so.
+def begin_at_full_rate(model: BaseAlgorithm, total_timesteps: int) -> None:
+    """Moves a linear learning rate by one rollout, so that the first update has all of it and the last one learns.
 
-    SB3 asks a schedule after it has counted a rollout's steps, so the last update always has the schedule's end, rate 0. In a
-    run of n rollouts the updates have the rates (n-1)/n, …, 1/n, 0 times the first; with n = 1 nothing would be learned. ARS
-    asks before, and has no such update.
+    SB3 asks a schedule after it has counted a rollout's steps: the updates of a run of n rollouts would have the rates
+    (n-1)/n, …, 1/n, 0 times the first, and the last rollout would teach nothing. Moved, they are n/n, …, 1/n times the
+    first, as in transformers and TRL; a run of a single rollout has the whole rate. ARS asks before, and is left as it is.
 
     Args:
-        model: The algorithm, not trained yet.
-        total_timesteps: Length of the run.
+        model: The algorithm, not trained yet. Other schedules than a linear one stay as they are.
+        total_timesteps: Length of the run, in environment steps.
     """
     if isinstance(model, OnPolicyAlgorithm):
         steps = model.n_steps
@@ -30,11 +28,8 @@ def keep_rate_of_a_single_rollout(model: BaseAlgorithm, total_timesteps: int) ->
         assert isinstance(model, ARS)
         return
     schedule = model.learning_rate
-    if isinstance(schedule, LinearSchedule) and steps * model.n_envs >= total_timesteps:
-        model.learning_rate = schedule.start
+    if isinstance(schedule, LinearSchedule):
+        # A run shorter than a rollout has one update too.
+        move = (schedule.start - schedule.end) * min(1.0, steps * model.n_envs / total_timesteps)
+        model.learning_rate = LinearSchedule(schedule.start + move, schedule.end + move, 1.0)
         model._setup_lr_schedule()
-        warnings.warn(
-            f"total_timesteps={total_timesteps} is one rollout ({steps} steps x {model.n_envs} slots), whose update would have "
-            f"the learning rate at the linear schedule's end, 0: it stays at {schedule.start:g}.",
-            stacklevel=2,
-        )

@@ -39,7 +39,7 @@ from agents.runs.held_out import HeldOutPrompts
 from agents.runs.hub import push_actor
 from agents.runs.imports import import_nothing_from
 from agents.runs.joint_log import JointLogger
-from agents.runs.learning_rate import keep_rate_of_a_single_rollout
+from agents.runs.learning_rate import begin_at_full_rate
 from agents.runs.prompts import run_prompts, shared_prompts
 from agents.runs.report.page import write_report
 from agents.runs.report_to import check_installed, writers
@@ -134,7 +134,7 @@ class TrainingRun:
         self.model = self._make_model()
         # SB3 counts the steps of this process's slots.
         self._total = math.ceil(settings.training.total_timesteps / self.world)
-        keep_rate_of_a_single_rollout(self.model, self._total)
+        begin_at_full_rate(self.model, self._total)
         self.task = text_env(self.model.env).task
         if self.gold is not None:
             self.gold.check_prompts(self.task.prompts.records)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from agents import make_algorithm
 from agents.cli import train
-from agents.runs.learning_rate import keep_rate_of_a_single_rollout
+from agents.runs.learning_rate import begin_at_full_rate
 from agents.runs.run import RunCallback
 from llm_env.lm.runtime import CUBLAS_VARIABLE, be_deterministic
 from tests.agents.cli.test_train import assert_same_run
@@ -81,15 +81,22 @@ def test_after_a_fault_the_checkpoint_before_it_goes_on_to_the_same_result(
     assert_same_run(tmp_path / "faulty", tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("algo", "iteration", "where"), [("ppo", 1, 2), ("a2c", 2, 1)])
+@pytest.mark.parametrize(("algo", "rate", "iteration", "where"), [("ppo", "1e+09", 1, 2), ("a2c", "1e+08", 2, 1)])
 def test_too_high_a_learning_rate_is_one_line_without_nan_on_the_disk(
-    algo: str, iteration: int, where: int, tmp_path: Path, arguments: list[str], capfd: pytest.CaptureFixture[str]
+    algo: str,
+    rate: str,
+    iteration: int,
+    where: int,
+    tmp_path: Path,
+    arguments: list[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "run"
-    assert run(folder, arguments, "--algo", algo, "--learning-rate", "1e9") == 1
+    assert run(folder, arguments, "--algo", algo, "--learning-rate", rate) == 1
     line = error_of(capfd)
     assert line.startswith(f"error: Iteration {iteration}: the gradient of mini-batch {where} has the norm nan.")
-    assert "learning_rate=1e+09 is too high" in line
+    # The rate of the update at hand: the linear schedule has fallen by a fourth in the second of four.
+    assert f"learning_rate={float(rate) * (5 - iteration) / 4:g} is too high" in line
     saved = saved_weights(folder)
     assert len(saved) == iteration - 1
     assert all(bool(torch.isfinite(w).all()) for weights in saved.values() for w in weights.values())
@@ -110,31 +117,30 @@ def test_a_log_that_was_overwritten_is_named_before_anything_is_loaded(
     assert progress.read_bytes() == b"garbage\r\n"
 
 
-@pytest.mark.filterwarnings("default:total_timesteps")
 @pytest.mark.parametrize("algo", ["ppo", "a2c", "dqn"])
-def test_a_run_of_one_rollout_learns_and_says_how(
+def test_a_run_of_one_rollout_learns(
     algo: str, tmp_path: Path, arguments: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
     assert run(folder, arguments, "--algo", algo, "--learning-rate", "1e-3", iterations=1) == 0
     out = " ".join(capfd.readouterr().out.split())
-    assert "note: total_timesteps=24 is one rollout (6 steps x 4 slots)" in out
-    assert "stays at 0.001" in out
+    assert "one rollout" not in out  # nothing to warn of: the rate is whole
     first = load_file(Path(arguments[1]) / "model.safetensors")
     last = load_file(folder / "actor" / "model.safetensors")
     assert any(not torch.equal(first[name], last[name]) for name in first)
 
 
-def test_two_rollouts_have_the_linear_schedule(model_folder: Callable[..., str]) -> None:
+def test_the_first_update_has_the_whole_rate_and_the_last_one_learns(model_folder: Callable[..., str]) -> None:
     from stable_baselines3.common.utils import LinearSchedule
 
-    schedule = LinearSchedule(1e-3, 0.0, 1.0)
-    model: Any = make_algorithm("a2c", n_envs=4, env_kwargs=SMALL, learning_rate=schedule)
-    keep_rate_of_a_single_rollout(model, ROLLOUT + 1)
-    assert model.lr_schedule(0.0) == 0.0
-    with pytest.warns(UserWarning, match="is one rollout"):
-        keep_rate_of_a_single_rollout(model, ROLLOUT)
-    assert model.lr_schedule(0.0) == model.lr_schedule(1.0) == 1e-3
+    model: Any = make_algorithm("a2c", n_envs=4, env_kwargs=SMALL, learning_rate=LinearSchedule(1e-3, 0.0, 1.0))
+    begin_at_full_rate(model, 4 * ROLLOUT)
+    # What is left after each of four rollouts, as SB3 counts it, and after one more that a rounded length may have.
+    rates = [model.lr_schedule(left) for left in (0.75, 0.5, 0.25, 0.0, -0.1)]
+    assert rates == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3, 0.25e-3])
+    other: Any = make_algorithm("a2c", n_envs=4, env_kwargs=SMALL, learning_rate=LinearSchedule(1e-3, 0.0, 1.0))
+    begin_at_full_rate(other, ROLLOUT - 1)
+    assert other.lr_schedule(0.0) == pytest.approx(1e-3)
 
 
 @pytest.fixture

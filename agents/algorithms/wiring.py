@@ -62,8 +62,10 @@ def on_policy(w: Wiring) -> Settings:
         ValueError: a rollout would not be whole episodes, or a mini-batch cannot hold a response.
     """
     settings, cap = w.settings, w.task.settings.max_new_tokens
-    # The buffer whitens where the algorithm does not do so for each mini-batch.
-    buffer = {"whiten_advantages": not settings.get("normalize_advantage", True), **w.buffer}
+    # The buffer whitens where the algorithm does not do so for each mini-batch; but a loss with β·KL in it weighs that against
+    # advantages, which must have the score's scale then: beside those of standard deviation 1 another β would count.
+    whiten = not settings.get("normalize_advantage", True) and not w.task.kl.in_loss
+    buffer = {"whiten_advantages": whiten, **w.buffer}
     if "advantages" in w.buffer:
         buffer["group_size"] = w.venv.group_size
     buffer.update({key: settings.pop(key) for key in w.buffer_settings if key in settings})

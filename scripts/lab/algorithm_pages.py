@@ -73,7 +73,7 @@ FROM_TASK = {
     "n_steps": "`rounds` x `max_new_tokens`",
     "batch_size": "a quarter of a rollout",
     "train_freq": "`rounds` x `max_new_tokens`",
-    "whiten_advantages": "`not normalize_advantage`",
+    "whiten_advantages": "`not normalize_advantage`; with `kl_in` loss or both `False`",
     "n_eval_episodes": "`n_envs`",
     "q_scale": "β",
     "critic": "the first that fits: `reward_model`, with LoRA `detached_head`, `actor`",

@@ -52,6 +52,10 @@ def test_advantages_are_whitened_unless_told_otherwise() -> None:
     shifted = (raw.advantages - raw.advantages.mean()) / raw.advantages.std()
     assert shifted == pytest.approx(white.advantages, abs=1e-4)
     assert raw.advantages.std() != pytest.approx(1, abs=1e-2)
+    # Beside a KL in the loss they keep the score's scale, which β is meant for.
+    exact = {"kl_estimator": "exact"}
+    assert not filled(exact, kl_in="both").rollout_buffer.whiten_advantages
+    assert filled(exact, kl_in="loss", whiten_advantages=True).rollout_buffer.whiten_advantages
     with pytest.raises(TypeError, match="grpo has no setting 'whiten_advantages'"):
         make_algorithm("grpo", whiten_advantages=False)
 

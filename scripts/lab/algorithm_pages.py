@@ -73,7 +73,7 @@ FROM_TASK = {
     "n_steps": "`rounds` x `max_new_tokens`",
     "batch_size": "a quarter of a rollout",
     "train_freq": "`rounds` x `max_new_tokens`",
-    "whiten_advantages": "`not normalize_advantage`; with `kl_in` loss or both `False`",
+    "whiten_advantages": "`True`, but `False` with `normalize_advantage` or a KL in the loss",
     "n_eval_episodes": "`n_envs`",
     "q_scale": "β",
     "critic": "the first that fits: `reward_model`, with LoRA `detached_head`, `actor`",
@@ -245,7 +245,7 @@ def _wired(name: str) -> set[str]:
     """The settings whose default `agents.algorithms.wiring` takes from the environment, of one algorithm."""
     row = algorithm(name)
     kinds = {
-        "on_policy": {"n_steps", "batch_size", "critic"},
+        "on_policy": {"n_steps", "batch_size", "critic", "whiten_advantages"},
         "recurrent": {"n_steps", "batch_size"},
         "value_based": {"train_freq", "q_scale", "critic"},
         "black_box": {"n_eval_episodes"},

@@ -219,6 +219,19 @@ class TextTask:
                 rewards[turn.end - 1 - start] += turn.reward
         return rewards
 
+    def own_kl(self, episode: Episode, start: int, log_probs: Sequence[float]) -> NDArray[np.float64]:
+        """What a token's advantage lacks where its reward charges an estimate, not its own log-ratio (`KLPenalty.own`).
+
+        Args:
+            episode: Its reference log-probs, and the exact KL if that is charged, must be known.
+            start: Index of the first response token, from 0.
+            log_probs: log π of the tokens from there on, in nats, shape (n - start,).
+
+        Returns:
+            Score, shape (n - start,).
+        """
+        return self.kl.own(log_probs, episode.ref_log_probs[start:], episode.exact_kl[start:])
+
     def refresh_reference(self, model: PreTrainedModel, share: float = 1.0) -> None:
         """Moves the reference's weights towards those of a model.
 

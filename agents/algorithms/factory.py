@@ -158,8 +158,8 @@ def arrange(
     if device_type(chosen.get("device", "auto")) == "cpu":
         # Weights of a layer come and go, large blocks all: kept, they would take the room that shards save.
         hand_back_freed_memory() if ranks().shards else reuse_freed_memory()
-    takes_batch_size = "batch_size" in settings_of(name)
-    arguments = row.wire(Wiring(name, base, chosen, policy, row.buffer, rounds, takes_batch_size, BUFFER_SETTINGS))
+    takes = frozenset(settings_of(name))
+    arguments = row.wire(Wiring(name, base, chosen, policy, row.buffer, rounds, takes, BUFFER_SETTINGS))
     return Arranged(row, cls, venv, base, arguments)
 
 

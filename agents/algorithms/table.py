@@ -58,11 +58,11 @@ RENAMED = {
 """Settings that went, and what took their place."""
 # Where the defaults differ from SB3's, and why. γ = 1: the score comes once, at the end, and a discount would hide it from the
 # first tokens. ent_coef 0: the KL term already keeps entropy. The numbers are near what the search of scripts/lab/compare.py
-# found at 64 slots (docs/compare/search.jsonl); PPO's are those of the README's longer runs.
+# found at 64 slots (docs/compare/search.jsonl); PPO's are those of docs/learning.md, on several tasks and β.
 _ALWAYS = {"gamma": 1.0}
 _ACTOR_CRITIC = {
     **_ALWAYS,
-    "gae_lambda": 0.95,
+    "gae_lambda": 0.9,
     "vf_coef": 0.5,
     "ent_coef": 0.0,
     "max_grad_norm": 1.0,
@@ -168,7 +168,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         A2C,
         LLMActorCriticPolicy,
         "Advantage actor-critic, Mnih et al. 2016 (https://arxiv.org/abs/1602.01783)",
-        {**_ACTOR_CRITIC, "gae_lambda": 0.9, "learning_rate": 1e-3, "use_rms_prop": False},
+        {**_ACTOR_CRITIC, "learning_rate": 1e-3, "use_rms_prop": False},
         no={**_NO_MASKS, **_HAS_CRITIC},
     ),
     # The actor moves by the trust region, the critic by the learning rate.
@@ -197,7 +197,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         RecurrentPPO,
         RecurrentTextPolicy,
         "PPO with an LSTM on learned embeddings, from scratch: no language model",
-        {**_ACTOR_CRITIC, "gae_lambda": 0.9, "learning_rate": 4e-3, "n_epochs": 2, "clip_range": 0.2, "ent_coef": 0.01},
+        {**_ACTOR_CRITIC, "learning_rate": 4e-3, "n_epochs": 2, "clip_range": 0.2, "ent_coef": 0.01},
         wire=recurrent,
         policy_settings=("embedding_dim", "lstm_hidden_size", "n_lstm_layers"),
         rollouts=False,

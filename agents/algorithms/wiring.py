@@ -22,6 +22,10 @@ from llm_env.settings import TaskSettings
 from llm_env.task import TextTask
 
 MINI_BATCHES = 4  # mini-batches of a rollout, unless batch_size says otherwise
+UPDATE_COST = 0.1
+"""What the KL of one update may cost, in score, unless target_kl says otherwise: β x max_new_tokens x target_kl. Scores have a
+standard deviation of about 1. A model with many choices a token is moved further by the same learning rate; by how much, the
+tokens of a mini-batch say."""
 Settings = dict[str, Any]
 
 
@@ -36,7 +40,7 @@ class Wiring:
         policy: Settings of the policy.
         buffer: Arguments of `TokenRolloutBuffer` that its row of the table names.
         rounds: Rounds of `max_new_tokens` steps in a rollout, unless ``n_steps`` is among the settings.
-        takes_batch_size: Whether the class has mini-batches.
+        takes: Names of all settings that the algorithm has.
         buffer_settings: Names of settings that go to the buffer.
     """
 
@@ -46,7 +50,7 @@ class Wiring:
     policy: Settings
     buffer: Mapping[str, Any]
     rounds: int
-    takes_batch_size: bool
+    takes: frozenset[str]
     buffer_settings: tuple[str, ...] = ()
 
     @property
@@ -83,8 +87,10 @@ def on_policy(w: Wiring) -> Settings:
     tokens = n_steps * cap // round_steps * w.venv.num_envs * ranks().world
     # Mini-batches are counted in tokens here, and hold whole responses.
     least = cap * ranks().world
-    if w.takes_batch_size:
+    if "batch_size" in w.takes:
         settings.setdefault("batch_size", max(least, -(-tokens // MINI_BATCHES)))
+    if "target_kl" in w.takes and w.task.kl.coef > 0:
+        settings.setdefault("target_kl", UPDATE_COST / (w.task.kl.coef * cap))
     batch_size = settings.get("batch_size", tokens)
     if batch_size < least:
         times = f" x {ranks().world} processes = {least}" if ranks().several else ""

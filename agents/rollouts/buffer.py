@@ -180,7 +180,6 @@ class TokenRolloutBuffer(RolloutBuffer):
         Raises:
             RuntimeError: rewards or values are missing, and nobody is bound who could be asked for them.
         """
-        # Everything as flat arrays, one entry a slot.
         lengths = np.asarray(obs["length"]).reshape(-1)
         tokens = np.asarray(action).reshape(-1)
         rewards = np.asarray(reward, dtype=np.float32)
@@ -202,7 +201,6 @@ class TokenRolloutBuffer(RolloutBuffer):
                 segment = self._open[slot] = self._new_segment(slot, obs["input_ids"][slot, :length].tolist())
             elif length > len(segment.ids):  # a world has answered since
                 segment.ids += obs["input_ids"][slot, len(segment.ids) : length].tolist()
-            # The step belongs to the segment that is open in its slot.
             segment.act(int(tokens[slot]))
             segment.rewards.append(float(rewards[slot]))
             segment.values.append(float(values[slot]))
@@ -298,15 +296,17 @@ class TokenRolloutBuffer(RolloutBuffer):
 
         # One row a segment, zeros behind its end: (S, T).
         rewards, values = padded([s.rewards for s in segments]), padded([s.values for s in segments])
+        own_kl = padded([s.own_kl for s in segments])
         # The mean stays: to subtract it would pay for length.
         if self.whiten_rewards:
-            rewards /= self._moments(rewards[inside])[1] + 1e-8
+            scale = self._moments(rewards[inside])[1] + 1e-8
+            rewards, own_kl = rewards / scale, own_kl / scale
         turns = padded([s.turns for s in segments]).astype(np.int64)
         advantages, returns = self._advantages(rewards, values, turns, lengths, ends)
         # From here on flat, (n_tokens,), segment by segment.
         self.values = values[inside].astype(np.float32)
         self.returns = returns[inside].astype(np.float32)
-        flat = advantages[inside]
+        flat = (advantages + own_kl)[inside]
         self.advantages = (whiten(flat, *self._moments(flat)) if self.whiten_advantages else flat).astype(np.float32)
         self.rewards = rewards[inside].astype(np.float32)
         self.log_probs = np.concatenate([s.log_probs for s in segments]).astype(np.float32)

@@ -62,7 +62,8 @@ class TokenCritic:
         for episode, part in zip(episodes, np.split(flat, edges), strict=True):
             values = part.astype(np.float64)
             rewards = task.rewards(episode, 0, episode.log_probs)
-            judged.append((values, self._advantages(episode, rewards, values)))
+            own_kl = task.own_kl(episode, 0, episode.log_probs)
+            judged.append((values, self._advantages(episode, rewards, values) + own_kl))
         return judged
 
     def _advantages(self, episode: Episode, rewards: Numbers, values: Numbers) -> Numbers:

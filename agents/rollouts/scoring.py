@@ -57,6 +57,7 @@ def score_rewards(segments: Sequence[Segment], policy: RolloutPolicy, task: Text
         episode.log_probs[segment.start : segment.start + len(segment.actions)] = segment.log_probs
         # To the last token so far, which is the segment's last too: (steps,), in score.
         segment.rewards = task.rewards(episode, segment.start, segment.log_probs).tolist()
+        segment.own_kl = task.own_kl(episode, segment.start, segment.log_probs).tolist()
         if episode.done:
             task.complete_info(episode)
 

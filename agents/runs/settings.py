@@ -134,7 +134,8 @@ class AlgorithmSettings:
     clip_range_vf: float | None = None
     """Values move at most this far from the old ones in an update (OpenAI's baselines; 0.2 in Ziegler et al. 2019)."""
     target_kl: float | None = None
-    """Stop a rollout's updates when new and old policy are further apart than 1.5 times this (nats per token)."""
+    """Stop a rollout's updates when new and old policy are further apart than 1.5 times this (nats per token).
+    Default: 0.1 / (kl_coef x max_new_tokens), so that an update's KL costs little; a large number switches it off."""
     ent_coef: float | None = None
     """Weight of the entropy bonus."""
     vf_coef: float | None = None

@@ -5,11 +5,47 @@ from __future__ import annotations
 from tests.mistakes import LEARNING, MASK_TESTS, Mutation
 
 _ADVANTAGE_TESTS = ("tests/agents/rollouts/test_advantages.py",)
+_PRACTICE_TESTS = ("tests/agents/algorithms/test_practices.py",)
 _RESUME_TESTS = (
     "tests/agents/runs/test_checkpoint.py",
     "tests/agents/algorithms/test_table.py::test_a_resumed_run_equals_an_uninterrupted_one",
 )
 ADVANTAGES = [
+    Mutation(
+        "a token's own part in the KL is left out where an estimate is charged",
+        "agents/rollouts/buffer.py",
+        "flat = (advantages + own_kl)[inside]",
+        "flat = advantages[inside]",
+        _PRACTICE_TESTS,
+    ),
+    Mutation(
+        "a token's own part in the KL has the wrong sign",
+        "llm_env/reward/kl.py",
+        "return self.coef * (estimate - ratio)",
+        "return self.coef * (ratio - estimate)",
+        ("tests/llm_env/reward/test_formula.py",),
+    ),
+    Mutation(
+        "advantages are whitened beside a KL in the loss",
+        "agents/algorithms/wiring.py",
+        'not settings.get("normalize_advantage", True) and not w.task.kl.in_loss',
+        'not settings.get("normalize_advantage", True)',
+        _PRACTICE_TESTS,
+    ),
+    Mutation(
+        "the bound on an update's KL does not go by the length",
+        "agents/algorithms/wiring.py",
+        "UPDATE_COST / (w.task.kl.coef * cap)",
+        "UPDATE_COST / w.task.kl.coef",
+        _PRACTICE_TESTS,
+    ),
+    Mutation(
+        "the linear learning rate ends at 0 in the last update",
+        "agents/runs/learning_rate.py",
+        "LinearSchedule(schedule.start + move, schedule.end + move, 1.0)",
+        "LinearSchedule(schedule.start, schedule.end, 1.0)",
+        ("tests/agents/runs/test_faults.py",),
+    ),
     Mutation(
         "advantages have the wrong sign",
         "agents/rollouts/advantages.py",

@@ -15,7 +15,7 @@ from agents import make_algorithm
 from agents.cli import train
 from agents.runs.figure import read_progress
 from llm_env.settings import TaskSettings
-from tests.agents.small_runs import filled, made, trained, weights_of
+from tests.agents.small_runs import SMALL, filled, made, trained, weights_of
 
 
 def test_scores_are_shifted_scaled_clipped_and_then_penalized() -> None:
@@ -58,6 +58,48 @@ def test_advantages_are_whitened_unless_told_otherwise() -> None:
     assert filled(exact, kl_in="loss", whiten_advantages=True).rollout_buffer.whiten_advantages
     with pytest.raises(TypeError, match="grpo has no setting 'whiten_advantages'"):
         make_algorithm("grpo", whiten_advantages=False)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k3", "exact"])
+@pytest.mark.parametrize("whiten", [False, True])
+def test_a_tokens_own_part_in_the_kl_is_its_log_ratio_in_its_advantage(estimator: str, whiten: bool) -> None:
+    env = {"kl_estimator": estimator, "kl_coef": 0.7}
+    buffer = filled(env, whiten_advantages=False, whiten_rewards=whiten, gae_lambda=1.0).rollout_buffer
+    # With λ = 1 the advantage is all rewards from the token on, less the value before it.
+    at, own = 0, []
+    for segment in buffer.segments:
+        n = len(segment.actions)
+        rewards, values = buffer.rewards[at : at + n], buffer.values[at : at + n]
+        to_go = np.cumsum(rewards[::-1])[::-1]
+        own.append(buffer.advantages[at : at + n] - (to_go - values))
+        assert buffer.returns[at : at + n] == pytest.approx(to_go, abs=1e-4)  # the critic learns of what is paid
+        at += n
+    flat = np.concatenate(own)
+    want = []
+    for segment in buffer.segments:
+        episode = segment.episode
+        ratio = np.array(segment.log_probs) - np.array(episode.ref_log_probs)
+        estimate = {"k1": ratio, "k3": np.exp(-ratio) - 1 + ratio, "exact": np.array(episode.exact_kl)}[estimator]
+        want.append(0.7 * (estimate - ratio))
+
+    plain = filled(env, whiten_advantages=False, gae_lambda=1.0).rollout_buffer
+    unit = plain.rewards.std() if whiten else 1.0
+    assert flat == pytest.approx(np.concatenate(want) / unit, abs=1e-4)
+    assert bool(np.abs(flat).max() > 1e-3) is (estimator != "k1")
+
+
+@pytest.mark.parametrize("name", ["ppo", "maskable_ppo", "grpo"])
+def test_what_an_updates_kl_may_cost_bounds_it_by_default(name: str) -> None:
+    def bound(**settings: Any) -> float | None:
+        env = {**SMALL, "kl_coef": 0.2, **settings.pop("env", {})}
+        target: float | None = make_algorithm(name, n_envs=8, env_kwargs=env, **settings).target_kl  # type: ignore[attr-defined]
+        return target
+
+    # A tenth of a score's standard deviation, over β and the tokens of a response.
+    assert bound() == pytest.approx(0.1 / (0.2 * SMALL["max_new_tokens"]))
+    assert bound(env={"kl_coef": 0.0}) is None
+    assert bound(target_kl=0.3) == 0.3
+    assert bound(target_kl=None) is None
 
 
 def test_the_critic_has_a_learning_rate_of_its_own() -> None:

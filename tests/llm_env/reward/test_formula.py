@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_allclose
 
 from llm_env.reward.formula import overlong_share, token_rewards
-from llm_env.reward.kl import kl_k1, kl_k2, kl_k3
+from llm_env.reward.kl import KLPenalty, kl_k1, kl_k2, kl_k3
 from llm_env.rollout import respond
 from llm_env.settings import TaskSettings
 from llm_env.task import TextTask
@@ -57,3 +59,32 @@ def test_a_long_response_is_paid_less_and_its_score_is_reported_whole() -> None:
         )
     with pytest.raises(ValueError, match="overlong_buffer=9 must be at most max_new_tokens=8"):
         TaskSettings(max_new_tokens=8, overlong_buffer=9)
+
+
+@pytest.mark.parametrize(("estimator", "right"), [("k1", True), ("exact", True), ("k3", True), ("k2", False)])
+def test_rewards_and_a_tokens_own_share_have_the_gradient_of_the_kl(estimator: str, right: bool) -> None:
+    """All texts of three letters and three tokens, each with its probability: nothing is sampled."""
+    letters, length = 3, 3
+    generator = torch.Generator().manual_seed(0)
+    n_states = sum(letters**t for t in range(length))
+    logits = torch.randn(n_states, letters, generator=generator, dtype=torch.float64).requires_grad_()
+    log_pi = logits.log_softmax(-1)
+    log_ref = torch.randn(n_states, letters, generator=generator, dtype=torch.float64).log_softmax(-1)
+    of_state = (log_pi.exp() * (log_pi - log_ref)).sum(-1)
+    state_of = {text: i for i, text in enumerate(t for n in range(length) for t in product(range(letters), repeat=n))}
+    penalty = KLPenalty(0.3, estimator)
+    kl, surrogate = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for text in product(range(letters), repeat=length):
+        states = [state_of[text[:t]] for t in range(length)]
+        chosen, reference = log_pi[states, text], log_ref[states, text]
+        probability = chosen.sum().exp()
+        kl = kl + probability * (chosen - reference).sum()
+        numbers = [x.detach().numpy() for x in (chosen, reference, of_state[states])]
+        rewards = token_rewards(numbers[1], None, penalty.coef, numbers[0], estimator, numbers[2])
+        advantages = np.cumsum(rewards[::-1])[::-1] + penalty.own(*numbers)
+        surrogate = surrogate + probability.detach() * (chosen * torch.from_numpy(advantages.copy())).sum()
+    (want,) = torch.autograd.grad(-penalty.coef * kl, logits, retain_graph=True)
+    (got,) = torch.autograd.grad(surrogate, logits)
+    assert torch.allclose(got, want, atol=1e-12) is right
+    # Without the own share it is the gradient for k1 alone.
+    assert (not penalty.own(*numbers).any()) is (estimator == "k1")

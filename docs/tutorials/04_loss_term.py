@@ -76,8 +76,8 @@ print("coefficient 5 is not:      ", not torch.equal(trained("penalty_ppo", old_
 # %%
 # What it does
 # ------------
-# We take the clipping away (a range of 100 clips nothing), choose a learning rate that is several times too high, and
-# compare. Eight rollouts each.
+# We take the clipping away (a range of 100 clips nothing), and the bound at which an update ends early (``target_kl``), choose
+# a learning rate that is several times too high, and compare. Eight rollouts each.
 
 import tempfile
 
@@ -90,7 +90,8 @@ from agents import TextMetricsCallback
 
 def run(name, **settings):
     """The log of eight rollouts of 32 responses."""
-    model = make_algorithm(name, n_envs=32, seed=0, critic="detached_head", learning_rate=3e-3, **settings)
+    fixed = {"n_envs": 32, "seed": 0, "critic": "detached_head", "learning_rate": 3e-3, "target_kl": None}
+    model = make_algorithm(name, **fixed, **settings)
     folder = tempfile.mkdtemp()
     model.set_logger(configure(folder, ["csv"]))
     model.learn(8 * 32 * 32, callback=TextMetricsCallback(), log_interval=None)

@@ -12,7 +12,7 @@ PURPOSES = {
     "plots": "pictures and TensorBoard logs",
     "data": "prompts from .parquet files and from datasets",
     "people": "the page on which people rank responses",
-    "quantized": "8-bit optimizer states (optimizer=adamw_8bit)",
+    "quantized": "8-bit optimizer states (optimizer=adamw_8bit) and weights in 4 bits (base_quantization=nf4)",
     "verify": "verifiers of formulas and of JSON schemas",
     "wandb": "--report-to wandb",
     "mlflow": "--report-to mlflow",

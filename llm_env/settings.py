@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_env.lm.names import LoadSettings, check_choice, check_dtype, check_mixed_precision
+from llm_env.lm.names import LoadSettings, check_base_quantization, check_choice, check_dtype, check_mixed_precision
 from llm_env.reward.endpoint import checked_url, is_url
 from llm_env.reward.judges.names import CONCURRENCY, JUDGE_RULES, JudgeOptions, check_judge_name, is_language_judge
 from llm_env.reward.kl import KLPenalty
@@ -129,6 +129,8 @@ class TaskSettings:
         device: Where the frozen models are: auto (the GPU where there is one), cpu, cuda or another torch device.
         offload: Whether reference and reward model are on the CPU except while a rollout is scored; a policy puts its critic
             network aside too (docs/memory.md). Not for scoring by steps, which asks them all the time.
+        base_quantization: ``none``, or ``nf4``: the reference's linear layers are in 4 bits, as those below a policy's LoRA
+            adapters then are (docs/memory.md).
         trust_remote_code: Whether model code from a hub may run.
         special_tokens_in_text: Whether special tokens that prompts and responses spell out, as ``</s>``, become those tokens.
             Without it they are read as the characters that they are; chat templates write special tokens in either case.
@@ -174,6 +176,7 @@ class TaskSettings:
     mixed_precision: str = "no"
     device: str = "auto"
     offload: bool = False
+    base_quantization: str = "none"
     trust_remote_code: bool = False
     special_tokens_in_text: bool = False
 
@@ -194,6 +197,7 @@ class TaskSettings:
         self.kl_penalty()
         check_dtype(self.dtype)
         check_mixed_precision(self.mixed_precision)
+        check_base_quantization(self.base_quantization)
 
     def _check_sources(self) -> None:
         """Refuses what names no model, reward model or prompts, and defaults that would not fit together."""
@@ -327,7 +331,8 @@ class TaskSettings:
         """How the reference is loaded: it never idles where masks look at it at every step, or the loss at each mini-batch."""
         kl = self.kl_penalty()
         asked_always = self.top_k > 0 or self.top_p < 1.0 or (kl.in_loss and kl.estimator == "exact")
-        return self.load._replace(offload=self.offload and not asked_always)
+        load = self.load._replace(offload=self.offload and not asked_always)
+        return load.as_base(self.base_quantization, self.mixed_precision)
 
 
 def check_temperature(of_policy: float | None, of_reference: float) -> None:

@@ -270,6 +270,11 @@ class TextTask:
         # As long as the reference is the shared model, other tasks in this process see it: load a second one.
         if self.reference.shared is self.model:
             load = self.settings.load_reference
+            if load.base_quantization != "none":
+                raise ValueError(
+                    f"base_quantization={load.base_quantization!r}: weights in 4 bits cannot move, so the reference stays as "
+                    "it is. Leave ref_refresh_every out, or base_quantization."
+                )
             lm = load_causal_lm(self.model.lm.name, load.at_rest)
             freeze(lm.model)
             self.reference.shared = SharedLM(lm, self.tokenizer, self.eos_ids, load)

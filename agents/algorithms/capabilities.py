@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from agents.algorithms.table import ALGORITHMS, algorithm
+from llm_env.extras import require
+from llm_env.lm.names import check_base_quantization
 
 FEATURES = {
     "full_weights": "all weights",
@@ -57,6 +59,19 @@ def check_world(name: str, has_world: bool) -> None:
         algorithm(name).refuse(name, "worlds", "a world")
 
 
+def check_base(base_quantization: str, lora_rank: int) -> None:
+    """Refuses a quantized base without adapters, or without what quantizes it.
+
+    Raises:
+        ValueError: the quantization is not known, or there are no adapters.
+        ImportError: bitsandbytes or PEFT is not installed.
+    """
+    check_base_quantization(base_quantization, lora_rank)
+    if base_quantization != "none":
+        require("peft", "lora")
+        require("bitsandbytes", "quantized")
+
+
 def check_processes(name: str, processes: int) -> None:
     """Refuses several processes for an algorithm that cannot share its update among them.
 
@@ -67,7 +82,9 @@ def check_processes(name: str, processes: int) -> None:
         algorithm(name).refuse(name, "processes", f"processes={processes}")
 
 
-def check_shards(name: str, episodes: str | None, mask_refresh: int | None = None, optimizer: str = "adamw") -> None:
+def check_shards(
+    name: str, episodes: str | None, mask_refresh: int | None = None, optimizer: str = "adamw", base: str = "none"
+) -> None:
     """Refuses weights in shards where ranks would not all ask for them as often.
 
     Args:
@@ -75,6 +92,7 @@ def check_shards(name: str, episodes: str | None, mask_refresh: int | None = Non
         episodes: How episodes follow each other; None: as the algorithm has it.
         mask_refresh: Rollouts between refreshes of the masks' actor.
         optimizer: One of `agents.rules.OPTIMIZERS`.
+        base: The setting ``base_quantization``.
 
     Raises:
         ValueError: the algorithm's row says why it cannot, or a setting cannot be had with shards.
@@ -89,6 +107,11 @@ def check_shards(name: str, episodes: str | None, mask_refresh: int | None = Non
         raise ValueError(
             "optimizer='adamw_8bit' cannot be used with sharding='full': its blocks would lie across the shards. Leave it out: "
             "in shards each process has a part of the states."
+        )
+    if base != "none":
+        raise ValueError(
+            f"base_quantization={base!r} cannot be used with sharding='full': its blocks would lie across the shards. Leave "
+            "one of them out."
         )
     if mask_refresh:
         raise ValueError(

@@ -14,7 +14,7 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
-from agents.algorithms.capabilities import check_masks, check_processes, check_shards, check_world
+from agents.algorithms.capabilities import check_base, check_masks, check_processes, check_shards, check_world
 from agents.algorithms.record import RECORD, record_of
 from agents.algorithms.replicas import distribute
 from agents.algorithms.table import (
@@ -135,7 +135,10 @@ def arrange(
     check_processes(name, ranks().world)
     if ranks().shards:
         mode = getattr(env.unwrapped, "episodes", None) if isinstance(env, VecEnv) else episodes
-        check_shards(name, mode, optimizer=settings.get("optimizer", "adamw"))
+        own = {**(env_kwargs if isinstance(env_kwargs, Mapping) else {}), **settings}
+        check_shards(
+            name, mode, optimizer=settings.get("optimizer", "adamw"), base=own.get("base_quantization", "none")
+        )
         check_device(str(settings.get("device", "auto")))
     chosen = {**row.defaults, **checked_settings(name, settings)}
     optimizer_named(chosen.get("optimizer", "adamw"))  # what has it is installed
@@ -193,15 +196,17 @@ def _environment(
         # Settings of earlier versions name k1 for grpo too, whose loss had k3 all the same: k1 restrains nothing there.
         if default_place == "loss" and env_kwargs.get("kl_estimator") == "k1":
             env_kwargs["kl_estimator"] = None
-    for setting in ("mixed_precision", "offload"):  # the frozen models compute, and are put aside, as the policy's are
+    # The frozen models compute, are put aside and quantized as the policy's are.
+    for setting in ("mixed_precision", "offload", "base_quantization"):
         if setting in chosen:
             env_kwargs.setdefault(setting, chosen[setting])
     # Combinations that the table excludes are found before any model is loaded.
     rules = task_settings(env_kwargs)
     check_masks(name, rules.has_masks)
     check_world(name, rules.world is not None)
-    of_policy = {"mixed_precision": rules.mixed_precision, "kl_in": rules.kl_in, "offload": rules.offload}
-    checked_settings(name, of_policy)
+    checked_settings(name, {n: getattr(rules, n) for n in ("mixed_precision", "kl_in", "offload")})
+    policy = {**(chosen.get("policy_kwargs") or {}), **chosen}
+    check_base(rules.base_quantization, policy.get("lora_rank", 0))
     if episodes is not None:
         check_choice("episodes", episodes, EPISODE_MODES)
     else:
@@ -212,7 +217,7 @@ def _environment(
         raise ValueError(f"{name} needs episodes='synchronous': its baseline is for whole responses.")
     if n_envs % group_size:
         raise ValueError(f"n_envs={n_envs} must be a multiple of group_size={group_size}.")
-    check_fits({**(chosen.get("policy_kwargs") or {}), **chosen}.get("engine"), rules, episodes, ranks().world)
+    check_fits(policy.get("engine"), rules, episodes, ranks().world)
     return LLMTextVecEnv(
         ranks().part_of(n_envs, "n_envs", group_size),
         episodes=episodes,

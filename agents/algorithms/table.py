@@ -28,8 +28,7 @@ from llm_env.lm.names import check_choice
 
 ACTOR_CRITIC_SETTINGS = (
     "critic",
-    "lora_rank",
-    "lora_alpha",
+    *("lora_rank", "lora_alpha", "base_quantization"),
     "mixed_precision",
     "offload",
     "gradient_checkpointing",
@@ -386,7 +385,7 @@ def checked_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         row.refuse(name, "separate_critic", f"critic={settings['critic']!r}")
     has = settings_of(name)
     neutral: dict[str, Any] = {"lora_rank": 0, "mixed_precision": "no", "group_size": 1, "offload": False}
-    neutral |= {"critic": "none", "kl_in": "reward"}
+    neutral |= {"critic": "none", "kl_in": "reward", "base_quantization": "none"}
     for setting, value in settings.items():
         if setting not in has and not (setting in neutral and value == neutral[setting]):
             near = difflib.get_close_matches(setting, has, 1)

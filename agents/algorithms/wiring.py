@@ -183,7 +183,7 @@ def policy_settings(task: TextTask, user_settings: Settings, algorithm: Mapping[
         Keyword arguments of the policy.
 
     Raises:
-        ValueError: the critic is not known, or has nothing to start from.
+        ValueError: the critic is not known, or has nothing to start from; or the reference is quantized in another way.
     """
     settings = task.settings
     kwargs: Settings = {
@@ -191,6 +191,7 @@ def policy_settings(task: TextTask, user_settings: Settings, algorithm: Mapping[
         "temperature": settings.temperature,
         "mixed_precision": settings.mixed_precision,
         "offload": settings.offload,
+        "base_quantization": settings.base_quantization,
         "trust_remote_code": settings.trust_remote_code,
         "entropy_grad": bool(algorithm.get("ent_coef", 0.0)),
         **user_settings,
@@ -210,6 +211,11 @@ def policy_settings(task: TextTask, user_settings: Settings, algorithm: Mapping[
         # With the default actor, None means the default reward model (`PolicySettings.critic_start`).
         is_default = classifier.name == DEFAULT_REWARD_MODEL
         kwargs.setdefault("reward_model", None if is_default and settings.model is None else classifier.name)
+    if kwargs["base_quantization"] != settings.base_quantization:
+        raise ValueError(
+            f"base_quantization={kwargs['base_quantization']!r}, but the environment's is {settings.base_quantization!r}: the "
+            "reference would not be the model below the adapters. Give it to the environment."
+        )
     if kwargs.get("lora_rank"):
         load = task.model.settings  # by which the registry knows it
         same_device = device_type(algorithm.get("device", "auto")) == device_type(load.device)

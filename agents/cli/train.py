@@ -195,7 +195,8 @@ def check_together(together: RunProcesses, settings: RunSettings) -> None:
     check_processes(settings.algorithm.algo, together.world)
     if together.sharding == "full":
         chosen = settings.algorithm
-        check_shards(chosen.algo, settings.training.episodes, chosen.mask_refresh, chosen.optimizer)
+        base = settings.task.base_quantization
+        check_shards(chosen.algo, settings.training.episodes, chosen.mask_refresh, chosen.optimizer, base)
     unit = settings.algorithm.group_size or algorithm(settings.algorithm.algo).defaults.get("group_size", 1)
     check_divides("n_envs", settings.training.n_envs, together.world, int(unit))
 

@@ -20,6 +20,8 @@ from agents.memory.weightless import nbytes, trained, weightless
 from agents.policies.critic import CriticNetwork
 from agents.runs.settings import RunSettings
 from agents.shards import layers_of
+from llm_env.extras import require
+from llm_env.lm.quantization import nf4_layers, whole_shape
 
 PHASES = ("collecting", "scoring", "training")
 GPU_CONTEXT = 500 * 2**20
@@ -101,6 +103,8 @@ def make_plan(settings: RunSettings, processes: int = 1, sharding: str = "none",
         FileNotFoundError, ValueError, TypeError, ImportError: as `agents.memory.networks.build`.
     """
     base = resident() + AT_WORK if device == "cpu" else GPU_CONTEXT
+    if settings.task.base_quantization != "none":
+        require("bitsandbytes", "quantized")  # here, where the tables that it makes when it is imported have data
     with weightless():
         networks = build(settings)
         size = sizes(networks, settings, processes)
@@ -216,7 +220,9 @@ def _masks(parts: dict[str, dict[str, int]], networks: Networks, size: Sizes, se
     if networks.is_q_network or looks:
         parts["reference's cache"] = dict.fromkeys(PHASES, passes.cache_of(reference, size))
     if settings.algorithm.mask_refresh and looks:
-        parts["masks' copy"] = dict.fromkeys(PHASES, nbytes(t for _, t in _tensors(reference.model)))
+        layers = nf4_layers(reference.model).values()  # which the copy has whole
+        whole = sum(4 * whole_shape(layer).numel() - nbytes([layer.weight, *layer.buffers()]) for layer in layers)
+        parts["masks' copy"] = dict.fromkeys(PHASES, nbytes(t for _, t in _tensors(reference.model)) + whole)
     if networks.made.row.buffer.get("advantages") == "remax":  # a greedy response to each prompt
         parts["greedy cache"] = {**dict.fromkeys(PHASES, 0), "scoring": passes.cache_of(networks.decoder.lm, size)}
 

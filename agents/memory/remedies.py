@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -94,6 +95,18 @@ def _adapters(plan: Plan) -> Iterator[Change]:
         yield _with(plan, f"--lora-rank {RANK}", "trains adapters instead of all weights", lora_rank=RANK)
 
 
+def _four_bits(plan: Plan) -> Iterator[Change]:
+    """Not in shards, nor with a reference that moves: neither can have it."""
+    chosen = plan.settings
+    if chosen.task.base_quantization == "none" and plan.sharding == "none" and not chosen.training.ref_refresh_every:
+        rank = chosen.algorithm.lora_rank or RANK
+        options = (
+            "--base-quantization nf4" if chosen.algorithm.lora_rank else f"--lora-rank {rank} --base-quantization nf4"
+        )
+        costs = "trains adapters on weights that are rounded to 4 bits; slower"
+        yield _with(plan, options, costs, lora_rank=rank, base_quantization="nf4")
+
+
 def _fewer_slots(plan: Plan) -> Iterator[Change]:
     slots = plan.settings.training.n_envs
     unit = (plan.settings.algorithm.group_size or 1) * plan.processes
@@ -110,6 +123,7 @@ STEPS: tuple[tuple[str | None, Step], ...] = (
     (None, _checkpointing),
     ("shards", _shards),
     ("lora", _adapters),
+    ("lora", _four_bits),
     (None, _fewer_slots),
 )
 """Each with the feature of `agents.algorithms.capabilities` that it is, if the algorithm may lack it."""
@@ -168,6 +182,8 @@ def _steps(plan: Plan) -> Iterator[Step]:
 def _planned(change: Change, device: str) -> Plan | None:
     """The plan with a change; None where it does not go with the run's other settings, or needs what is not installed."""
     try:
-        return make_plan(change.settings, change.processes, change.sharding, device)
+        with warnings.catch_warnings():  # of what nobody has asked for
+            warnings.simplefilter("ignore")
+            return make_plan(change.settings, change.processes, change.sharding, device)
     except (ValueError, ImportError):
         return None

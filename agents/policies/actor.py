@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from agents.distributed import ranks
-from agents.policies.decoding_copy import DecodingCopy, empty_copy
+from agents.policies.decoding_copy import DecodingCopy, empty_copy, merged_copy
 from agents.policies.sampled_actions import CarriesLogProbs
 from agents.shards import device_of_shards, wholes_on_first
 from llm_env.default_task import DEFAULT_MODEL
@@ -44,9 +44,10 @@ class Actor:
         max_length: Longest text to decode, in tokens.
         lora_rank: Rank r of LoRA adapters on all linear layers; 0 trains all weights.
         lora_alpha: LoRA's α; None: 2r.
+        base_quantization: ``nf4`` has the weights below the adapters in 4 bits.
         reference_load: With LoRA: `LoadSettings` of the environment's reference as a tuple. The adapters are put into that
             very model, unless another policy's are there already. None: a model of the policy's own.
-        mixed_precision: ``bf16`` decodes with a copy of the weights in bfloat16.
+        mixed_precision: ``bf16`` decodes with a copy of the weights in bfloat16; quantized ones decode themselves.
         use_cache: False decodes without a key-value cache.
         trust_remote_code: Whether model code from a hub may run.
 
@@ -61,6 +62,7 @@ class Actor:
         max_length: int,
         lora_rank: int = 0,
         lora_alpha: float | None = None,
+        base_quantization: str = "none",
         reference_load: tuple[Any, ...] | None = None,
         mixed_precision: str = "no",
         use_cache: bool = True,
@@ -74,14 +76,16 @@ class Actor:
             shared = shared_causal_lm(name, LoadSettings(*reference_load))
             lm = shared.lm if shared.lend(self) else None
         # A model of its own starts in float32 on the CPU; the policy moves it to its device.
-        self.lm = lm or load_causal_lm(name, LoadSettings("float32", "cpu", trust_remote_code))
+        own = LoadSettings("float32", "cpu", trust_remote_code).as_base(base_quantization, mixed_precision)
+        self.lm = lm or load_causal_lm(name, own)
         check_vocabulary(self.lm, action_space)
+        self._is_quantized = base_quantization != "none"
         self._adapted: Any = None
         """PEFT's wrapper around the model, where there are adapters."""
         if lora_rank:
             self._adapted = add_adapters(self.lm.model, lora_rank, lora_alpha)
         # Until the first use of `decoder`, decoding is from the trained weights themselves.
-        self._half = mixed_precision == "bf16"
+        self._half = mixed_precision == "bf16" and not self._is_quantized  # a copy would be four times its size
         self._copy: DecodingCopy | None = None
         self._decoder = CachedDecoder(self.lm, max_length, use_cache=use_cache)
         self._in_shards = False
@@ -149,6 +153,8 @@ class Actor:
             return self._copy.model
         if self._adapted is None:
             return self.lm.model
+        if self._is_quantized:  # put together again, and not rounded a second time
+            return merged_copy(self.lm.model)
         # On a copy: merging in place would change the shared base weights, and with them the reference.
         merged_model = copy.deepcopy(self._adapted).merge_and_unload()
         assert isinstance(merged_model, PreTrainedModel)

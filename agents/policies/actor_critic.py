@@ -110,6 +110,7 @@ class LLMActorCriticPolicy(CarriesLogProbs, ActsOnText, ScoresRollouts, ActorCri
                 int(self.observation_space["input_ids"].shape[0]),  # type: ignore[index]
                 s.lora_rank,
                 s.lora_alpha,
+                s.base_quantization,
                 s.reference_load,
                 s.mixed_precision,
                 s.use_cache,
@@ -365,7 +366,9 @@ class LLMActorCriticPolicy(CarriesLogProbs, ActsOnText, ScoresRollouts, ActorCri
         # By identity, because a tied weight has two names in the state and one among the parameters.
         frozen = {id(p) for _, p in nn.Module.named_parameters(self) if not p.requires_grad}
         state = super().state_dict(keep_vars=True)
-        return {name for name, value in state.items() if id(value) in frozen}
+        names = {name for name, value in state.items() if id(value) in frozen}
+        # Scales of a quantized weight stand behind its name, as ``….weight.absmax``.
+        return names | {name for name in state if name.rpartition(".weight.")[0] + ".weight" in names}
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {

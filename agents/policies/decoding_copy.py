@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from agents.shards import whole
 from llm_env.lm.causal_lm import CausalLM
+from llm_env.lm.quantization import nf4_layers, whole_layers, whole_shape, whole_weight
 
 
 class DecodingCopy(CausalLM):
@@ -54,16 +55,29 @@ class DecodingCopy(CausalLM):
         return model
 
     def _fill(self, model: PreTrainedModel) -> None:
-        parameters = dict(model.named_parameters())
-        with torch.autocast(self.device.type, enabled=False):  # the adapters' product is rounded once, with the sum
-            for name, value in merged_parameters(self._source):
-                parameters[name].copy_(whole(value))
+        _fill(model, self._source, self.device)
+
+
+def _fill(model: PreTrainedModel, source: PreTrainedModel, device: torch.device) -> None:
+    """Copies a model's weights into what `empty_copy` made of it; adapters are merged on the device."""
+    parameters = dict(model.named_parameters())
+    with torch.autocast(device.type, enabled=False):  # the adapters' product is rounded once, with the sum
+        for name, value in merged_parameters(source):
+            parameters[name].copy_(whole(value))
+
+
+@torch.no_grad()
+def merged_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A model as it is now, adapters merged and nothing quantized, in float32 on the CPU."""
+    copied = empty_copy(model, torch.float32, torch.device("cpu"))
+    _fill(copied, model, model.device)
+    return copied.to("cpu")  # type: ignore[arg-type]  # the buffers
 
 
 def empty_copy(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """A frozen copy of a model with other values in its parameters: whatever was in memory.
 
-    It has plain layers where the model has adapters. Buffers are copied as they are.
+    It has plain layers where the model has adapters or quantized layers. Buffers are copied as they are.
 
     Args:
         model: The model, whose weights are not read.
@@ -71,8 +85,9 @@ def empty_copy(model: PreTrainedModel, dtype: torch.dtype, device: torch.device)
         device: Where the parameters are.
     """
     # What `deepcopy` finds in its memo it does not copy: the new parameters stand in for the old ones.
+    shapes = {id(layer.weight): whole_shape(layer) for layer in nf4_layers(model).values()}
     memo: dict[int, Any] = {
-        id(p): nn.Parameter(torch.empty(p.shape, dtype=dtype, device=device), requires_grad=False)
+        id(p): nn.Parameter(torch.empty(shapes.get(id(p), p.shape), dtype=dtype, device=device), requires_grad=False)
         for p in model.parameters()
     }
     # Tensors without data (`agents.memory.weightless`) have to be asked for a copy: `deepcopy` would read them.
@@ -82,7 +97,7 @@ def empty_copy(model: PreTrainedModel, dtype: torch.dtype, device: torch.device)
         if is_adapter(module):
             parent, _, leaf = name.rpartition(".")
             setattr(copied.get_submodule(parent), leaf, module.get_base_layer())  # type: ignore[operator]
-    return copied.eval()
+    return whole_layers(copied).eval()
 
 
 def merged_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -91,17 +106,21 @@ def merged_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     PEFT moves a layer ``X`` to ``X.base_layer``, and puts its own matrices beside it.
     """
     adapters: dict[str, Any] = {n: m for n, m in model.named_modules() if is_adapter(m)}
+    quantized = nf4_layers(model)
     for name, parameter in model.named_parameters():
         owner, inside, rest = name.partition(".base_layer.")
         if not inside:
             # A parameter outside the adapted layers; the adapters' own matrices are left out.
             if not any(name.startswith(f"{n}.") for n in adapters):
-                yield name, parameter
+                layer = quantized.get(name.removesuffix(".weight"))
+                yield name, parameter if layer is None else whole_weight(layer)
         elif rest == "weight":
             # W + ΔW, in float32.
             layer = adapters[owner]
             deltas = [layer.get_delta_weight(adapter) for adapter in layer.active_adapters]
-            yield f"{owner}.{rest}", sum(deltas, start=parameter.float())
+            base = quantized.get(f"{owner}.base_layer")
+            value = sum(deltas, start=parameter.float()) if base is None else whole_weight(base, sum(deltas))
+            yield f"{owner}.{rest}", value
         else:
             yield f"{owner}.{rest}", parameter
 

@@ -10,7 +10,7 @@ from agents.engines.engine import check_engine
 from agents.policies.critic import check_critic
 from agents.rules import OPTIMIZERS, check_arguments
 from llm_env.default_task import DEFAULT_REWARD_MODEL
-from llm_env.lm.names import check_choice, check_mixed_precision
+from llm_env.lm.names import check_base_quantization, check_choice, check_mixed_precision
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class PolicySettings:
         lora_rank: Rank r of LoRA adapters on all linear layers (Hu et al. 2021, https://arxiv.org/abs/2106.09685);
             0 trains all weights.
         lora_alpha: LoRA's α; None: 2r.
+        base_quantization: ``none``, or ``nf4``: the weights below the adapters are in 4 bits (QLoRA; Dettmers et al. 2023,
+            https://arxiv.org/abs/2305.14314), the reference's too; see `llm_env.lm.quantization`.
         reference_load: With LoRA, `LoadSettings` of the environment's reference as a tuple: the adapters are put into
             that very model, which is then the reference when they are switched off. None: a model of the policy's own.
         mixed_precision: ``no``, or ``bf16``: weights in float32, arithmetic under autocast, decoding with a bf16 copy.
@@ -58,6 +60,7 @@ class PolicySettings:
     reward_model: str | None = None
     lora_rank: int = 0
     lora_alpha: float | None = None
+    base_quantization: str = "none"
     reference_load: tuple[Any, ...] | None = None
     mixed_precision: str = "no"
     offload: bool = False
@@ -77,6 +80,7 @@ class PolicySettings:
         check_mixed_precision(self.mixed_precision)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_arguments(vars(self), may_be_none=frozenset({"lora_alpha", "micro_batch_tokens", "critic_layers"}))
+        check_base_quantization(self.base_quantization, self.lora_rank)
         check_engine(self.engine)
         if self.engine is not None and not self.planned:
             raise ValueError(

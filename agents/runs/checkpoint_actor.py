@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from agents.flat_settings import read_settings
 from agents.policies.actor import add_adapters
+from agents.policies.decoding_copy import merged_copy
 from agents.runs.settings import RunSettings
 from llm_env.default_task import DEFAULT_MODEL
 from llm_env.lm.causal_lm import CausalLM, end_token_ids, load_causal_lm
@@ -47,7 +48,8 @@ def load_checkpoint_actor(folder: Path, load: LoadSettings) -> SharedLM:
     }
     if not weights:
         raise ValueError(f"actor={str(folder)!r}: {settings.algorithm.algo}'s policy is no language model.")
-    lm = load_causal_lm(name, load, "actor")
+    quantization = settings.task.base_quantization
+    lm = load_causal_lm(name, load._replace(base_quantization=quantization), "actor")
     adapted = None
     rank = settings.algorithm.lora_rank
     if rank:  # the checkpoint's names are those of the model with its adapters in it
@@ -65,7 +67,9 @@ def load_checkpoint_actor(folder: Path, load: LoadSettings) -> SharedLM:
             f"actor={str(folder)!r} does not fit model={name!r}: unknown {result.unexpected_keys[:3]}, "
             f"missing {missing[:3]}."
         )
-    if adapted is not None:
+    if quantization != "none":
+        lm = CausalLM(merged_copy(lm.model).to(lm.device, lm.model.dtype), name)  # type: ignore[arg-type]
+    elif adapted is not None:
         merged = adapted.merge_and_unload()
         assert isinstance(merged, PreTrainedModel)
         lm = CausalLM(merged, name)

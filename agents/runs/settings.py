@@ -16,7 +16,7 @@ from agents.flat_settings import flat_types
 from agents.rules import ALARMS, ALGORITHM_RULES, OPTIMIZERS, WITH_A_CRITIC, check_arguments
 from agents.runs.hub import check_repo
 from llm_env.default_task import DEFAULT_GOLD
-from llm_env.lm.names import check_choice
+from llm_env.lm.names import check_base_quantization, check_choice
 from llm_env.rules import FLAG, SEED, SLOTS, Each, Rule, check_settings, number, whole
 from llm_env.settings import TaskSettings
 
@@ -327,6 +327,13 @@ class RunSettings:
         self.task.task_settings(self.task.prompts)
         if self.folder.best_by == "gold_score" and self.gold_name is None:
             raise ValueError("best_by='gold_score' needs a gold score: give gold.")
+        base = self.task.base_quantization
+        check_base_quantization(base, self.algorithm.lora_rank)
+        if base != "none" and self.training.ref_refresh_every:
+            raise ValueError(
+                f"ref_refresh_every={self.training.ref_refresh_every} cannot be used with base_quantization={base!r}: weights "
+                "in 4 bits cannot move. Leave one of them out."
+            )
         rollout = self.training.n_envs * self.training.rounds * self.task.round_steps
         if self.training.episodes != "continuous" and self.training.total_timesteps < rollout:
             raise ValueError(
@@ -346,6 +353,8 @@ class RunSettings:
             arguments["mixed_precision"] = self.task.mixed_precision
         if self.task.offload:
             arguments["offload"] = True
+        if self.task.base_quantization != "none":
+            arguments["base_quantization"] = self.task.base_quantization
         for name, value in named_values("algo_kwargs", self.algorithm.algo_kwargs).items():
             if name in flat_types(type(self)):
                 raise ValueError(f"algo_kwargs: {name} has a setting of its own; use --{name.replace('_', '-')}.")

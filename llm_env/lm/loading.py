@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from llm_env.lm.names import LoadSettings, check_dtype
+from llm_env.lm.quantization import check_not_quantized, multiply_whole_weights, nf4_config, quantize_shapes
 from llm_env.lm.runtime import use_onednn
 from llm_env.lm.weights import damaged_weights, pickle_only, refuse_other_weights
 from llm_env.text.encoding import take_special_tokens, takes_special_tokens
@@ -275,7 +276,8 @@ def load_weights(
         config.num_labels = num_labels
     logging.getLogger("transformers.modeling_utils").addFilter(_NO_PADDING_ADVICE)  # the same filter is added once only
     if (device := _instead_of_weights.get()) is not None:
-        return _prepared(_empty_model(auto_class, config, settings, device))
+        return _prepared(_empty_model(auto_class, config, settings, device, label))
+    quantized = _quantization(auto_class, config, settings, label)
     try:
         with quiet_loading():
             model: PreTrainedModel
@@ -287,6 +289,7 @@ def load_weights(
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # refused below, by name
+                **quantized,
             )
     except Exception as error:  # transformers and safetensors raise many kinds here
         raise ValueError(_not_loaded(option, name, kind, error)) from error
@@ -295,12 +298,27 @@ def load_weights(
     return _prepared(model)
 
 
-def _empty_model(auto_class: Any, config: Any, settings: LoadSettings, device: str) -> PreTrainedModel:
+def _quantization(auto_class: Any, config: Any, settings: LoadSettings, label: str) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that quantize what is loaded; none, where nothing is to be."""
+    if settings.base_quantization == "none":
+        return {}
+    check_not_quantized(config, label)
+    model = _empty_model(auto_class, config, settings._replace(base_quantization="none"), "meta", label)
+    dtype = resolve_dtype(settings.compute_dtype or settings.dtype)
+    device = str(resolve_device(settings.device))
+    return {"quantization_config": nf4_config(model, label, dtype), "device_map": {"": device}}
+
+
+def _empty_model(auto_class: Any, config: Any, settings: LoadSettings, device: str, label: str) -> PreTrainedModel:
     """A model of a configuration, on a device where that costs nothing."""
     with torch.device(device), quiet_loading():
-        return auto_class.from_config(
+        model: PreTrainedModel = auto_class.from_config(
             config, dtype=resolve_dtype(settings.dtype), trust_remote_code=settings.trust_remote_code
         )
+    if settings.base_quantization != "none":
+        check_not_quantized(config, label)
+        quantize_shapes(model, label)
+    return model
 
 
 def _prepared(model: PreTrainedModel) -> PreTrainedModel:
@@ -309,4 +327,5 @@ def _prepared(model: PreTrainedModel) -> PreTrainedModel:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     use_onednn(model)
+    multiply_whole_weights(model)
     return model.eval()

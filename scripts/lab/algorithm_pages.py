@@ -30,7 +30,7 @@ from agents.rollouts.buffer import TokenRolloutBuffer
 from agents.rules import ALGORITHM_RULES, MAPPINGS, OPTIMIZERS, SCHEDULES, WITH_A_CRITIC
 from agents.runs.settings import AlgorithmSettings, TrainingSettings
 from comparison.figures import COLUMNS, Results, markdown_table
-from llm_env.lm.names import PRECISIONS
+from llm_env.lm.names import PRECISIONS, QUANTIZATIONS
 from llm_env.reward.kl import KL_PLACES
 from llm_env.rules import FLAG
 from llm_env.settings import TaskSettings
@@ -87,6 +87,7 @@ CHOICES = {
     "loss_aggregation": LOSS_AGGREGATIONS,
     "mixed_precision": PRECISIONS,
     "optimizer": OPTIMIZERS,
+    "base_quantization": QUANTIZATIONS,
     "backup": BACKUPS,
     "searched": SEARCHED,
 }
@@ -206,7 +207,7 @@ def replicate(name: str) -> str:
 def parameters(name: str) -> str:
     """Every setting: its default, what it must be, what it is; those that the algorithm's row sets first."""
     own = {*algorithm(name).defaults, *OWN_MEANING.get(name, {})}
-    of_task = {"seed", "device", "mixed_precision", "offload", "kl_in"}
+    of_task = {"seed", "device", "mixed_precision", "offload", "base_quantization", "kl_in"}
     options = {f.name for f in dataclasses.fields(AlgorithmSettings)} | of_task
     lines = ["| setting | default | must be | what it is |", "|---|---|---|---|"]
     for setting in sorted(settings_of(name), key=lambda s: (s not in own, s)):

@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,13 @@ CASES: dict[str, dict[str, Any]] = {
     "full, top layer": {"critic": "top_layers"},
     "lora": {"critic": "detached_head", "lora_rank": 16},
     "lora, checkpoints": {"critic": "detached_head", "lora_rank": 16, "gradient_checkpointing": True},
+    "nf4": {"critic": "detached_head", "lora_rank": 16, "base_quantization": "nf4"},
+    "nf4, checkpoints": {
+        "critic": "detached_head",
+        "lora_rank": 16,
+        "base_quantization": "nf4",
+        "gradient_checkpointing": True,
+    },
     "lora, actor": {"critic": "actor", "lora_rank": 16},
     "bf16": {"critic": "detached_head", "mixed_precision": "bf16"},
     "grpo": {"algo": "grpo", "group_size": 4},
@@ -61,6 +69,7 @@ def settings(folder: Path, case: str) -> Any:
         max_new_tokens=RESPONSE,
         max_prompt_length=PROMPT,
         mixed_precision=chosen.pop("mixed_precision", "no"),
+        base_quantization=chosen.pop("base_quantization", "none"),
         device="cpu",
     )
     algorithm = AlgorithmSettings(n_epochs=1, batch_size=BATCH, **chosen)
@@ -98,6 +107,7 @@ def measured(folder: Path, case: str) -> dict[str, float]:
     from agents.algorithms.factory import make_algorithm
     from agents.rollouts import buffer
     from agents.runs.arguments import algorithm_settings
+    from llm_env.lm.quantization import scales_of
 
     score = buffer.TokenRolloutBuffer.compute_returns_and_advantage
 
@@ -120,10 +130,12 @@ def measured(folder: Path, case: str) -> dict[str, float]:
     model.set_logger(Logger(None, []))
     found: dict[str, float] = {}
     watch_optimizer(model.policy.optimizer, found)
+    began = time.process_time()
     model.learn(run.training.total_timesteps, phases_of(peaks), log_interval=None)  # type: ignore[arg-type]
+    found["seconds"] = time.process_time() - began
     peaks.phase = "end"
     found["optimizer"] = found.pop("Adam")
-    found["weights"] = mib(torch.nn.Module.parameters(model.policy))
+    found["weights"] = mib([*torch.nn.Module.parameters(model.policy), *scales_of(model.policy)])
     return found | {phase: peaks.most[phase] for phase in PHASES}
 
 
@@ -146,7 +158,9 @@ def main(argv: list[str]) -> int:
         "PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(Path(__file__).parent)]),
     }
     columns = (*EXACT, *PHASES)
-    console.print("| model | case | " + " | ".join(columns) + " |\n|---|---" + "|---" * len(columns) + "|")
+    console.print(
+        "| model | case | " + " | ".join((*columns, "CPU seconds")) + " |\n|---|---" + "|---" * (len(columns) + 1) + "|"
+    )
     results: list[dict[str, Any]] = []
     for model in args.model:
         folder = args.output_dir / model
@@ -160,6 +174,7 @@ def main(argv: list[str]) -> int:
                 row[what] = json.loads((folder / f"{what}.json").read_text(encoding="utf-8"))
             results.append(row)
             cells = [cell(row["plan"][c], row["measure"][c]) for c in columns]
+            cells.append(f"{row['measure']['seconds']:.0f}")
             console.print(f"| {model} | {case} | " + " | ".join(cells) + " |")
     (args.output_dir / "plan_memory.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 0

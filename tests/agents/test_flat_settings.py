@@ -118,6 +118,7 @@ def test_a_run_of_the_version_before_is_read_and_written_with_the_same_names(tmp
         "hub_private": True,
         "offload": False,
         "optimizer": "adamw",
+        "base_quantization": "none",
     }
     assert after == {**before, "whiten_rewards": False, **newer}  # null was its default
     assert read_settings(RunSettings, path) == settings

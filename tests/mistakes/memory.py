@@ -8,6 +8,8 @@ _METER = ("tests/agents/memory/test_meter.py",)
 _PLAN = ("tests/agents/memory/test_plan.py",)
 _OPTIMIZERS = ("tests/agents/policies/test_optimizers.py",)
 _OFFLOAD = ("tests/agents/policies/test_offload.py",)
+_NF4 = ("tests/llm_env/lm/test_quantization.py",)
+_QLORA = ("tests/agents/policies/test_quantized_base.py",)
 MEMORY = [
     Mutation(
         "what was freed is counted on",
@@ -134,5 +136,89 @@ MEMORY = [
         "one.needs + (one.weights if one.part in idle else 0))",
         "one.needs)",
         _PLAN,
+    ),
+    Mutation(
+        "quantized layers that are not trained round to bf16, where the CPU can",
+        "llm_env/lm/loading.py",
+        "    multiply_whole_weights(model)\n",
+        "",
+        _NF4,
+    ),
+    Mutation(
+        "layers are quantized that bitsandbytes puts together wrong",
+        "llm_env/lm/quantization.py",
+        "if (width := _read_by(m)) % BLOCK}",
+        "if (width := _read_by(m)) < 0}",
+        _NF4,
+    ),
+    Mutation(
+        "what GPT-2 stores transposed is put together as it is multiplied",
+        "llm_env/lm/quantization.py",
+        '    return weight.T if getattr(layer, "source_cls", None) is Conv1D else weight\n',
+        "    return weight\n",
+        _NF4,
+    ),
+    Mutation(
+        "the plan forgets the scales",
+        "llm_env/lm/quantization.py",
+        "            self.register_buffer(name, scales)\n",
+        "            pass\n",
+        (*_NF4, *_PLAN),
+    ),
+    Mutation(
+        "the reference is not quantized",
+        "llm_env/settings.py",
+        "        return load.as_base(self.base_quantization, self.mixed_precision)",
+        "        return load",
+        _QLORA,
+    ),
+    Mutation(
+        "a checkpoint holds the scales of the base",
+        "agents/policies/actor_critic.py",
+        '        return names | {name for name in state if name.rpartition(".weight.")[0] + ".weight" in names}',
+        "        return names",
+        _QLORA,
+    ),
+    Mutation(
+        "mixed precision decodes with a copy four times the size of a quantized base",
+        "agents/policies/actor.py",
+        'mixed_precision == "bf16" and not self._is_quantized',
+        'mixed_precision == "bf16"',
+        _QLORA,
+    ),
+    Mutation(
+        "the saved actor of a quantized base is without its adapters",
+        "agents/policies/decoding_copy.py",
+        "whole_weight(base, sum(deltas))",
+        "whole_weight(base)",
+        _QLORA,
+    ),
+    Mutation(
+        "a saved actor is rounded a second time",
+        "agents/policies/actor.py",
+        "        if self._is_quantized:  # put together again, and not rounded a second time\n",
+        "        if False:\n",
+        _QLORA,
+    ),
+    Mutation(
+        "a quantized base goes to shards",
+        "agents/algorithms/capabilities.py",
+        '    if base != "none":',
+        "    if False:",
+        _QLORA,
+    ),
+    Mutation(
+        "a quantized base needs no adapters",
+        "llm_env/lm/names.py",
+        '    if value != "none" and lora_rank == 0:',
+        "    if False:",
+        _QLORA,
+    ),
+    Mutation(
+        "a policy's base is quantized, and the environment's reference is not",
+        "agents/algorithms/wiring.py",
+        '    if kwargs["base_quantization"] != settings.base_quantization:',
+        "    if False:",
+        _QLORA,
     ),
 ]

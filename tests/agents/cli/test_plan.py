@@ -73,6 +73,7 @@ def needing(sizes: dict[str, int]) -> Any:
             "bf16": settings.task.mixed_precision == "bf16",
             "offload": settings.task.offload,
             "8bit": settings.algorithm.optimizer == "adamw_8bit" and sharding == "none",
+            "4bit": settings.task.base_quantization == "nf4" and settings.algorithm.lora_rank and sharding == "none",
             "shards": processes if sharding == "full" else 0,
         }
         saved = sum(size for name, size in sizes.items() if (has[name] <= 100 if name == "micro" else has[name]))
@@ -93,6 +94,8 @@ def needing(sizes: dict[str, int]) -> Any:
         ({"offload": 5 * GB, "checkpoints": 5 * GB}, 6 * GB, ["--offload", "--gradient-checkpointing"]),
         ({"bf16": 2 * GB, "offload": 3 * GB}, 6 * GB, ["--mixed-precision bf16 --offload"]),
         ({"8bit": 5 * GB, "lora": 5 * GB}, 6 * GB, ["--optimizer adamw_8bit", "--lora-rank 16"]),
+        ({"4bit": 5 * GB}, 6 * GB, ["--lora-rank 16 --base-quantization nf4"]),
+        ({"lora": 2 * GB, "4bit": 3 * GB}, 6 * GB, ["--lora-rank 16 --base-quantization nf4"]),
         ({"shards": 5 * GB}, 6 * GB, ["--processes 2 --sharding full"]),
         ({"bf16": 1 * GB}, 6 * GB, []),
     ],

@@ -24,6 +24,7 @@ from llm_env.extras import installed
 from llm_env.lm.causal_lm import load_causal_lm
 from llm_env.lm.decoding import CachedDecoder
 from llm_env.lm.names import LoadSettings
+from llm_env.lm.quantization import scales_of
 from llm_env.lm.registry import MODELS
 from tests.conftest import FAMILIES
 
@@ -37,6 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
     "grpo": {"algo": "grpo", "group_size": 4},
     "dqn": {"algo": "dqn"},
     "8 bits": {"optimizer": "adamw_8bit", "critic": "actor"},
+    "4 bits": {"lora_rank": 4, "critic": "detached_head", "task": {"base_quantization": "nf4"}},
 }
 NEEDS_BITSANDBYTES = pytest.mark.skipif(not installed("bitsandbytes"), reason="bitsandbytes is not installed")
 
@@ -77,11 +79,12 @@ def trained_once(run: RunSettings) -> tuple[Any, dict[str, int]]:
         *(
             pytest.param(c, marks=[pytest.mark.slow] if c in ("dqn", "trpo", "grpo") else [])
             for c in CASES
-            if c != "8 bits"
+            if not c.endswith("bits")
         ),
-        pytest.param("8 bits", marks=NEEDS_BITSANDBYTES),
+        *(pytest.param(c, marks=NEEDS_BITSANDBYTES) for c in ("8 bits", "4 bits")),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*base_quantization='nf4'")  # a layer of the embedded model does not fit
 def test_exact_parts_are_what_a_run_holds_after_an_update(case: str) -> None:
     run = settings(**CASES[case])
     plan = make_plan(run)
@@ -89,7 +92,7 @@ def test_exact_parts_are_what_a_run_holds_after_an_update(case: str) -> None:
         model, found = trained_once(run)
     policy = model.policy
     states = [v for state in policy.optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
-    weights = [*nn.Module.parameters(policy), *policy.buffers()]
+    weights = [*nn.Module.parameters(policy), *policy.buffers(), *scales_of(policy)]
     reference = model.env.unwrapped.task.model.lm.model
     parts = {name: part["training"] for name, part in plan.parts.items()}
     assert plan.counted
@@ -98,7 +101,7 @@ def test_exact_parts_are_what_a_run_holds_after_an_update(case: str) -> None:
     if case != "trpo":  # whose optimizer moves the critic alone, with gradients of other losses about
         assert plan.gradients == found["gradients"]
     assert parts["optimizer"] == nbytes(states)
-    if case == "adapters":
+    if case in ("adapters", "4 bits"):
         assert "reference" not in parts
     else:
         assert parts["reference"] == nbytes([*reference.parameters(), *reference.buffers()])

@@ -53,7 +53,7 @@ ENGINES = [
     Mutation(
         "an environment that an engine cannot write for is loaded first",
         "agents/algorithms/factory.py",
-        '    check_fits({**(chosen.get("policy_kwargs") or {}), **chosen}.get("engine"), rules, episodes, ranks().world)\n',
+        '    check_fits(policy.get("engine"), rules, episodes, ranks().world)\n',
         "",
         _AHEAD,
     ),

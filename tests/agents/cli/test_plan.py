@@ -84,18 +84,21 @@ def needing(sizes: dict[str, int]) -> Any:
     return make
 
 
+NF4 = "--lora-rank 16 --base-quantization nf4"
+
+
 @pytest.mark.parametrize(
     ("sizes", "memory", "options"),
     [
         ({"checkpoints": 5 * GB, "bf16": 1 * GB}, 6 * GB, ["--gradient-checkpointing"]),
-        ({"lora": 5 * GB, "checkpoints": 5 * GB}, 6 * GB, ["--gradient-checkpointing", "--lora-rank 16"]),
+        ({"lora": 5 * GB, "checkpoints": 5 * GB}, 6 * GB, ["--gradient-checkpointing", "--lora-rank 16", NF4]),
         ({"micro": 5 * GB}, 6 * GB, ["--micro-batch-tokens 64"]),
         ({"bf16": 2 * GB, "checkpoints": 3 * GB}, 6 * GB, ["--mixed-precision bf16 --gradient-checkpointing"]),
         ({"offload": 5 * GB, "checkpoints": 5 * GB}, 6 * GB, ["--offload", "--gradient-checkpointing"]),
         ({"bf16": 2 * GB, "offload": 3 * GB}, 6 * GB, ["--mixed-precision bf16 --offload"]),
-        ({"8bit": 5 * GB, "lora": 5 * GB}, 6 * GB, ["--optimizer adamw_8bit", "--lora-rank 16"]),
-        ({"4bit": 5 * GB}, 6 * GB, ["--lora-rank 16 --base-quantization nf4"]),
-        ({"lora": 2 * GB, "4bit": 3 * GB}, 6 * GB, ["--lora-rank 16 --base-quantization nf4"]),
+        ({"8bit": 5 * GB, "lora": 5 * GB}, 6 * GB, ["--optimizer adamw_8bit", "--lora-rank 16", NF4]),
+        ({"4bit": 5 * GB}, 6 * GB, [NF4]),
+        ({"lora": 2 * GB, "4bit": 3 * GB}, 6 * GB, [NF4]),
         ({"shards": 5 * GB}, 6 * GB, ["--processes 2 --sharding full"]),
         ({"bf16": 1 * GB}, 6 * GB, []),
     ],

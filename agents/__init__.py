@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from agents.algorithms.text_ppo import TextPPO
     from agents.callbacks.adaptive_kl import AdaptiveKL
     from agents.callbacks.alarms import Alarms
+    from agents.callbacks.best_gold import BestGold
     from agents.callbacks.linear_kl import LinearKL
     from agents.callbacks.mask_refresh import MaskRefresh
     from agents.callbacks.metrics import TextMetricsCallback
@@ -40,6 +41,7 @@ _MODULES = {
     "ALGORITHMS": "agents.algorithms.table",
     "AdaptiveKL": "agents.callbacks.adaptive_kl",
     "Alarms": "agents.callbacks.alarms",
+    "BestGold": "agents.callbacks.best_gold",
     "LLMActorCriticPolicy": "agents.policies.actor_critic",
     "LLMTextVecEnv": "agents.rollouts.vec_env",
     "LinearKL": "agents.callbacks.linear_kl",
@@ -67,6 +69,7 @@ __all__ = [
     "ALGORITHMS",
     "AdaptiveKL",
     "Alarms",
+    "BestGold",
     "LLMActorCriticPolicy",
     "LLMTextVecEnv",
     "LinearKL",

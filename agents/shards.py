@@ -160,6 +160,17 @@ def wholes_on_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return kept
 
 
+def load_from_first(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Loads rank 0's whole tensors into a module that may be in shards. All ranks must ask.
+
+    Args:
+        module: Has a state of these names.
+        tensors: As `wholes_on_first` gave them; what other ranks give is not looked at.
+    """
+    targets = module.state_dict()
+    module.load_state_dict(ranks().tensors_from_first(tensors, lambda name, t: placed_like(t, targets[name])))
+
+
 def as_often_as_others(groups: list[T]) -> list[tuple[T, bool]]:
     """What a rank works through in turn, as often as the rank that has most of it.
 

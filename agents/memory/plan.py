@@ -120,6 +120,8 @@ def make_plan(settings: RunSettings, processes: int = 1, sharding: str = "none",
             parts["exchange"] = {**dict.fromkeys(PHASES, 0), "training": 2 * BUCKET_BYTES}
         _masks(parts, networks, size, settings)
         if device == "cpu":
+            if settings.keeps_best_gold:
+                parts["best actor"] = dict.fromkeys(PHASES, _kept(networks))
             parts["rollout"] = dict.fromkeys(PHASES, _rollout(networks, size, processes))
         parts["Python and libraries" if device == "cpu" else "CUDA"] = dict.fromkeys(PHASES, base)
         weights = {name: sum(t.numel() for t in tensors) for name, tensors in networks.weights().items() if tensors}
@@ -225,6 +227,11 @@ def _masks(parts: dict[str, dict[str, int]], networks: Networks, size: Sizes, se
         parts["masks' copy"] = dict.fromkeys(PHASES, nbytes(t for _, t in _tensors(reference.model)) + whole)
     if networks.made.row.buffer.get("advantages") == "remax":  # a greedy response to each prompt
         parts["greedy cache"] = {**dict.fromkeys(PHASES, 0), "scoring": passes.cache_of(networks.decoder.lm, size)}
+
+
+def _kept(networks: Networks) -> int:
+    """Bytes of the copy that `agents.callbacks.best_gold` keeps, in which a tied weight stands under each of its names."""
+    return sum(t.numel() * t.element_size() for t in networks.policy.state_dict().values())
 
 
 def _rollout(networks: Networks, size: Sizes, processes: int) -> int:

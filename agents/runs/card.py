@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import yaml
 
 from agents.flat_settings import to_flat
+from agents.runs.ending import Ending
 from agents.runs.settings import RunSettings
 
 METRICS = {
@@ -31,16 +33,18 @@ def model_card(
     samples: Sequence[Mapping[str, Any]],
     version: str,
     library: str = "transformers",
+    ending: Ending | None = None,
 ) -> str:
     """Writes the card in Markdown: how the actor was trained, what came out, what it writes.
 
     Args:
         settings: The run's settings.
         name: The run's name.
-        last: The last row of its metrics.
+        last: The row of its metrics that is about this actor, the last one.
         samples: Samples on held-out prompts, the latest last.
         version: The version of this project.
         library: What loads the folder: ``transformers``, or ``peft`` where it holds adapters alone.
+        ending: Which actor it is, where it is not the one of the run's last iteration.
     """
     algo = settings.algorithm.algo
     base = settings.task.model
@@ -50,26 +54,35 @@ def model_card(
     head["tags"] = ["llm-env", "reinforcement-learning", algo]
     defaults = to_flat(RunSettings())
     changed = {k: v for k, v in to_flat(settings).items() if v != defaults.get(k)}
-    rows = [f"| {about} | {last[key]:,.2f} |" for key, about in METRICS.items() if key in last]
+    rows = [
+        f"| {about} | {last[key]:,.2f} |" for key, about in METRICS.items() if not math.isnan(last.get(key, math.nan))
+    ]
     latest = samples[-1]["timestep"] if samples else None
     shown = [sample for sample in samples if sample["timestep"] == latest][:MOST_SAMPLES]
     texts = [f"{s['prompt']}\n--> {s['response']}\n    score {s['rm_score']:.2f}" for s in shown]
+    of_when = "the last of training" if ending is None else "of this actor"
     what = "LoRA adapters of a" if library == "peft" else "A"
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {name}",
         f"{what} causal language model, trained with `{algo}` by llm-env {version}: token by token in `LLMText-v0`, against a "
         "frozen reward and a KL penalty to the model that it started from.",
+        *([] if ending is None else [_why(ending)]),
         "## Settings",
         "What differs from the defaults; `config.yaml` beside this folder has everything.",
         f"```yaml\n{yaml.safe_dump(_plain(changed), sort_keys=True, allow_unicode=True)}```",
         *(["## Result", "| | |\n|---|---|\n" + "\n".join(rows)] if rows else []),
-        *(
-            ["## Samples", "On held-out prompts, the last of training, as they came.", _fenced("\n\n".join(texts))]
-            * bool(texts)
-        ),
+        *(["## Samples", f"On held-out prompts, {of_when}, as they came.", _fenced("\n\n".join(texts))] * bool(texts)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _why(ending: Ending) -> str:
+    """Why the actor is not the one of the last iteration."""
+    return (
+        f"Training was ended after iteration {ending.ended_after}, since the gold score had fallen while the score rose "
+        f"(over-optimization): {ending.sentence()}."
+    )
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,13 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be gone on from: it is damaged, or was made with something else than is there now."""
 
 
-def save_checkpoint(model: BaseAlgorithm, folder: Path, extra: dict[str, Any] | None = None, keep: int = 2) -> Path:
+def save_checkpoint(
+    model: BaseAlgorithm,
+    folder: Path,
+    extra: dict[str, Any] | None = None,
+    keep: int = 2,
+    tensors: dict[str, torch.Tensor] | None = None,
+) -> Path:
     """Writes a checkpoint and removes all but the newest `keep`.
 
     Args:
@@ -52,6 +58,7 @@ def save_checkpoint(model: BaseAlgorithm, folder: Path, extra: dict[str, Any] | 
         folder: The folder that holds all checkpoints of the run.
         extra: Plain values of the caller, which `load_checkpoint` returns.
         keep: Number of checkpoints to keep in the folder, at least 1.
+        tensors: Tensors of the caller on rank 0, which `extra_tensors` returns.
 
     Returns:
         The checkpoint's folder.
@@ -61,10 +68,11 @@ def save_checkpoint(model: BaseAlgorithm, folder: Path, extra: dict[str, Any] | 
     """
     # What each process has to itself goes to rank 0, so that nothing but its disk is needed.
     others = ranks().everyone(None if ranks().first else rank_state(model))[1:]
-    tensors, optimizer_values = _tensors(model)
+    files, optimizer_values = _tensors(model)
+    files["extra"] = tensors or {}
     target = folder / f"step_{model.num_timesteps * ranks().world:012d}"
     if ranks().first:
-        _write(model, target, extra or {}, others, keep, tensors, optimizer_values)
+        _write(model, target, extra or {}, others, keep, files, optimizer_values)
     ranks().any(False)  # nobody goes on, or ends, before it is written
     return target
 
@@ -101,7 +109,7 @@ def _write(
     try:
         partial.mkdir()
         for name, tensors in files.items():
-            if tensors or name != "algorithm":
+            if tensors or name in _TENSORS:
                 save_file(tensors, partial / f"{name}.safetensors")
         state = {
             "format": FORMAT,
@@ -238,6 +246,16 @@ def _read_checkpoint(
     files = {name: _read(checkpoint / f"{name}.safetensors") for name in _TENSORS}
     own = checkpoint / "algorithm.safetensors"
     return state, {**files, "algorithm": _read(own) if own.is_file() else {}}
+
+
+def extra_tensors(checkpoint: Path | None) -> dict[str, torch.Tensor]:
+    """The tensors that were saved beside `extra`, on rank 0, which alone reads them; none where there were none.
+
+    Args:
+        checkpoint: The checkpoint's folder, looked at before by `load_checkpoint`; None on the other ranks.
+    """
+    path = None if checkpoint is None else checkpoint / "extra.safetensors"
+    return _read(path) if path is not None and path.is_file() else {}
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

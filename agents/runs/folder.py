@@ -14,7 +14,7 @@ RUN/report.png            score, KL, entropy, length
 RUN/report.html           curves, samples over time, settings: a page that loads nothing
 RUN/checkpoints/          the newest two, complete
 RUN/best/                 the actor of the best evaluation, with eval_every
-RUN/actor/                the model, for from_pretrained, with its model card
+RUN/actor/                the model, for from_pretrained, with its model card; kept.json says if it is not the last iteration's
 RUN/adapter/              with LoRA: the adapters alone, for PEFT
 """
 
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shlex
@@ -39,6 +40,7 @@ from agents.output_folder import LOCK_FILE, check_output_folder
 from agents.runs.card import model_card
 from agents.runs.checkpoint import CheckpointError, damage, list_checkpoints
 from agents.runs.csv_log import CsvRows
+from agents.runs.ending import Ending
 from agents.runs.figure import draw_report, read_progress
 from agents.runs.manifest import MANIFEST, check_manifest, write_manifest
 from agents.runs.prompts import HELD_OUT_FILE, TRAIN_FILE, RunPrompts
@@ -184,6 +186,11 @@ class RunFolder:
         with self.samples.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
+    def has_samples(self, timestep: int) -> bool:
+        """Whether ``samples.jsonl`` has samples of that timestep."""
+        lines = self.samples.read_bytes().split(b"\n")[:-1] if self.samples.is_file() else []
+        return any(_timestep(line) == timestep for line in lines)
+
     def save_model(self, name: str, save: Callable[[Path], None]) -> None:
         """Writes a model to a folder inside the run's; its files take their places when all of them are written.
 
@@ -194,13 +201,21 @@ class RunFolder:
         with replacing_folder(self.path / name) as partial:
             save(partial)
 
-    def card(self, settings: RunSettings, library: str = "transformers") -> str:
-        """Gives the model card of the actor as it is now; see `model_card`."""
+    def card(self, settings: RunSettings, library: str = "transformers", ending: Ending | None = None) -> str:
+        """Gives the model card of the actor as it is now, or of an actor of before; see `model_card`."""
         progress = read_progress(self.progress) if self.progress.is_file() else {}
-        last = {name: float(values[-1]) for name, values in progress.items() if len(values)}
         lines = self.samples.read_bytes().split(b"\n")[:-1] if self.samples.is_file() else []
         samples = [json.loads(line) for line in lines]
-        return model_card(settings, self.path.name, last, samples, __version__, library)
+        row = -1
+        if ending is not None:
+            row = ending.iteration  # from 0: the rollout that this actor wrote
+            samples = [sample for sample in samples if sample["timestep"] == ending.timestep]
+        numbers = {name: float(values[row]) for name, values in progress.items() if len(values)}
+        if ending is not None:
+            numbers |= {
+                name: ending.eval.get(name.removeprefix("eval/"), math.nan) for name in numbers if "eval/" in name
+            }
+        return model_card(settings, self.path.name, numbers, samples, __version__, library, ending)
 
     def draw(self, title: str) -> None:
         """Draws ``report.png`` from ``progress.csv``, if that has a row."""

@@ -16,13 +16,14 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from agents.algorithms.factory import make_algorithm
 from agents.algorithms.table import algorithm
 from agents.callbacks.alarms import Alarms
+from agents.callbacks.best_gold import BestGold
 from agents.callbacks.mask_refresh import MaskRefresh
 from agents.callbacks.metrics import TextMetricsCallback
 from agents.callbacks.reference_refresh import ReferenceRefresh
 from agents.console import say
 from agents.distributed import ranks
 from agents.evaluation.gold import load_gold
-from agents.files import write_json, write_text
+from agents.files import write_json
 from agents.flat_settings import to_flat
 from agents.output_folder import locked
 from agents.policies.actor_critic import LLMActorCriticPolicy
@@ -31,15 +32,17 @@ from agents.rollouts.sample_tokens import token_critic
 from agents.rollouts.vec_env import text_env
 from agents.runs.arguments import algorithm_settings, check_length
 from agents.runs.beta import beta_callbacks
-from agents.runs.checkpoint import load_checkpoint, save_checkpoint
+from agents.runs.checkpoint import extra_tensors, load_checkpoint, save_checkpoint
 from agents.runs.csv_log import CsvRows
 from agents.runs.display import RunDisplay
+from agents.runs.ending import Ending
 from agents.runs.folder import RunFolder
 from agents.runs.held_out import HeldOutPrompts
 from agents.runs.hub import push_actor
 from agents.runs.imports import import_nothing_from
 from agents.runs.joint_log import JointLogger
 from agents.runs.learning_rate import begin_at_full_rate
+from agents.runs.model_files import write_actor, write_adapter
 from agents.runs.prompts import run_prompts, shared_prompts
 from agents.runs.report.page import write_report
 from agents.runs.report_to import check_installed, writers
@@ -152,6 +155,7 @@ class TrainingRun:
         self.mask_refresh: MaskRefresh | None = None
         self.callback = RunCallback(self)
         self.alarms = Alarms(self.callback, settings.training.alarms_that_stop)
+        self.best_gold = BestGold(self.callback) if settings.keeps_best_gold else None
         self.callbacks = self._make_callbacks()
 
     def _make_model(self) -> BaseAlgorithm:
@@ -171,6 +175,8 @@ class TrainingRun:
         """The run's callbacks in the order in which they are called: faults before the log's row, and that before β moves."""
         training = self.settings.training
         callbacks: list[BaseCallback] = [self.alarms, self.callback]
+        if self.best_gold is not None:
+            callbacks.append(self.best_gold)
         if training.ref_refresh_every:
             self.refresh = ReferenceRefresh(training.ref_refresh_every, training.ref_refresh_share)
             callbacks.append(self.refresh)
@@ -215,6 +221,8 @@ class TrainingRun:
         self.callback.constant_scores.load(extra.get("constant_scores", {}))  # checkpoints of before have none
         if "alarms" in extra:  # not in checkpoints of earlier versions
             self.alarms.load_state_dict(extra["alarms"])
+        if self.best_gold is not None and extra.get("best_gold") is not None:
+            self.best_gold.load_state_dict(extra["best_gold"], extra_tensors(checkpoint))
         if self.refresh is not None:
             self.refresh.rollouts = extra["rollouts"]
         if self.mask_refresh is not None:
@@ -251,7 +259,7 @@ class TrainingRun:
             self.say(f"The run in {self.folder.path} has already reached {total:,} timesteps.")
             self.finish()
             return
-        if self._has_stopped():  # before, and the process ended before it had written everything
+        if self.alarms.stopped is not None:  # before, and the process ended before it had written everything
             self.finish()
             return
         # Ctrl-C and SIGTERM wait for the iteration's end, where a checkpoint can be written.
@@ -269,19 +277,32 @@ class TrainingRun:
                 signal.signal(number, handler)
             self.model.logger.close()  # TensorBoard's file, which a process with many runs would collect
             self.draw()
-        self._has_stopped()
         self.finish()
 
-    def _has_stopped(self) -> bool:
-        """Whether an alarm has ended the run, and says so."""
+    def _end_by_alarm(self) -> Ending | None:
+        """Says which alarm has ended the run, if one has; where it is `gold`, goes back to the actor of before the fall."""
         kind = self.alarms.stopped
         if kind is None:
-            return False
+            return None
+        ending = self._go_back() if kind == "gold" else None
+        actor = "the actor is the one of that iteration" if ending is None else ending.sentence()
         self.say(
-            f"Ended after iteration {self.callback.iteration} by the alarm {kind!r}: stop_on. The actor is the one of that "
-            f"iteration. To go on to the end: --resume {self.folder.path} --stop-on none"
+            f"note: Ended after iteration {self.callback.iteration} by the alarm {kind!r} (stop_on): {actor}. To go on from "
+            f"iteration {self.callback.iteration} to the end: --resume {self.folder.path} --stop-on none"
         )
-        return True
+        return ending
+
+    def _go_back(self) -> Ending | None:
+        """Takes the actor that had the best gold score, with samples and evaluation of it; None where none was kept."""
+        best = self.best_gold
+        if best is None or best.kept is None:  # it goes on from a checkpoint of before weights were kept
+            return None
+        best.restore()
+        iteration, timestep, gold = best.kept
+        if not ranks().from_first(self.folder.has_samples(timestep)):  # else they are of these very weights
+            self.sample(timestep)
+        values = self._score_held_out() if self.settings.folder.eval_every else {}
+        return Ending(iteration, timestep, gold, self.callback.iteration, values)
 
     def _request_stop(self, number: int, frame: Any) -> None:
         """Handles a signal: the first stops the run after its iteration, the second at once."""
@@ -306,18 +327,21 @@ class TrainingRun:
         Returns:
             The log's ``eval/`` values.
         """
-        settings = self.settings.folder
-        self._refresh()
-        values: dict[str, float] = {}
-        if ranks().first:
-            values = self.held_out.evaluate(self.policy, settings.n_eval, self.settings.task.kl_coef)
-        values = ranks().from_first(values)
-        if self.best is None or values[settings.best_by] > self.best[settings.best_by]:
+        values = self._score_held_out()
+        best_by = self.settings.folder.best_by
+        if self.best is None or values[best_by] > self.best[best_by]:
             self.best = {"timestep": timestep, **values}
-            self._save_actor("best")
+            write_actor(self.folder, "best", self.policy, self.task.tokenizer, self.settings)
             if ranks().first:
                 write_json(self.folder.path / "best" / "best.json", self.best)
         return {f"eval/{name}": value for name, value in values.items()}
+
+    def _score_held_out(self) -> dict[str, float]:
+        self._refresh()
+        values: dict[str, float] = {}
+        if ranks().first:
+            values = self.held_out.evaluate(self.policy, self.settings.folder.n_eval, self.settings.task.kl_coef)
+        return cast(dict[str, float], ranks().from_first(values))
 
     def _refresh(self) -> None:
         """Has what decodes brought up to date, before rank 0 uses it alone."""
@@ -332,12 +356,14 @@ class TrainingRun:
             "best": self.best,
             "constant_scores": self.callback.constant_scores.state(),
             "alarms": self.alarms.state_dict(),
+            "best_gold": self.best_gold and self.best_gold.state_dict(),
         }
         if self.refresh is not None:
             extra["rollouts"] = self.refresh.rollouts
         if self.mask_refresh is not None:
             extra["mask_rollouts"] = self.mask_refresh.rollouts
-        save_checkpoint(self.model, self.folder.checkpoints, extra)
+        best = None if self.best_gold is None else self.best_gold.weights
+        save_checkpoint(self.model, self.folder.checkpoints, extra, tensors=best)
 
     def draw(self) -> None:
         """Writes ``report.png`` and ``report.html``, once an iteration has ended."""
@@ -347,34 +373,11 @@ class TrainingRun:
 
     def finish(self) -> None:
         """Writes ``actor/``, with LoRA ``adapter/`` too, picture and page; uploads the actor, if that was asked for."""
+        ending = self._end_by_alarm()
         if self.settings.algorithm.lora_rank:
-            self._save_adapter()
-        self._save_actor("actor")
+            write_adapter(self.folder, cast(LLMActorCriticPolicy, self.policy), self.settings, ending)
+        write_actor(self.folder, "actor", self.policy, self.task.tokenizer, self.settings, ending)
         self.draw()
         repo = self.settings.folder.push_to_hub
         if repo is not None and ranks().first:
             self.say(f"Uploaded: {push_actor(self.folder.path / 'actor', repo, self.settings.folder.hub_private)}")
-
-    def _save_actor(self, name: str) -> None:
-        """Writes the actor and its model card to a folder inside the run's."""
-
-        def write(path: Path) -> None:
-            self.policy.save_actor(path, self.task.tokenizer)
-            write_text(path / "README.md", self.folder.card(self.settings))
-
-        if ranks().first:
-            self.folder.save_model(name, write)
-        elif ranks().shards:
-            cast(LLMActorCriticPolicy, self.policy).merged_actor()  # rank 0 needs every rank's part
-
-    def _save_adapter(self) -> None:
-        """Writes the LoRA adapters and their card to ``adapter/``; the algorithms that have them have this policy."""
-
-        def write(path: Path) -> None:
-            cast(LLMActorCriticPolicy, self.model.policy).save_adapter(path)
-            write_text(path / "README.md", self.folder.card(self.settings, "peft"))
-
-        if ranks().first:
-            self.folder.save_model("adapter", write)
-        elif ranks().shards:
-            cast(LLMActorCriticPolicy, self.policy).save_adapter(None)

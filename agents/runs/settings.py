@@ -362,6 +362,11 @@ class RunSettings:
         return arguments
 
     @property
+    def keeps_best_gold(self) -> bool:
+        """Whether a fall of the gold score ends the run, which then goes back to the weights of before."""
+        return self.gold_name is not None and "gold" in self.training.alarms_that_stop
+
+    @property
     def gold_name(self) -> str | None:
         """The name of the gold function: what `gold` says, or the embedded rule where model and reward are embedded too."""
         embedded = (self.task.model, self.task.reward_model, self.task.world) == (None, None, None)

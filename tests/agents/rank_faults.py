@@ -5,6 +5,7 @@ Which, `FALL` in the environment says: ``rank:phase:call:how``.
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
@@ -57,3 +58,18 @@ if "FALL" in os.environ:
 
 def count_dots(prompts: list[str], responses: list[str]) -> list[float]:
     return [float(r.count(".")) for r in responses]
+
+
+_calls = itertools.count()
+_golds = iter([0.0, 1.0, 2.0, 3.0, 4.0, 3.0, *[-5.0] * 8])
+
+
+def rising(prompts: list[str], responses: list[str]) -> list[float]:
+    """A score that rises from call to call."""
+    return [dots + next(_calls) for dots in count_dots(prompts, responses)]
+
+
+def falling(prompts: list[str], responses: list[str]) -> list[float]:
+    """A gold score that rises for five rollouts, and then falls."""
+    gold = next(_golds)
+    return [gold for _ in responses]

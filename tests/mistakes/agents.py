@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.mistakes import LEARNING, MASK_TESTS, Mutation
 
+_BEST_GOLD = "tests/agents/callbacks/test_best_gold.py"
 _ADVANTAGE_TESTS = ("tests/agents/rollouts/test_advantages.py",)
 _PRACTICE_TESTS = ("tests/agents/algorithms/test_practices.py",)
 _RESUME_TESTS = (
@@ -136,6 +137,61 @@ ADVANTAGES = [
         "before = mean_of(windows[:WINDOW])",
         "before = mean_of(windows[1 : WINDOW + 1])",
         ("tests/agents/callbacks/test_drift.py",),
+    ),
+    Mutation(
+        "a run that gold ends has its last actor, not that of the best gold score",
+        "agents/runs/run.py",
+        "        best.restore()\n",
+        "",
+        (f"{_BEST_GOLD}::test_a_run_that_gold_ends_has_the_actor_of_before_the_fall",),
+    ),
+    Mutation(
+        "a run that nothing ended goes back to its best gold score",
+        "agents/runs/run.py",
+        """        if kind is None:
+            return None
+        ending = self._go_back() if kind == "gold" else None
+""",
+        "        ending = self._go_back()\n",
+        (f"{_BEST_GOLD}::test_a_run_that_is_not_ended_keeps_its_last_actor",),
+    ),
+    Mutation(
+        "the weights of the best gold score are not in the checkpoint",
+        "agents/runs/run.py",
+        "extra, tensors=best)",
+        "extra)",
+        (f"{_BEST_GOLD}::test_a_run_that_was_interrupted_ends_with_the_same_actor",),
+    ),
+    Mutation(
+        "what is kept of the best gold score goes on learning",
+        "agents/shards.py",
+        "kept[name] = value.cpu().contiguous().clone()",
+        "kept[name] = value.cpu().contiguous()",
+        (f"{_BEST_GOLD}::test_what_is_kept_is_a_copy",),
+    ),
+    Mutation(
+        "other weights than those of the best gold score are loaded",
+        "agents/shards.py",
+        "placed_like(t, targets[name])",
+        "placed_like(0 * t, targets[name])",
+        (f"{_BEST_GOLD}::test_a_resumed_one_keeps_what_it_had", "tests/agents/cli/test_processes.py"),
+    ),
+    Mutation(
+        "weights are kept that were made after the best gold score",
+        "agents/callbacks/best_gold.py",
+        """    def _on_rollout_start(self) -> None:
+        self._timestep = self.model.num_timesteps * ranks().world
+
+    def _on_rollout_end(self) -> None:
+        gold = self.metrics.last.get("rollout/gold_score")
+        if gold is None or not self.metrics.row_is_due:
+""",
+        """    def _on_rollout_start(self) -> None:
+        self._timestep = self.model.num_timesteps * ranks().world
+        gold = self.metrics.last.get("rollout/gold_score")
+        if gold is None:
+""",
+        (f"{_BEST_GOLD}::test_what_is_kept_wrote_the_last_of_the_best_rollouts",),
     ),
     Mutation(
         "an alarm that goes on is a line at each iteration",

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from agents.flat_settings import read_yaml, to_flat
+from agents.runs.ending import read_ending
 from agents.runs.figure import read_progress
 from agents.runs.settings import RunSettings
 
@@ -61,6 +62,9 @@ def read_run(folder: Path, name: str | None = None) -> dict[str, Any]:
         notes.append("There are no samples (--n-samples 0, or the run had no time for them).")
     elif not any("tokens" in record for moment in samples for record in moment["records"]):
         notes.append("The samples have no numbers for each token: the run is from before they were kept.")
+    ending = read_ending(folder / "actor")
+    if ending is not None and ending.ended_after == len(steps):  # else it has gone on since
+        notes.append(f"Ended after iteration {len(steps):,} by the alarm 'gold': {ending.sentence()}.")
     defaults = to_flat(RunSettings())
     return {
         "name": name or folder.resolve().name,

@@ -113,6 +113,23 @@ def test_a_run_in_shards_whose_rank_is_killed_goes_on_exactly(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("more", [(), IN_SHARDS], ids=["replicas", "shards"])
+def test_ranks_go_back_together_to_the_actor_of_before_the_gold_score_fell(
+    more: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    changed = {"reward-model": "tests.agents.rank_faults:rising", "gold": "tests.agents.rank_faults:falling"}
+    changed |= {"total-timesteps": 8 * 8 * 10, "checkpoint-every": 5, "eval-every": 0, "lr-schedule": "linear"}
+    process = command(*(w for k, v in {**RUN, **changed}.items() for w in (f"--{k}", v)), "--output-dir", folder, *more)
+    out, err = process.communicate()
+    assert process.returncode == 0, out + err
+    assert "the run ends with the actor of iteration 5" in " ".join(out.split())
+    actor = load_file(folder / "actor" / "model.safetensors")
+    policies = [load_file(path / "policy.safetensors") for path in sorted((folder / "checkpoints").iterdir())]
+    assert [all(torch.equal(t, policy[f"actor.{n}"]) for n, t in actor.items()) for policy in policies] == [True, False]
+
+
+@pytest.mark.slow
 def test_the_actor_in_shards_is_the_actor_of_replicas(whole: Path, whole_in_shards: Path) -> None:
     """The same random streams, so the same tokens; sums are taken in another order."""
     one, other = (load_file(run / "actor" / "model.safetensors") for run in (whole, whole_in_shards))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,11 @@ def test_several_processes() -> None:
 def test_what_idles_is_not_in_the_phases_in_which_it_idles(critic: str) -> None:
     run, moved = settings(critic=critic), settings(task={"offload": True}, critic=critic)
     for_all, offloaded = make_plan(run, device="cuda").parts, make_plan(moved, device="cuda").parts
-    assert make_plan(moved).parts.keys() == for_all.keys() - {"CUDA"} | {"Python and libraries", "rollout"}
+    assert make_plan(moved).parts.keys() == for_all.keys() - {"CUDA"} | {
+        "Python and libraries",
+        "rollout",
+        "best actor",
+    }
     here = {name: [phase for phase, count in part.items() if count] for name, part in offloaded.items()}
     weights = {name: for_all[name]["training"] for name in ("reference", "reward model", "critic")}
     # One model at a time is there while a rollout is scored: the one that needs most together with its weights.
@@ -229,6 +234,20 @@ def test_what_idles_is_not_in_the_phases_in_which_it_idles(critic: str) -> None:
     assert offloaded["optimizer"]["training"] == for_all["optimizer"]["training"]
     # On a CPU there is nowhere to put anything.
     assert make_plan(moved).parts["reference"] == make_plan(run).parts["reference"]
+
+
+@pytest.mark.parametrize("case", ["ppo", "adapters"])
+def test_what_is_kept_of_the_best_gold_score_is_in_the_computers_memory(case: str) -> None:
+    run = settings(**CASES[case])
+    assert run.keeps_best_gold  # the embedded rule
+    goes_on = dataclasses.replace(run, training=dataclasses.replace(run.training, stop_on=("none",)))
+    own = dataclasses.replace(run, task=dataclasses.replace(run.task, reward_model=(f"{__name__}:score",)))
+    plan, found = make_plan(run).parts["best actor"]["training"], trained_once(run)[0].policy.state_dict().values()
+    assert plan == sum(t.nbytes for t in found) > 0
+    for other in (goes_on, own):  # no alarm that ends the run, and no gold score
+        assert not other.keeps_best_gold
+        assert "best actor" not in make_plan(other).parts
+    assert "best actor" not in make_plan(run, device="cuda").parts
 
 
 def test_adapters_and_shards_idle_as_the_run_has_it() -> None:

@@ -61,7 +61,6 @@ RENAMED = {
 _ALWAYS = {"gamma": 1.0}
 _ACTOR_CRITIC = {
     **_ALWAYS,
-    "gae_lambda": 0.9,
     "vf_coef": 0.5,
     "ent_coef": 0.0,
     "max_grad_norm": 1.0,
@@ -167,7 +166,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         A2C,
         LLMActorCriticPolicy,
         "Advantage actor-critic, Mnih et al. 2016 (https://arxiv.org/abs/1602.01783)",
-        {**_ACTOR_CRITIC, "learning_rate": 1e-3, "use_rms_prop": False},
+        {**_ACTOR_CRITIC, "gae_lambda": 0.9, "learning_rate": 1e-3, "use_rms_prop": False},
         no={**_NO_MASKS, **_HAS_CRITIC},
     ),
     # The actor moves by the trust region, the critic by the learning rate.
@@ -196,7 +195,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         RecurrentPPO,
         RecurrentTextPolicy,
         "PPO with an LSTM on learned embeddings, from scratch: no language model",
-        {**_ACTOR_CRITIC, "learning_rate": 4e-3, "n_epochs": 2, "clip_range": 0.2, "ent_coef": 0.01},
+        {**_ACTOR_CRITIC, "gae_lambda": 0.9, "learning_rate": 4e-3, "n_epochs": 2, "clip_range": 0.2, "ent_coef": 0.01},
         wire=recurrent,
         policy_settings=("embedding_dim", "lstm_hidden_size", "n_lstm_layers"),
         rollouts=False,

@@ -128,7 +128,7 @@ class AlgorithmSettings:
     batch_size: int | None = None
     """Tokens in a mini-batch. Default: a quarter of a rollout."""
     gae_lambda: float | None = None
-    """Lambda of generalized advantage estimation."""
+    """Lambda of generalized advantage estimation. Default of ppo: 0.9 with the critic reward_model, else 0.95."""
     clip_range: float | None = None
     """PPO's epsilon: how far an update may move the probability ratio from 1."""
     clip_range_vf: float | None = None

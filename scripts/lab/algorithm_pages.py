@@ -72,6 +72,7 @@ NEW_PAGE = """\
 FROM_TASK = {
     "n_steps": "`rounds` x `max_new_tokens`",
     "batch_size": "a quarter of a rollout",
+    "gae_lambda": "0.9 with the critic `reward_model`, else 0.95",
     "target_kl": "0.1 / (β · `max_new_tokens`); with β = 0 none",
     "train_freq": "`rounds` x `max_new_tokens`",
     "whiten_advantages": "`True`, but `False` with `normalize_advantage` or a KL in the loss",
@@ -247,7 +248,7 @@ def _wired(name: str) -> set[str]:
     """The settings whose default `agents.algorithms.wiring` takes from the environment, of one algorithm."""
     row = algorithm(name)
     kinds = {
-        "on_policy": {"n_steps", "batch_size", "critic", "whiten_advantages", "target_kl"},
+        "on_policy": {"n_steps", "batch_size", "critic", "whiten_advantages", "target_kl", "gae_lambda"},
         "recurrent": {"n_steps", "batch_size"},
         "value_based": {"train_freq", "q_scale", "critic"},
         "black_box": {"n_eval_episodes"},

@@ -34,6 +34,13 @@ ADVANTAGES = [
         _PRACTICE_TESTS,
     ),
     Mutation(
+        "lambda does not go by the critic",
+        "agents/algorithms/wiring.py",
+        'KNOWING if policy["critic"] == "reward_model" else UNKNOWING',
+        "KNOWING",
+        _PRACTICE_TESTS,
+    ),
+    Mutation(
         "the bound on an update's KL does not go by the length",
         "agents/algorithms/wiring.py",
         "UPDATE_COST / (w.task.kl.coef * cap)",

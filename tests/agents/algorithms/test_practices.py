@@ -88,6 +88,14 @@ def test_a_tokens_own_part_in_the_kl_is_its_log_ratio_in_its_advantage(estimator
     assert bool(np.abs(flat).max() > 1e-3) is (estimator != "k1")
 
 
+def test_lambda_goes_by_what_the_critic_knows_at_the_start() -> None:
+    assert made().rollout_buffer.gae_lambda == made().gae_lambda == 0.9
+    assert made(critic="reward_model").gae_lambda == 0.9
+    assert made(critic="detached_head").gae_lambda == 0.95
+    assert made(critic="detached_head", gae_lambda=0.8).gae_lambda == 0.8
+    assert make_algorithm("grpo", n_envs=8, env_kwargs=SMALL).gae_lambda == 1.0  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("name", ["ppo", "maskable_ppo", "grpo"])
 def test_what_an_updates_kl_may_cost_bounds_it_by_default(name: str) -> None:
     def bound(**settings: Any) -> float | None:

@@ -27,7 +27,7 @@ UPDATE_COST = 0.1
 standard deviation of about 1. A model with many choices a token is moved further by the same learning rate; by how much, the
 tokens of a mini-batch say."""
 KNOWING, UNKNOWING = 0.9, 0.95
-"""λ of the advantages, unless gae_lambda says otherwise: with a critic that begins as the reward model, and whose credit is good
+"""λ of the advantages, unless gae_lambda says otherwise: with a critic that begins as the reward model, and so knows prefixes
 from the start, and with any other. How they were chosen: docs/learning.md."""
 Settings = dict[str, Any]
 

@@ -43,18 +43,18 @@ def test_values_are_the_critics_and_advantages_those_of_a_slow_loop(settings: di
         states = [prompt + episode.response_ids[:t] for t in range(n)]
         alone = [float(model.policy.state_values([state])[0]) for state in states]
         np.testing.assert_allclose(values, alone, atol=1e-4)
+        penalty = ratio = np.array(episode.log_probs) - np.array(episode.ref_log_probs)
         if settings.get("env"):
             penalty = np.array(episode.exact_kl)
             assert (penalty > 0).all()
-        else:
-            penalty = np.array(episode.log_probs) - np.array(episode.ref_log_probs)
         rewards = -task.kl.coef * penalty
         rewards[-1] += episode.final_score
         advantage = 0.0
         for t in reversed(range(n)):
             after = alone[t + 1] if t + 1 < n else 0.0
             advantage = rewards[t] + after - alone[t] + 0.9 * advantage
-            assert advantages[t] == pytest.approx(advantage, abs=1e-3)
+            # A token pays its own log-ratio, and the KL of those that come after it.
+            assert advantages[t] == pytest.approx(advantage + task.kl.coef * (penalty[t] - ratio[t]), abs=1e-3)
 
 
 def test_columns_make_the_response_and_its_kl() -> None:

@@ -37,7 +37,7 @@ def your_reward(said: str) -> bool:
     columns = next(line.split() for line in lines if "rollout/rm_score" in line)
     rows = [line.split() for line in lines if re.fullmatch(r"[\d. ]+", line)]
     mentions = [float(row[columns.index("rollout/reward/score")]) for row in rows]
-    return len(rows) == 14 and mentions[0] < 0.45 and min(mentions[-2:]) > 0.65
+    return len(rows) == 24 and mentions[0] < 0.45 and min(mentions[-2:]) > 0.6
 
 
 def turns(said: str) -> bool:

@@ -77,22 +77,25 @@ for text in (" The keeper was kind.", " The keeper the keeper the", " The map wa
 # %%
 # Training
 # --------
-# Nothing else changes. The policy has a small head on the actor as its critic here, which is quick.
+# Nothing else changes. The policy has a small head on the actor as its critic here, which is quick, and the learning rate falls
+# over the run, by stable-baselines3's own schedule.
 
 import tempfile
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.utils import LinearSchedule
 
 from agents import TextMetricsCallback, compare_actors, make_algorithm
 
-settings = {"prompts": prompts, "reward_model": reward, "kl_coef": 0.02}
-model = make_algorithm("ppo", n_envs=64, seed=0, env_kwargs=settings, critic="detached_head", learning_rate=1e-3)
+settings = {"prompts": prompts, "reward_model": reward, "kl_coef": 0.05}
+rate = LinearSchedule(1.5e-3, 0.0, 1.0)
+model = make_algorithm("ppo", n_envs=64, seed=0, env_kwargs=settings, critic="detached_head", learning_rate=rate)
 
 folder = tempfile.mkdtemp()
 model.set_logger(configure(folder, ["csv"]))
-model.learn(14 * 64 * 32, callback=TextMetricsCallback(), log_interval=None)
+model.learn(24 * 64 * 32, callback=TextMetricsCallback(), log_interval=None)
 
 progress = pd.read_csv(f"{folder}/progress.csv")
 parts = sorted(name for name in progress if name.startswith("rollout/reward/"))
@@ -122,9 +125,9 @@ for sample in report.samples[4:]:
 print(f"mean score of all eight prompts: {report.reference_rm_score.mean:.1f} before, {report.rm_score.mean:.1f} after")
 
 # %%
-# It mostly does, and would do better with more rollouts. Look at the KL in the table, though. The rule asks for a word and a
-# full stop, and whatever gets them is as good as anything else: with so small a ``kl_coef`` the responses became short and
-# alike. What is not asked for is not kept.
+# It mostly does, and would do better with more rollouts. Read the responses, though: the rule asks for a word and a full stop,
+# and whatever gets them is as good as anything else. With a smaller ``kl_coef`` they become short and alike, at a KL of 15 nats
+# instead of 5. What is not asked for is not kept.
 #
 # On the command line a function is ``--reward-model my_module:score``, and ``llm-env init my-task`` writes a folder with
 # one, its test and prompts. More: :doc:`/verifiers` (numbers, formulas, JSON, instructions, …), :doc:`/reward_server` for

@@ -86,7 +86,7 @@ def reading(said: str) -> bool:
         if re.match(r"\w+( +-?[\d.]+){4}$", line)
     }
     of = {key: dict(zip(("healthy", "fast", "hacked", "blind"), values, strict=True)) for key, values in table.items()}
-    assert of["score"]["fast"] < of["score"]["healthy"] - 1.0
+    assert of["score"]["fast"] < of["score"]["healthy"] - 0.5
     assert of["entropy_loss"]["fast"] > -0.05
     assert of["score"]["hacked"] > 3.0
     assert of["gold"]["hacked"] < of["gold"]["healthy"] - 2.0

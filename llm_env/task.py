@@ -20,7 +20,7 @@ from llm_env.lm.causal_lm import load_causal_lm
 from llm_env.lm.loading import freeze
 from llm_env.lm.registry import SharedLM, shared_causal_lm
 from llm_env.masks import TokenMasks
-from llm_env.reward.formula import overlong_share, shaped_score, token_rewards
+from llm_env.reward.formula import overlong_share, own_kl, shaped_score, token_rewards
 from llm_env.reward.models import RewardModel, load_reward_model
 from llm_env.reward.reference import Reference
 from llm_env.settings import TaskSettings
@@ -220,17 +220,15 @@ class TextTask:
         return rewards
 
     def own_kl(self, episode: Episode, start: int, log_probs: Sequence[float]) -> NDArray[np.float64]:
-        """What a token's advantage lacks where its reward charges an estimate, not its own log-ratio (`KLPenalty.own`).
+        """What `llm_env.reward.formula.own_kl` adds to the advantages of an episode's tokens from `start` on.
 
-        Args:
-            episode: Its reference log-probs, and the exact KL if that is charged, must be known.
-            start: Index of the first response token, from 0.
-            log_probs: log π of the tokens from there on, in nats, shape (n - start,).
-
-        Returns:
-            Score, shape (n - start,).
+        Arguments and shape are those of `rewards`; there are as many tokens as log-probs.
         """
-        return self.kl.own(log_probs, episode.ref_log_probs[start:], episode.exact_kl[start:])
+        if not self.kl.lacks_own:
+            return np.zeros(len(log_probs))
+        here = slice(start, start + len(log_probs))
+        exact = episode.exact_kl[here] if self.kl.estimator == "exact" else None
+        return own_kl(episode.ref_log_probs[here], self.kl.coef, log_probs, self.kl.estimator, exact)
 
     def refresh_reference(self, model: PreTrainedModel, share: float = 1.0) -> None:
         """Moves the reference's weights towards those of a model.

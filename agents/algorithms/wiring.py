@@ -26,7 +26,7 @@ UPDATE_COST = 0.1
 """What the KL of one update may cost, in score, unless target_kl says otherwise: β x max_new_tokens x target_kl. Scores have a
 standard deviation of about 1. A model with many choices a token is moved further by the same learning rate; by how much, the
 tokens of a mini-batch say."""
-KNOWING, UNKNOWING = 0.9, 0.95
+LAMBDA_OF_REWARD_MODEL, LAMBDA_OF_OTHERS = 0.9, 0.95
 """λ of the advantages, unless gae_lambda says otherwise: with a critic that begins as the reward model, and so knows prefixes
 from the start, and with any other. How they were chosen: docs/learning.md."""
 Settings = dict[str, Any]
@@ -112,7 +112,9 @@ def on_policy(w: Wiring) -> Settings:
             stacklevel=3,
         )
     policy = policy_settings(w.task, w.policy, settings)
-    settings.setdefault("gae_lambda", KNOWING if policy["critic"] == "reward_model" else UNKNOWING)
+    settings.setdefault(
+        "gae_lambda", LAMBDA_OF_REWARD_MODEL if policy["critic"] == "reward_model" else LAMBDA_OF_OTHERS
+    )
     return {
         # What is left in `settings` are arguments of the class itself.
         "policy_kwargs": policy,

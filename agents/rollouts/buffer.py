@@ -21,7 +21,7 @@ from agents.rollouts.advantages import Array, whiten
 from agents.rollouts.estimators import Rollout, estimator
 from agents.rollouts.minibatches import TokenSamples, balanced_groups, with_shares
 from agents.rollouts.outlook import foresee
-from agents.rollouts.scoring import greedy_scores, rescore, score_rewards
+from agents.rollouts.scoring import greedy_scores, own_kl, rescore, score_rewards
 from agents.rollouts.segments import RolloutPolicy, Segment, masks_of
 from agents.rollouts.vec_env import LLMTextVecEnv, text_env
 from agents.rules import check_arguments
@@ -296,17 +296,17 @@ class TokenRolloutBuffer(RolloutBuffer):
 
         # One row a segment, zeros behind its end: (S, T).
         rewards, values = padded([s.rewards for s in segments]), padded([s.values for s in segments])
-        own_kl = padded([s.own_kl for s in segments])
+        scale = 1.0
         # The mean stays: to subtract it would pay for length.
         if self.whiten_rewards:
             scale = self._moments(rewards[inside])[1] + 1e-8
-            rewards, own_kl = rewards / scale, own_kl / scale
+            rewards /= scale
         turns = padded([s.turns for s in segments]).astype(np.int64)
         advantages, returns = self._advantages(rewards, values, turns, lengths, ends)
         # From here on flat, (n_tokens,), segment by segment.
         self.values = values[inside].astype(np.float32)
         self.returns = returns[inside].astype(np.float32)
-        flat = (advantages + own_kl)[inside]
+        flat = advantages[inside] + own_kl(segments, None if self._venv is None else self._venv.task) / scale
         self.advantages = (whiten(flat, *self._moments(flat)) if self.whiten_advantages else flat).astype(np.float32)
         self.rewards = rewards[inside].astype(np.float32)
         self.log_probs = np.concatenate([s.log_probs for s in segments]).astype(np.float32)

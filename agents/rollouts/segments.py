@@ -33,7 +33,6 @@ class Segment:
         places: The place of each action among `ids`.
         actions: Token ids, one entry a step.
         rewards: What each step was paid, in score.
-        own_kl: What is added to the advantage of each action for its own part in the KL, in score (`KLPenalty.own`).
         values: V of the state before each step.
         log_probs: log π of each action, in nats.
         masks: Which tokens might be chosen at each step, as bits (`llm_env.lm.sampling.pack_bits`); empty without masks.
@@ -49,7 +48,6 @@ class Segment:
     places: list[int] = field(default_factory=list)
     actions: list[int] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
-    own_kl: list[float] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     masks: list[NDArray[np.uint8]] = field(default_factory=list)
@@ -64,7 +62,6 @@ class Segment:
         self.places.append(len(self.ids))
         self.ids.append(token)
         self.actions.append(token)
-        self.own_kl.append(0.0)
 
     @property
     def turns(self) -> list[int]:

@@ -61,6 +61,30 @@ def token_rewards(
     return rewards
 
 
+def own_kl(
+    ref_log_probs: ArrayLike, kl_coef: float, log_probs: ArrayLike, estimator: str, exact_kl: ArrayLike | None = None
+) -> NDArray[np.float64]:
+    """What must be added to a token's advantage where rewards alone charge another estimator than k1.
+
+    The gradient of E[KL] has two parts: a token leads to states whose KL is large or small, and it is itself a part of the KL
+    of its state. Charged as rewards, k1 has both: in expectation, a token's own log-ratio is the second one. k3 and the exact
+    KL say of the state, not of the token, and have the first part alone, with less noise. So the token's own log-ratio takes
+    the estimate's place in its own advantage, and the estimates stay in those of the tokens before it.
+
+    Args:
+        ref_log_probs: log π_ref of each token taken, in nats, shape (n,).
+        kl_coef: β, in score per nat.
+        log_probs: log π of each token, in nats, shape (n,).
+        estimator: As in `token_rewards`.
+        exact_kl: As in `token_rewards`.
+
+    Returns:
+        Score, shape (n,); its expectation over the token is 0 if the estimator is unbiased.
+    """
+    charged = token_rewards(ref_log_probs, None, kl_coef, log_probs, estimator, exact_kl)
+    return token_rewards(ref_log_probs, None, kl_coef, log_probs) - charged
+
+
 def shaped_score(score: float, shift: float, scale: float, clip: float | None) -> float:
     """The score that is paid: (score + shift) · scale, held within ±clip.
 

@@ -83,34 +83,15 @@ class KLPenalty:
         if self.place not in KL_PLACES:
             raise ValueError(f"kl_in={self.place!r} is not known; use one of {', '.join(KL_PLACES)}.")
 
-    def own(self, log_probs: ArrayLike, ref_log_probs: ArrayLike, exact_kl: ArrayLike) -> NDArray[np.float64]:
-        """What must be added to a token's advantage where the reward alone charges another estimator than k1.
-
-        The gradient of E[KL] has two parts: a token leads to states whose KL is large or small, and it is itself a part of the
-        KL of its state. Charged as rewards, k1 has both: in expectation, a token's own log-ratio is the second one. All other
-        estimators say of the state, not of the token, and have the first part alone, with less noise. So the token's own
-        log-ratio takes the place of the estimate in its own advantage, and the estimates stay in those of the tokens before
-        it. (Where the loss has the KL too, that is the second part.)
-
-        Args:
-            log_probs: log π of tokens drawn from π, in nats, shape (n,).
-            ref_log_probs: log π_ref of the same tokens, in nats, shape (n,).
-            exact_kl: KL of the whole distributions before each token, in nats, shape (n,); read for ``exact`` only.
-
-        Returns:
-            Score, shape (n,); its expectation over the token is 0 if the estimator is unbiased.
-        """
-        ratio = kl_k1(log_probs, ref_log_probs)
-        if self.place != "reward" or self.estimator == "k1":
-            return np.zeros_like(ratio)
-        exact = self.estimator == "exact"
-        estimate = np.asarray(exact_kl) if exact else kl_estimate(self.estimator, log_probs, ref_log_probs)
-        return self.coef * (estimate - ratio)
-
     @property
     def in_reward(self) -> bool:
         """Whether token rewards hold the penalty."""
         return self.place != "loss"
+
+    @property
+    def lacks_own(self) -> bool:
+        """Whether a token's own part in the KL is neither in its reward nor in the loss (`llm_env.reward.formula.own_kl`)."""
+        return self.place == "reward" and self.estimator != "k1"
 
     @property
     def in_loss(self) -> bool:

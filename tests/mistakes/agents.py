@@ -15,15 +15,15 @@ ADVANTAGES = [
     Mutation(
         "a token's own part in the KL is left out where an estimate is charged",
         "agents/rollouts/buffer.py",
-        "flat = (advantages + own_kl)[inside]",
-        "flat = advantages[inside]",
+        "+ own_kl(segments, None if self._venv is None else self._venv.task) / scale",
+        "",
         _PRACTICE_TESTS,
     ),
     Mutation(
         "a token's own part in the KL has the wrong sign",
-        "llm_env/reward/kl.py",
-        "return self.coef * (estimate - ratio)",
-        "return self.coef * (ratio - estimate)",
+        "llm_env/reward/formula.py",
+        "return token_rewards(ref_log_probs, None, kl_coef, log_probs) - charged",
+        "return charged - token_rewards(ref_log_probs, None, kl_coef, log_probs)",
         ("tests/llm_env/reward/test_formula.py",),
     ),
     Mutation(
@@ -36,8 +36,8 @@ ADVANTAGES = [
     Mutation(
         "lambda does not go by the critic",
         "agents/algorithms/wiring.py",
-        'KNOWING if policy["critic"] == "reward_model" else UNKNOWING',
-        "KNOWING",
+        'LAMBDA_OF_REWARD_MODEL if policy["critic"] == "reward_model" else LAMBDA_OF_OTHERS',
+        "LAMBDA_OF_REWARD_MODEL",
         _PRACTICE_TESTS,
     ),
     Mutation(

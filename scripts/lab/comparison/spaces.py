@@ -122,11 +122,11 @@ def suggest(trial: Any, algo: str) -> dict[str, Any]:
 def first_trial(algo: str) -> dict[str, Any]:
     """The algorithm's default of each setting that the search may choose."""
     from agents.algorithms.table import ALGORITHMS
-    from agents.algorithms.wiring import KNOWING  # the compared tasks have a reward model, which a critic begins as
+    from agents.algorithms.wiring import LAMBDA_OF_REWARD_MODEL  # the compared tasks have one
 
     defaults: dict[str, Any] = {"n_envs": 64, **DEFAULT_TRIALS.get(algo, {})}
     if algo in ALGORITHMS:
-        defaults = {"gae_lambda": KNOWING, **ALGORITHMS[algo].defaults, **defaults}
+        defaults = {"gae_lambda": LAMBDA_OF_REWARD_MODEL, **ALGORITHMS[algo].defaults, **defaults}
     return {name: defaults[name] for name in SPACES[algo] if name in defaults}
 
 

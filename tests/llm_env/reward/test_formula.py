@@ -8,8 +8,8 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from llm_env.reward.formula import overlong_share, token_rewards
-from llm_env.reward.kl import KLPenalty, kl_k1, kl_k2, kl_k3
+from llm_env.reward.formula import overlong_share, own_kl, token_rewards
+from llm_env.reward.kl import kl_k1, kl_k2, kl_k3
 from llm_env.rollout import respond
 from llm_env.settings import TaskSettings
 from llm_env.task import TextTask
@@ -72,7 +72,7 @@ def test_rewards_and_a_tokens_own_share_have_the_gradient_of_the_kl(estimator: s
     log_ref = torch.randn(n_states, letters, generator=generator, dtype=torch.float64).log_softmax(-1)
     of_state = (log_pi.exp() * (log_pi - log_ref)).sum(-1)
     state_of = {text: i for i, text in enumerate(t for n in range(length) for t in product(range(letters), repeat=n))}
-    penalty = KLPenalty(0.3, estimator)
+    coef = 0.3
     kl, surrogate = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for text in product(range(letters), repeat=length):
         states = [state_of[text[:t]] for t in range(length)]
@@ -80,11 +80,12 @@ def test_rewards_and_a_tokens_own_share_have_the_gradient_of_the_kl(estimator: s
         probability = chosen.sum().exp()
         kl = kl + probability * (chosen - reference).sum()
         numbers = [x.detach().numpy() for x in (chosen, reference, of_state[states])]
-        rewards = token_rewards(numbers[1], None, penalty.coef, numbers[0], estimator, numbers[2])
-        advantages = np.cumsum(rewards[::-1])[::-1] + penalty.own(*numbers)
+        rewards = token_rewards(numbers[1], None, coef, numbers[0], estimator, numbers[2])
+        own = own_kl(numbers[1], coef, numbers[0], estimator, numbers[2])
+        advantages = np.cumsum(rewards[::-1])[::-1] + own
         surrogate = surrogate + probability.detach() * (chosen * torch.from_numpy(advantages.copy())).sum()
-    (want,) = torch.autograd.grad(-penalty.coef * kl, logits, retain_graph=True)
+    (want,) = torch.autograd.grad(-coef * kl, logits, retain_graph=True)
     (got,) = torch.autograd.grad(surrogate, logits)
     assert torch.allclose(got, want, atol=1e-12) is right
     # Without the own share it is the gradient for k1 alone.
-    assert (not penalty.own(*numbers).any()) is (estimator == "k1")
+    assert (not own.any()) is (estimator == "k1")

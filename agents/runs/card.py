@@ -44,7 +44,7 @@ def model_card(
         samples: Samples on held-out prompts, the latest last.
         version: The version of this project.
         library: What loads the folder: ``transformers``, or ``peft`` where it holds adapters alone.
-        ending: Which actor it is, where it is not the one of the run's last iteration.
+        ending: What ended the run, where its steps were not used up.
     """
     algo = settings.algorithm.algo
     base = settings.task.model
@@ -60,14 +60,14 @@ def model_card(
     latest = samples[-1]["timestep"] if samples else None
     shown = [sample for sample in samples if sample["timestep"] == latest][:MOST_SAMPLES]
     texts = [f"{s['prompt']}\n--> {s['response']}\n    score {s['rm_score']:.2f}" for s in shown]
-    of_when = "the last of training" if ending is None else "of this actor"
+    of_when = "the last of training" if ending is None or ending.kept is None else "of this actor"
     what = "LoRA adapters of a" if library == "peft" else "A"
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {name}",
         f"{what} causal language model, trained with `{algo}` by llm-env {version}: token by token in `LLMText-v0`, against a "
         "frozen reward and a KL penalty to the model that it started from.",
-        *([] if ending is None else [_why(ending)]),
+        *([] if ending is None else [f"{ending.sentence()}."]),
         "## Settings",
         "What differs from the defaults; `config.yaml` beside this folder has everything.",
         f"```yaml\n{yaml.safe_dump(_plain(changed), sort_keys=True, allow_unicode=True)}```",
@@ -75,14 +75,6 @@ def model_card(
         *(["## Samples", f"On held-out prompts, {of_when}, as they came.", _fenced("\n\n".join(texts))] * bool(texts)),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _why(ending: Ending) -> str:
-    """Why the actor is not the one of the last iteration."""
-    return (
-        f"Training was ended after iteration {ending.ended_after}, since the gold score had fallen while the score rose "
-        f"(over-optimization): {ending.sentence()}."
-    )
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ RUN/report.png            score, KL, entropy, length
 RUN/report.html           curves, samples over time, settings: a page that loads nothing
 RUN/checkpoints/          the newest two, complete
 RUN/best/                 the actor of the best evaluation, with eval_every
-RUN/actor/                the model, for from_pretrained, with its model card; kept.json says if it is not the last iteration's
+RUN/actor/                the model, for from_pretrained, with its model card; ending.json: which alarm ended the run
 RUN/adapter/              with LoRA: the adapters alone, for PEFT
 """
 
@@ -207,13 +207,14 @@ class RunFolder:
         lines = self.samples.read_bytes().split(b"\n")[:-1] if self.samples.is_file() else []
         samples = [json.loads(line) for line in lines]
         row = -1
-        if ending is not None:
-            row = ending.iteration  # from 0: the rollout that this actor wrote
-            samples = [sample for sample in samples if sample["timestep"] == ending.timestep]
+        kept = None if ending is None else ending.kept
+        if kept is not None:
+            row = kept.iteration  # from 0: the rollout that this actor wrote
+            samples = [sample for sample in samples if sample["timestep"] == kept.timestep]
         numbers = {name: float(values[row]) for name, values in progress.items() if len(values)}
-        if ending is not None:
+        if kept is not None:
             numbers |= {
-                name: ending.eval.get(name.removeprefix("eval/"), math.nan) for name in numbers if "eval/" in name
+                name: kept.eval.get(name.removeprefix("eval/"), math.nan) for name in numbers if "eval/" in name
             }
         return model_card(settings, self.path.name, numbers, samples, __version__, library, ending)
 

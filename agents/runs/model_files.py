@@ -32,7 +32,7 @@ def write_actor(
         policy: Has the actor.
         tokenizer: The actor's.
         settings: The run's.
-        ending: Which actor it is, where the run ends with one of before its last iteration.
+        ending: What ended the run, where its steps were not used up.
     """
 
     def write(path: Path) -> None:

@@ -35,7 +35,7 @@ from agents.runs.beta import beta_callbacks
 from agents.runs.checkpoint import extra_tensors, load_checkpoint, save_checkpoint
 from agents.runs.csv_log import CsvRows
 from agents.runs.display import RunDisplay
-from agents.runs.ending import Ending
+from agents.runs.ending import Ending, Kept
 from agents.runs.folder import RunFolder
 from agents.runs.held_out import HeldOutPrompts
 from agents.runs.hub import push_actor
@@ -284,15 +284,14 @@ class TrainingRun:
         kind = self.alarms.stopped
         if kind is None:
             return None
-        ending = self._go_back() if kind == "gold" else None
-        actor = "the actor is the one of that iteration" if ending is None else ending.sentence()
+        ending = Ending(kind, self.callback.iteration, self._go_back() if kind == "gold" else None)
         self.say(
-            f"note: Ended after iteration {self.callback.iteration} by the alarm {kind!r} (stop_on): {actor}. To go on from "
-            f"iteration {self.callback.iteration} to the end: --resume {self.folder.path} --stop-on none"
+            f"note: {ending.sentence()}. To go on from iteration {ending.iteration:,} to the end: "
+            f"--resume {self.folder.path} --stop-on none"
         )
         return ending
 
-    def _go_back(self) -> Ending | None:
+    def _go_back(self) -> Kept | None:
         """Takes the actor that had the best gold score, with samples and evaluation of it; None where none was kept."""
         best = self.best_gold
         if best is None or best.kept is None:  # it goes on from a checkpoint of before weights were kept
@@ -302,7 +301,7 @@ class TrainingRun:
         if not ranks().from_first(self.folder.has_samples(timestep)):  # else they are of these very weights
             self.sample(timestep)
         values = self._score_held_out() if self.settings.folder.eval_every else {}
-        return Ending(iteration, timestep, gold, self.callback.iteration, values)
+        return Kept(iteration, timestep, gold, values)
 
     def _request_stop(self, number: int, frame: Any) -> None:
         """Handles a signal: the first stops the run after its iteration, the second at once."""

@@ -34,10 +34,10 @@ def read_run(folder: Path, name: str | None = None) -> dict[str, Any]:
         name: What the page calls it; None: the folder's name.
 
     Returns:
-        ``name``, ``algo``; ``state``: ``empty`` (no iteration has ended), ``unfinished`` or ``ended``; ``timestep``, ``total``
-        and ``iterations``; ``columns`` of ``progress.csv`` by name, None for what is not there; ``samples``: of each moment
-        ``timestep``, ``iteration`` and ``records`` (lines of ``samples.jsonl``); ``settings`` by name, and ``changed``, those
-        that differ from the defaults; ``notes``, sentences.
+        ``name``, ``algo``; ``state``: ``empty`` (no iteration has ended), ``unfinished``, ``stopped`` (by an alarm) or
+        ``ended``; ``timestep``, ``total`` and ``iterations``; ``columns`` of ``progress.csv`` by name, None for what is not
+        there; ``samples``: of each moment ``timestep``, ``iteration`` and ``records`` (lines of ``samples.jsonl``);
+        ``settings`` by name, and ``changed``, those that differ from the defaults; ``notes``, sentences.
 
     Raises:
         FileNotFoundError: there is no run in the folder.
@@ -63,13 +63,14 @@ def read_run(folder: Path, name: str | None = None) -> dict[str, Any]:
     elif not any("tokens" in record for moment in samples for record in moment["records"]):
         notes.append("The samples have no numbers for each token: the run is from before they were kept.")
     ending = read_ending(folder / "actor")
-    if ending is not None and ending.ended_after == len(steps):  # else it has gone on since
-        notes.append(f"Ended after iteration {len(steps):,} by the alarm 'gold': {ending.sentence()}.")
+    stopped = ending is not None and ending.iteration == len(steps)  # else it has gone on since
+    if ending is not None and stopped:
+        notes.append(f"{ending.sentence()}.")
     defaults = to_flat(RunSettings())
     return {
         "name": name or folder.resolve().name,
         "algo": str(settings["algo"]),
-        "state": "ended" if ended else "unfinished" if len(steps) else "empty",
+        "state": "ended" if ended else "stopped" if stopped else "unfinished" if len(steps) else "empty",
         "timestep": timestep,
         "total": total,
         "iterations": len(steps),

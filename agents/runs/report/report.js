@@ -344,7 +344,7 @@ function showSamples() {
 function drawStatus() {
   const of = (run) => {
     const done = run.total ? `${shown(run.timestep)} of ${shown(run.total)} timesteps` : `${shown(run.timestep)} timesteps`;
-    const words = { empty: "no iteration has ended yet", unfinished: `not at its end: ${done}`, ended: `at its end: ${done}` };
+    const words = { empty: "no iteration has ended yet", unfinished: `not at its end: ${done}`, stopped: `ended by an alarm: ${done}`, ended: `at its end: ${done}` };
     return `${run.algo}, ${words[run.state]}, ${shown(run.iterations)} iterations`;
   };
   at("title").textContent = data.runs.map((run) => run.name).join(" · ");

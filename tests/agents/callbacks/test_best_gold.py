@@ -16,7 +16,7 @@ from torch import Tensor
 from agents import BestGold, TextMetricsCallback
 from agents.callbacks.drift import Numbers
 from agents.cli import train
-from agents.runs.ending import Ending, read_ending
+from agents.runs.ending import Ending, Kept, read_ending
 from agents.runs.figure import read_progress
 from agents.runs.held_out import HeldOutPrompts
 from agents.runs.report.data import read_run
@@ -179,17 +179,18 @@ def test_a_run_that_gold_ends_has_the_actor_of_before_the_fall(
     # The actor is that one; the last checkpoint is the last iteration's.
     assert is_of(actor_of(folder), best)
     assert not is_of(actor_of(folder), checkpoint(folder, 8))
-    assert read_ending(folder / "actor") == Ending(5, 5 * ROLLOUT, 3.0, 8, of_best)
+    assert read_ending(folder / "actor") == Ending("gold", 8, Kept(5, 5 * ROLLOUT, 3.0, of_best))
     assert read_progress(folder / "progress.csv")["eval/gold_score"][-1] == pytest.approx(
         evaluated(checkpoint(folder, 8))["gold_score"]
     )
     # What is said of the actor is about it.
     card = " ".join((folder / "actor" / "README.md").read_text().split())
-    assert "Training was ended after iteration 8" in card
+    assert "Ended after iteration 8 by the alarm 'gold'" in card
     assert "actor of iteration 5" in card
     assert "| gold score, which nobody trains on | 3.00 |" in card  # of the rollout that it wrote
     assert "On held-out prompts, of this actor" in card
     page = read_run(folder)
+    assert page["state"] == "stopped"
     assert [moment["iteration"] for moment in page["samples"]] == [0, 5, 8]
     assert page["samples"][1]["records"][0]["response"] in (folder / "actor" / "README.md").read_text()
     assert any("actor of iteration 5" in note for note in page["notes"])
@@ -205,8 +206,10 @@ def test_a_run_that_gold_ends_has_the_actor_of_before_the_fall(
     assert iterations(folder) == 10
     assert is_of(actor_of(folder), checkpoint(folder, 10))
     assert read_ending(folder / "actor") is None
-    assert "ended after" not in (folder / "actor" / "README.md").read_text()
-    assert not any("actor of iteration" in note for note in read_run(folder)["notes"])
+    assert "Ended after" not in (folder / "actor" / "README.md").read_text()
+    page = read_run(folder)
+    assert page["state"] == "ended"
+    assert not any("actor of iteration" in note for note in page["notes"])
 
 
 @pytest.mark.filterwarnings("always::UserWarning")

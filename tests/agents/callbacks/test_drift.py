@@ -14,7 +14,9 @@ import pytest
 from agents.callbacks.drift import LENGTHS, MOST_REPEATED, SURE, WINDOW, Drift, Numbers, gold_fell, mean_of, numbers_of
 from agents.callbacks.metrics import episode_statistics
 from agents.cli import train
+from agents.runs.ending import Ending, read_ending
 from agents.runs.figure import read_progress
+from agents.runs.report.data import read_run
 
 
 def iteration(
@@ -142,8 +144,9 @@ def test_a_run_ends_where_gold_falls_and_goes_on_where_it_is_told_to(
     times = [json.loads(line)["timestep"] for line in samples]
     # The last iteration's, and after them those of the actor of before the fall, which the run ends with.
     assert ended * 32 * 8 in times
-    kept = json.loads((folder / "actor" / "kept.json").read_text())
-    assert times[-1] == kept["timestep"] < ended * 32 * 8
+    ending = json.loads((folder / "actor" / "ending.json").read_text())
+    assert (ending["alarm"], ending["iteration"]) == ("gold", ended)
+    assert times[-1] == ending["kept"]["timestep"] < ended * 32 * 8
     # It stays where it is, until it is told to go on.
     assert train.main(["--resume", str(folder)]) == 0
     assert f"Ended after iteration {ended} by the alarm 'gold'" in capsys.readouterr().out
@@ -179,3 +182,9 @@ def test_an_alarm_ends_training_before_another_update(
     assert "note: Iteration 2, too long" in capsys.readouterr().out
     assert iterations(folder) == len(seen) == 2
     assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"step_{2 * 32 * 8:012d}"]
+    assert read_ending(folder / "actor") == Ending("length", 2)
+    page = read_run(folder)
+    assert page["state"] == "stopped"
+    sentence = "Ended after iteration 2 by the alarm 'length' (stop_on): the actor is the one of that iteration."
+    assert sentence in page["notes"]
+    assert sentence in (folder / "actor" / "README.md").read_text()

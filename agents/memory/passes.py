@@ -71,8 +71,8 @@ class Update:
 
 
 def texts(count: int, sizes: Sizes) -> PackedBatch:
-    """Texts of the longest kind; all of a response's tokens are scored."""
-    sequences = [[0] * sizes.longest] * count
+    """Texts of the longest kind, which have nothing in common; all of a response's tokens are scored."""
+    sequences = [[i] + [0] * (sizes.longest - 1) for i in range(count)]
     return pack(sequences, [range(sizes.longest - sizes.response, sizes.longest)] * count, "cpu")
 
 

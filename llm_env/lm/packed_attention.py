@@ -28,6 +28,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from llm_env.lm.causal_lm import attention_span
 from llm_env.lm.packing import PackedBatch, pack
+from llm_env.lm.prefixes import SharedPrefixes
 from llm_env.lm.runtime import is_fast
 from llm_env.lm.varlen_attention import bounds, usable, varlen_attention
 
@@ -77,10 +78,18 @@ class _Sequences:
     Args:
         lengths: Number of tokens of each sequence, the longest first.
         device: The device of the batch.
+        shared: Which tokens are read, where not all are.
     """
 
-    def __init__(self, lengths: tuple[int, ...], device: torch.device) -> None:
+    def __init__(self, lengths: tuple[int, ...], device: torch.device, shared: SharedPrefixes | None = None) -> None:
         self.lengths, self.device = lengths, device
+        self.first = self.which = None
+        if shared is not None:
+            self.first, self.which = (torch.from_numpy(places).to(device) for places in shared)
+
+    def whole(self, states: Tensor, dim: int) -> Tensor:
+        """States of all N tokens, from those of the U that are read."""
+        return states if self.which is None else states.index_select(dim, self.which)
 
     @functools.cached_property
     def ends(self) -> Tensor:
@@ -106,14 +115,24 @@ _sequences: ContextVar[_Sequences] = ContextVar("sequences")
 def _packed_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Causal attention inside each sequence of a packed batch; (1, heads, N, D) to (1, N, heads, D).
+    """Causal attention inside each sequence of a packed batch; (1, heads, U, D) to (1, U, heads, D), of the U tokens read.
 
     The signature is that of transformers' attention functions. The sequences come from `_reading`.
     """
     sequences = _sequences.get()
+    # Linear layers read a common prefix once; here each sequence has its own again.
+    query, key, value = (sequences.whole(side, 2) for side in (query, key, value))
+    states = _attend(module, sequences, query, key, value, kwargs)
+    return states if sequences.first is None else states.index_select(1, sequences.first), None
+
+
+def _attend(
+    module: nn.Module, sequences: _Sequences, query: Tensor, key: Tensor, value: Tensor, kwargs: dict[str, Any]
+) -> Tensor:
+    """Causal attention inside each whole sequence; (1, heads, N, D) to (1, N, heads, D)."""
     if not kwargs.get("dropout") and is_fast("varlen") and usable(query, key):
         q, k, v = (side[0].transpose(0, 1) for side in (query, key, value))  # (N, heads, D)
-        return varlen_attention(q, k, v, sequences.ends, sequences.lengths[0], kwargs.get("scaling"))[None], None
+        return varlen_attention(q, k, v, sequences.ends, sequences.lengths[0], kwargs.get("scaling"))[None]
     groups = sequences.groups
     sizes = [g.tokens for g in groups]
     # (1, heads, N, D) -> (N, heads, D), cut into groups
@@ -126,7 +145,7 @@ def _packed_attention(
         states, _ = attend(module, group.padded(q), group.padded(k), group.padded(v), None, is_causal=True, **kwargs)
         # (rows, longest, heads, D) -> (tokens, heads, D)
         out.append(group.unpadded(states))
-    return torch.cat(out)[None], None
+    return torch.cat(out)[None]
 
 
 AttentionInterface.register(_NAME, _packed_attention)
@@ -172,7 +191,8 @@ def packed_states(trunk: nn.Module, batch: PackedBatch) -> Tensor:
     Raises:
         ValueError: the value of ``LLM_ENV_FAST`` is bad.
     """
-    if batch.lengths[0] == batch.lengths[-1]:  # equally long: an ordinary batch
+    shares = batch.shared is not None and is_fast("prefixes") and is_fast("attention") and can_pack(trunk)
+    if batch.lengths[0] == batch.lengths[-1] and not shares:  # equally long: an ordinary batch
         ids = batch.input_ids.view(len(batch.lengths), -1)
         return trunk(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
     # A sliding window shorter than a sequence needs transformers' own mask.
@@ -182,19 +202,22 @@ def packed_states(trunk: nn.Module, batch: PackedBatch) -> Tensor:
 
 
 def _packed(trunk: nn.Module, batch: PackedBatch) -> Tensor:
-    """Hidden states (N, H) from one row of N tokens; positions start again at each sequence."""
+    """Hidden states (N, H) from one row of the U tokens that are read; positions start again at each sequence."""
     config: Any = trunk.config
     # 0, 1, …, n-1 for each sequence, as if it stood alone.
     positions = torch.cat([torch.arange(n) for n in batch.lengths]).to(batch.device)
-    sequences = _Sequences(tuple(batch.lengths), batch.device)
+    sequences = _Sequences(tuple(batch.lengths), batch.device, batch.shared if is_fast("prefixes") else None)
+    ids = batch.input_ids
+    if sequences.first is not None:
+        ids, positions = ids[sequences.first], positions[sequences.first]
     # Gradient checkpointing asks for its contexts inside the forward pass; see `recompute_contexts`.
     token = _recomputing.set((config, sequences))
     try:
         with _reading(config, sequences):
-            out = trunk(input_ids=batch.input_ids[None], position_ids=positions[None], use_cache=False)
+            out = trunk(input_ids=ids[None], position_ids=positions[None], use_cache=False)
     finally:
         _recomputing.reset(token)
-    return out.last_hidden_state[0]
+    return sequences.whole(out.last_hidden_state[0], 0)
 
 
 def _padded(trunk: nn.Module, batch: PackedBatch) -> Tensor:
@@ -223,8 +246,9 @@ def _packing_agrees(trunk: nn.Module) -> bool:
     if "position_ids" not in inspect.signature(trunk.forward).parameters:
         return False
     size = trunk.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    sequences = [[(7 * i + 1) % size for i in range(n)] for n in (9, 5, 8)]
-    # Two of nearly the same length and a short one: one group with padding, and one alone.
+    sequences = [[(7 * i + 1) % size for i in range(first, first + n)] for first, n in ((0, 9), (1, 5), (0, 8))]
+    # Two of nearly the same length and a short one: one group with padding, and one alone. Those two begin alike.
+    sequences[2][4:] = sequences[2][:3:-1]
     batch = pack(sequences, [1, 1, 1], next(trunk.parameters()).device)
     want = _padded(trunk, batch).float()
     try:

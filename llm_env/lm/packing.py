@@ -1,7 +1,8 @@
 """One causal pass over whole sequences instead of one pass for every token.
 
-Sequences of different lengths are laid end to end, without padding: every linear layer reads real tokens only, and
-attention, the one place where tokens meet, is computed sequence by sequence (`llm_env.lm.packed_attention`). Models that
+Sequences of different lengths are laid end to end, without padding: every linear layer reads real tokens only, those of a
+common prefix once (`llm_env.lm.prefixes`), and attention, the one place where tokens meet, is computed sequence by sequence
+(`llm_env.lm.packed_attention`). Models that
 cannot be run like this read a right-padded batch, where causality keeps the padding behind a row's end away from its tokens.
 """
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from llm_env.lm.memory import free_after, is_out_of_memory
+from llm_env.lm.prefixes import SharedPrefixes, shared_prefixes
 
 logger = logging.getLogger(__name__)
 Scored: TypeAlias = int | Sequence[int]
@@ -41,6 +43,7 @@ class PackedBatch:
             (`llm_env.lm.sampling.pack_bits`), shape (n, ⌈V/8⌉), uint8. None: all tokens.
         share: Where several processes hold parts of one batch: the scored tokens here as a share of all, 0 to 1.
         policy_share: The same of what the policy's loss is a mean over: tokens, or sequences.
+        shared: Which of the N tokens need to be read, where sequences begin alike. None: all.
     """
 
     input_ids: Tensor
@@ -52,6 +55,7 @@ class PackedBatch:
     masks: Tensor | None = None
     share: float = 1.0
     policy_share: float = 1.0
+    shared: SharedPrefixes | None = None
 
     @property
     def device(self) -> torch.device:
@@ -90,6 +94,7 @@ class PackedBatch:
                 tuple(self.counts[i] for i in members),
                 tuple(range(len(members))),
                 None if self.masks is None else self.masks[places],
+                shared=None if self.shared is None else self.shared.part(start, stop),
             )
             parts.append((part, places))
             first, start = last, stop
@@ -115,7 +120,7 @@ def pack(sequences: Sequence[Sequence[int]], scored: Sequence[Scored], device: t
         raise ValueError("A scored token needs at least one token before it; got a start of 0.")
     # Tokens read of each sequence: all before its last scored one. One without scored tokens is read as one token.
     read = [places[-1] if len(places) else max(1, len(s) - 1) for s, places in zip(sequences, places_of, strict=True)]
-    ids, lengths, firsts, order = _lay_out(sequences, read)
+    ids, lengths, firsts, order, shared = _lay_out(sequences, read)
     # A token is predicted at the place before it. (n,)
     index = torch.cat([_tensor(places) + p - 1 for p, places in zip(firsts, places_of, strict=True)])
     targets = [s[place] for s, places in zip(sequences, places_of, strict=True) for place in places]
@@ -127,6 +132,7 @@ def pack(sequences: Sequence[Sequence[int]], scored: Sequence[Scored], device: t
         torch.tensor(targets, dtype=torch.long).to(device),
         counts,
         order,
+        shared=shared,
     )
 
 
@@ -152,16 +158,17 @@ def pack_ends(sequences: Sequence[Sequence[int]], device: torch.device | str) ->
     Returns:
         A batch whose `index` has the place of each sequence's last token; `targets` is empty, `counts` are ones.
     """
-    ids, lengths, places, order = _lay_out(sequences, [len(s) for s in sequences])
+    ids, lengths, places, order, shared = _lay_out(sequences, [len(s) for s in sequences])
     # Sequence i fills the positions from places[i] on. (B,)
     index = torch.tensor([p + len(s) - 1 for p, s in zip(places, sequences, strict=True)])
     nothing = torch.zeros(0, dtype=torch.long, device=device)
-    return PackedBatch(ids.to(device), lengths, index.to(device), nothing, (1,) * len(sequences), order)
+    counts = (1,) * len(sequences)
+    return PackedBatch(ids.to(device), lengths, index.to(device), nothing, counts, order, shared=shared)
 
 
 def _lay_out(
     sequences: Sequence[Sequence[int]], read: Sequence[int]
-) -> tuple[Tensor, tuple[int, ...], list[int], tuple[int, ...]]:
+) -> tuple[Tensor, tuple[int, ...], list[int], tuple[int, ...], SharedPrefixes | None]:
     """Lays sequences end to end, the longest first.
 
     Args:
@@ -169,15 +176,17 @@ def _lay_out(
         read: Number of tokens that are read of each, from its beginning.
 
     Returns:
-        All ids (N,); lengths in the packed order; where each sequence starts, in the caller's order; the packed order.
+        All ids (N,); lengths in the packed order; where each sequence starts, in the caller's order; the packed order; the
+        prefixes that they have in common.
     """
     order = sorted(range(len(sequences)), key=lambda i: -read[i])
     places, end = [0] * len(sequences), 0
     for i in order:
         places[i] = end
         end += read[i]
-    ids = torch.tensor([t for i in order for t in sequences[i][: read[i]]], dtype=torch.long)
-    return ids, tuple(read[i] for i in order), places, tuple(order)
+    texts = [list(sequences[i][: read[i]]) for i in order]
+    ids = torch.tensor([t for text in texts for t in text], dtype=torch.long)
+    return ids, tuple(read[i] for i in order), places, tuple(order), shared_prefixes(texts)
 
 
 def micro_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:

@@ -24,6 +24,8 @@ SPEED_PATCHES = {
     "Applied by `reuse_freed_memory`, when an algorithm is made.",
     "attention": "Sequences of different lengths are read end to end, without padding; while they are read, transformers "
     "calls our attention function. Applied by `llm_env.lm.packed_attention`, in each forward pass.",
+    "prefixes": "Of such sequences that begin alike, as the responses to one prompt, the common prefix is read once. "
+    "Applied by `llm_env.lm.packed_attention`; needs ``attention``.",
     "varlen": "On a CUDA device, in half precision, attention of such sequences is one kernel of torch's, which pads nothing. "
     "Applied by `llm_env.lm.packed_attention`, through `llm_env.lm.varlen_attention`.",
 }
@@ -70,7 +72,12 @@ def active_patches() -> dict[str, bool]:
     Raises:
         ValueError: the value of ``LLM_ENV_FAST`` is bad.
     """
-    has = {"linear": has_onednn(), "malloc": _mallopt() is not None, "attention": True}
+    has = {
+        "linear": has_onednn(),
+        "malloc": _mallopt() is not None,
+        "attention": True,
+        "prefixes": is_fast("attention"),
+    }
     has["varlen"] = torch.cuda.is_available() and kernel() is not None
     return {name: is_fast(name) and has[name] for name in SPEED_PATCHES}
 

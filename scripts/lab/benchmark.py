@@ -9,6 +9,7 @@ and threads:
 
     ours        stock stable_baselines3.PPO with our policy, buffer and VecEnv; value head on the actor
     stepped     the same without writing turns ahead: one token at each step of the environment
+    unshared    the same without reading common prefixes once (docs/performance.md)
     engine-transformers, engine-vllm   the same with an engine that writes the turns (docs/engines.md)
     ours-full   the same with a second network as critic, started from the reward model
     naive       the same stock PPO and policy with SB3's DictRolloutBuffer, no cache, a reward at each step (one iteration)
@@ -58,7 +59,7 @@ class Args:
     """Measure how fast training is, beside other ways to do the same."""
 
     suite: str = "quick"
-    """quick, floor, naive, trl, length, envs, algorithms, dpo, engines, decode or gpu. Ignored where --model is given."""
+    """quick, floor, naive, trl, length, envs, groups, algorithms, dpo, engines, decode or gpu; ignored beside --model."""
     model: str | None = None
     """Model of a single case instead of a suite: default, 135m, 1b (random weights), or the folder of a Llama-like model."""
     batch: int = 8
@@ -67,6 +68,8 @@ class Args:
     """Length of each prompt, in tokens."""
     response: int = 64
     """Length of the longest response, in tokens."""
+    group: int = 1
+    """Responses to each prompt."""
     lengths: str = "equal"
     """Lengths of the responses: equal, or spread (evenly from 1 to the longest)."""
     epochs: int = 4

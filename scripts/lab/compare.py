@@ -212,8 +212,8 @@ def make_study(algo: str, earlier: Sequence[Mapping[str, Any]]) -> Any:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=4))
-    distributions = {
-        name: optuna.distributions.FloatDistribution(*values, log=True)
+    distributions: dict[str, Any] = {
+        name: optuna.distributions.FloatDistribution(values[0], values[1], log=True)
         if kind == "log"
         else optuna.distributions.CategoricalDistribution(values)
         for name, (kind, values) in SPACES[algo].items()

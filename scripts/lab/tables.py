@@ -30,6 +30,7 @@ import same_decisions
 import turns
 from agents.algorithms.capabilities import capability_table
 from agents.algorithms.table import ALGORITHMS
+from agents.cli import sweep
 from agents.console import PlainConsole, print_error
 from agents.files import write_text
 from comparison.figures import COLUMNS, markdown_table, samples_table
@@ -78,6 +79,7 @@ MAKERS: dict[str, Callable[..., str]] = {
     "decisions": lambda file: same_decisions.table(read(file)),
     "regrets": lambda file: regret_table(read(file)),
     "cells": lambda file, *names: cell_table(read(file), names),
+    "swept": lambda file: sweep.markdown_table(read(file)),
 }
 """What makes a block, by the first word of its comment; the others are its arguments."""
 FILES: dict[str, tuple[Callable[[Any], str], str]] = {

@@ -157,9 +157,9 @@ ADVANTAGES = [
         "agents/runs/run.py",
         """        if kind is None:
             return None
-        ending = self._go_back() if kind == "gold" else None
+        ending = Ending(kind, self.callback.iteration, self._go_back() if kind == "gold" else None)
 """,
-        "        ending = self._go_back()\n",
+        '        ending = Ending(kind or "gold", self.callback.iteration, self._go_back())\n',
         (f"{_BEST_GOLD}::test_a_run_that_is_not_ended_keeps_its_last_actor",),
     ),
     Mutation(

@@ -52,6 +52,27 @@ DECODING = [
         ("tests/llm_env/lm/test_packed_attention.py",),
     ),
     Mutation(
+        "what three sequences have in common is shared by two",
+        "llm_env/lm/prefixes.py",
+        "= which[there : there + length]",
+        "= np.arange(there, there + length)",
+        ("tests/llm_env/lm/test_prefixes.py",),
+    ),
+    Mutation(
+        "the tokens that are read stand where they are in the row, not in their sequence",
+        "llm_env/lm/packed_attention.py",
+        "positions[sequences.first]",
+        "positions[: len(sequences.first)]",
+        ("tests/llm_env/lm/test_prefixes.py",),
+    ),
+    Mutation(
+        "a part of a batch has the prefixes of another part",
+        "llm_env/lm/packing.py",
+        "self.shared.part(start, stop)",
+        "self.shared.part(0, stop - start)",
+        ("tests/llm_env/lm/test_prefixes.py",),
+    ),
+    Mutation(
         "the kernel for packed sequences sees ahead",
         "llm_env/lm/varlen_attention.py",
         '{"window_size": (-1, 0), ',

@@ -113,6 +113,14 @@ def test_unknown_algorithms_are_named(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "'pppo' is not known" in capsys.readouterr().err
 
 
+def test_a_masked_policy_is_measured_under_its_masks() -> None:
+    params = {"n_envs": 8, "env_kwargs": {"forbidden_tokens": ["."]}}
+    got = run_job(Job("maskable_ppo", params, tokens=1, n_prompts=32))
+    plain = run_job(Job("reference", {}, tokens=1, n_prompts=32))
+    assert any("." in response for _, response, _ in plain["samples"])
+    assert not any("." in response for _, response, _ in got["samples"])
+
+
 @pytest.mark.parametrize("algo", ["reference", "best_of_4", "grpo", pytest.param("dqn", marks=pytest.mark.slow)])
 def test_a_run_spends_its_budget_and_is_measured(algo: str) -> None:
     params = {"dqn": {"n_envs": 8, "gradient_steps": 1}, "grpo": {"n_envs": 8}}.get(algo, {})

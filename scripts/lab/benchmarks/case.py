@@ -50,6 +50,7 @@ class Case:
         model: A key of `SHAPES` (random weights), or a model folder.
         batch: Prompts in an iteration, each with one response.
         prompt: Length of each prompt, in tokens.
+        group: Responses to each prompt.
         response: Length of the longest response, in tokens.
         lengths: ``equal``: all responses are the longest. ``spread``: evenly from 1 to the longest.
         epochs: Passes over a rollout.
@@ -65,6 +66,7 @@ class Case:
     batch: int = 8
     prompt: int = 32
     response: int = 32
+    group: int = 1
     lengths: str = "equal"
     epochs: int = 4
     mini_batches: int = 2
@@ -80,7 +82,8 @@ class Case:
         model = self.model if self.model in SHAPES else Path(self.model).name
         spread = " spread" if self.lengths == "spread" else ""
         precision = "bf16" if self.precision == "bf16" else "fp32"
-        return f"{model} {self.batch}x({self.prompt}+{self.response}{spread}) {precision}"
+        groups = f" groups of {self.group}" if self.group > 1 else ""
+        return f"{model} {self.batch}x({self.prompt}+{self.response}{spread}){groups} {precision}"
 
     def response_lengths(self) -> list[int]:
         """Length of each response, in tokens."""
@@ -97,6 +100,7 @@ class Case:
         rng = np.random.default_rng(0)
         # Without the last id, which is the padding: a reward model passes over it at a text's end.
         prompts = rng.integers(1, vocab_size - 1, (self.batch, self.prompt)).tolist()
+        prompts = [prompts[i - i % self.group] for i in range(self.batch)]
         responses = rng.integers(1, vocab_size - 1, (self.batch, self.response)).tolist()
         cut = [
             [*r[: n - 1], EOS] if n < self.response else r

@@ -5,6 +5,7 @@ python -m benchmarks.ours CASE.json RESULT.json VARIANT, where VARIANT is an alg
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ from agents.engines.engine import Engine, Turn, make_engine
 from agents.policies.actor_critic import LLMActorCriticPolicy
 from agents.rollouts.vec_env import LLMTextVecEnv
 from benchmarks.case import Case, Stopwatch, read_case, write_result
+from llm_env.lm.runtime import SPEED_PATCHES, VARIABLE
 from llm_env.lm.sampling import pick_tokens
 from llm_env.lm.writer import Writer
 from llm_env.text.prompts import Prompt
@@ -140,11 +142,13 @@ def build(case: Case, models: dict[str, str], variant: str) -> OnPolicyAlgorithm
     Args:
         case: The case.
         models: Folders of ``actor``, ``reference`` and ``reward``.
-        variant: Name of the algorithm, and options after it, each with a plus sign: ``naive``, ``stepped``,
+        variant: Name of the algorithm, and options after it, each with a plus sign: ``naive``, ``stepped``, ``unshared``,
             ``critic=reward_model``, ``engine=transformers``.
     """
     algorithm, *options = variant.split("+")
     prompts, responses = case.script(_vocab_size(models["actor"]))
+    if "unshared" in options:
+        os.environ[VARIABLE] = ",".join(name for name in SPEED_PATCHES if name != "prefixes")
     naive = "naive" in options
     if naive and case.lengths != "equal":
         sys.exit("naive has no way to leave idle slots out of its rollout; equal lengths only")

@@ -10,6 +10,7 @@ VARIANTS = {
     # contender: argument of benchmarks/ours.py
     "ours": "ppo",
     "stepped": "ppo+stepped",
+    "unshared": "ppo+unshared",
     "engine-transformers": "ppo+engine=transformers",
     "engine-vllm": "ppo+engine=vllm",
     "ours-full": "ppo+critic=reward_model",
@@ -59,6 +60,13 @@ SUITES = {
         tuple(Case(prompt=32, response=64, batch=n, mini_batches=1) for n in (1, 2, 4, 8, 16, 32, 64)),
         ("ours", "floor"),
         "batch",
+    ),
+    "groups": Suite(
+        (
+            Case(batch=64, prompt=64, response=32, group=8, lengths="spread"),
+            Case(model="30m", batch=16, prompt=128, response=64, group=8, lengths="spread"),
+        ),
+        ("ours", "unshared", "floor"),
     ),
     "algorithms": Suite((Case(prompt=16, response=16),), ("ours", "naive", "a2c", "a2c-naive", "trpo", "trpo-naive")),
     "dpo": Suite(

@@ -87,6 +87,10 @@ def start_worker() -> None:
     plain_warnings(PlainConsole())
 
 
+MASK_RULES = ("top_k", "top_p", "min_new_tokens", "forbidden_tokens", "allowed_tokens", "allowed_pattern")
+"""Settings of the environment under which a masked policy is measured, as it was trained."""
+
+
 def run_job(job: Job) -> dict[str, Any]:
     """Trains and evaluates; called in a pool's worker.
 
@@ -129,11 +133,12 @@ def env_kwargs(job: Job) -> dict[str, Any]:
 
 
 def make_task(job: Job) -> Any:
-    """The environment's task in float32, with which every algorithm is measured."""
+    """The environment's task in float32, with which every algorithm is measured; a masked policy under its masks."""
     from llm_env.settings import TaskSettings
     from llm_env.task import TextTask
 
-    return TextTask(TaskSettings(**env_kwargs(job)))
+    of_run = job.params.get("env_kwargs", {})
+    return TextTask(TaskSettings(**env_kwargs(job), **{rule: of_run[rule] for rule in MASK_RULES if rule in of_run}))
 
 
 def prompts_for(job: Job, task: Any) -> list[Any]:

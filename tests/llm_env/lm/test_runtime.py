@@ -119,7 +119,12 @@ def test_the_switch_turns_each_patch_off_and_changes_no_result(monkeypatch: pyte
 
 def test_the_table_says_what_is_active(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_ENV_FAST", "attention,linear")
-    assert active_patches() == {"linear": True, "malloc": False, "attention": True, "varlen": False}
+    active = {"linear": True, "malloc": False, "attention": True, "prefixes": False, "varlen": False}
+    assert active_patches() == active
+    monkeypatch.setenv("LLM_ENV_FAST", "prefixes")  # which packed attention alone can read once
+    assert not active_patches()["prefixes"]
+    monkeypatch.setenv("LLM_ENV_FAST", "prefixes,attention")
+    assert active_patches()["prefixes"]
     assert set(SPEED_PATCHES) == set(active_patches())
     assert not reuse_freed_memory()
     monkeypatch.setenv("LLM_ENV_FAST", "0")

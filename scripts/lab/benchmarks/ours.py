@@ -147,9 +147,9 @@ def build(case: Case, models: dict[str, str], variant: str) -> OnPolicyAlgorithm
     """
     algorithm, *options = variant.split("+")
     prompts, responses = case.script(_vocab_size(models["actor"]))
-    if "unshared" in options:
-        os.environ[VARIABLE] = ",".join(name for name in SPEED_PATCHES if name != "prefixes")
     naive = "naive" in options
+    if naive or "unshared" in options:  # naive reads every prefix from its start, whoever has read it before
+        os.environ[VARIABLE] = ",".join(name for name in SPEED_PATCHES if name != "prefixes")
     if naive and case.lengths != "equal":
         sys.exit("naive has no way to leave idle slots out of its rollout; equal lengths only")
     venv = LLMTextVecEnv(
@@ -174,10 +174,10 @@ def build(case: Case, models: dict[str, str], variant: str) -> OnPolicyAlgorithm
         if case.lengths == "spread":  # whole responses do not fill mini-batches exactly
             settings["batch_size"] += case.response // 2
     if naive:
-        policy.update(use_cache=False, entropy_grad=False, second_derivatives=algorithm == "trpo")
+        policy.update(use_cache=False, entropy_grad=False)
         row = algorithm_row(algorithm)
         settings = {**row.defaults, "normalize_advantage": True, "n_steps": case.response, **settings}
-        model: Any = row.cls(LLMActorCriticPolicy, venv, policy_kwargs=policy, **settings)
+        model: Any = row.cls(row.policy, venv, policy_kwargs=policy, **settings)
     else:
         model = make_algorithm(algorithm, env=venv, policy_kwargs=policy, **settings)
     Script(model.policy, venv, case.prompt, responses)

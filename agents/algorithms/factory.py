@@ -11,10 +11,12 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from sb3_contrib import TRPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from agents.algorithms.capabilities import check_base, check_masks, check_processes, check_shards, check_world
+from agents.algorithms.rates import LORA, rate_for
 from agents.algorithms.record import RECORD, record_of
 from agents.algorithms.replicas import distribute
 from agents.algorithms.table import (
@@ -27,6 +29,7 @@ from agents.algorithms.table import (
 from agents.algorithms.wiring import Settings, Wiring, device_type
 from agents.distributed import ranks
 from agents.engines.engine import check_fits
+from agents.policies.critic import NETWORKS
 from agents.policies.optimizers import optimizer_named
 from agents.rollouts.buffer import TokenRolloutBuffer
 from agents.rollouts.vec_env import EPISODE_MODES, LLMTextVecEnv
@@ -140,7 +143,8 @@ def arrange(
             name, mode, optimizer=settings.get("optimizer", "adamw"), base=own.get("base_quantization", "none")
         )
         check_device(str(settings.get("device", "auto")))
-    chosen = {**row.defaults, **checked_settings(name, settings)}
+    given = checked_settings(name, settings)
+    chosen = {**row.defaults, **given}
     optimizer_named(chosen.get("optimizer", "adamw"))  # what has it is installed
     if chosen.get("seed") is None and ranks().several:  # one order of prompts, and the same new weights
         chosen["seed"] = ranks().from_first(int(np.random.default_rng().integers(2**31)))
@@ -158,6 +162,11 @@ def arrange(
     # The policy's settings, from policy_kwargs or beside them; a name beside them wins.
     policy = dict(chosen.pop("policy_kwargs", {}) or {})
     policy.update({key: chosen.pop(key) for key in row.policy_settings if key in chosen})
+    if "learning_rate" not in given and row.trains_language_model:
+        lora = bool(policy.get("lora_rank")) and row.cls is not TRPO  # whose rate is the critic's alone
+        chosen["learning_rate"] = rate_for(chosen["learning_rate"], base.task.model.lm.hidden_size, lora)
+        if lora and policy.get("critic") in NETWORKS:  # which has no adapters
+            policy.setdefault("critic_lr_scale", 1 / LORA)
     if device_type(chosen.get("device", "auto")) == "cpu":
         # Weights of a layer come and go, large blocks all: kept, they would take the room that shards save.
         hand_back_freed_memory() if ranks().shards else reuse_freed_memory()

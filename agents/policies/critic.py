@@ -227,6 +227,8 @@ CRITICS: dict[str, Callable[[CriticSource], Critic]] = {
     "detached_head": lambda source: HeadCritic(source.hidden_size, detach=True),
     "none": lambda source: NoCritic(),
 }
+NETWORKS = ("reward_model", "actor", "top_layers")
+"""Those that have layers of their own."""
 
 
 def make_critic(kind: str, source: CriticSource) -> Critic:

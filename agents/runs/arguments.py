@@ -4,24 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from stable_baselines3.common.utils import LinearSchedule
-
 from agents.algorithms.table import algorithm, checked_settings
 from agents.runs.settings import RunSettings
 
 
 def algorithm_settings(settings: RunSettings) -> dict[str, Any]:
-    """Gives the algorithm's own arguments, with its learning rate as a schedule.
+    """Gives the algorithm's own arguments.
 
     Raises:
         ValueError, TypeError: an unknown algorithm, a setting that it does not have, or a combination that it excludes.
     """
-    name = settings.algorithm.algo
-    arguments = checked_settings(name, settings.algorithm_arguments())
-    rate = arguments.setdefault("learning_rate", algorithm(name).defaults["learning_rate"])
-    if settings.algorithm.lr_schedule == "linear":
-        arguments["learning_rate"] = LinearSchedule(rate, 0.0, 1.0)
-    return arguments
+    return checked_settings(settings.algorithm.algo, settings.algorithm_arguments())
 
 
 def check_length(settings: RunSettings) -> None:

@@ -9,15 +9,15 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 
 
-def begin_at_full_rate(model: BaseAlgorithm, total_timesteps: int) -> None:
-    """Moves a linear learning rate by one rollout, so that the first update has all of it and the last one learns.
+def fall_linearly(model: BaseAlgorithm, total_timesteps: int) -> None:
+    """Has the learning rate fall in a straight line over a run, so that the first update has all of it and the last one learns.
 
     SB3 asks a schedule after it has counted a rollout's steps: the updates of a run of n rollouts would have the rates
-    (n-1)/n, …, 1/n, 0 times the first, and the last rollout would teach nothing. Moved, they are n/n, …, 1/n times the
-    first, as in transformers and TRL; a run of a single rollout has the whole rate. ARS asks before, and is left as it is.
+    (n-1)/n, …, 1/n, 0 times the first, and the last rollout would teach nothing. Moved by a rollout, they are n/n, …, 1/n
+    times the first, as in transformers and TRL; a run of a single rollout has the whole rate. ARS asks before.
 
     Args:
-        model: The algorithm, not trained yet. Other schedules than a linear one stay as they are.
+        model: The algorithm, not trained yet, whose learning rate is a number.
         total_timesteps: Length of the run, in environment steps.
     """
     if isinstance(model, OnPolicyAlgorithm):
@@ -26,10 +26,10 @@ def begin_at_full_rate(model: BaseAlgorithm, total_timesteps: int) -> None:
         steps = model.train_freq.frequency  # type: ignore[union-attr]  # a TrainFreq since the constructor
     else:
         assert isinstance(model, ARS)
-        return
-    schedule = model.learning_rate
-    if isinstance(schedule, LinearSchedule):
-        # A run shorter than a rollout has one update too.
-        move = (schedule.start - schedule.end) * min(1.0, steps * model.n_envs / total_timesteps)
-        model.learning_rate = LinearSchedule(schedule.start + move, schedule.end + move, 1.0)
-        model._setup_lr_schedule()
+        steps = 0
+    rate = model.learning_rate
+    assert isinstance(rate, float)
+    # A run shorter than a rollout has one update too.
+    move = rate * min(1.0, steps * model.n_envs / total_timesteps)
+    model.learning_rate = LinearSchedule(rate + move, move, 1.0)
+    model._setup_lr_schedule()

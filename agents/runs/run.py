@@ -13,6 +13,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 
+from agents.algorithms import rates
 from agents.algorithms.factory import make_algorithm
 from agents.algorithms.table import algorithm
 from agents.callbacks.alarms import Alarms
@@ -41,7 +42,7 @@ from agents.runs.held_out import HeldOutPrompts
 from agents.runs.hub import push_actor
 from agents.runs.imports import import_nothing_from
 from agents.runs.joint_log import JointLogger
-from agents.runs.learning_rate import begin_at_full_rate
+from agents.runs.learning_rate import fall_linearly
 from agents.runs.model_files import write_actor, write_adapter
 from agents.runs.prompts import run_prompts, shared_prompts
 from agents.runs.report.page import write_report
@@ -137,7 +138,10 @@ class TrainingRun:
         self.model = self._make_model()
         # SB3 counts the steps of this process's slots.
         self._total = math.ceil(settings.training.total_timesteps / self.world)
-        begin_at_full_rate(self.model, self._total)
+        self._rate = float(cast(float, self.model.learning_rate))
+        """The learning rate at the start."""
+        if settings.algorithm.lr_schedule == "linear":
+            fall_linearly(self.model, self._total)
         self.task = text_env(self.model.env).task
         if self.gold is not None:
             self.gold.check_prompts(self.task.prompts.records)
@@ -259,6 +263,7 @@ class TrainingRun:
             self.say(f"The run in {self.folder.path} has already reached {total:,} timesteps.")
             self.finish()
             return
+        self._say_rate()
         if self.alarms.stopped is not None:  # before, and the process ended before it had written everything
             self.finish()
             return
@@ -278,6 +283,16 @@ class TrainingRun:
             self.model.logger.close()  # TensorBoard's file, which a process with many runs would collect
             self.draw()
         self.finish()
+
+    def _say_rate(self) -> None:
+        """Says what the learning rate is, where the model's width or LoRA has decided it."""
+        name, table = self.settings.algorithm.algo, algorithm(self.settings.algorithm.algo).defaults["learning_rate"]
+        if "learning_rate" not in self.settings.algorithm_arguments() and not math.isclose(self._rate, table):
+            lora = " and LoRA" * bool(self.settings.algorithm.lora_rank)
+            self.say(
+                f"note: learning_rate={self._rate:.2g}, by this model's width{lora} ({name}'s is {table:g} for all weights "
+                f"at a width of {rates.WIDTH}). --learning-rate sets another."
+            )
 
     def _end_by_alarm(self) -> Ending | None:
         """Says which alarm has ended the run, if one has; where it is `gold`, goes back to the actor of before the fall."""

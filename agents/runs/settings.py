@@ -120,7 +120,8 @@ class AlgorithmSettings:
     """Algorithm: ppo, a2c, trpo, maskable_ppo, recurrent_ppo, dqn, qr_dqn, ars, grpo, dr_grpo, rloo, remax or
     reinforce_pp. A setting that it does not have is refused."""
     learning_rate: float | None = None
-    """Step size of AdamW at the start."""
+    """Step size of AdamW at the start. Default: the algorithm's, less for a model that is wider than the embedded one, more
+    with LoRA."""
     lr_schedule: str = "linear"
     """linear (to zero) or constant."""
     n_epochs: int | None = None

@@ -50,8 +50,8 @@ ADVANTAGES = [
     Mutation(
         "the linear learning rate ends at 0 in the last update",
         "agents/runs/learning_rate.py",
-        "LinearSchedule(schedule.start + move, schedule.end + move, 1.0)",
-        "LinearSchedule(schedule.start, schedule.end, 1.0)",
+        "LinearSchedule(rate + move, move, 1.0)",
+        "LinearSchedule(rate, 0.0, 1.0)",
         ("tests/agents/runs/test_faults.py",),
     ),
     Mutation(

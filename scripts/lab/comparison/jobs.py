@@ -212,7 +212,6 @@ def _ours(job: Job) -> dict[str, Any]:
     row = algorithm(job.algo)
     params = dict(job.params)
     mask_refresh = params.pop("mask_refresh", 0)
-    rate = params.pop("learning_rate", row.defaults["learning_rate"])
     half = job.compared.mixed_precision
     precision: dict[str, Any] = {} if half == "no" else {"mixed_precision": half}
     model = make_algorithm(
@@ -220,10 +219,11 @@ def _ours(job: Job) -> dict[str, Any]:
         env_kwargs={**env_kwargs(job), **precision, **params.pop("env_kwargs", {})},
         seed=job.seed,
         device="cpu",
-        learning_rate=LinearSchedule(rate, 0.0, 1.0),
         **precision,
         **params,
     )
+    model.learning_rate = LinearSchedule(float(model.learning_rate), 0.0, 1.0)  # type: ignore[arg-type]  # a number until now
+    model._setup_lr_schedule()
     curve: list[list[float]] = []
     metrics = TextMetricsCallback(gold=gold)
     metrics.after_iteration = lambda: curve.append(  # type: ignore[method-assign]

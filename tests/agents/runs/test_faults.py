@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from agents import make_algorithm
 from agents.cli import train
-from agents.runs.learning_rate import begin_at_full_rate
+from agents.runs.learning_rate import fall_linearly
 from agents.runs.run import RunCallback
 from llm_env.lm.runtime import CUBLAS_VARIABLE, be_deterministic
 from tests.agents.cli.test_train import assert_same_run
@@ -131,15 +131,13 @@ def test_a_run_of_one_rollout_learns(
 
 
 def test_the_first_update_has_the_whole_rate_and_the_last_one_learns(model_folder: Callable[..., str]) -> None:
-    from stable_baselines3.common.utils import LinearSchedule
-
-    model: Any = make_algorithm("a2c", n_envs=4, env_kwargs=SMALL, learning_rate=LinearSchedule(1e-3, 0.0, 1.0))
-    begin_at_full_rate(model, 4 * ROLLOUT)
+    model: Any = make_algorithm("a2c", n_envs=4, env_kwargs=SMALL, learning_rate=1e-3)
+    fall_linearly(model, 4 * ROLLOUT)
     # What is left after each of four rollouts, as SB3 counts it, and after one more that a rounded length may have.
     rates = [model.lr_schedule(left) for left in (0.75, 0.5, 0.25, 0.0, -0.1)]
     assert rates == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3, 0.25e-3])
-    other: Any = make_algorithm("a2c", n_envs=4, env_kwargs=SMALL, learning_rate=LinearSchedule(1e-3, 0.0, 1.0))
-    begin_at_full_rate(other, ROLLOUT - 1)
+    other: Any = make_algorithm("a2c", n_envs=4, env_kwargs=SMALL, learning_rate=1e-3)
+    fall_linearly(other, ROLLOUT - 1)
     assert other.lr_schedule(0.0) == pytest.approx(1e-3)
 
 

@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 
 from tests.mistakes import Mutation
-from tests.mistakes.agents import ADVANTAGES, FILES, WIRING, WORLDS
+from tests.mistakes.agents import ADVANTAGES, FILES
 from tests.mistakes.arena import ARENA, CHAT, CRITIC
 from tests.mistakes.columns import COLUMNS
 from tests.mistakes.counterparts import COUNTERPARTS
@@ -39,6 +39,7 @@ from tests.mistakes.pages import PAGES
 from tests.mistakes.plans import PLANS
 from tests.mistakes.processes import PROCESSES
 from tests.mistakes.rules import RULES
+from tests.mistakes.wiring import WIRING, WORLDS
 from tests.mistakes.worlds import STOPS, TOOLS
 
 ROOT = Path(__file__).resolve().parent.parent

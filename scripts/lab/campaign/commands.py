@@ -25,7 +25,7 @@ RUN = [
     "2",
     "--checkpoint-every",
     "2",
-    # Under a linear schedule SB3's last update has a learning rate of 0, which hides what a resume has forgotten.
+    # A linear schedule's last update is small, which hides what a resume has forgotten.
     "--lr-schedule",
     "constant",
 ]

@@ -34,7 +34,8 @@ RUN = {
     "eval-every": 2,
     "n-eval": 4,
     "kl-target": 1.0,
-    "lr-schedule": "constant",  # a linear rate is 0 in the last update, after which older weights would do
+    "lr-schedule": "constant",  # a small rate in the last update would hide older weights
+    "learning-rate": 3e-4,  # adapters' own would have learned everything
 }
 IN_SHARDS = ("--sharding", "full")
 CALLS = {"collecting": 8 * 2 + 3, "scoring": 3, "training": 4 * 4 * 2 + 2, "logging": 3, "saving": 3}

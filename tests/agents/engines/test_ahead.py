@@ -111,7 +111,7 @@ def replay_of(buffer: Any) -> Callable[..., list[Turn]]:
     return write
 
 
-@pytest.mark.parametrize("settings", [{}, {"critic": "actor"}, {"lora_rank": 4}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"critic": "actor"}, {"lora_rank": 4, "learning_rate": 3e-4}], ids=str)
 def test_the_same_tokens_give_the_same_update(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Through an engine or by the project's own loop: only where tokens come from differs."""
     own = made(**settings)

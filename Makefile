@@ -19,8 +19,9 @@ RUN ?= runs/demo
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 JOBS ?= 2
 SPHINX ?=
-# A module's tests stay in one process (loadscope), so that what its fixtures make is made once.
-PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadscope
+# Each process has the tests of neighboring modules, whose fixtures are made once; who is done first takes from the others.
+TOGETHER := --numprocesses $(JOBS) --dist worksteal
+PYTEST := $(BIN)/python -m pytest $(TOGETHER)
 
 .PHONY: demo rlhf turns docs lint test test-all test-lowest coverage mutations release-check clean
 
@@ -53,7 +54,7 @@ test-all: lint
 	$(PYTEST)
 
 test-lowest: $(LOWEST)/.installed
-	$(LOWEST)/bin/python -m pytest --numprocesses $(JOBS) --dist loadscope -m "not slow"
+	$(LOWEST)/bin/python -m pytest $(TOGETHER) -m "not slow"
 
 release-check: lint $(VENV)/.installed-docs
 	$(BIN)/python scripts/lab/release_check.py

@@ -84,6 +84,7 @@ MAKERS: dict[str, Callable[..., str]] = {
 """What makes a block, by the first word of its comment; the others are its arguments."""
 FILES: dict[str, tuple[Callable[[Any], str], str]] = {
     "compare/table.md": (markdown_table, "compare/results.json"),
+    "compare/samples.md": (samples_table, "compare/results.json"),
     "offline/table.md": (markdown_table, "offline/results.json"),
     "offline/samples.md": (samples_table, "offline/results.json"),
     "offline/film_table.md": (markdown_table, "offline/film_results.json"),

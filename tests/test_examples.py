@@ -46,15 +46,12 @@ def test_what_the_lakes_player_says_is_a_move() -> None:
 def test_one_file_says_what_it_does_and_stops_in_a_line() -> None:
     words = [sys.executable, "-u", str(EXAMPLES / "ppo_single_file.py"), "--num-envs", "2"]
     environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
-    child = subprocess.Popen(
-        words,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # What a shell starts in the background ignores Ctrl-C, and so would the child.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    # What a shell starts in the background ignores Ctrl-C, and so would the child.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        child = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert child.stdout is not None
     assert child.stdout.readline() == "312 iterations of 128 tokens, a line each; Ctrl-C stops\n"
     assert child.stdout.readline().startswith("step    128  score")

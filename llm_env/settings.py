@@ -49,6 +49,8 @@ TASK_RULES: dict[str, Rule] = {
     "special_tokens_in_text": FLAG,
 }
 """What the environment's settings must be; names and sources are checked by `TaskSettings` itself."""
+MASK_RULES = ("top_k", "top_p", "min_new_tokens", "forbidden_tokens", "allowed_tokens", "allowed_pattern")
+"""Settings that say which tokens may be chosen."""
 WORLD_ERRORS = ("raise", "end")
 _OF_A_WORLD = (
     "world_kwargs",
@@ -294,9 +296,7 @@ class TaskSettings:
     @property
     def has_masks(self) -> bool:
         """Whether any of the mask rules is set."""
-        numbers = (self.top_k, self.top_p, self.min_new_tokens)
-        tokens = (self.forbidden_tokens, self.allowed_tokens, self.allowed_pattern)
-        return numbers != (0, 1.0, 0) or tokens != (None, None, None)
+        return any(getattr(self, rule) != getattr(TaskSettings, rule) for rule in MASK_RULES)
 
     @property
     def round_steps(self) -> int:

@@ -191,8 +191,8 @@ def packed_states(trunk: nn.Module, batch: PackedBatch) -> Tensor:
     Raises:
         ValueError: the value of ``LLM_ENV_FAST`` is bad.
     """
-    shares = batch.shared is not None and is_fast("prefixes") and is_fast("attention") and can_pack(trunk)
-    if batch.lengths[0] == batch.lengths[-1] and not shares:  # equally long: an ordinary batch
+    reads_all = batch.shared is None or not is_fast("prefixes")
+    if batch.lengths[0] == batch.lengths[-1] and reads_all:  # equally long: an ordinary batch
         ids = batch.input_ids.view(len(batch.lengths), -1)
         return trunk(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
     # A sliding window shorter than a sequence needs transformers' own mask.

@@ -2,8 +2,8 @@
 
 Sequences of different lengths are laid end to end, without padding: every linear layer reads real tokens only, those of a
 common prefix once (`llm_env.lm.prefixes`), and attention, the one place where tokens meet, is computed sequence by sequence
-(`llm_env.lm.packed_attention`). Models that
-cannot be run like this read a right-padded batch, where causality keeps the padding behind a row's end away from its tokens.
+(`llm_env.lm.packed_attention`). Models that cannot be run like this read a right-padded batch, where causality keeps the
+padding behind a row's end away from its tokens.
 """
 
 from __future__ import annotations

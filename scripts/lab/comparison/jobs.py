@@ -87,10 +87,6 @@ def start_worker() -> None:
     plain_warnings(PlainConsole())
 
 
-MASK_RULES = ("top_k", "top_p", "min_new_tokens", "forbidden_tokens", "allowed_tokens", "allowed_pattern")
-"""Settings of the environment under which a masked policy is measured, as it was trained."""
-
-
 def run_job(job: Job) -> dict[str, Any]:
     """Trains and evaluates; called in a pool's worker.
 
@@ -134,7 +130,7 @@ def env_kwargs(job: Job) -> dict[str, Any]:
 
 def make_task(job: Job) -> Any:
     """The environment's task in float32, with which every algorithm is measured; a masked policy under its masks."""
-    from llm_env.settings import TaskSettings
+    from llm_env.settings import MASK_RULES, TaskSettings
     from llm_env.task import TextTask
 
     of_run = job.params.get("env_kwargs", {})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from llm_env.lm.packed_attention import packed_states
 from llm_env.lm.packing import pack, pack_ends
 from llm_env.lm.prefixes import LEAST_SAVED, shared_prefixes
 from tests.conftest import FAMILIES
+from tests.llm_env.lm.test_packed_attention import gradients
 
 RNG = np.random.default_rng(0)
 PROMPT, OTHER = RNG.integers(3, 1000, 12).tolist(), RNG.integers(3, 1000, 7).tolist()
@@ -68,13 +68,6 @@ def test_where_little_is_shared_everything_is_read() -> None:
     assert shared is not None
     assert len(shared.first) == 24 <= (1 - LEAST_SAVED) * 30
     assert shared_prefixes([[5, 6, 7]]) is None
-
-
-def gradients(trunk: Any, states: torch.Tensor) -> list[torch.Tensor]:
-    trunk.zero_grad()
-    # A weight of its own for each state, or what comes back to a common prefix could come from any of its texts.
-    (states.sin() * torch.linspace(0.5, 2, len(states))[:, None]).sum().backward()
-    return [p.grad.clone() for p in trunk.parameters() if p.grad is not None]
 
 
 @pytest.mark.parametrize("similar", [0.0, 0.8])

@@ -16,7 +16,6 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from agents.algorithms.capabilities import check_base, check_masks, check_processes, check_shards, check_world
-from agents.algorithms.rates import LORA, rate_for
 from agents.algorithms.record import RECORD, record_of
 from agents.algorithms.replicas import distribute
 from agents.algorithms.table import (
@@ -31,6 +30,7 @@ from agents.distributed import ranks
 from agents.engines.engine import check_fits
 from agents.policies.critic import NETWORKS
 from agents.policies.optimizers import optimizer_named
+from agents.rates import LORA, rate_for
 from agents.rollouts.buffer import TokenRolloutBuffer
 from agents.rollouts.vec_env import EPISODE_MODES, LLMTextVecEnv
 from agents.shards import check_device

@@ -57,7 +57,8 @@ RENAMED = {
 """Settings that went, and what took their place."""
 # Where the defaults differ from SB3's, and why. γ = 1: the score comes once, at the end, and a discount would hide it from the
 # first tokens. ent_coef 0: the KL term already keeps entropy. The numbers are near what the search of scripts/lab/compare.py
-# found at 64 slots (docs/compare/search.jsonl); PPO's are those of docs/learning.md, on several tasks and β.
+# found at 64 slots (docs/compare/search.jsonl); those of PPO, and of all without a critic, are docs/learning.md's, on several
+# tasks and β.
 _ALWAYS = {"gamma": 1.0}
 _ACTOR_CRITIC = {
     **_ALWAYS,
@@ -66,7 +67,15 @@ _ACTOR_CRITIC = {
     "max_grad_norm": 1.0,
     "normalize_advantage": False,
 }
-_CRITIC_FREE = {**_ACTOR_CRITIC, "gae_lambda": 1.0, "vf_coef": 0.0, "critic": "none", "clip_range": 0.2}
+_CRITIC_FREE = {
+    **_ACTOR_CRITIC,
+    "gae_lambda": 1.0,
+    "vf_coef": 0.0,
+    "critic": "none",
+    "learning_rate": 4e-4,
+    "n_epochs": 4,
+    "clip_range": 0.2,
+}
 _GROUPS = {**_CRITIC_FREE, "group_size": 4}
 _Q = {
     **_ALWAYS,
@@ -256,7 +265,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         TextPPO,
         LLMActorCriticPolicy,
         "Group-relative advantages, KL in the loss, Shao et al. 2024 (https://arxiv.org/abs/2402.03300)",
-        {**_GROUPS, "learning_rate": 8e-4, "n_epochs": 4, "kl_in": "loss", "loss_aggregation": "sequence"},
+        {**_GROUPS, "kl_in": "loss", "loss_aggregation": "sequence"},
         whole_episodes=True,
         buffer={"advantages": "grpo", "whiten_advantages": False},
         no={**_NO_MASKS, **_NO_CRITIC},
@@ -265,7 +274,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         TextPPO,
         LLMActorCriticPolicy,
         "GRPO without its two normalizations, Liu et al. 2025 (https://arxiv.org/abs/2503.20783)",
-        {**_GROUPS, "learning_rate": 8e-4, "n_epochs": 4, "loss_aggregation": "constant"},
+        {**_GROUPS, "loss_aggregation": "constant"},
         whole_episodes=True,
         buffer={"advantages": "dr_grpo", "whiten_advantages": False},
         no={**_NO_MASKS, **_NO_CRITIC},
@@ -274,7 +283,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         PPO,
         LLMActorCriticPolicy,
         "REINFORCE, leave-one-out baseline, Ahmadian et al. 2024 (https://arxiv.org/abs/2402.14740)",
-        {**_GROUPS, "learning_rate": 5e-4, "n_epochs": 4},
+        _GROUPS,
         whole_episodes=True,
         buffer={"advantages": "rloo", "whiten_advantages": False},
         no={**_NO_MASKS, **_NO_CRITIC},
@@ -283,7 +292,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         PPO,
         LLMActorCriticPolicy,
         "REINFORCE, greedy response as baseline, Li et al. 2023 (https://arxiv.org/abs/2310.10505)",
-        {**_CRITIC_FREE, "learning_rate": 3e-4, "n_epochs": 4},
+        _CRITIC_FREE,
         whole_episodes=True,
         buffer={"advantages": "remax", "whiten_advantages": False},
         no={
@@ -297,7 +306,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         PPO,
         LLMActorCriticPolicy,
         "REINFORCE++: return to go, whitened over the rollout, Hu et al. 2025 (https://arxiv.org/abs/2501.03262)",
-        {**_CRITIC_FREE, "learning_rate": 4e-4, "n_epochs": 4},
+        _CRITIC_FREE,
         whole_episodes=True,
         buffer={"advantages": "reinforce_pp", "whiten_advantages": True},
         no={**_NO_MASKS, **_NO_CRITIC, **_NO_GROUPS},

@@ -82,7 +82,8 @@ class IterationSettings(CollectionSettings, UpdateSettings):
     """The reference of each round: first (the model that the rounds began with: one objective throughout) or previous (the
     actor that the round starts from). Default: first; algorithms of train.py and schedules have previous."""
     learning_rate: float | None = None
-    """Step size. Default: 3e-4 for pairs, 1e-3 for rejection_sampling, the algorithm's own else; all for the tiny model."""
+    """Step size. Default: for pairs 3e-4, for rejection_sampling 1e-3, else the algorithm's own, all for all weights of the
+    embedded model; less for a wider one, ten times that for LoRA."""
     beta: float | None = None
     """The loss's beta; for algorithms of train.py kl_coef. Default: the method's."""
     method_kwargs: tuple[str, ...] = ()

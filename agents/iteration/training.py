@@ -33,9 +33,6 @@ from agents.supervised.reward_model.train import train_reward_model
 from agents.supervised.settings import METHOD_OPTIONS, PreferenceSettings, RewardSettings, SFTSettings, UpdateSettings
 from agents.supervised.sft import fine_tune
 
-PAIRS_LEARNING_RATE = 3e-4
-TEXTS_LEARNING_RATE = 1e-3
-"""Default learning rates of training on pairs and on texts, for the embedded tiny model."""
 LEAST_MAX_LENGTH = 512
 """Pairs of `first_preferences` may be longer than what the actor writes."""
 
@@ -62,7 +59,7 @@ def train_on_texts(state: RoundsState, number: int, data: Path) -> None:
         number: Number of the round, from 1.
         data: Texts, one JSON record a line.
     """
-    own = trainer_settings(state, number, TEXTS_LEARNING_RATE)
+    own = trainer_settings(state, number)
     fine_tune(text_settings(state.settings.of_round(number), data, own), state.console)
 
 
@@ -76,7 +73,7 @@ def train_on_pairs(state: RoundsState, number: int, data: Path) -> None:
     """
     settings = state.settings.of_round(number)
     has_first_reference = settings.reference_name == "first" and METHODS[settings.method].reference
-    own = trainer_settings(state, number, PAIRS_LEARNING_RATE)
+    own = trainer_settings(state, number)
     own["ref_model"] = state.first if has_first_reference else None
     train_on_preferences(pair_settings(settings, data, own), state.console)
 
@@ -127,8 +124,7 @@ def _check_training(settings: IterationSettings) -> None:
         run = algorithm_settings(settings, str(folder), "gold", folder)
         checked_settings(settings.method, run.algorithm_arguments())
         return
-    rate = TEXTS_LEARNING_RATE if settings.method == REJECTION_SAMPLING else PAIRS_LEARNING_RATE
-    own = {**shared_settings(settings, rate), "output_dir": folder}
+    own = {**shared_settings(settings), "output_dir": folder}
     if settings.method == REJECTION_SAMPLING:
         text_settings(settings, folder, own).check_values()
     else:
@@ -137,21 +133,16 @@ def _check_training(settings: IterationSettings) -> None:
         check_trl_kwargs(pairs)
 
 
-def shared_settings(settings: IterationSettings, default_rate: float) -> dict[str, Any]:
-    """What the rounds' trainings on pairs and on texts share, as keyword arguments of `TrainerSettings`.
-
-    Args:
-        settings: The settings of the rounds.
-        default_rate: Learning rate where the settings say none.
-    """
+def shared_settings(settings: IterationSettings) -> dict[str, Any]:
+    """What the rounds' trainings on pairs and on texts share, as keyword arguments of `TrainerSettings`."""
     return {
         **{field.name: getattr(settings, field.name) for field in dataclasses.fields(UpdateSettings)},
-        "learning_rate": default_rate if settings.learning_rate is None else settings.learning_rate,
+        "learning_rate": settings.learning_rate,
         "evaluations": settings.checkpoints,
     }
 
 
-def trainer_settings(state: RoundsState, number: int, default_rate: float) -> dict[str, Any]:
+def trainer_settings(state: RoundsState, number: int) -> dict[str, Any]:
     """Gives `shared_settings` with what is a round's own: its folder, model and seed, and whether it goes on.
 
     An actor of this round that is there already was interrupted while it was written, and is removed.
@@ -159,12 +150,11 @@ def trainer_settings(state: RoundsState, number: int, default_rate: float) -> di
     Args:
         state: Settings and folder of the rounds.
         number: Number of the round, from 1.
-        default_rate: Learning rate where the settings say none.
     """
     settings, target = state.settings.of_round(number), state.round_folder(number) / "training"
     shutil.rmtree(target / "actor", ignore_errors=True)
     return {
-        **shared_settings(settings, default_rate),
+        **shared_settings(settings),
         "output_dir": target,
         "model": str(state.actor(number - 1)),
         "seed": settings.seed + number,

@@ -219,16 +219,18 @@ def _from_reward_model(source: CriticSource) -> CriticNetwork:
     return CriticNetwork(network.base_model, head, float(mean), float(std))
 
 
-CRITICS: dict[str, Callable[[CriticSource], Critic]] = {
+NETWORKS: dict[str, Callable[[CriticSource], Critic]] = {
     "reward_model": _from_reward_model,
     "actor": _from_actor,
     "top_layers": _on_lower_layers,
+}
+"""Critics that have layers of their own."""
+CRITICS: dict[str, Callable[[CriticSource], Critic]] = {
+    **NETWORKS,
     "head": lambda source: HeadCritic(source.hidden_size),
     "detached_head": lambda source: HeadCritic(source.hidden_size, detach=True),
     "none": lambda source: NoCritic(),
 }
-NETWORKS = ("reward_model", "actor", "top_layers")
-"""Those that have layers of their own."""
 
 
 def make_critic(kind: str, source: CriticSource) -> Critic:

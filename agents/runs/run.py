@@ -13,7 +13,6 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 
-from agents.algorithms import rates
 from agents.algorithms.factory import make_algorithm
 from agents.algorithms.table import algorithm
 from agents.callbacks.alarms import Alarms
@@ -29,6 +28,7 @@ from agents.flat_settings import to_flat
 from agents.output_folder import locked
 from agents.policies.actor_critic import LLMActorCriticPolicy
 from agents.policies.text_policy import TextPolicy
+from agents.rates import rate_note
 from agents.rollouts.sample_tokens import token_critic
 from agents.rollouts.vec_env import text_env
 from agents.runs.arguments import algorithm_settings, check_length
@@ -286,13 +286,9 @@ class TrainingRun:
 
     def _say_rate(self) -> None:
         """Says what the learning rate is, where the model's width or LoRA has decided it."""
-        name, table = self.settings.algorithm.algo, algorithm(self.settings.algorithm.algo).defaults["learning_rate"]
+        table = algorithm(self.settings.algorithm.algo).defaults["learning_rate"]
         if "learning_rate" not in self.settings.algorithm_arguments() and not math.isclose(self._rate, table):
-            lora = " and LoRA" * bool(self.settings.algorithm.lora_rank)
-            self.say(
-                f"note: learning_rate={self._rate:.2g}, by this model's width{lora} ({name}'s is {table:g} for all weights "
-                f"at a width of {rates.WIDTH}). --learning-rate sets another."
-            )
+            self.say(rate_note(self._rate, table, bool(self.settings.algorithm.lora_rank)))
 
     def _end_by_alarm(self) -> Ending | None:
         """Says which alarm has ended the run, if one has; where it is `gold`, goes back to the actor of before the fall."""

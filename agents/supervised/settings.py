@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from agents.console import named_values
 from agents.output_folder import LOCK_FILE, check_output_folder, has_files, locked
@@ -133,8 +134,10 @@ class UpdateSettings(ProcessSettings):
 class TrainerSettings(UpdateSettings):
     """Settings that all supervised stages share; most become `transformers.TrainingArguments`."""
 
-    learning_rate: float = 1e-3
-    """Step size of AdamW after warm-up. The default suits the tiny model; for 100M parameters and more take 1e-5 to 1e-4."""
+    table_rate: ClassVar[float] = 1e-3  # see agents.rates
+    learning_rate: float | None = None
+    """Step size of AdamW after warm-up. Default: 1e-3 for all weights of the embedded model, less for a wider one, and for
+    LoRA ten times that."""
     warmup: float = 0.05
     """Share of the steps, at the start, in which the learning rate rises from zero."""
     weight_decay: float = 0.01
@@ -329,8 +332,10 @@ class RewardSettings(RankingsSettings):
 class PreferenceSettings(RankingsSettings):
     """Settings of training on preferences without a reward model."""
 
-    learning_rate: float = 3e-4
-    """Step size of AdamW after warm-up. The default suits the tiny model; for 100M parameters 1e-5 to 5e-5, for LoRA 1e-4."""
+    table_rate: ClassVar[float] = 3e-4
+    learning_rate: float | None = None
+    """Step size of AdamW after warm-up. Default: 3e-4 for all weights of the embedded model, less for a wider one, and for
+    LoRA ten times that."""
     loss: str = "dpo"
     """The method: dpo, dpop, tdpo1, tdpo2, ipo, kto, orpo, cpo, simpo, hinge (SLiC), robust, exo_pair, nca_pair, bco_pair,
     sppo_hard, aot, apo_zero, apo_down, discopop."""

@@ -17,6 +17,7 @@ from agents.policies.actor import adapter_config
 from agents.supervised.settings import SFTSettings, TrainerSettings
 from agents.supervised.trainer import (
     in_processes,
+    model_width,
     quiet_trainer,
     run_trainer,
     save_model,
@@ -102,7 +103,7 @@ def _make_trainer(
     quiet_trainer()
     rows, held_out_rows = ([_row(t) for t in side if t.start < len(t.ids)] for side in (texts, held_out))
     config = SFTConfig(
-        **trainer_arguments(settings, len(rows)),
+        **trainer_arguments(settings, len(rows), model_width(model)),
         completion_only_loss=settings.response_only,
         max_length=None,  # the texts are cut already
         packing=False,

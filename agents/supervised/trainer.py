@@ -19,6 +19,7 @@ from agents.files import replacing_folder
 from agents.flat_settings import to_words
 from agents.policies.actor import save_adapter
 from agents.processes import launch
+from agents.rates import rate_for, rate_note
 from agents.supervised.faults import StopAtFaults
 from agents.supervised.settings import TrainerSettings
 from llm_env.default_task import DEFAULT_MODEL
@@ -28,12 +29,13 @@ from llm_env.lm.loading import quiet_loading, resolve_device
 CHECKPOINTS = "checkpoints"
 
 
-def trainer_arguments(settings: TrainerSettings, records: int) -> dict[str, Any]:
+def trainer_arguments(settings: TrainerSettings, records: int, width: int) -> dict[str, Any]:
     """Translates settings into keyword arguments of `transformers.TrainingArguments` and its subclasses.
 
     Args:
         settings: Checked settings of a stage.
         records: Size of the training set; the number of steps, and so of warm-up steps, follows from it.
+        width: The model's, from `model_width`; the default learning rate follows from it.
     """
     # `Trainer` counts each process's records; what the user asked for is those of all.
     part = settings.batch_size // settings.world
@@ -41,13 +43,14 @@ def trainer_arguments(settings: TrainerSettings, records: int) -> dict[str, Any]
     steps = max(1, math.ceil(settings.epochs * math.ceil(records / settings.batch_size)))
     every = max(1, math.ceil(steps / settings.evaluations))
     on_cpu = resolve_device(settings.device).type == "cpu"
+    rate = rate_for(settings.table_rate, width, bool(settings.lora_rank))
     # transformers 5 renamed the argument; both names are in use among the versions that we allow
     names = {f.name for f in dataclasses.fields(TrainingArguments)}
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
     return {
         "output_dir": str(settings.output_dir / CHECKPOINTS),
         "num_train_epochs": settings.epochs,
-        "learning_rate": settings.learning_rate,
+        "learning_rate": rate if settings.learning_rate is None else settings.learning_rate,
         "lr_scheduler_type": settings.lr_schedule,
         "warmup_steps": round(settings.warmup * steps),
         "per_device_train_batch_size": micro,
@@ -72,6 +75,11 @@ def trainer_arguments(settings: TrainerSettings, records: int) -> dict[str, Any]
         "disable_tqdm": True,  # StageProgress shows it
         "optim": "adamw_torch_fused",
     }
+
+
+def model_width(model: PreTrainedModel) -> int:
+    """Size of a model's token embeddings, which is that of its hidden states."""
+    return int(model.get_input_embeddings().weight.shape[1])
 
 
 def newest_checkpoint(settings: TrainerSettings, console: Console) -> str | None:
@@ -136,6 +144,9 @@ def run_trainer(trainer: Any, settings: TrainerSettings, console: Console) -> Pr
     trainer.add_callback(StageProgress(console))
     trainer.add_callback(CheckpointSums())
     trainer.add_callback(StopAtFaults())
+    rate = trainer.args.learning_rate
+    if settings.learning_rate is None and not math.isclose(rate, settings.table_rate):
+        say(console, rate_note(rate, settings.table_rate, bool(settings.lora_rank)))
     with quiet_loading():
         trainer.train(resume_from_checkpoint=ranks().first_does(lambda: newest_checkpoint(settings, console)))
     model = trainer.accelerator.unwrap_model(trainer.model)

@@ -48,7 +48,7 @@ class Args:
     """YAML file: a name, and under it `algo` and the settings of `make_algorithm`."""
     only: tuple[str, ...] = ()
     """Names of the candidates to run. Default: all of the file."""
-    tasks: tuple[str, ...] = ("embedded", "film", "count")
+    tasks: tuple[str, ...] = ("embedded", "film", "count", "guess")
     """Tasks: `embedded`, or the names of files beside ppo.yaml."""
     tokens: tuple[int, ...] = (20_000,)
     """Budgets: response tokens that a run generates for training."""

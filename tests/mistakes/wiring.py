@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from tests.mistakes import MASK_TESTS, Mutation
 
-_RATES_TESTS = ("tests/agents/algorithms/test_rates.py",)
+_RATES_TESTS = ("tests/agents/test_rates.py",)
 _TEXT_PPO = "agents/algorithms/text_ppo.py"
 _TEXT_PPO_TESTS = (
     "tests/agents/algorithms/test_text_ppo.py",
@@ -23,9 +23,16 @@ _ORDINARY_PPO = (
 WIRING = [
     Mutation(
         "a wider model gets the rate of the embedded one",
-        "agents/algorithms/rates.py",
+        "agents/rates.py",
         "min(1.0, WIDTH / width)",
         "1.0",
+        _RATES_TESTS,
+    ),
+    Mutation(
+        "adapters of a supervised stage get the rate of all weights",
+        "agents/supervised/trainer.py",
+        "width, bool(settings.lora_rank))\n",
+        "width, False)\n",
         _RATES_TESTS,
     ),
     Mutation(

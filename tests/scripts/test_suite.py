@@ -151,6 +151,22 @@ def test_runs_are_made_once_and_keep_what_is_logged_of_updates(
     assert "made with params=" in capsys.readouterr().err
 
 
+def test_a_world_is_a_task(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("ppo: {algo: ppo, n_envs: 8}\n")
+    args = suite.Args(
+        tmp_path / "out", tmp_path / "c.yaml", tasks=("guess",), tokens=(400,), kl_coefs=(0.05,), n_prompts=64, jobs=1
+    )
+    assert suite.main(args) == 0
+    runs = {p.stem: json.loads(p.read_text()) for p in (tmp_path / "out" / "runs").glob("*.json")}
+    assert set(runs) == {"guess-reference", "guess-400-beta0.05-ppo-seed0"}
+    for run in runs.values():
+        found = run["values"]["rm_score"]
+        assert len(found) == 64
+        assert set(found) == {0.0, 1.0}
+        assert run["values"]["gold_score"] == found  # there is no other
+        assert all(opening == "Which number?\n" for opening, _, _ in run["samples"])
+
+
 def test_the_film_task_is_built_from_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [
         {"text": f"the {noun} is {word} and the rest of this long film is {word} too .", "label": label}

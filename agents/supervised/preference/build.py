@@ -9,12 +9,13 @@ from typing import Any
 
 from agents.console import named_values
 from agents.policies.actor import adapter_config
+from agents.rates import WIDTH
 from agents.supervised.preference import trainers
 from agents.supervised.preference.losses import dpo_loss, dpop_loss, tdpo1_loss, tdpo2_loss
 from agents.supervised.preference.methods import CONTRASTIVE, ODDS, UNPAIRED, Method, method
 from agents.supervised.settings import REFERENCE_CACHE, PreferenceSettings
 from agents.supervised.sft import load_model
-from agents.supervised.trainer import quiet_trainer, trainer_arguments
+from agents.supervised.trainer import model_width, quiet_trainer, trainer_arguments
 from llm_env.default_task import DEFAULT_MODEL
 
 DPOP_LAMBDA = 50.0
@@ -63,7 +64,7 @@ def _without_reference(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     entries = {
-        **_shared_entries(settings, row, len(pairs)),
+        **_shared_entries(settings, row, len(pairs), model_width(common["model"])),
         "max_length": settings.max_length,
         "remove_unused_columns": False,
     }
@@ -87,7 +88,7 @@ def _with_reference(
 ) -> Any:
     """DPO's and KTO's trainers, with a reference model where TRL does not make one of the model itself."""
     entries = {
-        **_shared_entries(settings, row, len(pairs)),
+        **_shared_entries(settings, row, len(pairs), model_width(common["model"])),
         "max_length": None,  # the rows are cut already
         "precompute_ref_log_probs": settings.cache_reference,
     }
@@ -116,9 +117,9 @@ def _with_reference(
     )
 
 
-def _shared_entries(settings: PreferenceSettings, row: Method, records: int) -> dict[str, Any]:
+def _shared_entries(settings: PreferenceSettings, row: Method, records: int, width: int) -> dict[str, Any]:
     """The entries that the configurations of all four trainers have; a setting given goes before the method's default."""
-    entries = {**trainer_arguments(settings, records), "beta": settings.beta or row.beta, **row.config}
+    entries = {**trainer_arguments(settings, records, width), "beta": settings.beta or row.beta, **row.config}
     for name in ("label_smoothing", "simpo_gamma"):
         if getattr(settings, name) is not None:
             entries[name] = getattr(settings, name)
@@ -168,7 +169,7 @@ def check_trl_kwargs(settings: PreferenceSettings) -> None:
     """
     if settings.trl_kwargs:
         row = method(settings.loss)
-        _config(row, _shared_entries(settings, row, records=1), settings)
+        _config(row, _shared_entries(settings, row, records=1, width=WIDTH), settings)
 
 
 def _dataset(rows: list[dict[str, Any]], folder: Path | None = None) -> Any:

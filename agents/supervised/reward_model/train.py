@@ -33,7 +33,14 @@ from agents.supervised.reward_model.stars import StarThresholds, given_stars, he
 from agents.supervised.reward_model.trainer import RankingTrainer
 from agents.supervised.rows import encode_rankings, encode_stars, read_split
 from agents.supervised.settings import RewardSettings
-from agents.supervised.trainer import in_processes, quiet_trainer, run_trainer, trainer_arguments, training_log
+from agents.supervised.trainer import (
+    in_processes,
+    model_width,
+    quiet_trainer,
+    run_trainer,
+    trainer_arguments,
+    training_log,
+)
 from llm_env.default_task import DEFAULT_MODEL
 from llm_env.lm.loading import load_tokenizer, resolve_device
 from llm_env.lm.names import LoadSettings
@@ -151,7 +158,7 @@ def _make_trainer(
     from trl import RewardConfig
 
     quiet_trainer()
-    arguments = trainer_arguments(settings, len(rows))
+    arguments = trainer_arguments(settings, len(rows), model_width(model))
     if settings.early_stopping:
         arguments |= {
             "load_best_model_at_end": True,

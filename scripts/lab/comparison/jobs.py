@@ -123,6 +123,7 @@ def env_kwargs(job: Job) -> dict[str, Any]:
         "max_prompt_length": task.max_prompt_length,
         "max_new_tokens": task.max_new_tokens,
         "temperature": task.temperature,
+        **task.environment,
         "kl_coef": job.kl_coef,
         "device": "cpu",
     }
@@ -138,9 +139,11 @@ def make_task(job: Job) -> Any:
 
 
 def prompts_for(job: Job, task: Any) -> list[Any]:
-    """The prompts to respond to."""
+    """The prompts to respond to; None for each episode that begins with what a world says."""
     from llm_env.text.prompts import PromptSet
 
+    if job.compared.begins_itself:
+        return [None] * job.n_prompts
     train, held_out = job.compared.split_prompts()
     source = held_out if job.split == "heldout" else train
     return list(PromptSet(source, task.tokenizer, task.settings.max_prompt_length).spread(job.n_prompts))
@@ -158,8 +161,7 @@ def measured(job: Job, episodes: list[Any], kl_bound: float = 0.0, certain: bool
     from agents.evaluation.gold import load_gold
 
     gold_model = load_gold(job.compared.gold)
-    assert gold_model is not None  # a task names one
-    gold = gold_model.score(episodes)
+    gold = [e.rm_score for e in episodes] if gold_model is None else gold_model.score(episodes)
     kl = [(-e.ref_log_prob if certain else e.kl) + kl_bound for e in episodes]
     scores = {"rm_score": [float(e.rm_score) for e in episodes], "gold_score": [float(v) for v in gold]}
     return {

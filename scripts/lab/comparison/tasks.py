@@ -27,7 +27,7 @@ class ComparedTask:
         prompts: File or dataset of prompts to train on. None is the embedded ones.
         eval_prompts: File or dataset of prompts to measure on. None takes the embedded held-out prompts with the embedded
             prompts, and else a tenth of `prompts`.
-        gold: ``package.module:function`` whose score no algorithm trains on.
+        gold: ``package.module:function`` whose score no algorithm trains on. None: there is none, and the score stands for it.
         preferences: File of labels. None makes them: four responses of the model to each prompt, ranked by the annotator.
         annotator: Reward model or function that ranks them. The default is the embedded gold rule.
         noise: Temperature of the annotator; at 1 it draws rankings from Bradley and Terry's model, at 0 it never errs.
@@ -36,6 +36,7 @@ class ComparedTask:
         max_new_tokens: Longest response, in tokens.
         temperature: Temperature of sampling, and of the policy.
         mixed_precision: ``no`` or ``bf16``, for algorithms that have it.
+        environment: Further settings of the environment, such as a world and the sizes of its turns.
         reward: Settings of the reward model's training, where it is trained on labels.
         params: Settings by algorithm, which go before those of a search.
     """
@@ -44,7 +45,7 @@ class ComparedTask:
     reward_model: str | None = None
     prompts: str | None = None
     eval_prompts: str | None = None
-    gold: str = DEFAULT_GOLD
+    gold: str | None = DEFAULT_GOLD
     preferences: str | None = None
     annotator: str = DEFAULT_GOLD
     noise: float = 1.0
@@ -53,6 +54,7 @@ class ComparedTask:
     max_new_tokens: int = 32
     temperature: float = 1.0
     mixed_precision: str = "no"
+    environment: dict[str, Any] = field(default_factory=dict)
     reward: dict[str, Any] = field(default_factory=lambda: {"learning_rate": 1e-3, "epochs": 4.0})
     params: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -80,6 +82,11 @@ class ComparedTask:
         """A hash of all fields but the algorithms' settings; results with another one are of another task."""
         fields = {k: v for k, v in dataclasses.asdict(self).items() if k != "params"}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def begins_itself(self) -> bool:
+        """Whether episodes begin with what a world says, not with prompts."""
+        return "world" in self.environment and self.prompts is None
 
     def split_prompts(self) -> tuple[list[Any], list[Any]]:
         """Prompts to train on, and prompts to measure on."""

@@ -103,10 +103,10 @@ def test_two_processes_come_to_the_weights_of_one(stage: str, data: Path, tmp_pa
 # ------------------------------------------------------------------------------------------------- in this process
 def test_batch_sizes_are_those_of_all_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     settings = SFTSettings(texts="t", output_dir=tmp_path, batch_size=32, micro_batch_size=4)
-    alone = trainer_arguments(settings, 320)
+    alone = trainer_arguments(settings, 320, 128)
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
         monkeypatch.setenv(name, value)
-    together = trainer_arguments(settings, 320)
+    together = trainer_arguments(settings, 320, 128)
     assert (alone["per_device_train_batch_size"], alone["gradient_accumulation_steps"]) == (4, 8)
     assert (together["per_device_train_batch_size"], together["gradient_accumulation_steps"]) == (4, 4)
     assert (alone["warmup_steps"], alone["save_steps"]) == (together["warmup_steps"], together["save_steps"])

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import agents.algorithms.rates as rates
+import agents.rates as rates
 from agents import make_algorithm
 from agents.algorithms.table import ALGORITHMS
-from agents.cli import train
+from agents.cli import train, train_preference, train_reward_model, train_sft
 from agents.runs.figure import read_progress
+from agents.supervised.settings import PreferenceSettings, RewardSettings, SFTSettings
+from agents.supervised.trainer import trainer_arguments
 
 SMALL = {"max_new_tokens": 4, "max_prompt_length": 12}
 
@@ -76,9 +79,52 @@ def test_a_run_says_what_it_took_and_begins_with_it(tmp_path: Path, capsys: pyte
     command = ["--n-envs", "4", "--max-new-tokens", "4", "--max-prompt-length", "12", "--total-timesteps", "32"]
     assert train.main(["--output-dir", str(tmp_path / "run"), *command]) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert (
-        "note: learning_rate=7.5e-05, by this model's width (ppo's is 0.0003 for all weights at a width of 32)." in told
-    )
+    assert "note: learning_rate=7.5e-05, by this model's width (0.0003 is for all weights at a width of 32)." in told
     assert read_progress(tmp_path / "run" / "progress.csv")["train/learning_rate"][0] == pytest.approx(7.5e-5)
     assert train.main(["--output-dir", str(tmp_path / "own"), *command, "--learning-rate", "1e-4"]) == 0
     assert "learning_rate" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "rate"),
+    [
+        (SFTSettings, "texts", 1e-3),
+        (RewardSettings, "preferences", 1e-3),
+        (PreferenceSettings, "preferences", 3e-4),
+    ],
+)
+def test_what_a_supervised_stage_takes(kind: Any, given: str, rate: float, tmp_path: Path) -> None:
+    def taken(width: int, **settings: Any) -> float:
+        return float(
+            trainer_arguments(kind(**{given: "x"}, output_dir=tmp_path, **settings), 64, width)["learning_rate"]
+        )
+
+    assert taken(128) == rate
+    assert taken(1024) == pytest.approx(rate / 8)
+    assert taken(1024, lora_rank=2) == pytest.approx(rate * rates.LORA / 8)
+    assert taken(1024, lora_rank=2, learning_rate=2e-3) == 2e-3
+
+
+PAIR = {"prompt": "The waiter", "chosen": " was kind.", "rejected": " was rude."}
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "report", "record", "rate"),
+    [
+        (train_sft, "texts", "sft.json", {"prompt": "The waiter", "response": " was kind."}, 2.5e-4),
+        (train_reward_model, "preferences", "report.json", PAIR, 2.5e-4),
+        (train_preference, "preferences", "preference.json", PAIR, 7.5e-5),
+    ],
+)
+@pytest.mark.usefixtures("wide")
+def test_a_stage_says_what_it_took_and_trains_with_it(
+    command: Any, option: str, report: str, record: dict[str, str], rate: float,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({**record, "prompt": f"{record['prompt']} {i}"}) + "\n" for i in range(16)))
+    common = [f"--{option}", str(data), "--device", "cpu", "--lr-schedule", "constant", "--warmup", "0"]
+    assert command.main([*common, "--output-dir", str(tmp_path / "stage")]) == 0
+    assert f"note: learning_rate={rate:.2g}, by this model's width (" in " ".join(capsys.readouterr().out.split())
+    log = json.loads((tmp_path / "stage" / report).read_text())["log"]
+    assert {entry["learning_rate"] for entry in log if "learning_rate" in entry} == {rate}

@@ -57,24 +57,12 @@ RENAMED = {
 """Settings that went, and what took their place."""
 # Where the defaults differ from SB3's, and why. γ = 1: the score comes once, at the end, and a discount would hide it from the
 # first tokens. ent_coef 0: the KL term already keeps entropy. The numbers are near what the search of scripts/lab/compare.py
-# found at 64 slots (docs/compare/search.jsonl); those of PPO, and of all without a critic, are docs/learning.md's, on several
-# tasks and β.
+# found at 64 slots (docs/compare/search.jsonl); PPO's and those without a critic are from several tasks (docs/learning.md).
 _ALWAYS = {"gamma": 1.0}
-_ACTOR_CRITIC = {
-    **_ALWAYS,
-    "vf_coef": 0.5,
-    "ent_coef": 0.0,
-    "max_grad_norm": 1.0,
-    "normalize_advantage": False,
-}
+_ACTOR_CRITIC = {**_ALWAYS, "vf_coef": 0.5, "ent_coef": 0.0, "max_grad_norm": 1.0, "normalize_advantage": False}
 _CRITIC_FREE = {
     **_ACTOR_CRITIC,
-    "gae_lambda": 1.0,
-    "vf_coef": 0.0,
-    "critic": "none",
-    "learning_rate": 4e-4,
-    "n_epochs": 4,
-    "clip_range": 0.2,
+    **{"gae_lambda": 1.0, "vf_coef": 0.0, "critic": "none", "learning_rate": 4e-4, "n_epochs": 4, "clip_range": 0.2},
 }
 _GROUPS = {**_CRITIC_FREE, "group_size": 4}
 _Q = {

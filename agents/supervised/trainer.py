@@ -79,7 +79,8 @@ def trainer_arguments(settings: TrainerSettings, records: int, width: int) -> di
 
 def model_width(model: PreTrainedModel) -> int:
     """Size of a model's token embeddings, which is that of its hidden states."""
-    return int(model.get_input_embeddings().weight.shape[1])
+    embeddings: Any = model.get_input_embeddings()
+    return int(embeddings.weight.shape[1])
 
 
 def newest_checkpoint(settings: TrainerSettings, console: Console) -> str | None:

@@ -285,7 +285,7 @@ def test_each_round_trains_from_a_seed_of_its_own_and_not_over_half_an_actor(tmp
     half = tmp_path / "out" / "round_1" / "training" / "actor" / "model-00002.safetensors"
     half.parent.mkdir(parents=True)
     half.write_bytes(b"half")
-    arguments = [trainer_settings(state, n, 3e-4) for n in (1, 2)]
+    arguments = [trainer_settings(state, n) for n in (1, 2)]
     assert arguments[0]["seed"] != arguments[1]["seed"]
     assert [a["model"] for a in arguments] == [DEFAULT_MODEL, str(half.parent)]
     assert not half.exists()

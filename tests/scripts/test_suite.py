@@ -14,7 +14,7 @@ import build_film_sentences
 import suite
 from agents.algorithms.table import checked_settings
 from comparison.jobs import peer_files
-from comparison.regret import below_reference, cell_table, draw, regret_table, regrets
+from comparison.regret import below_reference, cell_table, draw, frontier, regret_table, regrets
 from comparison.rewards import twenty_words
 from comparison.tasks import ComparedTask
 from llm_env.default_task import DEFAULT_MODEL
@@ -58,8 +58,13 @@ def test_tables_and_picture(tmp_path: Path) -> None:
         "| a, 20,000 tokens, β 0.4 | 0.50 |  | **0.60** |",
         "| b, 20,000 tokens, β 0.1 | -1.00 | **0.00** | -0.50 |",
     ]
-    draw(ROWS, tmp_path / "suite.png")
+    draw([*ROWS, {**row("b", "plain", 1.0, 2.0), "tokens": 100_000}], tmp_path / "suite.png")
     assert (tmp_path / "suite.png").stat().st_size > 10_000
+
+
+def test_a_frontier_has_a_point_for_each_beta() -> None:
+    plain = [r for r in ROWS if r["task"] == "a" and r["settings"] == "plain"]
+    assert frontier([*plain, row("a", "plain", 0.5, 1.0, kl_coef=0.4)]) == [(1.0, 0.5), (7.5, 1.5)]
 
 
 def test_the_candidates_are_settings_of_their_algorithms() -> None:

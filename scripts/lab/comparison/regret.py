@@ -101,20 +101,40 @@ def cell_table(rows: Rows, names: Sequence[str] = ()) -> str:
     return "\n".join(lines) + "\n"
 
 
+def frontier(rows: Rows) -> list[tuple[float, float]]:
+    """Mean KL and mean score over the seeds, one point for each β, by rising KL."""
+    points: dict[float, Rows] = {}
+    for row in rows:
+        points.setdefault(row["kl_coef"], []).append(row)
+    return sorted(
+        (float(np.mean([r["kl"] for r in own])), float(np.mean([r["rm_score"] for r in own])))
+        for own in points.values()
+    )
+
+
 def draw(rows: Rows, path: Path, names: Sequence[str] = ()) -> None:
-    """Draws score against KL of every run, a panel a task, a color a candidate."""
+    """Draws score against KL, a panel for each task and budget: a point for each run, a line through the means of each β."""
     tasks = sorted({row["task"] for row in rows})
+    budgets = sorted({row["tokens"] for row in rows if row["settings"] != REFERENCE})
+    shown = [(t, n) for n in budgets for t in tasks if any((r["task"], r["tokens"]) == (t, n) for r in rows)]
     names = names or sorted({row["settings"] for row in rows} - {REFERENCE})
-    figure = new_figure(4.6 * len(tasks), 4.2)
-    panels = figure.subplots(1, len(tasks), squeeze=False)[0]
-    for panel, task in zip(panels, tasks, strict=True):
+    columns = min(len(shown), 4)
+    lines = -(-len(shown) // columns)
+    figure = new_figure(4.6 * columns, 4.2 * lines)
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for panel in panels[len(shown) :]:
+        panel.axis("off")
+    for panel, (task, tokens) in zip(panels, shown, strict=False):
         for index, name in enumerate([REFERENCE, *names]):
             mine = [row for row in rows if row["task"] == task and row["settings"] == name]
+            if name != REFERENCE:
+                mine = [row for row in mine if row["tokens"] == tokens]
             color = "black" if name == REFERENCE else f"C{index - 1}"
-            panel.scatter([r["kl"] for r in mine], [r["rm_score"] for r in mine], s=18, color=color, label=name)
-        panel.set_title(task)
+            panel.scatter([r["kl"] for r in mine], [r["rm_score"] for r in mine], s=12, color=color, alpha=0.6)
+            panel.plot(*zip(*frontier(mine), strict=True) if mine else ((), ()), "o-", color=color, label=name)
+        panel.set_title(f"{task}, {tokens // 1000},000 tokens")
         panel.set_xlabel("KL to the reference (nats a response)")
         panel.set_ylabel("score on held-out prompts")
         panel.grid(alpha=0.3)
-    panels[-1].legend(fontsize=7)
+    panels[0].legend(fontsize=7)
     figure.savefig(path, dpi=DPI)

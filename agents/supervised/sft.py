@@ -68,6 +68,7 @@ def fine_tune(settings: SFTSettings, console: Console | None = None) -> dict[str
         trained = run_trainer(trainer, settings, console or Console(quiet=True))
 
         def result() -> dict[str, Any]:
+            save_model(trained, tokenizer, settings.output_dir / "actor")  # first, whatever its evaluation comes to
             prompted = [r for r in held_out if r.prompt is not None]
             report: dict[str, Any] = {
                 "model": name,
@@ -79,7 +80,6 @@ def fine_tune(settings: SFTSettings, console: Console | None = None) -> dict[str
                 "log": training_log(trainer),
                 "samples": sample_responses(trained, tokenizer, prompted, settings.n_samples),
             }
-            save_model(trained, tokenizer, settings.output_dir / "actor")
             write_json(settings.output_dir / "sft.json", report)
             if can_draw():
                 draw_losses(report["log"], settings.output_dir / "sft.png")

@@ -150,7 +150,8 @@ def run_trainer(trainer: Any, settings: TrainerSettings, console: Console) -> Pr
         say(console, rate_note(rate, settings.table_rate, bool(settings.lora_rank)))
     with quiet_loading():
         trainer.train(resume_from_checkpoint=ranks().first_does(lambda: newest_checkpoint(settings, console)))
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    # Without the wrapper of mixed precision, which would round the logits of everyone who asks the trained model.
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     if settings.lora_rank:
         # A reward model's scores are scaled once it is merged, which adapters alone would not show.
         if ranks().first and model.peft_config["default"].task_type == "CAUSAL_LM":

@@ -91,6 +91,20 @@ def test_lora_is_merged_and_the_base_unchanged_in_shape(text: Path, tmp_path: Pa
     assert_adapter_gives_the_actor(tmp_path / "lora", DEFAULT_MODEL)
 
 
+@pytest.mark.parametrize("rank", ["0", "4"])
+def test_a_model_trained_in_bf16_is_float32_for_who_asks_it(
+    text: Path, tmp_path: Path, rank: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[Any] = []
+    monkeypatch.setattr("agents.supervised.sft.save_model", lambda model, *rest: trained.append(model))
+    quick = ["--epochs", "0.1", "--evaluations", "1", "--mixed-precision", "bf16", "--lora-rank", rank]
+    assert tune(text, tmp_path / "half", *quick) == 0
+    (model,) = trained
+    ids = torch.tensor([[1, 20, 30, 40]])
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, model.lm_head(model.model(ids).last_hidden_state))
+
+
 def test_a_run_that_stopped_goes_on(text: Path, tmp_path: Path, model_folder: Any) -> None:
     from agents.supervised.trainer import StageProgress
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,13 @@ class HeldOutPrompts:
         self.prompts = prompts
         self.task = task
         self.gold = gold
+
+    @functools.cached_property
+    def first_task(self) -> TextTask:
+        """The task with the reference that the run began with; it shares the models' memory."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is to be said of the prompts, the run's task has said
+            return TextTask(self.task.settings)
 
     def sample(
         self, policy: Responder, timestep: int, count: int, critic: TokenCritic | None = None
@@ -77,8 +86,7 @@ class HeldOutPrompts:
             kl_coef: β of the objective, score - β KL. The KL, in nats per response, is to the reference that the run began
                 with, even where the reference has followed the actor since.
         """
-        first_task = TextTask(self.task.settings)  # shares the models' memory, and has the first reference
-        episodes = policy.respond(first_task, self.prompts.spread(count), SAMPLE_SEED)
+        episodes = policy.respond(self.first_task, self.prompts.spread(count), SAMPLE_SEED)
         scores = [e.rm_score for e in episodes if e.rm_score is not None]
         kl = float(np.mean([e.kl for e in episodes]))
         values = {"rm_score": float(np.mean(scores)), "kl": kl}

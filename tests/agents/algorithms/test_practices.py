@@ -169,11 +169,17 @@ def run(folder: Path, iterations: int, *extra: str) -> int:
     return train.main(["--output-dir", str(folder), "--total-timesteps", str(24 * iterations), *size, *extra])
 
 
-def test_the_best_evaluation_is_kept_and_the_kl_is_to_the_first_reference(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("always:.*were cut on the left")
+def test_the_best_evaluation_is_kept_and_the_kl_is_to_the_first_reference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "run"
     extra = ["--eval-every", "1", "--n-eval", "8", "--learning-rate", "1e-3", "--ref-refresh-every", "1"]
-    extra += ["--lr-schedule", "constant"]
+    extra += ["--lr-schedule", "constant", "--max-prompt-length", "6"]
     assert run(folder, 5, *extra) == 0
+    assert (
+        capsys.readouterr().out.count("were cut on the left") == 2
+    )  # prompts and eval_prompts, in however many evaluations
     rows = read_progress(folder / "progress.csv")
     import json
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_env.lm.generate import continue_prompts
+from llm_env.lm.generate import continue_prompts, prompt_room
 from llm_env.lm.names import LoadSettings
 from llm_env.lm.registry import shared_causal_lm
 from llm_env.reward.functions import function_name
@@ -105,7 +105,7 @@ class ActorAgent:
         load = load or LoadSettings("float32", "cpu")
         shared = shared_causal_lm(str(actor), load)
         self._lm, self._tokenizer, self._eos_ids = shared.lm, shared.tokenizer, shared.eos_ids
-        self._sizes = (max_prompt_length, max_new_tokens)
+        self._sizes = (prompt_room(self._lm, max_prompt_length, max_new_tokens), max_new_tokens)
         self._temperature = temperature
         self._seed = seed
 

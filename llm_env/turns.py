@@ -218,7 +218,10 @@ class WorldTurns:
                     episode.end = answer.end  # with its next token, for its world is gone
                     break
                 said.append(self.task.turns.suffix(answer.text, 0, goes_on=True).text)  # type: ignore[union-attr]
-        prompt = _of_record(Prompt(saved["first_text"], tuple(saved["first_ids"])), record)
+                episode.world_info = answer.info
+        messages = saved.get("first_messages")  # checkpoints of before have none
+        first = None if messages is None else tuple((role, content) for role, content in messages)
+        prompt = _of_record(Prompt(saved["first_text"], tuple(saved["first_ids"]), first), record)
         then = [prompt.text, *(turn.reply for turn in turns)]
         if said != then:
             logger.warning(
@@ -237,6 +240,7 @@ class WorldTurns:
             turns=turns,
             world_seed=start.seed,
             record=record,
+            world_info=episode.world_info,
             fault=episode.fault,
             end=episode.end,
             world_cut=int(saved["world_cut"]),
@@ -250,6 +254,7 @@ def world_state(episode: Episode) -> dict[str, Any]:
         "turns": [vars(turn) for turn in episode.turns],
         "first_text": episode.prompt.text,
         "first_ids": list(episode.prompt.ids),
+        "first_messages": episode.prompt.messages,
         "world_cut": episode.world_cut,
     }
 

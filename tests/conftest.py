@@ -43,6 +43,12 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
 }
 
 
+def short_model(folder: Path, positions: int = 48) -> str:
+    """A random model that can read few tokens; returns the folder's name."""
+    config = transformers.GPT2Config(**SIZE, n_embd=32, n_layer=2, n_head=4, n_positions=positions)
+    return save_model(folder, transformers.GPT2LMHeadModel(config))
+
+
 def save_model(folder: Path, model: Any, tokenizer: Any = None) -> str:
     """Saves a model and the default's tokenizer; returns the folder's name."""
     with quiet_loading():

@@ -28,9 +28,8 @@ from agents.algorithms.table import (
 from agents.algorithms.wiring import Settings, Wiring, device_type
 from agents.distributed import ranks
 from agents.engines.engine import check_fits
-from agents.policies.critic import NETWORKS
 from agents.policies.optimizers import optimizer_named
-from agents.rates import LORA, rate_for
+from agents.rates import rate_for
 from agents.rollouts.buffer import TokenRolloutBuffer
 from agents.rollouts.vec_env import EPISODE_MODES, LLMTextVecEnv
 from agents.shards import check_device
@@ -162,16 +161,15 @@ def arrange(
     # The policy's settings, from policy_kwargs or beside them; a name beside them wins.
     policy = dict(chosen.pop("policy_kwargs", {}) or {})
     policy.update({key: chosen.pop(key) for key in row.policy_settings if key in chosen})
+    lora = False
     if "learning_rate" not in given and row.trains_language_model:
         lora = bool(policy.get("lora_rank")) and row.cls is not TRPO  # whose rate is the critic's alone
         chosen["learning_rate"] = rate_for(chosen["learning_rate"], base.task.model.lm.hidden_size, lora)
-        if lora and policy.get("critic") in NETWORKS:  # which has no adapters
-            policy.setdefault("critic_lr_scale", 1 / LORA)
     if device_type(chosen.get("device", "auto")) == "cpu":
         # Weights of a layer come and go, large blocks all: kept, they would take the room that shards save.
         hand_back_freed_memory() if ranks().shards else reuse_freed_memory()
     takes = frozenset(settings_of(name))
-    arguments = row.wire(Wiring(name, base, chosen, policy, row.buffer, rounds, takes, BUFFER_SETTINGS))
+    arguments = row.wire(Wiring(name, base, chosen, policy, row.buffer, rounds, takes, BUFFER_SETTINGS, lora))
     return Arranged(row, cls, venv, base, arguments)
 
 
@@ -206,15 +204,15 @@ def _environment(
         if default_place == "loss" and env_kwargs.get("kl_estimator") == "k1":
             env_kwargs["kl_estimator"] = None
     # The frozen models compute, are put aside and quantized as the policy's are.
+    policy = {**(chosen.get("policy_kwargs") or {}), **chosen}
     for setting in ("mixed_precision", "offload", "base_quantization"):
-        if setting in chosen:
-            env_kwargs.setdefault(setting, chosen[setting])
+        if setting in policy:
+            env_kwargs.setdefault(setting, policy[setting])
     # Combinations that the table excludes are found before any model is loaded.
     rules = task_settings(env_kwargs)
     check_masks(name, rules.has_masks)
     check_world(name, rules.world is not None)
     checked_settings(name, {n: getattr(rules, n) for n in ("mixed_precision", "kl_in", "offload")})
-    policy = {**(chosen.get("policy_kwargs") or {}), **chosen}
     check_base(rules.base_quantization, policy.get("lora_rank", 0))
     if episodes is not None:
         check_choice("episodes", episodes, EPISODE_MODES)

@@ -21,23 +21,27 @@ class PretrainingMix:
     other texts.
 
     Args:
-        texts: Encoded texts; one longer than `tokens` is cut.
+        texts: Encoded texts; one longer than `tokens` or `limit` is cut.
         coef: γ, above 0.
         tokens: Tokens read with each mini-batch, at least 2.
         seed: Of the order of the texts.
+        limit: Tokens of a text that the model can read; None: any number.
 
     Raises:
         ValueError: there are no texts, or a number breaks its rule.
     """
 
-    def __init__(self, texts: list[EncodedText], coef: float, tokens: int, seed: int = 0) -> None:
+    def __init__(
+        self, texts: list[EncodedText], coef: float, tokens: int, seed: int = 0, limit: int | None = None
+    ) -> None:
         check_arguments({"ptx_coef": coef, "ptx_tokens": tokens})
         if not texts:
             raise ValueError("ptx_texts holds no text.")
-        # Cut to `tokens`; a text whose prompt alone is as long has nothing left to learn.
-        self.texts = [EncodedText(t.ids[:tokens], t.start) for t in texts if t.start < min(len(t.ids), tokens)]
+        # A text whose prompt alone is as long as what is read has nothing left to learn.
+        most = min(tokens, limit or tokens)
+        self.texts = [EncodedText(t.ids[:most], t.start) for t in texts if t.start < min(len(t.ids), most)]
         if not self.texts:
-            raise ValueError(f"ptx_texts: no text has a token to learn within ptx_tokens={tokens}.")
+            raise ValueError(f"ptx_texts: no text has a token to learn within {most} tokens; ptx_tokens={tokens}.")
         self.coef = coef
         self.tokens = tokens
         self.order = PromptOrder(len(self.texts), np.random.default_rng(seed))

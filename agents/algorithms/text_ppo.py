@@ -106,7 +106,7 @@ class TextPPO(PPO):
             in_text = isinstance(env, LLMTextVecEnv) and env.task.settings.special_tokens_in_text
             tokenizer = load_tokenizer(self.policy.lm.name, "model", trusted, in_text)
             texts = [encode_text(record, tokenizer) for record in read_texts(self.ptx_texts, "ptx_texts")]
-            self.mix = PretrainingMix(texts, self.ptx_coef, self.ptx_tokens)
+            self.mix = PretrainingMix(texts, self.ptx_coef, self.ptx_tokens, limit=self.policy.lm.max_positions)
 
     def _excluded_save_params(self) -> list[str]:
         """PPO's, and the texts, which are read again."""

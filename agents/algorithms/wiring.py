@@ -11,8 +11,9 @@ from typing import Any
 from stable_baselines3.common.utils import get_device
 
 from agents.distributed import ranks
-from agents.policies.critic import check_critic
+from agents.policies.critic import NETWORKS, check_critic
 from agents.policies.q_network import LLMQPolicy
+from agents.rates import LORA
 from agents.rollouts.buffer import TokenRolloutBuffer
 from agents.rollouts.replay import TokenReplayBuffer
 from agents.rollouts.vec_env import LLMTextVecEnv
@@ -45,6 +46,7 @@ class Wiring:
         rounds: Rounds of `max_new_tokens` steps in a rollout, unless ``n_steps`` is among the settings.
         takes: Names of all settings that the algorithm has.
         buffer_settings: Names of settings that go to the buffer.
+        adapters_rate: Whether the learning rate is the default one of adapters; a critic network has none.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Wiring:
     rounds: int
     takes: frozenset[str]
     buffer_settings: tuple[str, ...] = ()
+    adapters_rate: bool = False
 
     @property
     def task(self) -> TextTask:
@@ -112,6 +115,8 @@ def on_policy(w: Wiring) -> Settings:
             stacklevel=3,
         )
     policy = policy_settings(w.task, w.policy, settings)
+    if w.adapters_rate and policy["critic"] in NETWORKS:
+        policy.setdefault("critic_lr_scale", 1 / LORA)
     settings.setdefault(
         "gae_lambda", LAMBDA_OF_REWARD_MODEL if policy["critic"] == "reward_model" else LAMBDA_OF_OTHERS
     )
@@ -203,15 +208,18 @@ def policy_settings(task: TextTask, user_settings: Settings, algorithm: Mapping[
         "entropy_grad": bool(algorithm.get("ent_coef", 0.0)),
         **user_settings,
     }
-    # A critic can start as the reward model if that reads the actor's ids and scores with a linear head.
+    # A critic can start as the reward model if that reads all of the actor's ids and scores with a linear head.
     classifier = task.reward_model if isinstance(task.reward_model, ClassifierReward) else None
-    can_start = classifier is not None and classifier.shares_tokenizer and scalar_head(classifier.model) is not None
+    reads_ids = (
+        classifier is not None and classifier.shares_tokenizer and classifier.n_tokens >= task.model.lm.vocab_size
+    )
+    can_start = classifier is not None and reads_ids and scalar_head(classifier.model) is not None
     if "critic" not in kwargs:
         kwargs["critic"] = default_critic(can_start, bool(kwargs.get("lora_rank")))
     check_critic(kwargs["critic"])
     if kwargs["critic"] == "reward_model" and not can_start:
         raise ValueError(
-            "critic='reward_model' needs one reward model that is a decoder with the actor's tokenizer; "
+            "critic='reward_model' needs one reward model that is a decoder with the actor's tokenizer and all of its tokens; "
             f"this task's is {settings.reward_model!r}. Choose critic='actor', 'head' or 'detached_head'."
         )
     if kwargs["critic"] in ("reward_model", "top_layers") and can_start and classifier is not None:

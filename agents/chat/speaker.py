@@ -16,7 +16,7 @@ from agents.runs.checkpoint import damage, list_checkpoints
 from agents.runs.checkpoint_actor import is_checkpoint
 from agents.runs.settings import RunSettings
 from llm_env.default_task import DEFAULT_MODEL, DEFAULT_REWARD_MODEL
-from llm_env.lm.generate import continue_prompts
+from llm_env.lm.generate import continue_prompts, prompt_room
 from llm_env.lm.names import LoadSettings
 from llm_env.lm.packed_attention import packed_states
 from llm_env.lm.packing import pack
@@ -145,6 +145,7 @@ class Speaker:
         self.name = name
         self.settings = settings
         self.model: SharedLM = load_source(place.actor, settings.load)
+        self.room = prompt_room(self.model.lm, settings.max_prompt_length, settings.max_new_tokens)  # for what is said
         self.has_template = self.model.tokenizer.chat_template is not None
         self.notes: list[str] = []
         run = _run_settings(place.run)
@@ -163,7 +164,7 @@ class Speaker:
             FloatingPointError: the model's logits are NaN.
         """
         s, tokenizer = self.settings, self.model.tokenizer
-        prompt, _ = encode_prompt(self.prompt(messages), tokenizer, s.max_prompt_length)
+        prompt, _ = encode_prompt(self.prompt(messages), tokenizer, self.room)
         with self.model.frozen() as lm:
             (ids,) = continue_prompts(lm, [prompt], self.model.eos_ids, s.max_new_tokens, seed, s.temperature)
         size = len(tokenizer)  # a model's vocabulary may be padded beyond its tokenizer's

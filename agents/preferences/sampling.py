@@ -12,7 +12,7 @@ from agents.preferences.judge import RewardJudge
 from agents.preferences.records import Candidates, Response
 from agents.preferences.settings import COLLECTION_RULES
 from agents.runs.checkpoint_actor import is_checkpoint, load_checkpoint_actor
-from llm_env.lm.generate import continue_prompts
+from llm_env.lm.generate import continue_prompts, prompt_room
 from llm_env.lm.names import LoadSettings
 from llm_env.lm.registry import SharedLM, shared_causal_lm
 from llm_env.text.prompts import Prompt, PromptRecord, PromptSet, RawPrompt, read_prompts
@@ -146,6 +146,12 @@ def collect_responses(
     sampling.check()
     records = read_prompts(prompts)
     models = {s.name: load_source(s.model_name, load) for s in sampling.sources}
+    for model in models.values():
+        if prompt_room(model.lm, sampling.max_prompt_length, sampling.max_new_tokens) < sampling.max_prompt_length:
+            raise ValueError(
+                f"max_prompt_length={sampling.max_prompt_length} + max_new_tokens={sampling.max_new_tokens}, but "
+                f"model={model.lm.name!r} can read {model.lm.max_positions} tokens. Lower one of them."
+            )
     judges = {s.name: RewardJudge(s.by, load) for s in sampling.sources if s.by is not None}
     encoded = {name: PromptSet(records, model.tokenizer, sampling.max_prompt_length) for name, model in models.items()}
     for start in range(first, len(prompts), chunk):

@@ -136,9 +136,13 @@ def grpo(scores: Array, groups: NDArray[np.int64]) -> Array:
     Returns:
         The advantage of every token of each response, shape (N,).
     """
+    return dr_grpo(scores, groups) / group_spread(scores, groups)
+
+
+def group_spread(scores: Array, groups: NDArray[np.int64]) -> Array:
+    """What `grpo` divides by: the standard deviation of a score's group, ∞ where all of it are equal. Shapes as `grpo`."""
     mean, spread, _ = group_means(scores, groups)
-    flat = spread <= 1e-8 * np.maximum(1.0, np.abs(mean))
-    return np.where(flat, 0.0, (scores - mean) / np.where(flat, 1.0, spread))
+    return np.where(spread <= 1e-8 * np.maximum(1.0, np.abs(mean)), np.inf, spread)
 
 
 def dr_grpo(scores: Array, groups: NDArray[np.int64]) -> Array:

@@ -18,7 +18,7 @@ from agents.distributed import ranks
 from agents.engines.engine import check_fits
 from agents.policies.observations import check_observation_space
 from agents.rollouts.advantages import Array, whiten
-from agents.rollouts.estimators import Rollout, estimator
+from agents.rollouts.estimators import Estimator, Rollout, estimator
 from agents.rollouts.minibatches import TokenSamples, balanced_groups, with_shares
 from agents.rollouts.outlook import foresee
 from agents.rollouts.scoring import greedy_scores, own_kl, rescore, score_rewards
@@ -289,7 +289,7 @@ class TokenRolloutBuffer(RolloutBuffer):
         lengths = np.array([len(s.actions) for s in segments])
         inside = np.arange(lengths.max()) < lengths[:, None]  # (S, T)
 
-        def padded(rows: Sequence[Sequence[float]]) -> Array:
+        def padded(rows: Sequence[Sequence[float] | Array]) -> Array:
             table = np.zeros(inside.shape)
             table[inside] = np.concatenate([np.asarray(r, dtype=np.float64) for r in rows])
             return table
@@ -302,11 +302,18 @@ class TokenRolloutBuffer(RolloutBuffer):
             scale = self._moments(rewards[inside])[1] + 1e-8
             rewards /= scale
         turns = padded([s.turns for s in segments]).astype(np.int64)
-        advantages, returns = self._advantages(rewards, values, turns, lengths, ends)
+        groups = np.array([s.group for s in segments])
+        own = padded(own_kl(segments, None if self._venv is None else self._venv.task)) / scale
+        # Greedy responses cost a generation of their own, so they are made only if the estimator asks.
+        rollout = Rollout(
+            rewards, values, lengths, turns, ends, groups, self.gamma, self.gae_lambda, own,
+            lambda: self._greedy_scores() / scale,
+        )  # fmt: skip
+        advantages, returns = self._estimator.estimate(rollout)
         # From here on flat, (n_tokens,), segment by segment.
         self.values = values[inside].astype(np.float32)
         self.returns = returns[inside].astype(np.float32)
-        flat = advantages[inside] + own_kl(segments, None if self._venv is None else self._venv.task) / scale
+        flat = advantages[inside]
         self.advantages = (whiten(flat, *self._moments(flat)) if self.whiten_advantages else flat).astype(np.float32)
         self.rewards = rewards[inside].astype(np.float32)
         self.log_probs = np.concatenate([s.log_probs for s in segments]).astype(np.float32)
@@ -316,23 +323,16 @@ class TokenRolloutBuffer(RolloutBuffer):
     def _moments(self, flat: Array) -> tuple[float, float]:
         return ranks().moments(flat[:0] if self._stands_in else flat)
 
-    def _advantages(
-        self, rewards: Array, values: Array, turns: np.ndarray, lengths: np.ndarray, ends: Array
-    ) -> tuple[Array, Array]:
-        """Advantages and returns by the estimator chosen, shape (segments, steps)."""
+    @property
+    def _estimator(self) -> Estimator:
+        """The estimator chosen, if these segments are what it needs."""
         chosen = estimator(self.estimator)
         if chosen.whole_episodes and not all(s.is_whole for s in self.segments):
             raise ValueError(
                 f"advantages={self.estimator!r} needs whole episodes in each rollout: make the environment with "
                 "episodes='synchronous', and n_steps a multiple of max_new_tokens."
             )
-        groups = np.array([s.group for s in self.segments])
-        # Greedy responses cost a generation of their own, so they are made only if the estimator asks.
-        rollout = Rollout(
-            rewards, values, lengths, turns, ends, groups, self.gamma, self.gae_lambda, self._greedy_scores
-        )
-        estimated = chosen.function(rollout)
-        return estimated if isinstance(estimated, tuple) else (estimated, estimated + values)
+        return chosen
 
     def _greedy_scores(self) -> Array:
         task = self.task  # an error that says what is missing comes first

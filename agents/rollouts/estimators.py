@@ -11,7 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.rollouts.advantages import Array, dr_grpo, gae, grpo, remax, returns_to_go, rloo, turn_gae
+from agents.rollouts.advantages import (
+    Array,
+    dr_grpo,
+    gae,
+    group_spread,
+    grpo,
+    remax,
+    returns_to_go,
+    rloo,
+    turn_gae,
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,8 @@ class Rollout:
         groups: The number of each segment's group, shape (S,).
         gamma: γ.
         gae_lambda: λ of generalized advantage estimation.
+        own_kl: What each action lacks in its advantage for its own part in the KL (`llm_env.reward.formula.own_kl`), in score,
+            shape (S, T). `Estimator.estimate` adds it.
         greedy_scores: Has the policy respond greedily to each segment's prompt; returns the scores, shape (S,).
     """
 
@@ -38,6 +50,7 @@ class Rollout:
     groups: NDArray[np.int64]
     gamma: float
     gae_lambda: float
+    own_kl: Array
     greedy_scores: Callable[[], Array]
 
     @property
@@ -60,11 +73,20 @@ class Estimator:
             a pair of advantages and what they should become.
         whole_episodes: Whether each segment must be a whole episode.
         groups: Whether it compares the responses of a group, so that `group_size` must be at least 2.
+        unit: From a rollout to what is 1 in each segment's advantages, in score, shape (S,). None: score itself.
     """
 
     function: Callable[[Rollout], Array | tuple[Array, Array]]
     whole_episodes: bool = True
     groups: bool = False
+    unit: Callable[[Rollout], Array] | None = None
+
+    def estimate(self, rollout: Rollout) -> tuple[Array, Array]:
+        """Advantages, the actions' own part in the KL included, and what the values should become, both (S, T)."""
+        estimated = self.function(rollout)
+        advantages, returns = estimated if isinstance(estimated, tuple) else (estimated, estimated + rollout.values)
+        own = rollout.own_kl if self.unit is None else rollout.own_kl / self.unit(rollout)[:, None]
+        return advantages + own, returns
 
 
 ESTIMATORS: dict[str, Estimator] = {
@@ -77,7 +99,11 @@ ESTIMATORS: dict[str, Estimator] = {
         lambda r: turn_gae(r.rewards, r.values, r.turns, r.lengths, r.ends, r.gamma, r.gae_lambda), whole_episodes=False
     ),
     # Shao et al. 2024 (https://arxiv.org/abs/2402.03300)
-    "grpo": Estimator(lambda r: r.spread_over_steps(grpo(r.scores, r.groups)), groups=True),
+    "grpo": Estimator(
+        lambda r: r.spread_over_steps(grpo(r.scores, r.groups)),
+        groups=True,
+        unit=lambda r: group_spread(r.scores, r.groups),
+    ),
     # Liu et al. 2025 (https://arxiv.org/abs/2503.20783)
     "dr_grpo": Estimator(lambda r: r.spread_over_steps(dr_grpo(r.scores, r.groups)), groups=True),
     # Ahmadian et al. 2024 (https://arxiv.org/abs/2402.14740)

@@ -63,10 +63,10 @@ class TokenCritic:
             values = part.astype(np.float64)
             rewards = task.rewards(episode, 0, episode.log_probs)
             own_kl = task.own_kl(episode, 0, episode.log_probs)
-            judged.append((values, self._advantages(episode, rewards, values) + own_kl))
+            judged.append((values, self._advantages(episode, rewards, values, own_kl)))
         return judged
 
-    def _advantages(self, episode: Episode, rewards: Numbers, values: Numbers) -> Numbers:
+    def _advantages(self, episode: Episode, rewards: Numbers, values: Numbers, own_kl: Numbers) -> Numbers:
         """The advantages of one whole episode, (n,)."""
         number = np.zeros(len(rewards), dtype=np.int64)  # of each token's turn
         for turn in episode.turns:
@@ -74,10 +74,9 @@ class TokenCritic:
         one = np.zeros(1, dtype=np.int64)
         rollout = Rollout(
             rewards[None], values[None], one + len(rewards), number[None], np.zeros(1), one, self.gamma, self.gae_lambda,
-            lambda: np.zeros(1),
+            own_kl[None], lambda: np.zeros(1),
         )  # fmt: skip
-        estimated = estimator(self.advantages).function(rollout)
-        return (estimated[0] if isinstance(estimated, tuple) else estimated)[0]
+        return estimator(self.advantages).estimate(rollout)[0][0]
 
 
 def token_critic(model: BaseAlgorithm) -> TokenCritic | None:

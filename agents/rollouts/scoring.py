@@ -61,15 +61,15 @@ def score_rewards(segments: Sequence[Segment], policy: RolloutPolicy, task: Text
             task.complete_info(episode)
 
 
-def own_kl(segments: Sequence[Segment], task: TextTask | None) -> NDArray[np.float64]:
+def own_kl(segments: Sequence[Segment], task: TextTask | None) -> list[NDArray[np.float64]]:
     """What the segments' actions lack in their advantages for their own part in the KL (`llm_env.reward.formula.own_kl`).
 
     Returns:
-        Score, shape (n_tokens,); a single 0, shape (1,), where none lacks any, or no task says what was charged.
+        Score, one array (steps,) a segment; zeros where none lacks any, or no task says what was charged.
     """
     if task is None or not task.kl.lacks_own:
-        return np.zeros(1)
-    return np.concatenate([task.own_kl(s.episode, s.start, s.log_probs) for s in segments if s.episode is not None])
+        return [np.zeros(len(s.actions)) for s in segments]
+    return [task.own_kl(s.episode, s.start, s.log_probs) for s in segments if s.episode is not None]
 
 
 def _fill_in_exact_kl(segments: Sequence[Segment], policy: RolloutPolicy, task: TextTask) -> None:

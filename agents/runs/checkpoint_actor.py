@@ -17,7 +17,8 @@ from llm_env.lm.names import LoadSettings
 from llm_env.lm.registry import SharedLM
 from llm_env.lm.weights import read_tensors
 
-_ACTOR = "actor."
+_ACTORS = ("actor.", "q_net.actor.")
+"""What the actor's weights begin with, in a policy and in a Q-network."""
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -42,9 +43,10 @@ def load_checkpoint_actor(folder: Path, load: LoadSettings) -> SharedLM:
     settings = read_settings(RunSettings, config)
     name = settings.task.model or DEFAULT_MODEL
     weights = {
-        key.removeprefix(_ACTOR): value
+        key.removeprefix(prefix): value
         for key, value in read_tensors(folder / "policy.safetensors").items()
-        if key.startswith(_ACTOR)
+        for prefix in _ACTORS
+        if key.startswith(prefix)
     }
     if not weights:
         raise ValueError(f"actor={str(folder)!r}: {settings.algorithm.algo}'s policy is no language model.")

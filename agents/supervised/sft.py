@@ -26,7 +26,7 @@ from agents.supervised.trainer import (
 )
 from llm_env.default_task import DEFAULT_MODEL
 from llm_env.lm.causal_lm import CausalLM, end_token_ids
-from llm_env.lm.generate import continue_prompts
+from llm_env.lm.generate import continue_prompts, prompt_room
 from llm_env.lm.loading import load_config, load_tokenizer, load_weights
 from llm_env.lm.names import LoadSettings
 from llm_env.lm.perplexity import perplexity
@@ -37,6 +37,8 @@ from llm_env.text.texts import EncodedText, TextRecord, encode_text, read_texts
 
 SAMPLE_TOKENS = 64
 """Length cap of the responses that a report shows."""
+LIMITLESS = 10**9
+"""Tokens: more than any prompt has."""
 
 
 def fine_tune(settings: SFTSettings, console: Console | None = None) -> dict[str, Any]:
@@ -193,10 +195,12 @@ def sample_responses(
     Returns:
         For each prompt the texts ``prompt`` and ``response``.
     """
-    unlimited = 10**6  # tokens: prompts are not cut
-    prompts = [encode_prompt(r.prompt, tokenizer, unlimited)[0] for r in records[:count] if r.prompt is not None]
+    lm = CausalLM(model, "model")
+    new_tokens = min(SAMPLE_TOKENS, (lm.max_positions or LIMITLESS) // 2)
+    room = prompt_room(lm, LIMITLESS, new_tokens)  # prompts are cut only where the model could not read them
+    prompts = [encode_prompt(r.prompt, tokenizer, room)[0] for r in records[:count] if r.prompt is not None]
     ends = end_token_ids(model, tokenizer, "model")
-    responses = continue_prompts(CausalLM(model, "model"), prompts, ends, max_new_tokens=SAMPLE_TOKENS, seed=0)
+    responses = continue_prompts(lm, prompts, ends, max_new_tokens=new_tokens, seed=0)
     return [
         {"prompt": p.text, "response": str(tokenizer.decode(ids, skip_special_tokens=True))}
         for p, ids in zip(prompts, responses, strict=True)

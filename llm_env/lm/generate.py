@@ -12,6 +12,23 @@ from llm_env.lm.sampling import check_log_probs, sample_tokens
 from llm_env.text.prompts import Prompt
 
 
+def prompt_room(lm: CausalLM, max_prompt_length: int, max_new_tokens: int) -> int:
+    """Tokens of a prompt that are read: as many as are asked for, or what the model's positions leave beside a response.
+
+    Raises:
+        ValueError: they leave none.
+    """
+    if lm.max_positions is None:
+        return max_prompt_length
+    room = min(max_prompt_length, lm.max_positions - max_new_tokens)
+    if room < 1:
+        raise ValueError(
+            f"max_new_tokens={max_new_tokens} leaves no room for a prompt: model={lm.name!r} can read {lm.max_positions} "
+            "tokens. Lower it."
+        )
+    return room
+
+
 @torch.no_grad()
 def continue_prompts(
     lm: CausalLM,

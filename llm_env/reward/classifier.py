@@ -101,6 +101,7 @@ class ClassifierReward:
         self.model, self.tokenizer = MODELS.get(
             "reward_model", name, settings, lambda: _load_classifier(name, settings, option)
         )
+        self.n_tokens: int = self.model.get_input_embeddings().weight.shape[0]  # type: ignore[assignment, index]
         self.device = resolve_device(settings.device)
         self.shares_tokenizer = same_tokenizer(self.tokenizer, actor_tokenizer)
         if not self.shares_tokenizer:
@@ -139,7 +140,8 @@ class ClassifierReward:
     def token_ids(self, episode: Episode) -> list[int]:
         """What the model reads of an episode: the actor's ids if the tokenizers are the same, or the text encoded anew."""
         if self.shares_tokenizer:
-            return episode.ids
+            # The actor's vocabulary may be padded further than this model's: the last token stands for one that is nobody's.
+            return episode.ids if max(episode.ids) < self.n_tokens else [min(t, self.n_tokens - 1) for t in episode.ids]
         # A text that is longer than the model can read loses its beginning: the response stands at its end.
         positions = getattr(self.model.config, "max_position_embeddings", None) or LIMITLESS
         limit = int(min(positions, self.tokenizer.model_max_length, LIMITLESS))

@@ -12,8 +12,8 @@ from agents import TextMetricsCallback, make_algorithm
 SMALL: dict[str, Any] = {"max_new_tokens": 6, "max_prompt_length": 12}
 
 
-def made(env: dict[str, Any] | None = None, **settings: Any) -> Any:
-    return make_algorithm("ppo", n_envs=8, seed=0, env_kwargs={**SMALL, **(env or {})}, **settings)
+def made(env: dict[str, Any] | None = None, algo: str = "ppo", **settings: Any) -> Any:
+    return make_algorithm(algo, n_envs=8, seed=0, env_kwargs={**SMALL, **(env or {})}, **settings)
 
 
 def trained(rollouts: int, callbacks: list[BaseCallback] | None = None, **settings: Any) -> Any:

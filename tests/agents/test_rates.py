@@ -66,7 +66,8 @@ def test_what_a_wide_model_gets(name: str, settings: dict[str, Any], times: floa
         ({"lora_rank": 2, "critic": "reward_model"}, 1 / rates.LORA),
         ({"lora_rank": 2, "critic": "actor", "critic_lr_scale": 0.5}, 0.5),
         ({"lora_rank": 2, "critic": "actor", "learning_rate": 1e-3}, 1.0),
-        ({"lora_rank": 2}, 1.0),
+        ({"lora_rank": 2}, 1 / rates.LORA),  # whose default here is the reward model
+        ({"lora_rank": 2, "critic": "head"}, 1.0),
         ({"critic": "actor"}, 1.0),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import time
 import warnings
@@ -422,6 +423,23 @@ def test_episodes_go_on_from_a_checkpoint_by_playing_the_turns_again() -> None:
     other = EpisodeSlots(task, N)
     other.load_state_dict(state)
     assert stepped(other, 2, 20) == stepped(batch, 2, 20)
+
+
+def test_a_restored_episode_knows_its_messages_and_what_the_world_told(tmp_path: Path) -> None:
+    env = {**WORLD, "model": chat_model(tmp_path), "world": lambda: Echo(5), "max_prompt_length": 40, "kl_coef": 0.0}
+    batch = LLMTextVectorEnv(1, **env).batch
+    batch.begin(0)
+    batch.step(np.array([END]))
+    before = batch.episodes[0]
+    state = json.loads(json.dumps(batch.state_dict()))
+    other = EpisodeSlots(batch.task, 1)
+    other.load_state_dict(state)
+    after = other.episodes[0]
+    assert before is not None
+    assert after is not None
+    assert before.prompt.messages is not None  # what a reward model with another template reads
+    assert after.prompt == before.prompt
+    assert after.world_info["count"] == before.world_info["count"] == 1
 
 
 def test_a_world_that_does_not_repeat_itself_is_said(caplog: pytest.LogCaptureFixture) -> None:

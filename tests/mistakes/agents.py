@@ -15,8 +15,22 @@ ADVANTAGES = [
     Mutation(
         "a token's own part in the KL is left out where an estimate is charged",
         "agents/rollouts/buffer.py",
-        "+ own_kl(segments, None if self._venv is None else self._venv.task) / scale",
-        "",
+        "own = padded(own_kl(segments, None if self._venv is None else self._venv.task)) / scale",
+        "own = np.zeros(inside.shape)",
+        _PRACTICE_TESTS,
+    ),
+    Mutation(
+        "a token's own part in the KL is not in the unit of GRPO's advantages",
+        "agents/rollouts/estimators.py",
+        "rollout.own_kl if self.unit is None else rollout.own_kl / self.unit(rollout)[:, None]",
+        "rollout.own_kl",
+        _PRACTICE_TESTS,
+    ),
+    Mutation(
+        "ReMax's baseline is not in the unit of whitened rewards",
+        "agents/rollouts/buffer.py",
+        "lambda: self._greedy_scores() / scale",
+        "self._greedy_scores",
         _PRACTICE_TESTS,
     ),
     Mutation(

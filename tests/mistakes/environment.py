@@ -10,6 +10,34 @@ _FORMULA_TESTS = ("tests/llm_env/reward/test_formula.py",)
 
 DECODING = [
     Mutation(
+        "a full row that waits is read at a position that the model lacks",
+        _DECODING,
+        "positions.columns.clamp(max=(self.lm.max_positions or width) - 1)",
+        "positions.columns",
+        ("tests/agents/rollouts/test_world_rollouts.py::test_a_slot_that_is_full_waits_beside_others_that_go_on",),
+    ),
+    Mutation(
+        "a prompt is not cut to what leaves room for a response",
+        "llm_env/lm/generate.py",
+        "room = min(max_prompt_length, lm.max_positions - max_new_tokens)",
+        "room = max_prompt_length",
+        ("tests/agents/chat/test_speaker.py::test_a_long_conversation_is_cut_to_what_the_model_can_read",),
+    ),
+    Mutation(
+        "PPO-ptx reads texts that are longer than the model's positions",
+        "agents/algorithms/pretraining_mix.py",
+        "most = min(tokens, limit or tokens)",
+        "most = tokens",
+        ("tests/agents/algorithms/test_pretraining_mix.py::test_texts_are_cut_to_what_the_model_can_read",),
+    ),
+    Mutation(
+        "a reward model is asked about a token that it has not",
+        "llm_env/reward/classifier.py",
+        "return episode.ids if max(episode.ids) < self.n_tokens else [min(t, self.n_tokens - 1) for t in episode.ids]",
+        "return episode.ids",
+        ("tests/llm_env/reward/test_models.py",),
+    ),
+    Mutation(
         "a row's cache is used for another text of the same length",
         _DECODING,
         "((ids[:, :width] == self._tokens[:, :width]) | ~inside).all(1) & (self._lengths > 0)",
@@ -274,6 +302,20 @@ TEXTS = [
 
 _TURN_TESTS = ("tests/llm_env/test_turns.py",)
 TURNS = [
+    Mutation(
+        "a restored conversation is a plain text to the reward model",
+        "llm_env/turns.py",
+        '"first_messages": episode.prompt.messages,',
+        '"first_messages": None,',
+        ("tests/llm_env/test_turns.py::test_a_restored_episode_knows_its_messages_and_what_the_world_told",),
+    ),
+    Mutation(
+        "a restored episode forgets what its world told",
+        "llm_env/turns.py",
+        "            world_info=episode.world_info,\n            fault",
+        "            fault",
+        ("tests/llm_env/test_turns.py::test_a_restored_episode_knows_its_messages_and_what_the_world_told",),
+    ),
     Mutation(
         "turns are paid with an episode's first token",
         "llm_env/task.py",

@@ -44,10 +44,24 @@ WIRING = [
     ),
     Mutation(
         "a critic network beside adapters has the adapters' rate",
-        "agents/algorithms/factory.py",
+        "agents/algorithms/wiring.py",
         'policy.setdefault("critic_lr_scale", 1 / LORA)',
         'policy.setdefault("critic_lr_scale", 1.0)',
         _RATES_TESTS,
+    ),
+    Mutation(
+        "a critic starts as a reward model that lacks some of the actor's tokens",
+        "agents/algorithms/wiring.py",
+        "classifier.shares_tokenizer and classifier.n_tokens >= task.model.lm.vocab_size",
+        "classifier.shares_tokenizer",
+        ("tests/agents/algorithms/test_table.py",),
+    ),
+    Mutation(
+        "the reference does not compute as a policy whose policy_kwargs say how",
+        "agents/algorithms/factory.py",
+        "        if setting in policy:\n",
+        "        if setting in chosen:\n",
+        ("tests/agents/algorithms/test_table.py",),
     ),
     Mutation(
         "an unfinished segment's next value is dropped",

@@ -88,6 +88,25 @@ def test_a_tokens_own_part_in_the_kl_is_its_log_ratio_in_its_advantage(estimator
     assert bool(np.abs(flat).max() > 1e-3) is (estimator != "k1")
 
 
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_scores_and_beta_in_another_unit_give_grpo_the_same_advantages(estimator: str) -> None:
+    def advantages(unit: float) -> np.ndarray:
+        env = {"kl_in": "reward", "kl_estimator": estimator, "kl_coef": 0.3 * unit, "reward_scale": unit}
+        return filled(env, algo="grpo").rollout_buffer.advantages
+
+    one = advantages(1.0)
+    assert advantages(50.0) == pytest.approx(one, abs=1e-4)
+    assert one.std() == pytest.approx(1, abs=0.3)
+
+
+def test_whitened_rewards_only_rescale_remaxs_advantages() -> None:
+    # The score is far from 0, so that a baseline in another unit would be most of the advantage.
+    env = {"reward_shift": 20.0}
+    plain, white = (filled(env, algo="remax", whiten_rewards=w).rollout_buffer for w in (False, True))
+    assert white.advantages == pytest.approx(plain.advantages / plain.rewards.std(), abs=1e-3)
+    assert plain.advantages.std() > 0.1
+
+
 def test_lambda_goes_by_what_the_critic_knows_at_the_start() -> None:
     assert made().rollout_buffer.gae_lambda == made().gae_lambda == 0.9
     assert made(critic="reward_model").gae_lambda == 0.9

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from agents.algorithms.pretraining_mix import PretrainingMix
+from llm_env.default_task import DEFAULT_REWARD_MODEL
 from llm_env.lm.packing import PackedBatch
 from llm_env.text.texts import EncodedText
 from tests.agents.small_runs import filled, made, trained, weights_of
+from tests.conftest import short_model
 
 
 def ptx_loss(policy: Any, texts: list[EncodedText]) -> torch.Tensor:
@@ -32,7 +34,7 @@ def test_ptx_is_the_mean_negative_log_likelihood_of_the_texts() -> None:
     assert ptx_loss(policy, TEXTS).item() == pytest.approx(torch.stack(want).mean().item(), abs=1e-4)
     with pytest.raises(ValueError, match="ptx_coef=0"):
         PretrainingMix(TEXTS, 0.0, 100)
-    with pytest.raises(ValueError, match="no text has a token to learn within ptx_tokens=2"):
+    with pytest.raises(ValueError, match="no text has a token to learn within 2 tokens; ptx_tokens=2"):
         PretrainingMix([EncodedText([1, 2, 3], 2)], 1.0, 2)
 
 
@@ -45,6 +47,19 @@ def with_texts(folder: Path) -> str:
 def test_texts_that_are_not_there_are_named_as_ptx_texts() -> None:
     with pytest.raises(FileNotFoundError, match=r"ptx_texts='/no/such.jsonl': there is no such file"):
         made(ptx_texts="/no/such.jsonl")
+
+
+def test_texts_are_cut_to_what_the_model_can_read(tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    path.write_text('{"text": "' + "zebra quartz " * 60 + '"}\n')
+    model = made(
+        {"model": short_model(tmp_path / "short"), "reward_model": DEFAULT_REWARD_MODEL, "prompts": ["The room"]},
+        ptx_texts=str(path),
+        ptx_coef=1.0,
+    )
+    assert [len(t.ids) for t in model.mix.texts] == [48]
+    model.learn(8 * 6)
+    assert weights_of(model.policy).isfinite().all()
 
 
 def test_ptx_keeps_the_texts_likely(tmp_path: Path) -> None:

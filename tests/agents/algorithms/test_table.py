@@ -12,6 +12,7 @@ import torch
 from sb3_contrib import TRPO, RecurrentPPO
 from stable_baselines3 import A2C
 from stable_baselines3.common.logger import configure
+from transformers import AutoModelForCausalLM
 
 from agents import make_algorithm
 from agents.algorithms.capabilities import FEATURES, capability_table
@@ -19,10 +20,11 @@ from agents.algorithms.table import ALGORITHMS, checked_settings, settings_of
 from agents.callbacks.mask_refresh import MaskRefresh
 from agents.policies.actor_critic import LLMActorCriticPolicy
 from agents.policies.trpo import LLMTrustRegionPolicy
-from agents.rollouts.vec_env import LLMTextVecEnv
+from agents.rollouts.vec_env import LLMTextVecEnv, text_env
 from agents.runs.checkpoint import load_checkpoint, save_checkpoint
+from llm_env.default_task import DEFAULT_MODEL, DEFAULT_REWARD_MODEL
 from llm_env.lm import loading as models
-from tests.conftest import ROOT
+from tests.conftest import ROOT, save_model
 
 SMALL: dict[str, Any] = {"max_new_tokens": 6, "max_prompt_length": 12}
 QUICK: dict[str, dict[str, Any]] = {
@@ -306,6 +308,20 @@ def test_the_page_has_the_table() -> None:
 def test_bf16_is_refused_as_a_setting_of_the_environment_too() -> None:
     with pytest.raises(ValueError, match=r"trpo cannot be used with mixed_precision='bf16'"):
         made("trpo", env_kwargs={"mixed_precision": "bf16"})
+
+
+def test_the_reference_computes_as_the_policy_wherever_that_is_said() -> None:
+    model = made("ppo", policy_kwargs={"mixed_precision": "bf16"})
+    assert text_env(model.env).task.settings.mixed_precision == model.policy.mixed_precision == "bf16"
+
+
+def test_a_critic_starts_as_no_reward_model_that_lacks_some_of_the_actors_tokens(tmp_path: Path) -> None:
+    padded = AutoModelForCausalLM.from_pretrained(DEFAULT_MODEL)
+    padded.resize_token_embeddings(1029, mean_resizing=False)
+    env = {"model": save_model(tmp_path, padded), "reward_model": DEFAULT_REWARD_MODEL, "prompts": ["The room"]}
+    assert made("ppo", env_kwargs=env).policy.settings.critic == "actor"
+    with pytest.raises(ValueError, match="a decoder with the actor's tokenizer and all of its tokens"):
+        made("ppo", env_kwargs=env, critic="reward_model")
 
 
 def test_settings_that_say_nothing_are_no_error() -> None:

@@ -11,12 +11,14 @@ from agents import make_algorithm
 from agents.chat.speaker import END, Speaker, SpeakerSettings, find_actor
 from agents.flat_settings import write_settings
 from agents.runs.checkpoint import save_checkpoint
+from agents.runs.checkpoint_actor import load_checkpoint_actor
 from agents.runs.settings import AlgorithmSettings, RunSettings
 from llm_env.default_task import DEFAULT_MODEL
 from llm_env.lm.causal_lm import load_causal_lm
 from llm_env.lm.loading import load_tokenizer
 from llm_env.lm.names import LoadSettings
 from llm_env.lm.packing import pack
+from tests.conftest import short_model
 
 SETTINGS = SpeakerSettings(0.8, 64, 12, LoadSettings("float32", "cpu"))
 ASK = [{"role": "user", "content": "How was the hotel?"}]
@@ -65,6 +67,27 @@ def test_tokens_have_the_kl_and_the_values_of_the_policy(critic: str, tmp_path: 
     assert [t.kl for t in answer.tokens] == pytest.approx((ours - theirs)[places].tolist(), abs=1e-4)
     assert [t.value for t in answer.tokens] == pytest.approx(values.tolist(), abs=1e-4)
     assert any(abs(t.kl or 0) > 0.01 for t in answer.tokens)
+
+
+def test_a_long_conversation_is_cut_to_what_the_model_can_read(tmp_path: Path) -> None:
+    place = find_actor(short_model(tmp_path), "actor")
+    speaker = Speaker("x", place, SETTINGS)
+    answer = speaker.answer([{"role": "user", "content": "How was the hotel? " * 30}], 0)
+    assert 0 < len(answer.tokens) <= 12
+    with pytest.raises(ValueError, match=r"max_new_tokens=48 leaves no room for a prompt: .* can read 48 tokens"):
+        Speaker("x", place, SpeakerSettings(0.8, 64, 48, LoadSettings("float32", "cpu")))
+
+
+def test_a_q_networks_checkpoint_answers(tmp_path: Path) -> None:
+    model = make_algorithm("dqn", n_envs=2, env_kwargs={"max_new_tokens": 6}, seed=0)
+    with torch.no_grad():
+        for parameter in model.policy.q_net.actor.parameters():  # type: ignore[union-attr]
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    save_checkpoint(model, tmp_path / "checkpoints")
+    write_settings(RunSettings(algorithm=AlgorithmSettings(algo="dqn")), tmp_path / "config.yaml")
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    ours, theirs = load_checkpoint_actor(folder, SETTINGS.load).lm.model, model.policy.q_net.actor  # type: ignore[union-attr]
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
 
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:

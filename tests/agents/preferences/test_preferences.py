@@ -28,7 +28,10 @@ from llm_env.default_task.gold import gold_score
 from llm_env.lm.names import LoadSettings
 from llm_env.reward.limits import CallLimits
 from llm_env.text.prompts import PromptSet
-from tests.conftest import count_dots  # noqa: F401  # a judge, by name
+from tests.conftest import (
+    count_dots,  # noqa: F401  # a judge, by name
+    short_model,
+)
 from tests.reward_servers import ScriptedServer
 
 CPU = LoadSettings("float32", "cpu")
@@ -178,6 +181,12 @@ def test_label_studio_there_and_back(tmp_path: Path) -> None:
     path.write_text(json.dumps([{"data": {"id": "nobody"}}]))
     with pytest.raises(ValueError, match=r"task 1: its data\.id='nobody'"):
         import_rankings(path, candidates)
+
+
+def test_a_prompt_and_a_response_fit_the_model(tmp_path: Path) -> None:
+    source = Source(short_model(tmp_path))
+    with pytest.raises(ValueError, match=r"max_prompt_length=32 \+ max_new_tokens=17, but .* can read 48 tokens"):
+        next(collect_responses(["How was the hotel?"], Sampling((source,), 2, 32, 17, seed=0), CPU))
 
 
 def test_near_duplicates() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from agents.rollouts.buffer import TokenRolloutBuffer
 from agents.rollouts.vec_env import text_env
 from llm_env.env import LLMTextEnv
 from llm_env.lm.packing import pack
+from tests.conftest import short_model
 from tests.worlds import Echo, Hint, Slow
 
 WORLD: dict[str, Any] = {
@@ -318,6 +320,22 @@ def test_two_turns_are_learned() -> None:
         venv.ended.clear()
     assert np.mean(scores[:2]) < 0.3
     assert np.mean(scores[-3:]) > 0.8
+
+
+def test_a_slot_that_is_full_waits_beside_others_that_go_on(tmp_path: Path) -> None:
+    env = {
+        "model": short_model(tmp_path),
+        "world": lambda: Echo(50),
+        "max_prompt_length": 10,
+        "max_new_tokens": 30,
+        "kl_coef": 0.0,
+    }
+    env |= {"max_turn_tokens": 4, "max_world_tokens": 12, "max_turns": 40, "world_lag": 3}
+    algorithm = make_algorithm("ppo", n_envs=6, env_kwargs=env, seed=0, learning_rate=0.0, critic="head")
+    algorithm.learn(1)
+    ends = [s.episode.end for s in algorithm.rollout_buffer.segments]
+    assert "context_full" in ends
+    assert algorithm.logger.name_to_value["train/approx_kl"] == pytest.approx(0.0, abs=1e-6)
 
 
 def test_slots_that_wait_for_their_worlds_sit_out_a_number_of_steps() -> None:

@@ -17,6 +17,7 @@ from llm_env.default_task import DEFAULT_MODEL, DEFAULT_REWARD_MODEL
 from llm_env.lm.loading import load_tokenizer
 from llm_env.text.texts import EncodedText
 from tests.agents.runs.test_adapter import assert_adapter_gives_the_actor
+from tests.conftest import short_model
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +104,13 @@ def test_a_model_trained_in_bf16_is_float32_for_who_asks_it(
     ids = torch.tensor([[1, 20, 30, 40]])
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, model.lm_head(model.model(ids).last_hidden_state))
+
+
+def test_samples_fit_a_model_of_few_positions(text: Path, tmp_path: Path) -> None:
+    model = ["--model", short_model(tmp_path / "short"), "--max-length", "48"]
+    assert tune(text, tmp_path / "sft", *model) == 0
+    samples = json.loads((tmp_path / "sft" / "sft.json").read_text())["samples"]
+    assert len(samples) == 2
 
 
 def test_a_run_that_stopped_goes_on(text: Path, tmp_path: Path, model_folder: Any) -> None:

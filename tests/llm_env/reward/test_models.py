@@ -55,6 +55,12 @@ def test_a_batched_score_is_the_models_own_of_that_sequence_alone(
     assert len({round(s, 4) for s in scores}) == 3
 
 
+def test_a_token_beyond_the_reward_models_vocabulary_does_not_stop_a_run() -> None:
+    reward = ClassifierReward(DEFAULT_REWARD_MODEL, LOAD, TOKENIZER)
+    padded, last = (Episode(EPISODES[0].prompt, [17, t], done=True, response_text="x") for t in (1026, 1023))
+    assert reward.score([padded]) == reward.score([last])
+
+
 def test_the_default_is_normalised_as_its_configuration_says() -> None:
     reward = ClassifierReward(DEFAULT_REWARD_MODEL, LOAD, TOKENIZER)
     with torch.no_grad():

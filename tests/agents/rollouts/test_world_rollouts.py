@@ -331,7 +331,7 @@ def test_a_slot_that_is_full_waits_beside_others_that_go_on(tmp_path: Path) -> N
         "kl_coef": 0.0,
     }
     env |= {"max_turn_tokens": 4, "max_world_tokens": 12, "max_turns": 40, "world_lag": 3}
-    algorithm = make_algorithm("ppo", n_envs=6, env_kwargs=env, seed=0, learning_rate=0.0, critic="head")
+    algorithm = make_algorithm("ppo", n_envs=24, env_kwargs=env, seed=0, learning_rate=0.0, critic="head")
     algorithm.learn(1)
     ends = [s.episode.end for s in algorithm.rollout_buffer.segments]
     assert "context_full" in ends

@@ -84,12 +84,19 @@ def with_masks(batch: PackedBatch, networks: Networks) -> PackedBatch:
     return dataclasses.replace(batch, masks=bits)
 
 
+def _texts_that_tell(networks: Networks, sizes: Sizes) -> int:
+    """How many texts of a mini-batch are read: of micro-batches two, the second beside the first one's gradients."""
+    settings = getattr(networks.policy, "settings", None)
+    tokens = None if settings is None else settings.micro_batch_tokens
+    return sizes.batch if tokens is None else min(sizes.batch, 2 * max(1, tokens // sizes.longest))
+
+
 def update(networks: Networks, sizes: Sizes) -> Update:
     """One mini-batch's forward and backward pass, and the optimizer's step."""
     policy = networks.policy
     parameters = trained(policy.parameters())
     meter = Meter(networks.lm.vocab_size, [p.shape for p in parameters])
-    batch = with_masks(texts(sizes.batch, sizes), networks)
+    batch = with_masks(texts(_texts_that_tell(networks, sizes), sizes), networks)
     policy.set_training_mode(True)
     counted, most = True, meter.most
     try:

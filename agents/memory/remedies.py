@@ -35,7 +35,16 @@ class Change(NamedTuple):
     sharding: str
 
 
+class Planned(NamedTuple):
+    """A change, and the plan with it."""
+
+    change: Change
+    plan: Plan
+
+
 Step = Callable[[Plan], Iterator[Change]]
+"""The changes of a kind, the mildest first."""
+Tried = Callable[[str, Plan], None]
 
 
 def _with(plan: Plan, options: str, costs: str, **changed: object) -> Change:
@@ -131,40 +140,49 @@ READ_IN_ONE_PIECE = ("dqn", "qr_dqn")
 """Algorithms whose policy reads a mini-batch in one piece."""
 
 
-def remedies(plan: Plan, memory: int) -> list[tuple[str, str, Plan]]:
+def remedies(plan: Plan, memory: int, tried: Tried = lambda options, planned: None) -> list[tuple[str, str, Plan]]:
     """What would make a run fit.
 
     Args:
         plan: The run's plan, which does not.
         memory: Bytes that there are.
+        tried: Told of each plan that is made, which takes seconds: the options, and the plan with them.
 
     Returns:
         Options, what they cost, and the plan with them: at most `MOST` single changes, in the order of `STEPS`; where none is
         enough alone, one row of those that are together; nothing where even all of them are not.
     """
     alone: list[tuple[str, str, Plan]] = []
-    for step in _steps(plan):
-        for change in step(plan):  # the mildest of its kind that is enough
-            if (planned := _planned(change, plan.device)) is not None and planned.needed <= memory:
-                alone.append((change.options, change.costs, planned))
-                break
+    strongest: Planned | None = None  # of the first kind, which those together begin with
+    for number, step in enumerate(_steps(plan)):
+        changes = list(step(plan))
+        last = _planned(changes[-1], plan.device, tried) if changes else None
+        strongest = last if number == 0 else strongest
+        if last is None or last.plan.needed > memory:
+            continue  # milder ones of its kind are not enough either
+        mildest = next(filter(None, (_fitting(c, plan.device, memory, tried) for c in changes[:-1])), last)
+        alone.append((mildest.change.options, mildest.change.costs, mildest.plan))
         if len(alone) == MOST:
             break
-    return alone or _together(plan, memory)
+    return alone or _together(plan, memory, strongest, tried)
 
 
-def _together(plan: Plan, memory: int) -> list[tuple[str, str, Plan]]:
-    """The strongest change of each kind after the other, until the run fits."""
+def _together(plan: Plan, memory: int, first: Planned | None, tried: Tried) -> list[tuple[str, str, Plan]]:
+    """The strongest change of each kind after the other, until the run fits; that of the first kind is planned already."""
     options: list[str] = []
     costs: list[str] = []
-    for step in _steps(plan):
+
+    def told(own: str, planned: Plan) -> None:
+        tried(" ".join([*options, own]), planned)
+
+    for number, step in enumerate(_steps(plan)):
         changes = list(step(plan))
-        planned = _planned(changes[-1], plan.device) if changes else None
-        if planned is None or planned.needed >= plan.needed:
+        last = first if number == 0 else _planned(changes[-1], plan.device, told) if changes else None
+        if last is None or last.plan.needed >= plan.needed:
             continue
-        plan = planned
-        options.append(changes[-1].options)
-        costs.append(changes[-1].costs)
+        plan = last.plan
+        options.append(last.change.options)
+        costs.append(last.change.costs)
         if plan.needed <= memory:
             return [(" ".join(options), "; ".join(costs), plan)]
     return []
@@ -179,11 +197,19 @@ def _steps(plan: Plan) -> Iterator[Step]:
             yield step
 
 
-def _planned(change: Change, device: str) -> Plan | None:
+def _planned(change: Change, device: str, tried: Tried) -> Planned | None:
     """The plan with a change; None where it does not go with the run's other settings, or needs what is not installed."""
     try:
         with warnings.catch_warnings():  # of what nobody has asked for
             warnings.simplefilter("ignore")
-            return make_plan(change.settings, change.processes, change.sharding, device)
+            plan = make_plan(change.settings, change.processes, change.sharding, device)
     except (ValueError, ImportError):
         return None
+    tried(change.options, plan)
+    return Planned(change, plan)
+
+
+def _fitting(change: Change, device: str, memory: int, tried: Tried) -> Planned | None:
+    """The plan with a change, if it is enough."""
+    planned = _planned(change, device, tried)
+    return planned if planned is not None and planned.plan.needed <= memory else None

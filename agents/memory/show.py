@@ -33,8 +33,8 @@ def show(
     has, whose = device.memory(kind) if memory is None else (memory, "that were given")
     plan = make_plan(settings, together.processes, together.sharding, kind)
     fits = plan.needed <= has
-    found = [] if fits else remedies(plan, has)
     if as_json:
+        found = [] if fits else remedies(plan, has)
         told = plan.to_dict() | {"memory": has, "fits": fits}
         told["remedies"] = [{"options": o, "costs": c, "needed": p.needed} for o, c, p in found]
         sys.stdout.write(json.dumps(told, indent=1) + "\n")
@@ -42,5 +42,7 @@ def show(
         console.print(table.text(plan))
         console.print("\n" + table.verdict(plan, has, whose))
         if not fits:
+            console.print("What would make it fit? Each is planned anew:")
+            found = remedies(plan, has, lambda options, planned: console.print(table.trial(options, planned, has)))
             console.print(table.advice(found, has))
     return 0 if fits else 3

@@ -76,11 +76,16 @@ def verdict(plan: Plan, memory: int, whose: str) -> str:
     return f"At the peak, in {phase}, {shown(plan.needed)} are needed{together}, of {shown(memory)} {whose}. {fits}"
 
 
+def trial(options: str, plan: Plan, memory: int) -> str:
+    """One line: what a run needs with some options, and whether it fits then."""
+    return f"  {shown(plan.needed):>9}{' fits' if plan.needed <= memory else '':5}  {options}"
+
+
 def advice(found: Sequence[tuple[str, str, Plan]], memory: int) -> str:
     """What would make the run fit, a line each; see `agents.memory.remedies.remedies`."""
     if not found:
         return f"No option makes it fit in {shown(memory)}: take a smaller model, or shorter texts."
     width = max(len(options) for options, _, _ in found)
-    lines = ["What would make it fit, cheapest in time first:"]
+    lines = ["Cheapest in time first:"]
     lines += [f"  {options:{width}}  {shown(plan.needed):>9}  {costs}" for options, costs, plan in found]
     return "\n".join(lines)

@@ -47,10 +47,17 @@ MEMORY = [
         _PLAN,
     ),
     Mutation(
+        "a plan reads one micro-batch alone, beside no gradients",
+        "agents/memory/passes.py",
+        "2 * max(1, tokens // sizes.longest)",
+        "max(1, tokens // sizes.longest)",
+        ("tests/agents/memory/test_plan.py",),
+    ),
+    Mutation(
         "the strongest remedy is named where a milder one is enough",
         "agents/memory/remedies.py",
-        "        for change in step(plan):  # the mildest of its kind that is enough",
-        "        for change in list(step(plan))[-1:]:",
+        "mildest = next(filter(None, (_fitting(c, plan.device, memory, tried) for c in changes[:-1])), last)",
+        "mildest = last",
         ("tests/agents/cli/test_plan.py",),
     ),
     Mutation(

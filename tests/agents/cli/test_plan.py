@@ -109,6 +109,9 @@ def test_what_would_make_it_fit(
     make = needing(sizes)
     monkeypatch.setattr(remedies, "make_plan", make)
     settings = plan.parse_as(plan.Args, ARGS).settings
-    found = remedies.remedies(make(settings, 1, "none", "cuda"), memory)
+    tried: list[tuple[str, Plan]] = []
+    found = remedies.remedies(make(settings, 1, "none", "cuda"), memory, lambda *one: tried.append(one))
     assert [row[0] for row in found] == options
+    assert {row[0] for row in found} <= {name for name, _ in tried}
+    assert len(tried) <= 2 * len(remedies.STEPS) + 3  # each takes seconds
     assert all(planned.needed <= memory for _, _, planned in found)

@@ -124,6 +124,20 @@ def test_what_is_counted_without_data_is_what_is_counted_with_it(case: str) -> N
         assert counts(networks, size) == pytest.approx(planned, rel=0.01)
 
 
+def test_two_micro_batches_say_what_all_of_them_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    def most() -> dict[str, int]:
+        with weightless():
+            networks = build(run)
+            return dict(passes.update(networks, sizes(networks, run, 1)).most)
+
+    run = settings(critic="actor", micro_batch_tokens=40)
+    two = most()
+    monkeypatch.setattr(passes, "_texts_that_tell", lambda networks, size: size.batch)
+    all_of_them = most()
+    assert two["gradients"] == all_of_them["gradients"] > 0
+    assert sum(two.values()) == pytest.approx(sum(all_of_them.values()), rel=0.01)
+
+
 def counts(networks: Any, size: Any) -> dict[str, int]:
     update, score = passes.update(networks, size), passes.most_needing(passes.asked(networks, size))
     assert update.counted

@@ -107,6 +107,8 @@ def from_flat(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         if name not in kinds:
             near = difflib.get_close_matches(str(name), kinds, 1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
+            if isinstance(value, dict) and "script" in value:
+                hint = " It is a stage: this is a file for llm-env pipeline."
             raise ValueError(f"{where}: {name!r} is not a setting.{hint}")
         if value is None and not {type(None), int, float} & set(_alternatives(kinds[name])):
             continue  # files of earlier versions say null for a flag that is off
@@ -121,12 +123,13 @@ def find_config(path: Path) -> Path:
     return shipped if is_name and shipped.is_file() else path
 
 
-def read_yaml(path: Path, option: str = "config") -> Any:
+def read_yaml(path: Path, option: str = "config", stages: bool = False) -> Any:
     """Reads a YAML file of plain values.
 
     Args:
         path: The YAML file, or the name of one in `CONFIGS`; settings stand in it without their groups, one a line.
         option: The option that named the file, for error messages.
+        stages: Whether it should hold a pipeline's stages, not settings; so that an error names the files of that kind.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -134,7 +137,8 @@ def read_yaml(path: Path, option: str = "config") -> Any:
     """
     path = find_config(path)
     if not path.is_file():
-        names = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
+        of_kind = [f for f in CONFIGS.glob("*.yaml") if ("\n  script: " in f.read_text(encoding="utf-8")) == stages]
+        names = ", ".join(sorted(file.stem for file in of_kind))
         raise FileNotFoundError(f"{option}={str(path)!r}: there is no such file. By name there is {names}.")
     try:
         text = path.read_text(encoding="utf-8-sig")

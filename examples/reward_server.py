@@ -117,7 +117,10 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     args = parser.parse_args()
-    score = function(args.function) if args.function else classifier(args.classifier)
+    try:
+        score = function(args.function) if args.function else classifier(args.classifier)
+    except (ImportError, AttributeError, ValueError, OSError) as error:
+        parser.error(f"{args.function or args.classifier}: {str(error).strip().splitlines()[0]}")
     server = ThreadingHTTPServer((args.host, args.port), handler(score, os.environ.get("REWARD_SERVER_KEY", "")))
     print(f"scores at http://{args.host}:{server.server_port}/", flush=True)
     server.serve_forever()

@@ -144,7 +144,7 @@ class Speaker:
     def __init__(self, name: str, place: Place, settings: SpeakerSettings) -> None:
         self.name = name
         self.settings = settings
-        self.model: SharedLM = load_source(place.actor, settings.load)
+        self.model: SharedLM = load_source(place.actor, settings.load, "actor")
         self.room = prompt_room(self.model.lm, settings.max_prompt_length, settings.max_new_tokens)  # for what is said
         self.has_template = self.model.tokenizer.chat_template is not None
         self.notes: list[str] = []
@@ -207,7 +207,7 @@ class Speaker:
         if name is None:
             self.notes.append(f"{self.name} is in no run's folder: no reference, so no KL. Give --reference.")
             return None
-        reference = load_source(name, self.settings.load)
+        reference = load_source(name, self.settings.load, "reference")
         if reference.lm.vocab_size != self.model.lm.vocab_size:
             raise ValueError(
                 f"reference={name!r} has {reference.lm.vocab_size} tokens, {self.name!r} has {self.model.lm.vocab_size}. "

@@ -99,15 +99,20 @@ class Collected:
     tokens: int
 
 
-def load_source(name: str, load: LoadSettings) -> SharedLM:
+def load_source(name: str, load: LoadSettings, option: str = "actors") -> SharedLM:
     """Loads a model folder, a hub id, or a checkpoint of a run (``RUN/checkpoints/step_…``).
+
+    Args:
+        name: Which.
+        load: How it is loaded.
+        option: The option that the name came from, for error messages.
 
     Raises:
         FileNotFoundError, ValueError: it cannot be loaded.
     """
     if is_checkpoint(Path(name)):
         return load_checkpoint_actor(Path(name), load)
-    return shared_causal_lm(name, load, "actors")
+    return shared_causal_lm(name, load, option)
 
 
 def near_duplicate(one: str, other: str, alike: float = ALIKE) -> bool:

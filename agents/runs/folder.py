@@ -131,7 +131,9 @@ class RunFolder:
     def note_command(self) -> None:
         """Adds this process's command line to ``command.txt``."""
         with (self.path / "command.txt").open("a", encoding="utf-8") as file:
-            file.write(shlex.join([Path(sys.executable).name, *sys.argv]) + "\n")
+            program, *words = sys.argv  # of `llm-env train` two words, which are no file
+            start = program.split() if program.startswith("llm-env ") else [Path(sys.executable).name, program]
+            file.write(shlex.join([*start, *words]) + "\n")
 
     def changed_versions(self) -> dict[str, tuple[str, str]]:
         """Python and packages that had other versions when the run began: (then, now) by their names."""

@@ -259,8 +259,10 @@ class TrainingRun:
         self._open_folder()
         steps_left = self._total - self.model.num_timesteps
         if steps_left <= 0:
-            total = self.settings.training.total_timesteps
-            self.say(f"The run in {self.folder.path} has already reached {total:,} timesteps.")
+            reached, total = self.model.num_timesteps, self.settings.training.total_timesteps
+            self.say(
+                f"The run in {self.folder.path} has reached {reached:,} timesteps, of {total:,}: nothing is left to train."
+            )
             self.finish()
             return
         self._say_rate()

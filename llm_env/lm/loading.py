@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from llm_env.hub import why_not
 from llm_env.lm.names import LoadSettings, check_dtype
 from llm_env.lm.quantization import check_not_quantized, multiply_whole_weights, nf4_config, quantize_shapes
 from llm_env.lm.runtime import use_onednn
@@ -119,6 +120,10 @@ def _check_name(name: str, kind: str, option: str) -> None:
     # A hub id has one slash at most and does not begin like a path.
     elif path.is_file() or name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
         raise FileNotFoundError(f"{option}={name!r}: there is no such folder. Give a model folder or a hub id.")
+    elif (reason := why_not(name, "model")) is not None:
+        raise ValueError(
+            f"{option}={name!r}: there is no such folder here, and {reason}. Give a model folder or a hub id."
+        )
 
 
 def _not_loaded(option: str, name: str, kind: str, error: Exception) -> str:

@@ -141,7 +141,9 @@ class ClassifierReward:
         """What the model reads of an episode: the actor's ids if the tokenizers are the same, or the text encoded anew."""
         if self.shares_tokenizer:
             # The actor's vocabulary may be padded further than this model's: the last token stands for one that is nobody's.
-            return episode.ids if max(episode.ids) < self.n_tokens else [min(t, self.n_tokens - 1) for t in episode.ids]
+            if max(episode.ids) >= self.n_tokens:
+                return [min(t, self.n_tokens - 1) for t in episode.ids]
+            return episode.ids
         # A text that is longer than the model can read loses its beginning: the response stands at its end.
         positions = getattr(self.model.config, "max_position_embeddings", None) or LIMITLESS
         limit = int(min(positions, self.tokenizer.model_max_length, LIMITLESS))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_env.extras import require
+from llm_env.hub import why_not
 from llm_env.text.reasoning_gym import PREFIX, read_task
 
 FILE_KINDS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
@@ -181,6 +182,9 @@ def _first_line(error: Exception) -> str:
 def _read_dataset(name: str, option: str) -> list[tuple[str, Any]]:
     load_dataset = require("datasets", "data").load_dataset
     path, _, split = name.partition(":")
+    if not Path(path).is_dir() and (reason := why_not(path, "dataset")) is not None:
+        kinds = ", ".join(FILE_KINDS)
+        raise ValueError(f"{option}={name!r}: neither a file ({kinds}) nor a dataset that could be loaded ({reason}).")
     try:
         data = load_dataset(path, split=split or "train")
     except Exception as error:  # datasets and the hub raise many kinds

@@ -8,6 +8,7 @@ The activations are those that autograd keeps for the backward pass of the value
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 
@@ -63,7 +64,11 @@ def measure(model: str, kind: str, layers: int = 1) -> tuple[float, float, float
 
 def main(argv: list[str]) -> None:
     """Prints a line for each critic."""
-    model = argv[0] if argv else DEFAULT_MODEL
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "model", nargs="?", default=DEFAULT_MODEL, help="folder or hub id of the actor; default: the embedded one"
+    )
+    model = parser.parse_args(argv).model
     rows = [("detached_head", 1), ("top_layers", 1), ("top_layers", 2), ("actor", 1)]
     if model == DEFAULT_MODEL:
         rows.append(("reward_model", 1))

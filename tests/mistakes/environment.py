@@ -33,8 +33,8 @@ DECODING = [
     Mutation(
         "a reward model is asked about a token that it has not",
         "llm_env/reward/classifier.py",
-        "return episode.ids if max(episode.ids) < self.n_tokens else [min(t, self.n_tokens - 1) for t in episode.ids]",
-        "return episode.ids",
+        "if max(episode.ids) >= self.n_tokens:",
+        "if False:",
         ("tests/llm_env/reward/test_models.py",),
     ),
     Mutation(

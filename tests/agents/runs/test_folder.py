@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,17 @@ def test_a_model_is_there_whole_or_as_it_was(tmp_path: Path) -> None:
     assert (tmp_path / "best" / "weights").read_text() == "two"
     with pytest.raises(FileExistsError, match="is not empty"):
         RunFolder(tmp_path, resume=False)
+
+
+@pytest.mark.parametrize(
+    ("argv", "start"),
+    [(["llm-env train", "--seed", "1"], "llm-env train --seed 1"), (["scripts/train.py"], "python")],
+)
+def test_the_command_can_be_given_again(
+    argv: list[str], start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", argv)
+    RunFolder(tmp_path, resume=True).note_command()
+    (line,) = (tmp_path / "command.txt").read_text().splitlines()
+    assert line.startswith(start)
+    assert line.endswith(argv[-1])

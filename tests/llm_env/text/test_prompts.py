@@ -10,6 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from llm_env.default_task import DEFAULT_MODEL
+from llm_env.text import records
 from llm_env.text.prompts import PromptOrder, PromptSet, read_prompts
 
 MESSAGES = [{"role": "user", "content": "How was it?"}]
@@ -74,6 +75,7 @@ def test_a_dataset_id_with_a_split(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append((path, split))
         return datasets.Dataset.from_dict({"label": [0, 1], "text": ["one", "two"]})
 
+    monkeypatch.setattr(records, "why_not", lambda name, kind: None)
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert texts_of("someone/reviews:test") == ["one", "two"]
     assert texts_of("someone/reviews") == ["one", "two"]

@@ -272,7 +272,9 @@ def test_resume_takes_the_runs_own_settings_but_may_go_further(
     assert train.main(["--resume", str(folder), "--kl-coef", "0.9"]) == 1
     assert "kl_coef cannot be changed" in capfd.readouterr().err
     assert train.main(["--resume", str(folder), "--reward-timeout", "300", "--reward-wait", "5"]) == 0
-    assert "already reached" in capfd.readouterr().out
+    assert f"{ROLLOUT * 2} timesteps, of {ROLLOUT * 2}: nothing is left" in " ".join(capfd.readouterr().out.split())
+    assert train.main(["--resume", str(folder), "--total-timesteps", str(ROLLOUT)]) == 0
+    assert f"{ROLLOUT * 2} timesteps, of {ROLLOUT}: nothing is left" in " ".join(capfd.readouterr().out.split())
     assert train.main(["--resume", str(folder), "--total-timesteps", str(ROLLOUT * 3)]) == 0
     assert len((folder / "progress.csv").read_text().splitlines()) == 4
 

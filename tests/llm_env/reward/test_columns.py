@@ -24,6 +24,7 @@ from llm_env.reward.models import load_text_reward
 from llm_env.reward.scores import RewardModelError
 from llm_env.settings import TaskSettings
 from llm_env.task import TextTask
+from llm_env.text import records
 from llm_env.text.columns import plain_columns
 from llm_env.text.prompts import Prompt, PromptRecord, read_prompts
 from tests.reward_servers import ScriptedServer, example_server, free_port
@@ -69,6 +70,7 @@ def test_a_record_keeps_its_other_fields_in_each_kind_of_file(tmp_path: Path, mo
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     pd.DataFrame(rows).to_csv(tmp_path / "p.csv", index=False)
     pd.DataFrame(rows).to_parquet(tmp_path / "p.parquet")
+    monkeypatch.setattr(records, "why_not", lambda name, kind: None)
     monkeypatch.setattr(datasets, "load_dataset", lambda path, split: datasets.Dataset.from_list(rows))
     sources: list[Any] = [
         *(str(tmp_path / f"p.{kind}") for kind in ("jsonl", "csv", "parquet")),

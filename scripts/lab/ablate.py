@@ -140,7 +140,7 @@ def page(rows: dict[str, list[dict[str, Any]]], args: Args) -> str:
         "",
         "```bash",
         "python scripts/write_reviews.py --output-dir runs/text",
-        "python scripts/lab/ablate.py --output-dir runs/ablations --text runs/text",
+        f"python scripts/lab/ablate.py --output-dir runs/ablations --text runs/text --seeds {' '.join(map(str, args.seeds))}",
         "```",
         "",
         "| changed | setting | " + " | ".join(COLUMNS) + " | effect |",

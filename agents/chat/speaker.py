@@ -145,7 +145,9 @@ class Speaker:
         self.name = name
         self.settings = settings
         self.model: SharedLM = load_source(place.actor, settings.load, "actor")
-        self.room = prompt_room(self.model.lm, settings.max_prompt_length, settings.max_new_tokens)  # for what is said
+        self.room = prompt_room(
+            self.model.lm, settings.max_prompt_length, settings.max_new_tokens
+        )  # tokens of a conversation
         self.has_template = self.model.tokenizer.chat_template is not None
         self.notes: list[str] = []
         run = _run_settings(place.run)

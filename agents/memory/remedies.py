@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from agents.algorithms.table import algorithm
@@ -156,11 +156,12 @@ def remedies(plan: Plan, memory: int, tried: Tried = lambda options, planned: No
     strongest: Planned | None = None  # of the first kind, which those together begin with
     for number, step in enumerate(_steps(plan)):
         changes = list(step(plan))
-        last = _planned(changes[-1], plan.device, tried) if changes else None
+        last = _strongest(changes, plan.device, tried)
         strongest = last if number == 0 else strongest
         if last is None or last.plan.needed > memory:
             continue  # milder ones of its kind are not enough either
-        mildest = next(filter(None, (_fitting(c, plan.device, memory, tried) for c in changes[:-1])), last)
+        milder = changes[: changes.index(last.change)]
+        mildest = next(filter(None, (_fitting(c, plan.device, memory, tried) for c in milder)), last)
         alone.append((mildest.change.options, mildest.change.costs, mildest.plan))
         if len(alone) == MOST:
             break
@@ -176,8 +177,7 @@ def _together(plan: Plan, memory: int, first: Planned | None, tried: Tried) -> l
         tried(" ".join([*options, own]), planned)
 
     for number, step in enumerate(_steps(plan)):
-        changes = list(step(plan))
-        last = first if number == 0 else _planned(changes[-1], plan.device, told) if changes else None
+        last = first if number == 0 else _strongest(list(step(plan)), plan.device, told)
         if last is None or last.plan.needed >= plan.needed:
             continue
         plan = last.plan
@@ -207,6 +207,11 @@ def _planned(change: Change, device: str, tried: Tried) -> Planned | None:
         return None
     tried(change.options, plan)
     return Planned(change, plan)
+
+
+def _strongest(changes: Sequence[Change], device: str, tried: Tried) -> Planned | None:
+    """The plan with the strongest of some changes, the mildest first, that goes with the run's other settings."""
+    return next(filter(None, (_planned(change, device, tried) for change in reversed(changes))), None)
 
 
 def _fitting(change: Change, device: str, memory: int, tried: Tried) -> Planned | None:

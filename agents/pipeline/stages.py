@@ -90,14 +90,13 @@ def read_stages(path: Path) -> list[Stage]:
         where = f"{path}, stage {name!r}"
         if not re.fullmatch(r"[A-Za-z0-9_]+", str(name)):
             raise ValueError(f"{where}: a stage's name has letters, digits and underscores.")
-        if not isinstance(body, dict) or body.get("script") not in SCRIPTS:
-            script = body.get("script") if isinstance(body, dict) else None
+        if not isinstance(body, dict):
+            raise ValueError(
+                f"{where}: {body!r} is no mapping of a script and its options. Settings are for llm-env train."
+            )
+        if (script := body.get("script")) not in SCRIPTS:
             near = difflib.get_close_matches(str(script), SCRIPTS, 1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            if not isinstance(body, dict):
-                raise ValueError(
-                    f"{where}: {body!r} is no mapping of a script and its options. Settings are for llm-env train."
-                )
             raise ValueError(f"{where}: script={script!r} is none of {', '.join(SCRIPTS)}.{hint}")
         options = {k: v for k, v in body.items() if k != "script"}
         # Stages whose folders the options name; they must stand above, so that the order of the file is an order to run in.

@@ -103,8 +103,8 @@ def load_source(name: str, load: LoadSettings, option: str = "actors") -> Shared
     """Loads a model folder, a hub id, or a checkpoint of a run (``RUN/checkpoints/step_…``).
 
     Args:
-        name: Which.
-        load: How it is loaded.
+        name: Model folder, hub id, or the folder of a checkpoint.
+        load: dtype and device, and whether code from a hub may run.
         option: The option that the name came from, for error messages.
 
     Raises:

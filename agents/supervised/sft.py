@@ -31,14 +31,13 @@ from llm_env.lm.loading import load_config, load_tokenizer, load_weights
 from llm_env.lm.names import LoadSettings
 from llm_env.lm.perplexity import perplexity
 from llm_env.lm.registry import SharedLM
+from llm_env.reward.classifier import LIMITLESS
 from llm_env.text.prompts import encode_prompt
 from llm_env.text.split import split_indices
 from llm_env.text.texts import EncodedText, TextRecord, encode_text, read_texts
 
 SAMPLE_TOKENS = 64
 """Length cap of the responses that a report shows."""
-LIMITLESS = 10**9
-"""Tokens: more than any prompt has."""
 
 
 def fine_tune(settings: SFTSettings, console: Console | None = None) -> dict[str, Any]:

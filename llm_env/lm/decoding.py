@@ -291,11 +291,11 @@ class CachedDecoder:
         positions.rows, positions.is_part = torch.arange(len(tokens), device=tokens.device), False
         positions.columns, positions.kv_length = columns[:, None], width
         # (rows, width): each row looks at its prefix and its new token. One that is full, and waits, has no position for it.
-        mask = torch.arange(width, device=tokens.device) <= positions.columns
+        mask, most = torch.arange(width, device=tokens.device) <= positions.columns, self.lm.max_positions or width
         out = self.lm.hidden(
             tokens[:, None],
             attention_mask=mask.long() if self._plain_mask else self._added(mask[:, None, None]),
-            position_ids=positions.columns.clamp(max=(self.lm.max_positions or width) - 1),
+            position_ids=positions.columns if width <= most else positions.columns.clamp(max=most - 1),
             past_key_values=Cache(layers=list(self._layers)),
             use_cache=True,
         )

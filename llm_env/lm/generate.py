@@ -15,6 +15,11 @@ from llm_env.text.prompts import Prompt
 def prompt_room(lm: CausalLM, max_prompt_length: int, max_new_tokens: int) -> int:
     """Tokens of a prompt that are read: as many as are asked for, or what the model's positions leave beside a response.
 
+    Args:
+        lm: The model.
+        max_prompt_length: Tokens of a prompt that are asked for.
+        max_new_tokens: Length cap of a response, in tokens.
+
     Raises:
         ValueError: they leave none.
     """

@@ -12,7 +12,7 @@ DECODING = [
     Mutation(
         "a full row that waits is read at a position that the model lacks",
         _DECODING,
-        "positions.columns.clamp(max=(self.lm.max_positions or width) - 1)",
+        "positions.columns if width <= most else positions.columns.clamp(max=most - 1)",
         "positions.columns",
         ("tests/agents/rollouts/test_world_rollouts.py::test_a_slot_that_is_full_waits_beside_others_that_go_on",),
     ),

@@ -54,9 +54,16 @@ MEMORY = [
         ("tests/agents/memory/test_plan.py",),
     ),
     Mutation(
+        "a kind of remedy is given up where its strongest does not go with the other settings",
+        "agents/memory/remedies.py",
+        "for change in reversed(changes))), None)",
+        "for change in changes[-1:])), None)",
+        ("tests/agents/cli/test_plan.py",),
+    ),
+    Mutation(
         "the strongest remedy is named where a milder one is enough",
         "agents/memory/remedies.py",
-        "mildest = next(filter(None, (_fitting(c, plan.device, memory, tried) for c in changes[:-1])), last)",
+        "mildest = next(filter(None, (_fitting(c, plan.device, memory, tried) for c in milder)), last)",
         "mildest = last",
         ("tests/agents/cli/test_plan.py",),
     ),

@@ -115,3 +115,17 @@ def test_what_would_make_it_fit(
     assert {row[0] for row in found} <= {name for name, _ in tried}
     assert len(tried) <= 2 * len(remedies.STEPS) + 3  # each takes seconds
     assert all(planned.needed <= memory for _, _, planned in found)
+
+
+def test_a_milder_remedy_stands_in_for_one_that_does_not_go_with_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    make = needing({"micro": 5 * GB})
+
+    def refused(settings: Any, *others: Any) -> Plan:
+        if (settings.algorithm.micro_batch_tokens or 100) < 32:
+            raise ValueError("too small")
+        return make(settings, *others)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(remedies, "make_plan", refused)
+    settings = plan.parse_as(plan.Args, ARGS).settings
+    found = remedies.remedies(make(settings, 1, "none", "cuda"), 6 * GB)
+    assert [row[0] for row in found] == ["--micro-batch-tokens 64"]

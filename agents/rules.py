@@ -78,6 +78,8 @@ ALGORITHM_RULES: dict[str, Rule] = {
     "n_eval_episodes": _COUNT,
     # Policies.
     "temperature": _POSITIVE,
+    "reward_shift": number(),
+    "reward_scale": _POSITIVE,
     "lora_rank": whole(0),
     "lora_alpha": _POSITIVE,
     "micro_batch_tokens": whole(1, of="tokens"),

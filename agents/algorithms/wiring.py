@@ -226,6 +226,8 @@ def policy_settings(task: TextTask, user_settings: Settings, algorithm: Mapping[
         # With the default actor, None means the default reward model (`PolicySettings.critic_start`).
         is_default = classifier.name == DEFAULT_REWARD_MODEL
         kwargs.setdefault("reward_model", None if is_default and settings.model is None else classifier.name)
+        kwargs.setdefault("reward_shift", settings.reward_shift)
+        kwargs.setdefault("reward_scale", settings.reward_scale)
     if kwargs["base_quantization"] != settings.base_quantization:
         raise ValueError(
             f"base_quantization={kwargs['base_quantization']!r}, but the environment's is {settings.base_quantization!r}: the "

@@ -256,7 +256,9 @@ def _critic_for(tensors: dict[str, Any], run: RunSettings, model: SharedLM) -> C
     reward_model = DEFAULT_REWARD_MODEL if embedded else (task.reward_model or (None,))[0]
     layers = arguments.get("critic_layers") or 1
     name, trust = task.model or DEFAULT_MODEL, task.trust_remote_code
-    source = CriticSource(name, lm.hidden_size, reward_model, trust, lm.trunk, layers)
+    source = CriticSource(
+        name, lm.hidden_size, reward_model, trust, lm.trunk, layers, task.reward_shift, task.reward_scale
+    )
     # What it was by default shows in its head: that of a reward model has no bias.
     kind = arguments.get("critic") or ("actor" if "head.bias" in tensors else "reward_model")
     return make_critic(str(kind), source)

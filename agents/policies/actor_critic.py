@@ -120,7 +120,16 @@ class LLMActorCriticPolicy(CarriesLogProbs, ActsOnText, ScoresRollouts, ActorCri
             self.actor = self.lm.model
             # The critic: a head on the actor's states, or a network of its own.
             size, trunk = self.lm.hidden_size, self.lm.trunk
-            source = CriticSource(self.lm.name, size, s.critic_start, s.trust_remote_code, trunk, s.critic_layers or 1)
+            source = CriticSource(
+                self.lm.name,
+                size,
+                s.critic_start,
+                s.trust_remote_code,
+                trunk,
+                s.critic_layers or 1,
+                s.reward_shift,
+                s.reward_scale,
+            )
             self.critic = make_critic(s.critic, source)
         if s.gradient_checkpointing:
             enable_checkpointing(self.actor)

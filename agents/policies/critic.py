@@ -113,8 +113,8 @@ class CriticNetwork(Critic):
     Args:
         trunk: Maps input ids (B, T) to hidden states (B, T, H), causally.
         head: Linear or an MLP, H to 1.
-        mean: Subtracted from the head's output: the reward model's normalization, in its raw score.
-        std: Divides what is left; above 0.
+        mean: Subtracted from the head's output, in the reward model's raw score: its normalization, and the task's shift.
+        std: Divides what is left: its normalization, and the task's scale; above 0.
     """
 
     reads_text = True
@@ -149,6 +149,8 @@ class CriticSource:
         trust_remote_code: Whether model code from a hub may run.
         trunk: The actor's trunk, whose lower layers a ``top_layers`` critic reads; None: there is none to share.
         layers: k, the blocks that are a ``top_layers`` critic's own.
+        reward_shift: What the environment adds to the reward model's score.
+        reward_scale: What it multiplies the sum by; above 0.
     """
 
     model: str
@@ -157,6 +159,8 @@ class CriticSource:
     trust_remote_code: bool = False
     trunk: nn.Module | None = None
     layers: int = 1
+    reward_shift: float = 0.0
+    reward_scale: float = 1.0
 
     @property
     def load(self) -> LoadSettings:
@@ -214,9 +218,10 @@ def _from_reward_model(source: CriticSource) -> CriticNetwork:
             f"critic='reward_model': {source.reward_model!r} is no decoder with a scalar head at its last token; "
             "choose critic='actor', 'head' or 'detached_head'."
         )
-    # The critic predicts scores as they are reported, so it normalizes as the reward model does.
-    mean, std = getattr(network.config, "score_mean", 0.0), getattr(network.config, "score_std", 1.0)
-    return CriticNetwork(network.base_model, head, float(mean), float(std))
+    # The critic predicts scores as they are paid: normalized as the reward model does it, shifted and scaled as the task does.
+    mean, std = float(getattr(network.config, "score_mean", 0.0)), float(getattr(network.config, "score_std", 1.0))
+    # ((raw - mean) / std + shift) · scale, as one mean and one deviation
+    return CriticNetwork(network.base_model, head, mean - source.reward_shift * std, std / source.reward_scale)
 
 
 NETWORKS: dict[str, Callable[[CriticSource], Critic]] = {

@@ -125,6 +125,8 @@ class LLMQPolicy(PlainActor, BasePolicy):
         critic: V_θ: ``reward_model``, ``actor``, ``head`` or ``detached_head``; see `agents.policies.critic`.
         reward_model: Folder or hub id that a ``reward_model`` critic starts from. None: the embedded default, if `model` is it
             too.
+        reward_shift: What the environment adds to the reward model's score, with which such a critic starts.
+        reward_scale: What the environment multiplies the sum by; the same.
         q_scale: τ, in score per nat. The environment's β makes the KL-regularized optimum the fixed point.
         backup: What the target network gives: ``soft``, V(s), or ``hard``, max_a Q(s,a).
         n_quantiles: Number of quantiles, for QR-DQN. 0: plain Q-values, for DQN.
@@ -149,6 +151,8 @@ class LLMQPolicy(PlainActor, BasePolicy):
         temperature: float = 1.0,
         critic: str = "reward_model",
         reward_model: str | None = None,
+        reward_shift: float = 0.0,
+        reward_scale: float = 1.0,
         q_scale: float = 0.05,
         backup: str = "soft",
         n_quantiles: int = 0,
@@ -167,6 +171,7 @@ class LLMQPolicy(PlainActor, BasePolicy):
                 "critic='none': Q = τ·log π + V needs a V. Choose reward_model, actor, head or detached_head."
             )
         check_arguments({"q_scale": q_scale, "temperature": temperature, "trust_remote_code": trust_remote_code})
+        check_arguments({"reward_shift": reward_shift, "reward_scale": reward_scale})
         if n_quantiles:
             check_arguments({"n_quantiles": n_quantiles})
         if reward_model is None and model is None:
@@ -181,6 +186,8 @@ class LLMQPolicy(PlainActor, BasePolicy):
             "temperature": temperature,
             "critic": critic,
             "reward_model": reward_model,
+            "reward_shift": reward_shift,
+            "reward_scale": reward_scale,
             "q_scale": q_scale,
             "backup": backup,
             "n_quantiles": n_quantiles,
@@ -203,7 +210,14 @@ class LLMQPolicy(PlainActor, BasePolicy):
         """Loads an actor and a critic, and makes a Q-network (`backup` None) or a target network of them."""
         a = self._arguments
         lm = load_actor_network(a["model"], self.action_space, a["trust_remote_code"])
-        source = CriticSource(lm.name, lm.hidden_size, a["reward_model"], a["trust_remote_code"])
+        source = CriticSource(
+            lm.name,
+            lm.hidden_size,
+            a["reward_model"],
+            a["trust_remote_code"],
+            reward_shift=a["reward_shift"],
+            reward_scale=a["reward_scale"],
+        )
         critic = make_critic(a["critic"], source)
         return TextQNetwork(lm, critic, a["q_scale"], a["temperature"], self.n_quantiles, backup)
 

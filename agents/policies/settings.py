@@ -25,6 +25,8 @@ class PolicySettings:
         critic_layers: Blocks that are a ``top_layers`` critic's own, on the actor's lower ones; None: 1.
         reward_model: Folder or hub id that a ``reward_model`` critic starts from. None: the embedded default, if `model` is
             it too.
+        reward_shift: What the environment adds to a reward model's score; a critic that starts as one knows it from the start.
+        reward_scale: What the environment multiplies the sum by; the same.
         lora_rank: Rank r of LoRA adapters on all linear layers (Hu et al. 2021, https://arxiv.org/abs/2106.09685);
             0 trains all weights.
         lora_alpha: LoRA's α; None: 2r.
@@ -58,6 +60,8 @@ class PolicySettings:
     critic: str = "reward_model"
     critic_layers: int | None = None
     reward_model: str | None = None
+    reward_shift: float = 0.0
+    reward_scale: float = 1.0
     lora_rank: int = 0
     lora_alpha: float | None = None
     base_quantization: str = "none"

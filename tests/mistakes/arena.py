@@ -116,6 +116,13 @@ CRITIC = [
         "if not same_shape(config, source.trunk.config):",
         _TOP,
     ),
+    Mutation(
+        "a critic that begins as the reward model does not know the scores' shift",
+        "agents/policies/critic.py",
+        "mean - source.reward_shift * std",
+        "mean",
+        ("tests/agents/policies/test_actor_critic.py",),
+    ),
 ]
 
 ARENA = [

@@ -12,7 +12,7 @@ from agents.chat.speaker import END, Speaker, SpeakerSettings, find_actor
 from agents.flat_settings import write_settings
 from agents.runs.checkpoint import save_checkpoint
 from agents.runs.checkpoint_actor import load_checkpoint_actor
-from agents.runs.settings import AlgorithmSettings, RunSettings
+from agents.runs.settings import AlgorithmSettings, RunSettings, TaskOptions
 from llm_env.default_task import DEFAULT_MODEL
 from llm_env.lm.causal_lm import load_causal_lm
 from llm_env.lm.loading import load_tokenizer
@@ -27,13 +27,14 @@ ASK = [{"role": "user", "content": "How was the hotel?"}]
 def made(folder: Path, critic: str) -> tuple[Path, object]:
     """A run with a checkpoint of weights that moved, and its algorithm."""
     torch.manual_seed(0)
-    model = make_algorithm("ppo", n_envs=2, rounds=1, critic=critic, env_kwargs={"max_new_tokens": 6}, seed=0)
+    task = {"max_new_tokens": 6, "reward_shift": 2.0, "reward_scale": 0.5}
+    model = make_algorithm("ppo", n_envs=2, rounds=1, critic=critic, env_kwargs=task, seed=0)
     with torch.no_grad():
         for parameter in model.policy.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     model.learn(0)
     save_checkpoint(model, folder / "checkpoints")
-    settings = RunSettings(algorithm=AlgorithmSettings(critic=critic))
+    settings = RunSettings(TaskOptions(**task), algorithm=AlgorithmSettings(critic=critic))
     write_settings(settings, folder / "config.yaml")
     return folder, model.policy
 

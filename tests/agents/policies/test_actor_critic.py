@@ -125,6 +125,27 @@ def test_a_zero_head_values_nothing_and_the_reward_model_critic_says_the_score()
     assert float(value) == pytest.approx(done["rm_score"], abs=1e-4)
 
 
+@pytest.mark.parametrize(("algo", "critic"), [("ppo", "reward_model"), ("dqn", "reward_model")])
+def test_a_critic_that_begins_as_the_reward_model_knows_what_is_paid(algo: str, critic: str, tmp_path: Path) -> None:
+    """Shift and scale included, from the first update on; a saved model keeps them."""
+    paid = {**SMALL, "reward_shift": 3.0, "reward_scale": 0.5}
+    plain = make_algorithm(algo, n_envs=4, seed=0, env_kwargs=SMALL, critic=critic)
+    model = make_algorithm(algo, n_envs=4, seed=0, env_kwargs=paid, critic=critic)
+    model.save(tmp_path / "m.zip")
+    batch = pack([[1, 20, 30, 40, 50], [1, 50, 60]], [1, 2], "cpu")
+
+    def values(one: Any) -> torch.Tensor:
+        with torch.no_grad():
+            if algo == "dqn":
+                return one.policy.q_net.critic(batch, None)
+            return one.policy.predict_values(batch)
+
+    before = values(plain)
+    assert before.abs().max() > 0.1
+    for one in (model, type(model).load(tmp_path / "m.zip")):
+        torch.testing.assert_close(values(one), (before + 3.0) * 0.5)
+
+
 def test_entropy_without_gradient_is_the_same_number() -> None:
     venv = LLMTextVecEnv(4, **SMALL)
     batch = pack([[1, 20, 30, 40], [1, 50, 60]], [1, 2], "cpu")

@@ -10,6 +10,8 @@ from typing import Any
 from llm_env.reward.verifiers.answers import check_place, find_answer
 from llm_env.reward.verifiers.base import Verifier
 
+_LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}")
+
 
 @dataclass(frozen=True)
 class ChoiceVerifier(Verifier):
@@ -17,6 +19,7 @@ class ChoiceVerifier(Verifier):
 
     The chosen letter is looked for in the answer that the response marks; else it is the last of ``answer is B`` or
     ``answer: B``, else the last in parentheses, else the letter that the response begins with, as in ``B.`` or ``B) Paris``.
+    A small letter before a further word is none: ``the answer is a cat``.
 
     Attributes:
         column: Has the right letter, or its place as a whole number from 0.
@@ -63,12 +66,13 @@ class ChoiceVerifier(Verifier):
 
     def _chosen(self, response: str) -> str | None:
         """The letter that a response chooses, capital; None where it chooses none."""
-        letter = f"([{re.escape(self.letters.upper() + self.letters.lower())}])"
+        letter = rf"([{self.letters.upper()}]|[{self.letters.lower()}](?![^\S\n]*\w))"
         marked = find_answer(response, self.extract)
         text = response if marked is None and self.extract == "auto" else marked or ""
+        text = _LATEX_TEXT.sub(r"\1", text)
         end = r"(?![\w'])"
         for pattern in (
-            rf"(?i:answer)\s*(?i:is|:)\s*[\"'*(\[]*{letter}{end}",
+            rf"(?i:answer)[\s*]*(?i:is|:)[\s\"'*(\[:]*{letter}{end}",
             rf"\({letter}\)",
         ):
             if found := re.findall(pattern, text):

@@ -47,7 +47,9 @@ class MathVerifier(Verifier):
 
     def check(self, record: Mapping[str, Any]) -> None:
         """See `Verifier.check`."""
-        if _limited(lambda: _formulas(self._right(record))) in (None, ()):
+        # The text of a list or of nothing would be read as a product of letters.
+        is_written = type(record[self.column]) in (str, int, float)
+        if not is_written or _limited(lambda: _formulas(self._right(record))) in (None, ()):
             raise ValueError(f"{self.column}={record[self.column]!r:.80} is no formula in LaTeX")
 
     def score(self, response: str, record: Mapping[str, Any]) -> float:

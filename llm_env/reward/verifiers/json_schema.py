@@ -63,7 +63,7 @@ class JSONVerifier(Verifier):
         validator = self._validator(record)
         try:
             return float(validator is None or validator.is_valid(value))
-        except RecursionError:
+        except (RecursionError, OverflowError):  # a reference to itself; a number beyond all floats
             return 0.0
 
     def _validator(self, record: Mapping[str, Any]) -> Any:
@@ -86,15 +86,21 @@ def _validator(schema: Any, name: str) -> Any:
         if not isinstance(schema, dict | bool):
             raise ValueError(f"{name} is no JSON schema: {json.dumps(schema)[:80]}")
         kind.check_schema(schema)
-        if elsewhere := _references_elsewhere(schema):
+        if elsewhere := _references_elsewhere(schema, kind):
             raise ValueError(f"{name} refers to {elsewhere[0]!r:.80}, which is no part of it: nothing is fetched")
     except jsonschema.SchemaError as error:
         raise ValueError(f"{name} is no JSON schema: {error.message[:200]}") from error
     return kind(schema, registry=referencing.Registry())  # one that fetches nothing
 
 
-def _references_elsewhere(schema: Any) -> list[str]:
-    """The references of a schema to what is none of its own parts."""
+def _references_elsewhere(schema: Any, kind: Any) -> list[str]:
+    """The references of a schema to what is none of its own parts.
+
+    Args:
+        schema: An object, or True or False.
+        kind: The class of validators for its version of JSON schema.
+    """
+    referencing = require("referencing", "verify")
     parts, references = [], []
     left = [schema]
     while left:
@@ -105,5 +111,16 @@ def _references_elsewhere(schema: Any) -> list[str]:
             left += value.values()
         elif isinstance(value, list):
             left += value
-    addresses = [(reference, reference.partition("#")[0]) for reference in references]
-    return [reference for reference, address in addresses if address and not any(p.endswith(address) for p in parts)]
+    specification = referencing.jsonschema.specification_with(kind.META_SCHEMA["$schema"])
+    resolver = referencing.Registry().resolver_with_root(specification.create_resource(schema))
+    is_one = not isinstance(schema, dict) or parts == [schema[k] for k in ("$id",) if k in schema]
+
+    def leads_nowhere(reference: str) -> bool:
+        if address := reference.partition("#")[0]:
+            return not any(p.endswith(address) for p in parts)
+        try:
+            return is_one and resolver.lookup(reference) is None  # in parts of other names "#" begins anew
+        except referencing.exceptions.Unresolvable:
+            return True
+
+    return [reference for reference in references if leads_nowhere(reference)]

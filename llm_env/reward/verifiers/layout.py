@@ -24,8 +24,9 @@ class FormatVerifier(Verifier):
 
     def __post_init__(self) -> None:
         """Checks the options."""
-        if not all(re.fullmatch(r"[A-Za-z][\w-]*", name) for name in self._names):
-            raise ValueError(f"tags={self.tags!r} must be names with commas between them, as think,answer.")
+        named = all(re.fullmatch(r"[A-Za-z][\w-]*", name) for name in self._names)
+        if not named or len(set(self._names)) < len(self._names):
+            raise ValueError(f"tags={self.tags!r} must be different names with commas between them, as think,answer.")
 
     @property
     def _names(self) -> list[str]:

@@ -17,7 +17,8 @@ from llm_env.rules import number
 class NumberVerifier(Verifier):
     r"""1 where the response's number equals the column's, else 0.
 
-    Currency signs, thousands separators and units are left aside: ``$1,234.00`` is 1234, and ``12 apples`` is 12.
+    Currency signs, thousands separators and units are left aside: ``$1,234.00`` is 1234, ``12 apples`` and ``12 m^2`` are 12. A
+    power, as ``10^3``, is no number here; `math` computes it.
 
     Attributes:
         column: Has the right number, as a number or as a text; of GSM8K's answers it is what follows ``####``.
@@ -60,7 +61,7 @@ class NumberVerifier(Verifier):
         """
         value = record[self.column]
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return Quantity(Fraction(value))
+            return Quantity(Fraction(str(value)))  # as it is written: 0.1 is a tenth
         text = value if isinstance(value, str) else ""
         quantity = last_number(find_answer(text) or text)
         if quantity is None:

@@ -10,6 +10,8 @@ from typing import NamedTuple
 _MOST_CHARACTERS = 100
 """Longer ones are no numbers: whole numbers of thousands of digits take long to read."""
 _LATEX_FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{\s*([+-]?[0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}|([0-9])\s*([0-9]))")
+_UNIT_POWER = re.compile(r"(?<=[A-Za-z}])\s*\^\s*(?:\{\s*[-+−]?[0-9]+\s*\}|[-+−]?[0-9]+)")
+"""The exponent of a letter or a word: of a unit, as in m^2."""
 _NUMBER = re.compile(
     r"""
     (?P<sign>(?<![\w)\].])[-+])?              # not the minus of 5-3
@@ -23,6 +25,7 @@ _NUMBER = re.compile(
         |(?<![0-9])\.[0-9]+
     )
     (?P<exponent>[eE][-+]?[0-9]{1,3}(?![0-9]))?
+    (?P<power>\s*\^\s*\{?\s*[-+]?[0-9]+\s*\}?|[⁰¹²³⁴-⁹]+)?
     (?:\s*/\s*(?P<denominator>[0-9]+)(?![0-9.]))?
     (?P<percent>\s*%)?
     """,
@@ -63,7 +66,7 @@ def last_number(text: str) -> Quantity | None:
 
 
 def _quantity(match: re.Match[str]) -> Quantity | None:
-    if len(match[0]) > _MOST_CHARACTERS:
+    if len(match[0]) > _MOST_CHARACTERS or match["power"] is not None:
         return None
     value = Fraction(Decimal(match["number"].replace(",", "") + (match["exponent"] or "")))
     if match["denominator"] is not None:
@@ -77,9 +80,9 @@ def _quantity(match: re.Match[str]) -> Quantity | None:
 
 
 def _without_latex(text: str) -> str:
-    r"""A text with ``\frac{1}{2}`` as ``1/2``, and without LaTeX's spaces and backslashes in numbers."""
+    r"""A text with ``\frac{1}{2}`` as ``1/2``, and without LaTeX's spaces and backslashes in numbers, and units' powers."""
     text = text.replace("−", "-").replace("{,}", ",").replace(r"\$", "$").replace(r"\%", "%")
-    text = re.sub(r"\\[,!;:]", "", text)
+    text = _UNIT_POWER.sub("", re.sub(r"\\[,!;:]", "", text))
     # A space, so that 3\frac{1}{2} becomes 3 1/2.
     return _LATEX_FRACTION.sub(lambda m: f"{' ' * _follows_digit(m)}{m[1] or m[3]}/{m[2] or m[4]}", text)
 

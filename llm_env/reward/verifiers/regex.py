@@ -51,5 +51,5 @@ class RegexVerifier(Verifier):
     def _compiled(self, pattern: Any, name: str) -> re.Pattern[str]:
         try:
             return re.compile(pattern, re.IGNORECASE if self.ignore_case else 0)
-        except (re.error, TypeError) as error:
+        except (re.error, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(f"{name}={pattern!r:.80} is no regular expression ({error})") from error

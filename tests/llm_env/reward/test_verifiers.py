@@ -108,6 +108,12 @@ def test_marked_answers(text: str, place: str, answer: str | None) -> None:
         ("18", "18.", 1),
         ("3", "version 1.2.3", 1),
         ("2024", "on 2023-01-02 in 2024", 1),
+        ("12", "12 m^2", 1),
+        (r"12 \text{ cm}^{2}", r"\boxed{12}", 1),
+        ("2", "12 m^2", 0),
+        ("3", "10^3", 0),  # a power
+        ("5", r"\boxed{2 \times 10^{5}}", 0),
+        ("10", "10²", 0),
     ],
 )
 def test_numbers(right: Any, response: str, score: float) -> None:
@@ -120,6 +126,7 @@ def test_options_of_numbers() -> None:
     assert verdict("number?column=target&tolerance=0.05", "10.9", record) == 0
     assert verdict("number?column=target&extract=hash", "10", record) == 0
     assert verdict("number?column=target&extract=tag", "<answer>$10</answer> 11", record) == 1
+    assert verdict("number?tolerance=0", "0.1", {"answer": 0.1}) == 1
 
 
 @pytest.mark.parametrize(
@@ -149,6 +156,13 @@ def test_options_of_numbers() -> None:
         ("choice", "E", "#### E", None),
         ("choice?letters=ABCDE", "E", "#### E", 1),
         ("choice", "B", "Because B'nai", 0),
+        ("choice", "B", "The correct answer is: B", 1),
+        ("choice", "B", "**Answer:** B", 1),
+        ("choice", "B", "**Answer**: (B) Paris", 1),
+        ("choice", "B", r"\boxed{\text{B}}", 1),
+        ("choice", "B", "the answer is b\nfor it is", 1),
+        ("choice", "B", "The answer is a mammal, so (B).", 1),  # an article
+        ("choice", "A", "The answer is a mammal.", 0),
         ("choice", "B", "", 0),
     ],
 )
@@ -265,6 +279,18 @@ def test_a_schema_fetches_nothing_and_must_be_one() -> None:
         verdict("json?column=s", "{}", {"s": {"type": "nothing"}})
     with pytest.raises(ValueError, match=r"^here: s is no JSON schema: \[1\]"):
         verdict("json?column=s", "{}", {"s": [1]})
+    for reference, name in (("#/$defs/m", "http://x/y"), ("#m", "")):
+        with pytest.raises(
+            ValueError, match=rf"^here: s refers to '{reference}', which is no part of it".replace("$", r"\$")
+        ):
+            verdict("json?column=s", "{}", {"s": {"$id": name, "$defs": {"n": {}}, "items": {"$ref": reference}}})
+    assert verdict("json?column=s", "[3]", {"s": {**local, "$id": "http://x/y"}}) == 1
+
+
+@pytest.mark.skipif(not installed("jsonschema"), reason="jsonschema is not installed")
+def test_a_number_beyond_all_floats_keeps_no_schema_and_ends_nothing() -> None:
+    for response in ("1e400", "9" * 400):
+        assert verdict("json?column=s", response, {"s": {"multipleOf": 0.01}}) == 0
 
 
 @pytest.mark.parametrize(
@@ -462,9 +488,11 @@ def test_the_whole_dataset_can_be_counted_but_for_languages() -> None:
         ("length?least=3&unit=miles", "unit='miles'"),
         ("regex", "needs a pattern, or a column"),
         ("regex?pattern=(", "pattern='(' is no regular expression"),
+        (f"regex?pattern=a{{{10**20}}}", "is no regular expression (the repetition number is too large)"),
         ("regex?pattern=a&whole=maybe", "whole='maybe' must be true or false"),
         ("choice?letters=1", "letters='1' must be at least two different letters"),
-        ("format?tags=a b", "tags='a b' must be names with commas"),
+        ("format?tags=a b", "tags='a b' must be different names with commas"),
+        ("format?tags=a,a", "tags='a,a' must be different names with commas"),
         ("json?schema=nowhere.json", "schema='nowhere.json': there is no such file"),
         ("ifeval?mode=lax", "mode='lax'"),
     ],
@@ -485,6 +513,9 @@ def test_a_wrong_name_or_option_is_told_before_anything_is_loaded(name: str, mes
         ("number", {"answer": "none"}, "here: answer='none' has no number"),
         ("number", {"answer": None}, "here: answer=None has no number"),
         ("number", {"answer": True}, "here: answer=True has no number"),
+        ("number", {"answer": "10^3"}, r"here: answer='10\^3' has no number"),
+        ("math", {"answer": None}, "here: answer=None is no formula"),
+        ("math", {"answer": ["5"]}, r"here: answer=\['5'\] is no formula"),
         ("exact", {"answer": []}, r"here: answer=\[\] is no answer"),
         ("exact", {"answer": ""}, "here: answer='' is no answer"),
         ("choice", {"answer": 4}, "here: answer=4 is none of A, B, C, D"),
@@ -493,6 +524,8 @@ def test_a_wrong_name_or_option_is_told_before_anything_is_loaded(name: str, mes
     ],
 )
 def test_a_record_that_nothing_can_be_verified_against(name: str, record: dict[str, Any], message: str) -> None:
+    if name == "math":
+        pytest.importorskip("math_verify")
     with pytest.raises(ValueError, match=f"^{message}"):
         verdict(name, "text", record)
 

@@ -35,9 +35,9 @@ class PythonTool:
     """Runs code that a model wrote; off unless `allow_code` says so.
 
     Each call is a new interpreter in an empty temporary folder, without the environment's variables, in a process group and a
-    network namespace of its own (no network, not even loopback), with limits on time, memory, file size and processes. That
-    bounds accidents and stops simple mischief; it is no prison: the code can read what the user who trains can read. Run
-    untrusted models in a container.
+    network namespace of its own (no network, not even loopback), with limits on time, memory and file size. That bounds
+    accidents and stops simple mischief; it is no prison: the code can read what the user who trains can read, and a process
+    that it starts in a session of its own (`setsid`) is not stopped with it. Run untrusted models in a container.
 
     Args:
         allow_code: Must be True: model-written code runs on this machine.

@@ -15,7 +15,6 @@ from llm_env.worlds.base import WorldError
 
 BAD_CALLS = ("answer", "end")
 PARSERS = ("tag", "template")
-_CALL = re.compile(r"<(?P<tag>[A-Za-z_]\w*)>(?P<body>.*?)</(?P=tag)>", re.DOTALL)
 
 
 class BadCallError(ValueError):
@@ -84,6 +83,8 @@ class ToolWorld:
             raise ValueError(f"tools={tools!r}: {' '.join(str(error).split())}") from error
         self.takes_messages = parser == "template"
         self._tag, self._role, self._bad_calls = tag, role, bad_calls
+        tags = "|".join(map(re.escape, (tag, *self._tools)))
+        self._pattern = re.compile(rf"<(?P<tag>{tags})>(?P<body>.*?)</(?P=tag)>", re.DOTALL)
         self._made = self._bad = 0
 
     def reset(
@@ -121,12 +122,13 @@ class ToolWorld:
             except Exception as error:  # the tool's own: the policy is told
                 results.append(f"error: {described(error)}")
         info = {"tool_calls": self._made, "bad_calls": self._bad}
+        # JSON can say half of a character (a lone surrogate), which a tool may repeat, and no state can hold.
+        text = "\n".join(results).encode("utf-8", "replace").decode("utf-8")
         if bad and self._bad_calls == "end":
-            return "\n".join(results), 0.0, True, False, info
+            return text, 0.0, True, False, info
         if not results:
             reward = getattr(self._object, "get_reward", None)
             return "", float(reward()) if callable(reward) else 0.0, True, False, info
-        text = "\n".join(results)
         return text if self._role is None else [{"role": self._role, "content": text}], 0.0, False, False, info
 
     def close(self) -> None:
@@ -137,8 +139,7 @@ class ToolWorld:
     def _calls_in(self, turn: str | dict[str, Any]) -> list[tuple[str, Any]]:
         """The calls of a turn: the tag and what stands in it; of a message, nothing and the call as it was parsed."""
         if isinstance(turn, str):
-            found = [(call["tag"], call["body"]) for call in _CALL.finditer(turn)]
-            return [(tag, body) for tag, body in found if tag == self._tag or tag in self._tools]
+            return [(call["tag"], call["body"]) for call in self._pattern.finditer(turn)]
         if "parse_error" in turn:
             return [("", BadCallError(f"the turn cannot be parsed ({turn['parse_error']})"))]
         return [("", call.get("function") if isinstance(call, dict) else call) for call in turn.get("tool_calls") or ()]
@@ -160,7 +161,7 @@ class ToolWorld:
             call = json.loads(body) if isinstance(body, str) else body
         except (ValueError, RecursionError) as error:
             raise BadCallError(f"the call is not JSON ({error})") from error
-        name = call.get("name") if isinstance(call, dict) else None
+        name = str(call.get("name")) if isinstance(call, dict) else ""
         arguments = call.get("arguments", {}) if isinstance(call, dict) else None
         if name not in self._tools or not isinstance(arguments, dict):
             raise BadCallError(f'a call is {{"name": …, "arguments": {{…}}}}; the tools are {", ".join(self._tools)}')

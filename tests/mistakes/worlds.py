@@ -77,6 +77,27 @@ TOOLS = [
         _TOOLS,
     ),
     Mutation(
+        "the wanted tag has to be a word",
+        "llm_env/worlds/tools.py",
+        "map(re.escape, (tag, *self._tools))",
+        "map(re.escape, (tag.replace('-', ''), *self._tools))",
+        _TOOLS,
+    ),
+    Mutation(
+        "half of a character that a tool repeats ends the run",
+        "llm_env/worlds/tools.py",
+        '"\\n".join(results).encode("utf-8", "replace").decode("utf-8")',
+        '"\\n".join(results)',
+        _TOOLS,
+    ),
+    Mutation(
+        "the calculator reckons with floats",
+        "llm_env/worlds/calculator.py",
+        "        return Fraction(str(node.value))",
+        "        return node.value",
+        _TOOLS,
+    ),
+    Mutation(
         "calls are counted on from episode to episode",
         "llm_env/worlds/tools.py",
         "self._made = self._bad = 0\n        if callable(reset",

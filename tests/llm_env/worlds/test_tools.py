@@ -9,7 +9,7 @@ import pytest
 import transformers
 from packaging.version import Version
 
-from llm_env.worlds.base import WorldError
+from llm_env.worlds.base import WorldError, step_answer
 from llm_env.worlds.calculator import Calculator
 from llm_env.worlds.python_tool import MOST_OUTPUT, PythonTool
 from llm_env.worlds.tools import ToolWorld
@@ -78,6 +78,7 @@ def test_a_tool_with_one_argument_has_a_short_form() -> None:
         (call("search", q="x"), 'error: a call is {"name": …, "arguments": {…}}; the tools are calculate'),
         (call("calculate", number=3), "error: calculate: missing a required argument: 'expression'"),
         (call("_value"), "error: a call is"),
+        ('<tool_call>{"name": ["calculate"]}</tool_call>', "error: a call is"),
         (call("__init__"), "error: a call is"),
         ("<calculate>1 / 0</calculate>", "error: ZeroDivisionError: division by zero"),
         ("<calculate>__import__('os').getcwd()</calculate>", "error: ValueError: only numbers and"),
@@ -97,9 +98,11 @@ def test_what_goes_wrong_goes_back_as_text(turn: str, result: str) -> None:
 def test_a_bad_call_may_end_the_episode() -> None:
     world = ToolWorld(Counter, bad_calls="end")
     world.reset(options=ROW)
-    text, reward, ended, _, info = world.step("<tool_call>{</tool_call>")
-    assert text.startswith("error: ")
-    assert (reward, ended, info["bad_calls"]) == (0.0, True, 1)
+    for turn in ("<tool_call>{</tool_call>", '<tool_call>{"name": {}}</tool_call>'):
+        world.reset(options=ROW)
+        text, reward, ended, _, info = world.step(turn)
+        assert text.startswith("error: ")
+        assert (reward, ended, info["bad_calls"]) == (0.0, True, 1)
     assert not ToolWorld(Calculator, bad_calls="end").step("<calculate>1 / 0</calculate>")[
         2
     ]  # the tool's error is none
@@ -109,6 +112,28 @@ def test_other_tags_are_text() -> None:
     world = ToolWorld(Calculator)
     world.reset(options=ROW)
     assert world.step("<b>64</b>")[2]
+    assert world.step("<b><calculate>8 * 8</calculate></b>")[0] == "64"  # and do not hide what stands in them
+
+
+def test_any_text_may_be_the_tag() -> None:
+    world = ToolWorld(Counter, tag="tool-call")
+    world.reset(options=ROW)
+    assert world.step(call("add", step=1).replace("tool_call", "tool-call"))[0] == "4"
+
+
+class Parrot:
+    def say(self, text: str) -> str:
+        """Repeats a text.
+
+        Args:
+            text: The text.
+        """
+        return text
+
+
+def test_half_of_a_character_that_a_tool_repeats_is_no_fault_of_the_world() -> None:
+    answer = ToolWorld(Parrot).step(call("say", text="a\ud800"))
+    assert step_answer("the world", answer).text == "a?"
 
 
 def test_results_may_be_a_message_of_their_own_role() -> None:
@@ -153,7 +178,11 @@ def test_tools_need_a_prompt() -> None:
         ("7 / 2", "3.5"),
         ("7 // 2", "3"),
         ("2 × 3", "6"),
-        ("1/3", "0.3333333333"),
+        ("1/3", "0.333333333333333"),
+        ("24691357803 / 2", "12345678901.5"),
+        ("1" + "0" * 30 + " / 10", "1" + "0" * 29),
+        ("1e16 + 1", "1" + "0" * 15 + "1"),
+        ("0.3 // 0.1", "3"),
     ],
 )
 def test_the_calculator_computes(expression: str, value: str) -> None:

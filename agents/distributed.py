@@ -59,7 +59,7 @@ class Ranks:
         self.world = world
         self.sharding = sharding
         self.reduced: list[Callable[[nn.Parameter], None]] = []
-        """Called with each parameter whose gradient has become that of all ranks."""
+        """Called with each parameter whose gradient has changed otherwise than by autograd: to that of all ranks, for one."""
         self._store = store
         self._timeout_s = timeout_s
         self._calls = 0
@@ -245,7 +245,7 @@ class Ranks:
         # FSDP2 has added them up already, each rank's part on that rank.
         for parameter in module.parameters():
             if parameter.grad is not None:
-                self._tell(parameter)
+                self.tell(parameter)
 
     @torch.no_grad()
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -273,9 +273,10 @@ class Ranks:
         for parameter, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
             assert parameter.grad is not None
             parameter.grad.copy_(part.view_as(parameter))
-            self._tell(parameter)
+            self.tell(parameter)
 
-    def _tell(self, parameter: nn.Parameter) -> None:
+    def tell(self, parameter: nn.Parameter) -> None:
+        """Tells listeners of a parameter's gradient, where it has changed otherwise than by autograd."""
         for listener in self.reduced:
             listener(parameter)
 

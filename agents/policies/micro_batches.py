@@ -153,6 +153,7 @@ class _Evaluation(torch.autograd.Function):
                 # Put back what earlier nodes had added.
                 if before is not None:
                     parameter.grad = before if parameter.grad is None else before.add_(parameter.grad)
+                    ranks().tell(parameter)  # what looks at gradients as they grow has seen this node's alone
         # None for each input of `forward`: the gradients are in the parameters already.
         return None, None, None, None
 

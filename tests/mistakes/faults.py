@@ -36,6 +36,13 @@ FAULTS = [
         _ALARM_TESTS,
     ),
     Mutation(
+        "of a loss with two terms one gradient is looked at",
+        "agents/policies/micro_batches.py",
+        "                    ranks().tell(parameter)",
+        "                    pass",
+        _ALARM_TESTS,
+    ),
+    Mutation(
         "a spike becomes what is usual",
         _ALARMS,
         "            else:\n                self.norms.append(norm)",

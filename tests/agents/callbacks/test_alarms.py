@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -128,14 +129,17 @@ NORMS: dict[str, dict[str, Any]] = {
     "dqn": {"gradient_steps": 4},
     "ppo in parts": {"micro_batch_tokens": 24},
     "ppo with LoRA": {"lora_rank": 2},
+    "ppo with texts": {"ptx_texts": "texts.jsonl", "ptx_coef": 5.0},  # a loss of two nodes
 }
 
 
 @pytest.mark.parametrize("case", NORMS)
 def test_the_logged_norm_is_the_one_before_clipping(
-    case: str, model_folder: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    case: str, model_folder: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """What SB3's own clipping finds, and throws away."""
+    monkeypatch.chdir(tmp_path)
+    Path("texts.jsonl").write_text('{"prompt": "How was it?", "response": " Good."}\n')
     clip, found = torch.nn.utils.clip_grad_norm_, []
 
     def remember(*args: Any, **kwargs: Any) -> torch.Tensor:

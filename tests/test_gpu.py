@@ -22,14 +22,16 @@ from agents.supervised.preference.train import train_on_preferences
 from agents.supervised.reward_model.train import train_reward_model
 from agents.supervised.settings import PreferenceSettings, RewardSettings, SFTSettings
 from agents.supervised.sft import fine_tune
-from llm_env.lm import varlen_attention
+from llm_env.lm import packed_attention, varlen_attention
 from llm_env.lm.causal_lm import load_causal_lm
 from llm_env.lm.decoding import CachedDecoder
 from llm_env.lm.names import LoadSettings
 from llm_env.lm.packed_attention import packed_states
 from llm_env.lm.packing import pack
+from llm_env.lm.replay import StepRunner, graph_capture
 from tests.llm_env.lm.test_decoding import Slots, full_forward
 from tests.llm_env.lm.test_packed_attention import SEQUENCES, STARTS
+from tests.llm_env.lm.test_writer import rounds_of, writer_of
 from tests.worlds import Echo
 
 pytestmark = [
@@ -52,6 +54,37 @@ def test_cached_equals_full_forward(model_folder: Callable[..., str], family: st
             torch.testing.assert_close(got[busy], want[busy], rtol=1e-3, atol=1e-3)
             slots.advance()
     assert decoder.use_cache
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
+def test_captured_steps_write_what_steps_write(
+    model_folder: Callable[..., str], family: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    lm = load_causal_lm(model_folder(family), LoadSettings("float32", "cuda"))
+    captured, plain = writer_of(lm), writer_of(lm)
+    plain.runner = StepRunner(None, family)
+    for one, other in zip(rounds_of(captured), rounds_of(plain), strict=True):
+        assert torch.equal(one.actions, other.actions)
+        assert torch.equal(one.ended, other.ended)
+    assert captured.runner.captures
+    assert not caplog.records
+
+
+def test_a_capture_that_fails_leaves_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
+    state, runner = torch.zeros(2, device="cuda"), StepRunner(graph_capture(torch.device("cuda")), "a model")
+    before = torch.cuda.current_stream()
+
+    def step() -> None:
+        state.add_(1)
+        if float(state.sum()) < 0:  # asks the device
+            state.zero_()
+
+    for _ in range(3):
+        runner("key", step, [state])
+    assert state.tolist() == [3, 3]
+    assert "decodes without a captured graph" in caplog.text
+    assert torch.cuda.current_stream() == before
+    torch.cuda.empty_cache()  # refused where the allocator takes the capture to be under way
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
@@ -86,6 +119,28 @@ def test_the_kernel_for_packed_sequences_agrees(heads: tuple[int, int, int]) -> 
     n_heads, key_heads, size = heads
     query = torch.zeros(1, n_heads, 1, size, device="cuda", dtype=torch.bfloat16)
     assert varlen_attention.usable(query, query[:, :key_heads])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_under_autocast_packed_sequences_go_through_the_kernel(
+    model_folder: Callable[..., str], family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if varlen_attention.kernel() is None:
+        pytest.skip("this torch has no kernel for sequences of different lengths, or an older one")
+    trunk = load_causal_lm(model_folder(family), LoadSettings("float32", "cuda")).trunk
+    batch = pack(SEQUENCES, STARTS, "cuda")
+    through: list[torch.dtype] = []
+    real = packed_attention.varlen_attention
+    monkeypatch.setattr(
+        packed_attention, "varlen_attention", lambda q, *rest: through.append(q.dtype) or real(q, *rest)
+    )
+    with torch.autocast("cuda", torch.bfloat16):
+        got = packed_states(trunk, batch).float()
+        calls = len(through)
+        monkeypatch.setenv("LLM_ENV_FAST", "attention")
+        want = packed_states(trunk, batch).float()
+    assert calls >= trunk.config.num_hidden_layers
+    assert (got - want).abs().max() <= 5e-2 * want.abs().max()
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

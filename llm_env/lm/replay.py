@@ -6,8 +6,10 @@ changes. Each one is tried once against the step as it is, and all are left wher
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,10 +100,11 @@ def graph_capture(device: torch.device) -> Capture | None:
     if device.type != "cuda":
         return None
     pool = torch.cuda.graph_pool_handle()
+    # One stream for all captures, since they share a pool; on this device, whichever is the current one.
+    stream = torch.cuda.Stream(device)
 
     def capture(step: Callable[[], None]) -> Callable[[], object]:
-        # On a stream of its own first, as torch asks for: what libraries allocate at their first use must not be captured.
-        stream = torch.cuda.Stream(device)
+        # On that stream first, as torch asks for: what libraries allocate at their first use must not be captured.
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             step()
@@ -109,9 +112,22 @@ def graph_capture(device: torch.device) -> Capture | None:
         # Weights that autocast has rounded already would be captured as they are now.
         torch.clear_autocast_cache()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            step()
-        torch.clear_autocast_cache()
+        with torch.cuda.stream(stream):  # torch's own context leaves this stream the current one where a capture fails
+            try:
+                with torch.cuda.graph(graph, pool=pool, stream=stream):
+                    step()
+            except BaseException:
+                _abandon(stream.device.index, pool)
+                raise
+            finally:  # what a capture has rounded holds nothing yet
+                torch.clear_autocast_cache()
         return graph.replay
 
     return capture
+
+
+def _abandon(device: int, pool: Any) -> None:
+    """Has torch's allocator leave a capture that has failed: it takes it to be under way, and could free no memory any more."""
+    with contextlib.suppress(RuntimeError):  # there is none where the capture itself has ended in order
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)

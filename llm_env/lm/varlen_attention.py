@@ -48,9 +48,15 @@ def _shares_keys(attend: Kernel) -> bool:
     return "enable_gqa" in inspect.signature(attend).parameters
 
 
+def computed_in(query: Tensor) -> torch.dtype:
+    """The type that attention computes in: under autocast its type, though queries may be float32, as rotary positions are."""
+    device = query.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+
+
 def has_kernel_for(query: Tensor) -> bool:
     """Whether the kernel takes such queries: half precision on a CUDA device."""
-    return query.is_cuda and query.dtype in HALF and kernel() is not None
+    return query.is_cuda and computed_in(query) in HALF and kernel() is not None
 
 
 def usable(query: Tensor, key: Tensor) -> bool:
@@ -62,7 +68,7 @@ def usable(query: Tensor, key: Tensor) -> bool:
     """
     if not has_kernel_for(query):
         return False
-    shape = (query.device, query.dtype, query.shape[1], key.shape[1], query.shape[3])
+    shape = (query.device, computed_in(query), query.shape[1], key.shape[1], query.shape[3])
     if shape not in _WORKS:
         reason = _disagreement(*shape)
         _WORKS[shape] = not reason
@@ -82,7 +88,7 @@ def bounds(lengths: Sequence[int], device: torch.device) -> Tensor:
 def varlen_attention(
     query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: int, scale: float | None = None
 ) -> Tensor:
-    """Causal attention inside each sequence.
+    """Causal attention inside each sequence, under autocast in its type.
 
     Args:
         query: Shape (N, heads, D).
@@ -97,6 +103,8 @@ def varlen_attention(
     """
     attend = kernel()
     assert attend is not None
+    dtype = computed_in(query)
+    query, key, value = (side.to(dtype) for side in (query, key, value))
     options: dict[str, Any] = {"window_size": (-1, 0), "scale": scale}
     if key.shape[1] != query.shape[1]:
         if _shares_keys(attend):

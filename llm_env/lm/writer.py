@@ -134,6 +134,7 @@ class Writer:
         self._choose = choose
         self._desk: _Desk | None = None
         self.device = decoder.lm.device
+        self.look_every = LOOK_EVERY if self.device.type == "cuda" else 1  # on a CPU nothing is to be waited for
         self.runner = StepRunner(graph_capture(self.device), decoder.lm.name)
         # A captured step finds keys and values where they were when it was captured.
         decoder.keeps_storage = self.runner.captures
@@ -163,7 +164,8 @@ class Writer:
         self._note(desk, decoder.states_of(slots), rows, samples, mask)
         steps = self._go_on(desk, lengths, outlook, rows, samples) if outlook.steps > 1 else 1
         written = desk.written(steps)
-        if len(written.actions) > 1:
+        # Steps behind the last end have written over the states that go with the texts.
+        if 1 < len(written.actions) == steps:
             decoder.wrote(written.acts[-1], written.actions[:-1], desk.states)
         return written
 
@@ -176,8 +178,8 @@ class Writer:
         # The furthest columns that can be written: by a slot that grows, and by one that waits behind its prefix.
         last, waiting = int((lengths + outlook.room).max()) - 1, int((lengths * ~growing).max())
         while steps < outlook.steps:
-            # On a CPU nothing is to be waited for. On a GPU the answer is, so it is asked where something hangs on it.
-            if not desk.at.is_cuda or outlook.goes_on or steps % LOOK_EVERY == 0:
+            # On a GPU the answer is waited for, so it is asked where something hangs on it.
+            if outlook.goes_on or steps % self.look_every == 0:
                 left = int(desk.alive.sum())
                 if not left or (outlook.goes_on and left < n_growing):
                     break

@@ -6,6 +6,7 @@ from tests.mistakes import Mutation
 
 _TESTS = ("tests/agents/policies/test_plan.py",)
 _WRITER_TESTS = ("tests/llm_env/lm/test_writer.py",)
+_REPLAY_TESTS = ("tests/llm_env/lm/test_replay.py",)
 PLANS = [
     Mutation(
         "a plan is handed out whatever is observed",
@@ -75,6 +76,41 @@ PLANS = [
         "llm_env/lm/replay.py",
         "        put_back(want)\n",
         "",
+        _WRITER_TESTS,
+    ),
+    Mutation(
+        "a capture that fails leaves its stream the current one",
+        "llm_env/lm/replay.py",
+        "        with torch.cuda.stream(stream):  # torch's own context",
+        "        with contextlib.nullcontext():  # torch's own context",
+        _REPLAY_TESTS,
+    ),
+    Mutation(
+        "a capture that fails stays under way in the allocator",
+        "llm_env/lm/replay.py",
+        "                _abandon(stream.device.index, pool)\n",
+        "",
+        _REPLAY_TESTS,
+    ),
+    Mutation(
+        "weights that a capture was to round are read though it failed",
+        "llm_env/lm/replay.py",
+        "            finally:  # what a capture has rounded holds nothing yet\n                torch.clear_autocast_cache()",
+        "            finally:\n                pass",
+        _REPLAY_TESTS,
+    ),
+    Mutation(
+        "a graph is captured on the current device, whichever it is for",
+        "llm_env/lm/replay.py",
+        "stream = torch.cuda.Stream(device)",
+        'stream = torch.cuda.Stream("cuda:0")',
+        _REPLAY_TESTS,
+    ),
+    Mutation(
+        "steps behind the last end give the state of an earlier text",
+        "llm_env/lm/writer.py",
+        "if 1 < len(written.actions) == steps:",
+        "if 1 < len(written.actions):",
         _WRITER_TESTS,
     ),
     Mutation(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import llm_env.lm.varlen_attention as varlen
 from llm_env.lm.causal_lm import load_causal_lm
@@ -26,6 +27,7 @@ class StandIn:
 
     def __init__(self, fault: str = "") -> None:
         self.fault, self.calls = fault, 0
+        self.dtypes: set[torch.dtype] = set()
 
     def __call__(
         self,
@@ -44,6 +46,7 @@ class StandIn:
         if self.fault == "fails":
             raise RuntimeError("no kernel for heads of this size\nand a long story")
         assert query.shape == key.shape == value.shape
+        self.dtypes |= {query.dtype, key.dtype, value.dtype}
         assert cu_seq_q.dtype == torch.int32
         assert max_q == max_k == int(cu_seq_q.diff().max())
         sizes = cu_seq_q.diff().tolist()
@@ -134,6 +137,31 @@ def test_it_can_be_turned_off(
     monkeypatch.setenv("LLM_ENV_FAST", "linear,malloc,attention")
     packed_states(trunk, pack(SEQUENCES, STARTS, "cpu"))
     assert stand_in.calls == 0
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_under_autocast_the_kernel_gets_its_type(
+    model_folder: Callable[..., str], install: Callable[[StandIn], StandIn], family: str
+) -> None:
+    """Rotary positions are float32, and with them queries and keys, but not values."""
+    trunk = load_causal_lm(model_folder(family), LoadSettings("float32", "cpu")).trunk
+    batch = pack(SEQUENCES, STARTS, "cpu")
+    with torch.autocast("cpu", torch.bfloat16):
+        want = packed_states(trunk, batch).float()
+        stand_in = install(StandIn())
+        got = packed_states(trunk, batch).float()
+    assert stand_in.dtypes == {torch.bfloat16}
+    assert (got - want).abs().max() <= 0.05 * want.abs().max()
+
+
+def test_under_autocast_there_is_a_kernel_for_float32_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(varlen, "kernel", StandIn)
+    monkeypatch.setattr(torch, "get_autocast_dtype", {"cuda": torch.bfloat16}.get)
+    with FakeTensorMode():  # which has a GPU's tensors anywhere
+        query = torch.zeros(1, 2, 3, 8, device="cuda")
+    assert not varlen.has_kernel_for(query)
+    monkeypatch.setattr(torch, "is_autocast_enabled", {"cuda": True}.get)
+    assert varlen.has_kernel_for(query)
 
 
 def test_a_cpu_has_no_such_kernel() -> None:

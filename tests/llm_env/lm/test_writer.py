@@ -131,6 +131,25 @@ def test_writing_stops_at_the_first_end_where_slots_go_on(model_folder: Callable
     assert written.ended[-1].tolist() == [False, True, False, False, False, False]
 
 
+def test_steps_behind_the_last_end_leave_no_trace(model_folder: Callable[..., str]) -> None:
+    """On a GPU, where the host looks now and then; who asks about an earlier prefix gets its state, not a later one."""
+    lm = load_causal_lm(model_folder("llama"), LoadSettings("float32", "cpu"))
+    ids, outlook = ids_and_outlook(lm.vocab_size, is_end=torch.zeros(lm.vocab_size, dtype=torch.bool))
+    outlook, drawn = outlook._replace(room=torch.tensor([10, 5, 0, 10, 9, 10])), draw(STEPS, N)
+    writer = writer_of(lm)
+    writer.look_every = 8
+    written = writer.write(ids, PROMPTS, outlook, drawn)
+    assert torch.equal(written.actions, writer_of(lm).write(ids, PROMPTS, outlook, drawn).actions)
+    assert len(written.actions) == 10
+    lengths = PROMPTS.clone()
+    for actions, acts in zip(written.actions[:-1], written.acts[:-1], strict=True):
+        rows = acts.nonzero()[:, 0]
+        ids[rows, lengths[rows]] = actions[rows]
+        lengths += acts
+    states = writer.decoder.hidden(ids, lengths)
+    torch.testing.assert_close(states, writer.decoder._uncached(ids, lengths), rtol=1e-3, atol=1e-3)
+
+
 def test_rules_of_the_vocabulary_are_applied_in_the_loop(model_folder: Callable[..., str]) -> None:
     lm = load_causal_lm(model_folder("llama"), LoadSettings("float32", "cpu"))
     ids, outlook = ids_and_outlook(lm.vocab_size)
@@ -167,11 +186,17 @@ class Stand:
 
 
 def rounds_with(lm: CausalLM, stand: Stand | None) -> list[Written]:
-    """Three rounds, with weights that change in place between them, written with a stand-in for capture or without."""
+    """`rounds_of` a writer with a stand-in for capture, or without."""
     writer = writer_of(lm)
     if stand is not None:
         writer.runner = StepRunner(stand, "a model")
         writer.decoder.keeps_storage = True
+    return rounds_of(writer)
+
+
+def rounds_of(writer: Writer) -> list[Written]:
+    """Three rounds, with weights that change in place between them, and are put back afterwards."""
+    lm = writer.decoder.lm
     torch.manual_seed(1)
     before = [p.detach().clone() for p in lm.model.parameters()]
     rounds = []

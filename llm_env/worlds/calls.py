@@ -17,6 +17,8 @@ from llm_env.reward.user_code import described, place_of_error
 from llm_env.worlds.base import Answer, Fault, TextWorld, WorldError, reset_answer, step_answer
 
 Job = tuple["Future[Answer]", Callable[[], Answer]]
+CLOSING_SECONDS = 5.0
+"""How long worlds that are parted with are waited for until they are closed, all of them together."""
 
 
 class WorldNotMadeError(WorldError, ValueError):
@@ -37,7 +39,8 @@ class _Home:
         self._world: TextWorld | None = None
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         # A daemon: a world that hangs must not keep the process from its end.
-        threading.Thread(target=self._work, daemon=True, name=name).start()
+        self._thread = threading.Thread(target=self._work, daemon=True, name=name)
+        self._thread.start()
 
     def submit(self, call: Callable[[], Answer]) -> Future[Answer]:
         """Has a function called in the thread."""
@@ -81,6 +84,11 @@ class _Home:
         """Ends the thread when it has done what it was given; the world is closed."""
         self._jobs.put(None)
 
+    def wait(self, seconds: float) -> None:
+        """Waits until the thread has ended, and the world is closed, but no longer than that."""
+        if self._thread is not threading.current_thread():  # which may happen to collect what nobody needs
+            self._thread.join(seconds)
+
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             future, call = job
@@ -95,9 +103,13 @@ class _Home:
 
 
 def _leave_all(homes: list[_Home | None]) -> None:
-    for home in homes:
-        if home is not None:
-            home.leave()
+    """Parts with worlds and has them closed: a process that ends right after this would not let them end."""
+    here = [home for home in homes if home is not None]
+    for home in here:
+        home.leave()
+    deadline = time.monotonic() + CLOSING_SECONDS
+    for home in here:
+        home.wait(max(0.0, deadline - time.monotonic()))
 
 
 class Call:
@@ -195,6 +207,7 @@ class WorldCalls:
             home.leave()
 
     def close(self) -> None:
-        """Parts with all worlds."""
-        for slot in range(len(self._homes)):
-            self.drop(slot)
+        """Parts with all worlds, and waits until they are closed, at most `CLOSING_SECONDS`."""
+        homes = list(self._homes)
+        self._homes[:] = [None] * len(homes)
+        _leave_all(homes)

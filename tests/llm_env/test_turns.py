@@ -24,6 +24,7 @@ from llm_env.episode import ENDS, Episode
 from llm_env.slots import EpisodeSlots
 from llm_env.text.encoding import text_ids
 from llm_env.vector_env import LLMTextVectorEnv
+from llm_env.worlds import calls
 from llm_env.worlds.base import WorldError
 from llm_env.worlds.discrete import DiscreteWorld
 from tests.conftest import count_dots
@@ -557,23 +558,31 @@ def test_worlds_are_closed_with_the_environment_and_when_nobody_needs_it() -> No
 
     class Closing(Echo):
         def close(self) -> None:
+            time.sleep(0.2)  # a process that ended at once would not let it
             closed.append(1)
-
-    def wait_for(count: int) -> None:
-        deadline = time.monotonic() + 5
-        while len(closed) < count and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert len(closed) == count
 
     env = LLMTextEnv(**{**WORLD, "world": Closing})
     env.reset()
     env.close()
-    wait_for(1)
+    assert len(closed) == 1
     venv = LLMTextVecEnv(3, **{**WORLD, "world": Closing})
     venv.reset()
     del venv
     gc.collect()
-    wait_for(4)
+    assert len(closed) == 4
+
+
+def test_a_world_that_does_not_close_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Open(Echo):
+        def close(self) -> None:
+            time.sleep(60)
+
+    monkeypatch.setattr(calls, "CLOSING_SECONDS", 0.1)
+    env = LLMTextEnv(**{**WORLD, "world": Open})
+    env.reset()
+    begun = time.monotonic()
+    env.close()
+    assert time.monotonic() - begun < 5
 
 
 def test_a_state_that_is_full_in_the_middle_of_a_turn_ends_there() -> None:

@@ -147,7 +147,7 @@ COLUMNS = [
     Mutation(
         "references in a schema are fetched",
         "llm_env/reward/verifiers/json_schema.py",
-        "if elsewhere := _references_elsewhere(schema):",
+        "if elsewhere := _references_elsewhere(schema, kind):",
         "if elsewhere := []:",
         _VERIFIERS,
     ),

@@ -394,6 +394,13 @@ TURNS = [
         ("tests/llm_env/test_turns.py::test_a_world_that_hangs_is_left_behind",),
     ),
     Mutation(
+        "worlds are left open",
+        "llm_env/worlds/calls.py",
+        "        home.wait(max(0.0, deadline - time.monotonic()))",
+        "        pass",
+        _TURN_TESTS,
+    ),
+    Mutation(
         "a failed world is used again",
         "llm_env/worlds/calls.py",
         "        self.drop(slot)\n        return fault",

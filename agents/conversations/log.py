@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agents.preferences.fields import given_fields
 from llm_env.text.prompts import Message, RawPrompt, checked_prompt
 from llm_env.text.records import read_records
+from llm_env.text.texts import checked_finished
 
 POSITIVE, NEGATIVE, NONE = "positive", "negative", "none"
 LABELS = (POSITIVE, NEGATIVE, NONE)
@@ -72,6 +74,7 @@ def read_log(source: str | Path, option: str = "log") -> list[Turn]:
     turns: list[Turn] = []
     seen: dict[str, str] = {}
     for number, (where, record) in enumerate(read_records(source, option), 1):
+        record = given_fields(record) if isinstance(record, dict) else record
         if not isinstance(record, dict) or not isinstance(record.get("messages"), list):
             raise ValueError(f"{where}: a conversation is an object with a list of 'messages'.")
         name = str(record.get("id", f"line {number}"))
@@ -98,8 +101,6 @@ def _turns(where: str, name: str, messages: Sequence[Message], raw: Sequence[dic
         truth = raw[place].get("feedback")
         if truth is not None and truth not in LABELS:
             raise ValueError(f"{where}: message {place}: feedback={truth!r:.80} must be one of {', '.join(LABELS)}.")
-        finished = raw[place - 1].get("finished", True)
-        if not isinstance(finished, bool):
-            raise ValueError(f"{where}: message {place - 1}: finished={finished!r} must be true or false.")
+        finished = checked_finished(f"{where}: message {place - 1}", raw[place - 1])
         turns.append(Turn(name, place, tuple(before), answer["content"], reply["content"], truth, finished))
     return turns

@@ -28,7 +28,7 @@ from agents.preferences.records import (
 )
 from agents.preferences.selection import pair_records
 from llm_env.text.records import read_records
-from llm_env.text.texts import TextRecord
+from llm_env.text.texts import TextRecord, checked_finished
 
 FILE, PAIRS_FILE, TEXTS_FILE = "corrections.jsonl", "corrected_pairs.jsonl", "corrected_texts.jsonl"
 
@@ -93,11 +93,10 @@ def _corrected(where: str, record: Any) -> Corrected:
             raise ValueError(
                 f"{where}: a correction needs 'of', one of {', '.join(sorted(ids))}, and 'text'; got {entry!r:.80}."
             )
-        if not isinstance(entry.get("finished", True), bool):
-            raise ValueError(f"{where}: finished={entry['finished']!r} must be true or false.")
+        finished = checked_finished(where, entry)
         if not is_change(candidates.response(entry["of"]), entry["text"]):
             raise ValueError(f"{where}: the correction of {entry['of']!r} is empty, or the same text. Remove it.")
-        texts.append(Response(entry["of"], entry["text"], entry.get("finished", True)))
+        texts.append(Response(entry["of"], entry["text"], finished))
     return Corrected(candidates, tuple(texts), str(record.get("annotator", "")))
 
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agents.preferences.fields import given_fields
 from llm_env.text.prompts import RawPrompt, checked_prompt
 from llm_env.text.records import read_records
-from llm_env.text.texts import RESPONSE_FIELDS, TextRecord
+from llm_env.text.texts import RESPONSE_FIELDS, TextRecord, checked_finished
 
 _LABELS = {"true": True, "1": True, "false": False, "0": False}
 
@@ -55,7 +56,8 @@ def is_labeled(source: str | Path, option: str = "preferences") -> bool:
     """
     records = read_records(source, option)
     first = records[0][1] if records else None
-    return isinstance(first, dict) and "label" in first and not {"ranking", "chosen", "stars"} & set(first)
+    names = set(given_fields(first)) if isinstance(first, dict) else set()
+    return "label" in names and not {"ranking", "chosen", "stars"} & names
 
 
 def read_labeled(source: str | Path, option: str = "preferences") -> list[Labeled]:
@@ -72,10 +74,11 @@ def read_labeled(source: str | Path, option: str = "preferences") -> list[Labele
 
 
 def _labeled(where: str, record: Any) -> Labeled:
+    record = given_fields(record) if isinstance(record, dict) else record
     name = next((n for n in RESPONSE_FIELDS if isinstance(record, dict) and n in record), None)
     if name is None or "prompt" not in record or "label" not in record:
         raise ValueError(f"{where}: needs 'prompt', 'completion' and 'label', as the first record of the file has.")
-    response, label, finished = record[name], record["label"], record.get("finished", True)
+    response, label, finished = record[name], record["label"], checked_finished(where, record)
     if isinstance(response, list):  # TRL's conversational form: one message of the assistant
         response = checked_prompt(f"{where}: {name}", response)[-1]["content"]  # type: ignore[index]
     if not isinstance(response, str) or not response.strip():
@@ -83,6 +86,4 @@ def _labeled(where: str, record: Any) -> Labeled:
     label = _LABELS.get(str(label).strip().lower()) if isinstance(label, bool | str | int) else None
     if label is None:
         raise ValueError(f"{where}: label={record['label']!r:.80} must be true (good) or false (bad).")
-    if not isinstance(finished, bool):
-        raise ValueError(f"{where}: finished={finished!r} must be true or false.")
     return Labeled(checked_prompt(where, record["prompt"]), response, label, finished, where)

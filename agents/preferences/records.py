@@ -23,8 +23,9 @@ Stars, 1 to 5, stand in either of two forms; responses with equally many tie:
 Lines of the second form that have prompt, annotator and aspect in common become one ranking. ``"ranking"`` may stand beside the
 stars of the first form and must say the same.
 
-Pairs are TRL's format, ``{"prompt": …, "chosen": …, "rejected": …}``, with an optional ``margin``; they are read wherever
-rankings are.
+Pairs are TRL's format, ``{"prompt": …, "chosen": …, "rejected": …}``, with an optional ``margin``, and with
+``"chosen_finished": false`` (``rejected_finished``) where a side was cut off; they are read wherever rankings are. Sides may be
+messages, which may begin with the prompt's.
 """
 
 from __future__ import annotations
@@ -38,10 +39,11 @@ from pathlib import Path
 from typing import Any
 
 from agents.files import write_text
+from agents.preferences.fields import aspect_of, columns_of, given_fields, margin_of, scores_of
 from agents.preferences.stars import checked_star, checked_stars, tiers_by_stars
-from llm_env.rules import number
-from llm_env.text.prompts import RawPrompt, checked_prompt
+from llm_env.text.prompts import Message, RawPrompt, checked_prompt
 from llm_env.text.records import read_records
+from llm_env.text.texts import checked_finished
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,7 @@ def read_rankings(path: str | Path, option: str = "preferences") -> list[Ranking
     for where, record in read_records(path, option):
         if not isinstance(record, dict):
             raise ValueError(f"{where}: a preference is an object with 'ranking', or with 'chosen' and 'rejected'.")
+        record = given_fields(record)
         if "ranking" in record or ("stars" in record and "responses" in record):
             rankings.append(_ranking(where, record))
         elif "stars" in record:
@@ -215,17 +218,15 @@ def read_candidate_record(where: str, record: Any, least: int = 2) -> Candidates
     for i, entry in enumerate(record["responses"]):
         if not isinstance(entry, dict) or not isinstance(entry.get("text"), str) or not entry.get("id"):
             raise ValueError(f"{where}: response {i} needs an 'id' and a 'text'; got {entry!r:.80}.")
-        finished = entry.get("finished", True)
-        if not isinstance(finished, bool):
-            raise ValueError(f"{where}: response {i}: finished={finished!r} must be true or false.")
-        responses.append(Response(str(entry["id"]), entry["text"], finished, str(entry.get("source", ""))))
+        finished = checked_finished(f"{where}: response {i}", entry)
+        responses.append(Response(str(entry["id"]), entry["text"], finished, str(entry.get("source") or "")))
     ids = [r.id for r in responses]
     if len(ids) < least:
         raise ValueError(f"{where}: has {len(ids)} response; a ranking needs at least two.")
     if len(set(ids)) < len(ids):
         raise ValueError(f"{where}: two responses have the same id; the ids are {', '.join(ids)}.")
     name = str(record.get("id", prompt_key(prompt)))
-    return Candidates(name, prompt, tuple(responses), _columns(where, record))
+    return Candidates(name, prompt, tuple(responses), columns_of(where, record))
 
 
 def _ranking(where: str, record: dict[str, Any]) -> Ranking:
@@ -253,23 +254,25 @@ def _ranking(where: str, record: dict[str, Any]) -> Ranking:
         )
     if len(ranked) < 2 and not all_bad and stars is None:
         raise ValueError(f"{where}: the ranking holds {len(ranked)} response; it needs at least two.")
-    aspect = record.get("aspect")
-    annotator, margin, scores = str(record.get("annotator", "")), _margin(where, record), _scores(where, record, ids)
+    aspect = aspect_of(where, record)
+    annotator, margin, scores = (
+        str(record.get("annotator", "")),
+        margin_of(where, record),
+        scores_of(where, record, ids),
+    )
     return Ranking(candidates, tiers, annotator, aspect, all_bad, margin, scores, stars, where)
 
 
 def _starred(where: str, record: dict[str, Any]) -> Ranking:
     """Reads a single response and its stars as a ranking of one response."""
-    text, finished = record.get("response"), record.get("finished", True)
+    text, finished = record.get("response"), checked_finished(where, record)
     if "prompt" not in record or not isinstance(text, str) or not text.strip():
         raise ValueError(f"{where}: 'stars' need a 'prompt' and a 'response' that is not empty, or 'responses'.")
-    if not isinstance(finished, bool):
-        raise ValueError(f"{where}: finished={finished!r} must be true or false.")
     prompt, star = checked_prompt(where, record["prompt"]), checked_star(where, record["stars"])
     response = Response("r0", text, finished, str(record.get("source", "")))
     name, annotator = str(record.get("id", prompt_key(prompt))), str(record.get("annotator", ""))
-    candidates = Candidates(name, prompt, (response,), _columns(where, record))
-    return Ranking(candidates, (("r0",),), annotator, record.get("aspect"), stars={"r0": star}, where=where)
+    candidates = Candidates(name, prompt, (response,), columns_of(where, record))
+    return Ranking(candidates, (("r0",),), annotator, aspect_of(where, record), stars={"r0": star}, where=where)
 
 
 def _with_starred(ranking: Ranking, one: Ranking) -> Ranking:
@@ -284,8 +287,8 @@ def _with_starred(ranking: Ranking, one: Ranking) -> Ranking:
 
 def _pair(where: str, record: dict[str, Any]) -> Ranking:
     """Reads a pair in TRL's format as a ranking of two responses."""
-    sides = []
     prompt = record.get("prompt")
+    sides, starts = [], []
     for name in ("chosen", "rejected"):
         value = record[name]
         if isinstance(value, list):  # messages: the last is the response, what stands before it the prompt
@@ -293,12 +296,13 @@ def _pair(where: str, record: dict[str, Any]) -> Ranking:
             assert not isinstance(messages, str)
             if messages[-1]["role"] != "assistant":
                 raise ValueError(f"{where}: the last message of {name!r} must be the assistant's.")
-            if prompt is None and len(messages) > 1:
-                prompt = messages[:-1]
+            starts += [messages[:-1]] if len(messages) > 1 else []
             value = messages[-1]["content"]
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f"{where}: {name!r} must be a text that is not empty; got {value!r:.80}.")
         sides.append(value)
+    if starts:
+        prompt = _shared_start(where, prompt, starts)
     if prompt is None:
         raise ValueError(
             f"{where}: a pair needs a 'prompt', or 'chosen' and 'rejected' as messages that begin with it."
@@ -307,39 +311,32 @@ def _pair(where: str, record: dict[str, Any]) -> Ranking:
         raise ValueError(
             f"{where}: 'chosen' and 'rejected' are the same: nothing can be learned from it. Remove the pair."
         )
-    responses = (Response("chosen", sides[0]), Response("rejected", sides[1]))
-    name, columns = str(record.get("id", where)), _columns(where, record)
+    finished = [checked_finished(where, record, f"{name}_finished") for name in ("chosen", "rejected")]
+    responses = (Response("chosen", sides[0], finished[0]), Response("rejected", sides[1], finished[1]))
+    name, columns = str(record.get("id", where)), columns_of(where, record)
     candidates = Candidates(name, checked_prompt(where, prompt), responses, columns)
     tiers = (("chosen",), ("rejected",))
-    annotator, aspect, margin = str(record.get("annotator", "")), record.get("aspect"), _margin(where, record)
+    annotator, aspect, margin = str(record.get("annotator", "")), aspect_of(where, record), margin_of(where, record)
     return Ranking(candidates, tiers, annotator, aspect, False, margin, where=where)
 
 
-def _columns(where: str, record: dict[str, Any]) -> dict[str, Any]:
-    """The other fields of the prompt's record, as a line of a file keeps them."""
-    columns = record.get("columns", {})
-    if not isinstance(columns, dict):
-        raise ValueError(f"{where}: 'columns' must be an object, the prompt's other fields; got {columns!r:.80}.")
-    return columns
+def _shared_start(where: str, prompt: Any, starts: Sequence[list[Message]]) -> list[Message]:
+    """The prompt of a pair whose sides are messages that begin with it.
 
-
-def _margin(where: str, record: dict[str, Any]) -> float | None:
-    margin = record.get("margin")
-    if margin is None:
-        return None
-    if not number(least=0).allows(margin):
-        raise ValueError(f"{where}: margin={margin!r:.80} must be a finite number, at least 0.")
-    return float(margin)
-
-
-def _scores(where: str, record: dict[str, Any], ids: set[str]) -> dict[str, float] | None:
-    scores = record.get("scores")
-    if scores is None:
-        return None
-    numbers = isinstance(scores, dict) and all(map(number().allows, scores.values()))
-    if not numbers or not set(scores) <= ids:
-        raise ValueError(f"{where}: 'scores' must give finite numbers to response ids; got {scores!r:.80}.")
-    return {str(k): float(v) for k, v in scores.items()}
+    Args:
+        where: Names the record's file and line in errors.
+        prompt: The record's own prompt, which must be the same, or the text of its last message; None: it has none.
+        starts: The messages before the response, of each side that has some.
+    """
+    start = starts[0]
+    own = start if prompt is None else checked_prompt(where, prompt)
+    is_same = starts == [start] * 2 and (own == start or [own] == [m["content"] for m in start[-1:]])
+    if not is_same:
+        raise ValueError(
+            f"{where}: 'chosen' and 'rejected' must be one message each, or both begin with the prompt's messages, and differ "
+            "in the last one only."
+        )
+    return start
 
 
 def check_leaks(train: Sequence[Ranking], held_out: Sequence[Ranking]) -> None:
@@ -373,7 +370,7 @@ def append_jsonl(path: Path, record: dict[str, Any]) -> None:
 
 
 def drop_unfinished_line(path: Path) -> None:
-    """Cuts off what stands behind the last line end, which a process that died left there."""
+    """Cuts off what stands behind the last line end where it is no whole record: a process that died left it there."""
     if not path.is_file():
         return
     with path.open("rb+") as file:
@@ -385,4 +382,10 @@ def drop_unfinished_line(path: Path) -> None:
             return
         file.seek(0)
         content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
+        start = content.rfind(b"\n") + 1
+        try:
+            json.loads(content[start:])
+        except ValueError:
+            file.truncate(start)
+        else:  # all but the line end, which an editor may have left out
+            file.write(b"\n")

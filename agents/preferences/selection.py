@@ -71,7 +71,7 @@ def _pair(ranking: Ranking, better: Response, worse: Response, margin: float) ->
 
 
 def pair_records(rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
-    """Makes records of all pairs in TRL's format, with their margins."""
+    """Makes records of all pairs in TRL's format, with their margins, and a note of each side that was cut off."""
     records = []
     for pair in pairs_of(rankings):
         better, worse = pair.candidates.responses
@@ -81,6 +81,8 @@ def pair_records(rankings: Sequence[Ranking]) -> list[dict[str, Any]]:
                 **pair.candidates.columns_json(),
                 "chosen": better.text,
                 "rejected": worse.text,
+                **({} if better.finished else {"chosen_finished": False}),
+                **({} if worse.finished else {"rejected_finished": False}),
                 "margin": pair.margin,
                 "annotator": pair.annotator,
                 "aspect": pair.aspect,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from agents.preferences.fields import given_fields
 from llm_env.rules import whole
 
 MOST = 5
@@ -42,6 +43,7 @@ def checked_stars(where: str, value: Any, ids: Collection[str]) -> dict[str, int
     Raises:
         ValueError: it is none, it is empty, or names a response that is not there.
     """
+    value = given_fields(value) if isinstance(value, Mapping) else value
     if not isinstance(value, Mapping) or not value:
         raise ValueError(f"{where}: 'stars' must give numbers from 1 to {MOST} to response ids; got {value!r:.80}.")
     unknown = sorted(map(str, set(value) - set(ids)))

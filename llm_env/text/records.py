@@ -121,13 +121,14 @@ def _csv(path: Path, text: str) -> list[tuple[str, Any]]:
 
 
 def _parquet(path: Path, label: str) -> list[tuple[str, Any]]:
-    require("pyarrow", "data")
-    read_parquet = require("pandas", "data").read_parquet
+    read_table = require("pyarrow.parquet", "data").read_table
     try:
-        rows = read_parquet(path).to_dict("records")
+        table = read_table(path)
+        names = (table.schema.pandas_metadata or {}).get("index_columns", [])  # of rows' labels, which pandas adds
+        rows = table.drop_columns([name for name in names if isinstance(name, str)]).to_pylist()
     except Exception as error:  # pyarrow raises many kinds
         raise ValueError(f"{label} cannot be read as parquet: {_first_line(error)}.") from error
-    return [(f"{path}: row {i}", {str(k): v for k, v in row.items()}) for i, row in enumerate(rows, 1)]
+    return [(f"{path}: row {i}", row) for i, row in enumerate(rows, 1)]
 
 
 def _json_array(path: Path, text: str) -> list[tuple[str, Any]]:

@@ -13,6 +13,7 @@ the environment asks it to continue.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -86,9 +87,7 @@ def _record(where: str, record: Any) -> TextRecord:
         raise ValueError(f"{where}: a record is an object with 'prompt' and 'response', 'messages' or 'text'.")
     field = next((name for name in RESPONSE_FIELDS if name in record), None)
     if field is not None and "prompt" in record:
-        finished = record.get("finished", True)
-        if not isinstance(finished, bool):
-            raise ValueError(f"{where}: finished={finished!r} must be true or false.")
+        finished = checked_finished(where, record)
         return TextRecord(checked_prompt(where, record["prompt"]), _text(where, field, record[field]), finished)
     if "messages" in record:
         messages = checked_prompt(where, record["messages"])
@@ -100,6 +99,26 @@ def _record(where: str, record: Any) -> TextRecord:
     raise ValueError(
         f"{where}: needs 'prompt' and 'response', or 'messages', or 'text'; it has {', '.join(map(str, record))}."
     )
+
+
+def checked_finished(where: str, record: Mapping[str, Any], name: str = "finished") -> bool:
+    """Whether a record's response ended by itself, as it does where nothing is said; a text as CSV has it counts as its value.
+
+    Args:
+        where: Where the record comes from, as ``file, line 3``, for the error.
+        record: The record's fields.
+        name: The field that says so.
+
+    Raises:
+        ValueError: it is neither true nor false.
+    """
+    value = record.get(name)
+    if value is None or value == "":  # as tables have it
+        return True
+    said = {"true": True, "false": False}.get(value.strip().lower()) if isinstance(value, str) else value
+    if not isinstance(said, bool):
+        raise ValueError(f"{where}: {name}={value!r:.80} must be true or false.")
+    return said
 
 
 def _text(where: str, field: str, value: Any) -> str:

@@ -9,9 +9,46 @@ _CORRECTIONS = ("tests/agents/preferences/test_corrections.py",)
 _CONVERSATIONS = ("tests/agents/conversations/test_conversations.py",)
 _HACKS = ("tests/agents/supervised/test_hacks.py",)
 _MLP = ("tests/agents/supervised/test_mlp_head.py",)
+_RECORDS = ("tests/agents/preferences/test_preferences.py",)
+_PAGE = ("tests/agents/preferences/test_page.py",)
 _STAR_LOSSES = ("tests/agents/supervised/test_stars.py",)
 
 FEEDBACK = [
+    Mutation(
+        "lists of Parquet are arrays to those who read preferences",
+        "llm_env/text/records.py",
+        "for name in names if isinstance(name, str)]).to_pylist()",
+        'for name in names if isinstance(name, str)]).to_pandas().to_dict("records")',
+        _RECORDS,
+    ),
+    Mutation(
+        "what a table does not say counts as said",
+        "agents/preferences/fields.py",
+        "if v is not None and (v",
+        "if (v",
+        _RECORDS,
+    ),
+    Mutation(
+        "a pair's sides may begin with different messages",
+        "agents/preferences/records.py",
+        "starts == [start] * 2",
+        "starts[0] == start",
+        _RECORDS,
+    ),
+    Mutation(
+        "a pair that is written forgets that its better side was cut off",
+        "agents/preferences/selection.py",
+        '{"chosen_finished": False}',
+        "{}",
+        _CORRECTIONS,
+    ),
+    Mutation(
+        "a last record without its line end is dropped",
+        "agents/preferences/records.py",
+        'file.write(b"\\n")',
+        "file.truncate(start)",
+        _PAGE,
+    ),
     Mutation(
         "few stars stand above many",
         "agents/preferences/stars.py",

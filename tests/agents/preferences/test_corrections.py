@@ -134,6 +134,9 @@ def test_answers_that_were_cut_off_are_no_finished_texts(tmp_path: Path) -> None
     with ChatServer(lambda question: cut) as server:
         assert collect(responses_in(tmp_path, 1), "--corrector", server.judge) == 0
     assert not any(t.finished for t in read_texts(tmp_path / "corrected_texts.jsonl"))
+    pairs = read_rankings(tmp_path / "corrected_pairs.jsonl")
+    assert not any(r.candidates.response("chosen").finished for r in pairs)
+    assert all(r.candidates.response("rejected").finished for r in pairs)
 
 
 @pytest.fixture

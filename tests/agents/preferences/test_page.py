@@ -52,6 +52,11 @@ def test_a_line_that_a_crash_left_unfinished_is_dropped(tmp_path: Path) -> None:
     assert answers.next("ann") == 1
     answers.add("ann", 1, [3, 2, 1])
     assert len(read_rankings(path)) == 2
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))  # as an editor may leave it: the last record is whole
+    again = Answers(path, questions)
+    assert again.done("ann") == 2
+    again.add("ann", 2, [1, 2, 3])
+    assert len(read_rankings(path)) == 3
 
 
 def test_skipped_questions_come_last_and_for_that_annotator_only(tmp_path: Path) -> None:

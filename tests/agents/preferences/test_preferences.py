@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from agents.cli import collect_preferences, train
@@ -13,6 +14,7 @@ from agents.preferences.agreement import agreement, cohen_kappa, krippendorff_al
 from agents.preferences.folder import keep_first
 from agents.preferences.judge import RewardJudge
 from agents.preferences.label_studio import export_tasks, import_rankings, labeling_config
+from agents.preferences.labeled import is_labeled, read_labeled
 from agents.preferences.records import (
     Candidates,
     Ranking,
@@ -35,6 +37,11 @@ from tests.conftest import (
 from tests.reward_servers import ScriptedServer
 
 CPU = LoadSettings("float32", "cpu")
+
+
+USER, GOOD, BAD = (
+    {"role": role, "content": text} for role, text in (("user", "How?"), ("assistant", "Good."), ("assistant", "Bad."))
+)
 
 
 def record(**changes: Any) -> dict[str, Any]:
@@ -81,6 +88,12 @@ def test_broken_rankings_are_refused_with_file_and_line(tmp_path: Path, changes:
         ({"chosen": "Good.", "rejected": "Bad."}, "needs a 'prompt'"),
         ({"prompt": "How?", "chosen": "Good."}, "needs 'ranking', 'stars', or 'chosen' and 'rejected'"),
         ({"prompt": "How?", "chosen": "Good.", "rejected": "Bad.", "margin": -1}, "margin=-1"),
+        ({"prompt": "How?", "chosen": "Good.", "rejected": "Bad.", "margin": "much"}, "margin='much'"),
+        ({"prompt": "How?", "chosen": "Good.", "rejected": "Bad.", "aspect": ["polite"]}, "aspect=.* must be a text"),
+        ({"prompt": "How?", "chosen": "A.", "rejected": "B.", "chosen_finished": "so"}, "chosen_finished='so' must be"),
+        ({"chosen": [USER, GOOD], "rejected": [{**USER, "content": "Why?"}, BAD]}, "differ in the last one only"),
+        ({"prompt": [USER], "chosen": [GOOD, USER, GOOD], "rejected": [BAD]}, "differ in the last one only"),
+        ({"prompt": "Why?", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "differ in the last one only"),
     ],
 )
 def test_broken_pairs_are_refused_with_file_and_line(tmp_path: Path, pair: Any, message: str) -> None:
@@ -88,15 +101,42 @@ def test_broken_pairs_are_refused_with_file_and_line(tmp_path: Path, pair: Any, 
         read_rankings(written(tmp_path / "r.jsonl", pair))
 
 
-def test_pairs_in_trls_format_with_messages(tmp_path: Path) -> None:
-    user = {"role": "user", "content": "How?"}
-    pair = {
-        "chosen": [user, {"role": "assistant", "content": "Good."}],
-        "rejected": [user, {"role": "assistant", "content": "Bad."}],
-    }
-    (ranking,) = read_rankings(written(tmp_path / "r.jsonl", pair))
-    assert ranking.candidates.prompt == [user]
-    assert [(b.text, w.text) for b, w, _ in ranking.pairs()] == [("Good.", "Bad.")]
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_pairs_in_trls_format_with_messages(tmp_path: Path, kind: str) -> None:
+    pairs = [
+        {"chosen": [USER, GOOD], "rejected": [USER, BAD]},
+        {"prompt": "How?", "chosen": [USER, GOOD], "rejected": [USER, BAD], "margin": 2},
+        {"chosen": [USER, GOOD], "rejected": [USER, BAD], "chosen_finished": False, "annotator": "ann"},
+    ]
+    path = written(tmp_path / "r.jsonl", *pairs)
+    if kind == "parquet":  # where each record has a place for each field of the others
+        pd.DataFrame(pairs).to_parquet(path := tmp_path / "r.parquet")
+    rankings = read_rankings(path)
+    for ranking in rankings:
+        assert ranking.candidates.prompt == [USER]
+        assert [(b.text, w.text) for b, w, _ in ranking.pairs()] == [("Good.", "Bad.")]
+    assert [r.margin for r in rankings] == [None, 2, None]
+    assert [r.annotator for r in rankings] == ["", "", "ann"]
+    assert [r.candidates.responses[0].finished for r in rankings] == [True, True, False]
+
+
+def test_rankings_and_labels_in_parquet(tmp_path: Path) -> None:
+    pd.DataFrame([record(), record(aspect="polite")]).to_parquet(tmp_path / "r.parquet")
+    one, other = read_rankings(tmp_path / "r.parquet")
+    assert one.tiers == other.tiers == (("a",), ("b", "c"))
+    assert (one.aspect, other.aspect) == (None, "polite")
+    labeled = [
+        {"prompt": [USER], "completion": [GOOD], "label": True},
+        {"prompt": [USER], "completion": [BAD], "label": False},
+    ]
+    pd.DataFrame(labeled).to_parquet(tmp_path / "l.parquet")
+    assert is_labeled(tmp_path / "l.parquet")
+    assert [(r.response, r.is_good) for r in read_labeled(tmp_path / "l.parquet")] == [("Good.", True), ("Bad.", False)]
+
+
+def test_pairs_in_csv_have_margins(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text("prompt,chosen,rejected,margin\nHow?,Good.,Bad.,1.5\nHow?,Well.,Bad.,\n")
+    assert [r.margin for r in read_rankings(tmp_path / "r.csv")] == [1.5, None]
 
 
 def test_a_prompt_on_both_sides_is_named_with_both_lines(tmp_path: Path) -> None:

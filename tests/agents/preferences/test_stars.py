@@ -62,9 +62,14 @@ def test_single_responses_to_one_prompt_by_one_annotator_become_one_ranking(tmp_
 
 
 def test_stars_in_csv_are_numbers(tmp_path: Path) -> None:
-    (tmp_path / "s.csv").write_text("prompt,response,stars\nHow?, Good.,4\nHow?, Bad.,2\n", encoding="utf-8")
+    (tmp_path / "s.csv").write_text(
+        "prompt,response,stars,finished,aspect\nHow?, Good.,4,True,\nHow?, Bad.,2,false,\nHow?, So.,2,,\n",
+        encoding="utf-8",
+    )
     (ranking,) = read_rankings(tmp_path / "s.csv")
-    assert ranking.stars == {"r0": 4, "r1": 2}
+    assert ranking.stars == {"r0": 4, "r1": 2, "r2": 2}
+    assert [r.finished for r in ranking.candidates.responses] == [True, False, True]
+    assert ranking.aspect is None
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,13 @@ COLUMNS = [
         _VERIFIERS,
     ),
     Mutation(
+        "a tag that is only named begins the answer",
+        _ANSWERS,
+        "((?:(?!<answer>).)*?)</answer>",
+        "(.*?)</answer>",
+        _VERIFIERS,
+    ),
+    Mutation(
         "braces inside a box end it",
         _ANSWERS,
         'depth += 1 if text[i] == "{" else -1',

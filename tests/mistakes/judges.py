@@ -106,6 +106,13 @@ JUDGES = [
         _READING,
     ),
     Mutation(
+        "a thought that a template has begun is the reply",
+        "llm_env/reward/judges/reading.py",
+        r'r"^.*?</think>|^\s*<think>.*"',
+        r'r"^\s*<think>.*?</think>"',
+        _READING,
+    ),
+    Mutation(
         "a number anywhere is the grade",
         "llm_env/reward/judges/reading.py",
         "if not pattern.fullmatch(last) or any(",

@@ -17,7 +17,7 @@ from llm_env.lm.packed_attention import packed_states
 from llm_env.lm.packing import in_groups, pack
 from llm_env.lm.registry import shared_causal_lm
 from llm_env.reward.judges.names import local_name
-from llm_env.reward.judges.reading import Reply
+from llm_env.reward.judges.reading import Reply, without_thoughts
 from llm_env.reward.scores import RewardModelError
 from llm_env.text.encoding import text_ids
 from llm_env.text.prompts import Prompt, encode_prompt
@@ -101,7 +101,7 @@ class LocalJudge:
                 answers = continue_prompts(lm, prompts, self.model.eos_ids, max_new_tokens, seed=0, greedy=True)
             for i, ids in enumerate(answers):
                 text = str(tokenizer.decode([t for t in ids if t < len(tokenizer)], skip_special_tokens=True))
-                yield start + i, Reply(text=text.strip(), finished=ids[-1] in self.model.eos_ids)
+                yield start + i, Reply(text=without_thoughts(text), finished=ids[-1] in self.model.eos_ids)
 
     def _prompt(self, question: str, room: int) -> Prompt:
         """A question, up to where the model's answer begins, of which `room` tokens will be read too."""

@@ -21,7 +21,8 @@ _AROUND = frozenset(
 )
 _AROUND |= {"grade", "score", "rating", "letter"}
 """Words that may stand before an answer on its line."""
-_OF_TEN = re.compile(r"\s*/\s*10\b")
+_OF_TEN = re.compile(r"\s*(?:/|out of)\s*10\b")
+_THOUGHTS = re.compile(r"^.*?</think>|^\s*<think>.*", re.DOTALL)
 _BRACKETS = re.compile(r"\[\[\s*([^\[\]]*?)\s*\]\]")
 
 
@@ -73,6 +74,14 @@ def grade_of(reply: Reply) -> float | None:
     if said is None or not LOWEST_GRADE <= float(said) <= HIGHEST_GRADE:
         return None
     return float(said)
+
+
+def without_thoughts(text: str) -> str:
+    """What a model wrote behind its thoughts; nothing where it was cut off while it thought.
+
+    Some chat templates write ``<think>`` themselves, so that only the end of the thoughts stands in the text.
+    """
+    return _THOUGHTS.sub("", text).strip()
 
 
 def _said(text: str, pattern: re.Pattern[str]) -> str | None:

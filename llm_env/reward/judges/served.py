@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llm_env.reward.endpoint import Endpoint, RefusedError
 from llm_env.reward.judges.names import CONCURRENCY, served_name
-from llm_env.reward.judges.reading import Reply
+from llm_env.reward.judges.reading import Reply, without_thoughts
 from llm_env.reward.judges.side_by_side import side_by_side
 from llm_env.reward.limits import CallLimits
 from llm_env.reward.scores import RewardModelError
@@ -29,7 +28,6 @@ ANSWER_BYTES = 4_000_000
 """Size of an answer that is read at most."""
 UNDECIDED = 0.01
 """Share of a "1" of which it is not known whether a "0" would follow, above which the written number counts."""
-_THOUGHTS = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
 
 
 class ServedJudge:
@@ -132,7 +130,7 @@ class ServedJudge:
             raise RewardModelError(
                 f'{self.label} must answer {{"choices": [{{"message": {{"content": a text}}}}]}}; it answered {beginning}'
             ) from error
-        text = _THOUGHTS.sub("", self.endpoint.redacted(content or "")).strip()
+        text = without_thoughts(self.endpoint.redacted(content or ""))
         text = text.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair cannot be written to a file
         shares, mass = None, None
         if options and (found := grade_shares(choice.get("logprobs"), options)) is not None:

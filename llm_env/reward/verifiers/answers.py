@@ -6,7 +6,7 @@ import re
 
 PLACES = ("auto", "hash", "boxed", "tag", "last_line", "whole")
 _HASH = re.compile(r"####(.*)")
-_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 
 

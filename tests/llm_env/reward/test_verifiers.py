@@ -48,6 +48,7 @@ def verdict(name: str, response: str, record: dict[str, Any] | None = None) -> f
         (r"\fbox{7}", "auto", "7"),
         ("<answer> 3\n</answer> #### 4", "auto", "4"),
         ("#### 4 <answer>3</answer>", "tag", "3"),
+        ("It goes into <answer> tags. <answer>3</answer>", "auto", "3"),
         (r"#### 4 then \boxed{5}", "auto", "5"),
         ("no mark", "auto", None),
         ("one\ntwo\n\n", "last_line", "two"),

@@ -15,6 +15,7 @@ from llm_env.default_task import DEFAULT_MODEL
 from llm_env.episode import Episode
 from llm_env.lm.loading import load_tokenizer
 from llm_env.lm.names import LoadSettings
+from llm_env.reward.judges import local
 from llm_env.reward.judges.instruction import read_instruction
 from llm_env.reward.judges.local import LocalJudge, option_ids, option_log_prob
 from llm_env.reward.judges.names import JudgeOptions
@@ -125,6 +126,14 @@ def test_probabilities_that_are_no_numbers_are_refused(model_folder: Callable[..
         judge.model.lm.model.get_output_embeddings().weight.fill_(math.nan)
     with pytest.raises(RewardModelError, match="its probabilities are not finite"):
         list(judge.replies(["good?"], LETTERS))
+
+
+def test_what_is_written_has_no_thoughts(model_folder: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = LocalJudge(f"llm:{model_folder('llama')}", CPU)
+    thinks = judge.model.tokenizer("<think>\nHm.\n</think>\n\nBetter.", add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr(local, "continue_prompts", lambda *args, **kwargs: [thinks])
+    ((_, reply),) = judge.written(["Rewrite it."], 100)
+    assert reply.text == "Better."
 
 
 def test_grades_are_a_reward_model_alone_and_in_a_sum(model_folder: Callable[..., str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from llm_env.reward.judges.instruction import conversation, read_instruction
 from llm_env.reward.judges.names import check_judge_name, is_language_judge, served_name
-from llm_env.reward.judges.reading import Reply, grade_of, verdict_of
+from llm_env.reward.judges.reading import Reply, grade_of, verdict_of, without_thoughts
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,7 @@ def test_a_verdict_of_probabilities_is_the_larger_one() -> None:
         ("7", 7),
         ("10", 10),
         ("Grade: 8/10", 8),
+        ("Grade: 8 out of 10", 8),
         ("The grade of the response is 6.5.", 6.5),
         ("It is short. [[3]]", 3),
         ("4\n\nIt does not say where.", 4),
@@ -65,6 +66,20 @@ def test_a_verdict_of_probabilities_is_the_larger_one() -> None:
 )
 def test_a_grade_is_a_number_from_one_to_ten_that_stands_alone(text: str, grade: float | None) -> None:
     assert grade_of(Reply(text=text)) == grade
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("<think>\nA?\n</think>\n\nB", "B"),
+        ("A is short.\n</think>\n\nB", "B"),  # the template has begun the thought
+        ("<think>\nIt begins well:\nB", ""),  # cut off
+        (" B ", "B"),
+        ("B, I think", "B, I think"),
+    ],
+)
+def test_thoughts_are_left_aside(text: str, left: str) -> None:
+    assert without_thoughts(text) == left
 
 
 def test_a_grade_of_probabilities_is_the_expected_value_whatever_was_written() -> None:

@@ -115,8 +115,10 @@ def test_a_server_that_refuses_probabilities_is_asked_without_from_then_on() -> 
 
 
 def test_thoughts_are_not_the_reply_and_nothing_is_no_verdict() -> None:
-    with ScriptedServer(said("<think>\nA?\n</think>\n\nB"), said(None), said("I cannot.")) as server:
+    thoughts = (said("<think>\nA?\n</think>\n\nB"), said("A\n</think>\n\nB"))
+    with ScriptedServer(*thoughts, said(None), said("I cannot.")) as server:
         judge = judge_at(server)
+        assert verdict_of(asked(judge)) == "B"
         assert verdict_of(asked(judge)) == "B"
         assert verdict_of(asked(judge)) is None
         assert verdict_of(asked(judge)) is None

@@ -56,7 +56,6 @@ ALGORITHM_RULES: dict[str, Rule] = {
     "line_search_shrinking_factor": number(above=0, below=1),
     "line_search_max_iter": _COUNT,
     "n_critic_updates": _COUNT,
-    "sub_sampling_factor": _COUNT,
     # DQN and QR-DQN.
     "buffer_size": _COUNT,
     "learning_starts": whole(0),

@@ -29,7 +29,6 @@ EXPLANATIONS = {
     "line_search_shrinking_factor": "Factor by which a step that goes too far, or brings nothing, is made shorter.",
     "line_search_max_iter": "How often a step is made shorter before it is given up.",
     "n_critic_updates": "Passes of the critic over each rollout.",
-    "sub_sampling_factor": "Only each n-th token counts in the policy's step.",
     # DQN and QR-DQN
     "buffer_size": "Tokens in the replay buffer.",
     "learning_starts": "Steps before the first update.",

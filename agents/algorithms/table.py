@@ -305,7 +305,7 @@ _NO_DEFAULT = frozenset({"lora_alpha", "micro_batch_tokens", "clip_range_high"})
 # Arguments of constructors that `make_algorithm` fills in itself, or that have no meaning for language.
 _NOT_SETTINGS = {
     *("self", "args", "kwargs", "policy", "env", "policy_kwargs", "rollout_buffer_class", "replay_buffer_class"),
-    *("_init_setup_model", "use_sde", "sde_sample_freq", "optimize_memory_usage"),
+    *("_init_setup_model", "use_sde", "sde_sample_freq", "optimize_memory_usage", "sub_sampling_factor"),
 }
 
 

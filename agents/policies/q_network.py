@@ -111,6 +111,18 @@ class TextQNetwork(nn.Module):
         self.train(mode)
 
 
+def _check_choices(backup: str, critic: str) -> None:
+    """Refuses a backup that there is not, and a critic that gives no V of its own."""
+    if backup not in BACKUPS:
+        raise ValueError(f"backup={backup!r} is not known; use one of {', '.join(BACKUPS)}.")
+    if critic == "top_layers":
+        raise ValueError(
+            "critic='top_layers': a Q-network's V has no layers of its own on the actor's. Choose another."
+        )
+    if critic == "none":
+        raise ValueError("critic='none': Q = τ·log π + V needs a V. Choose reward_model, actor, head or detached_head.")
+
+
 class LLMQPolicy(PlainActor, BasePolicy):
     """Q-network, target network, and decoding with a cache, for `DQN` and `QRDQN`.
 
@@ -160,16 +172,7 @@ class LLMQPolicy(PlainActor, BasePolicy):
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.AdamW,
         optimizer_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        if backup not in BACKUPS:
-            raise ValueError(f"backup={backup!r} is not known; use one of {', '.join(BACKUPS)}.")
-        if critic == "top_layers":
-            raise ValueError(
-                "critic='top_layers': a Q-network's V has no layers of its own on the actor's. Choose another."
-            )
-        if critic == "none":
-            raise ValueError(
-                "critic='none': Q = τ·log π + V needs a V. Choose reward_model, actor, head or detached_head."
-            )
+        _check_choices(backup, critic)
         check_arguments({"q_scale": q_scale, "temperature": temperature, "trust_remote_code": trust_remote_code})
         check_arguments({"reward_shift": reward_shift, "reward_scale": reward_scale})
         if n_quantiles:

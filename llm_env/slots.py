@@ -179,12 +179,14 @@ class EpisodeSlots:
         """
         task = self.task
         # Check all actions before anything changes, so that an error leaves the slots as they were.
-        busy = [i for i, episode in enumerate(self.episodes) if episode is not None and i not in self._asked]
-        for i in busy:
-            if not 0 <= actions[i] < task.vocab_size:
-                raise ValueError(
-                    f"Action {actions[i]} in slot {i} is not a token; tokens are 0 … {task.vocab_size - 1}."
-                )
+        busy = np.array(
+            [i for i, e in enumerate(self.episodes) if e is not None and i not in self._asked], dtype=np.int64
+        )
+        tokens, vocab_size = actions.tolist(), task.vocab_size
+        for i in busy.tolist():
+            if not 0 <= tokens[i] < vocab_size:
+                raise ValueError(f"Action {tokens[i]} in slot {i} is not a token; tokens are 0 … {vocab_size - 1}.")
+        known = None if log_probs is None else np.asarray(log_probs).tolist()
         if log_probs is not None:
             check_log_probs(np.asarray(log_probs)[busy])
         # The reference looks at the prefixes before the tokens are appended. (N,), in nats; 0 for idle slots
@@ -192,24 +194,22 @@ class EpisodeSlots:
             _check_that_steps_can_be_scored(task)
             reference = self._reference.log_probs(self._ids, self._lengths, actions)
         # Append the tokens, to the episodes and to the observation.
-        turn_ends = []
-        for i in busy:
+        turn_ends, caps = [], (task.settings.max_new_tokens, task.settings.max_turn_tokens)
+        for i in busy.tolist():
             episode = self.episodes[i]
             assert episode is not None
-            token = int(actions[i])
-            turn_has_ended = episode.append(
-                token, task.ends, task.settings.max_new_tokens, task.settings.max_turn_tokens
-            )
+            turn_has_ended = episode.append(tokens[i], task.ends, *caps)
             # A world that failed at its reset answers the first token; and where the state is full, no other can follow.
             is_full = self._worlds is not None and self._lengths[i] + 1 >= task.max_length
             if turn_has_ended or is_full or episode.fault:
                 turn_ends.append(i)
-            if log_probs is not None:
-                episode.log_probs.append(float(log_probs[i]))
+            if known is not None:
+                episode.log_probs.append(known[i])
             # Where earlier tokens are not scored, this one waits for `score_reference` below, which fills all in order.
             if self.score_steps and len(episode.ref_log_probs) == len(episode.response_ids) - 1:
                 episode.ref_log_probs.append(float(reference[i]))
-            self._extend(i, [token])
+        self._ids[busy, self._lengths[busy]] = actions[busy]
+        self._lengths[busy] += 1
         self._ask(turn_ends)
         ended = self.settle(turn_ends) if wait else []
         # Pay each token; the last one of a response is paid its score too.
@@ -218,10 +218,10 @@ class EpisodeSlots:
             # Only where earlier tokens were not scored as they came: scoring may be deferred in one rollout, not in the next.
             task.score_reference([e for e in self.episodes if e is not None])
             task.score_responses(ended)
-            for i in busy:
+            for i in busy.tolist():
                 episode = self.episodes[i]
                 assert episode is not None
-                paid_log_probs = None if log_probs is None or not pay_policy_kl else [float(log_probs[i])]
+                paid_log_probs = None if known is None or not pay_policy_kl else [known[i]]
                 # The formula for this step's token alone, the response's last.
                 rewards[i] = task.rewards(episode, len(episode.response_ids) - 1, paid_log_probs)[0]
         return rewards

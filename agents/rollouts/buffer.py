@@ -180,19 +180,18 @@ class TokenRolloutBuffer(RolloutBuffer):
         Raises:
             RuntimeError: rewards or values are missing, and nobody is bound who could be asked for them.
         """
-        lengths = np.asarray(obs["length"]).reshape(-1)
-        tokens = np.asarray(action).reshape(-1)
-        rewards = np.asarray(reward, dtype=np.float32)
-        values = value.detach().float().cpu().numpy().reshape(-1)
-        log_probs = log_prob.detach().float().cpu().numpy().reshape(-1)
+        # Lists, of which Python reads an entry several times as fast as of an array.
+        lengths, tokens = np.asarray(obs["length"]).reshape(-1).tolist(), np.asarray(action).reshape(-1).tolist()
+        rewards, starts = np.asarray(reward, dtype=np.float32).tolist(), np.asarray(episode_start).tolist()
+        values, log_probs = (x.detach().float().flatten().tolist() for x in (value, log_prob))
         bits = None if action_masks is None else pack_bits(np.asarray(action_masks, bool).reshape(self.n_envs, -1))
-        if self._venv is None and (np.isnan(rewards).any() or np.isnan(values).any()):
+        if self._venv is None and np.isnan([*rewards, *values]).any():
             _ = self.task  # says what is missing
         for slot in range(self.n_envs):
             segment = self._open[slot]
-            length = int(lengths[slot])
+            length = lengths[slot]
             # An idle slot, or one with a new episode, ends the segment that was open there.
-            if segment is not None and (length == 0 or episode_start[slot]):
+            if segment is not None and (length == 0 or starts[slot]):
                 segment.finished = True
                 segment = self._open[slot] = None
             if length == 0 or (self._venv is not None and self._venv.acted[slot] is None):  # idle, or its world answers
@@ -201,10 +200,10 @@ class TokenRolloutBuffer(RolloutBuffer):
                 segment = self._open[slot] = self._new_segment(slot, obs["input_ids"][slot, :length].tolist())
             elif length > len(segment.ids):  # a world has answered since
                 segment.ids += obs["input_ids"][slot, len(segment.ids) : length].tolist()
-            segment.act(int(tokens[slot]))
-            segment.rewards.append(float(rewards[slot]))
-            segment.values.append(float(values[slot]))
-            segment.log_probs.append(float(log_probs[slot]))
+            segment.act(tokens[slot])
+            segment.rewards.append(rewards[slot])
+            segment.values.append(values[slot])
+            segment.log_probs.append(log_probs[slot])
             if bits is not None:
                 segment.masks.append(bits[slot])
         self.pos += 1

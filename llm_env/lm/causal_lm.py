@@ -79,6 +79,10 @@ class CausalLM:
         name: Model folder or hub id, for error messages.
         option: The option that the name came from, for error messages.
 
+    Attributes:
+        vocab_size: Number of logits V, which may be larger than the tokenizer's vocabulary.
+        hidden_size: Width H of the hidden states that the LM head reads.
+
     Raises:
         ValueError: trunk and head do not reproduce the model's own logits.
     """
@@ -88,6 +92,8 @@ class CausalLM:
         self.name = name
         self.trunk: nn.Module = model.base_model  # transformers' name for a model without its head
         self.config = model.config.get_text_config()  # of a multimodal model, its language part's
+        # Asked once: a walk through the model each time is most of what the environment's step would cost.
+        self.vocab_size, self.hidden_size = (int(n) for n in model.get_output_embeddings().weight.shape)
         self._takes_positions = "position_ids" in inspect.signature(self.trunk.forward).parameters
         self._check_split(option)
 
@@ -95,16 +101,6 @@ class CausalLM:
     def device(self) -> torch.device:
         """The device of the weights."""
         return self.model.device
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of logits V, which may be larger than the tokenizer's vocabulary."""
-        return int(self.model.get_output_embeddings().weight.shape[0])
-
-    @property
-    def hidden_size(self) -> int:
-        """Width H of the hidden states that the LM head reads."""
-        return int(self.model.get_output_embeddings().weight.shape[1])
 
     @property
     def max_positions(self) -> int | None:

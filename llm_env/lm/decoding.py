@@ -56,13 +56,13 @@ class CachedDecoder:
         self._layers: list[RaggedLayer] = []
         self.clear()
 
-    def clear(self) -> None:
-        """Forgets everything; must follow every change of the weights."""
+    def clear(self, n_slots: int = 0) -> None:
+        """Forgets everything, and how many slots there were; must follow every change of the weights."""
         self._stale = True
         self._drop_rows()
-        self._tokens = torch.empty(0, 0, dtype=torch.long)  # (slots, columns): what each slot's row encodes
-        self._lengths = torch.empty(0, dtype=torch.long)  # (slots,)
-        self._row_of_slot = torch.empty(0, dtype=torch.long)  # (slots,), -1: none
+        self._tokens = torch.zeros(n_slots, 0, dtype=torch.long)  # (slots, columns): what each slot's row encodes
+        self._lengths = torch.zeros(n_slots, dtype=torch.long)  # (slots,)
+        self._row_of_slot = torch.full((n_slots,), -1)  # (slots,), -1: none
         self._last: Tensor | None = None  # (slots, H): the last hidden state of each slot's row
 
     def _drop_rows(self) -> None:
@@ -113,11 +113,10 @@ class CachedDecoder:
         """
         longest = int(lengths.max()) if len(lengths) else 0
         if len(lengths) != len(self._lengths):  # another number of slots: start with an empty cache
-            self.clear()
+            self.clear(len(lengths))
             self._stale = False
-            self._lengths = torch.zeros_like(lengths)
-            self._row_of_slot = torch.full_like(lengths, -1)
-            self._tokens = torch.zeros(len(lengths), 0, dtype=torch.long)
+        if not longest:  # all are idle, as between two synchronous rounds
+            return self.release(lengths == 0)
         self.widen(longest)
 
         # Compare each prefix with what its slot's row encodes: the same, one token longer, or another one.

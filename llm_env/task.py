@@ -68,7 +68,9 @@ class TextTask:
         self.model = shared_causal_lm(name, settings.load_reference)
         self.tokenizer = self.model.tokenizer
         self.eos_ids = self.model.eos_ids
-        self.ends = TurnEnds(self.eos_ids, settings.stop_strings or (), self.decode)
+        self.ends = TurnEnds(
+            self.eos_ids, settings.stop_strings or (), lambda ids: self.decode(ids, special_tokens=True)
+        )
         self.max_length = _longest_state(settings, name, self.model.lm.max_positions)
         # What is built on the model: mask rules over its vocabulary, and π_ref at the policy's temperature.
         self.masks = TokenMasks(settings, self.tokenizer, self.eos_ids, self.vocab_size)
@@ -153,11 +155,11 @@ class TextTask:
             self.reward_model.check_prompts([record])
         return self.prompts.encode(record)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of response tokens without special tokens; ids beyond the tokenizer's vocabulary have no text."""
+    def decode(self, ids: Sequence[int], special_tokens: bool = False) -> str:
+        """The text of response tokens, with special tokens or without; ids beyond the tokenizer's vocabulary have no text."""
         # A model may have more logits than its tokenizer has tokens: embeddings are padded to round sizes.
         size = len(self.tokenizer)
-        return str(self.tokenizer.decode([i for i in ids if i < size], skip_special_tokens=True))
+        return str(self.tokenizer.decode([i for i in ids if i < size], skip_special_tokens=not special_tokens))
 
     def score_reference(self, episodes: Sequence[Episode]) -> None:
         """Fills in `ref_log_probs` of all tokens that lack it, in a few large batches."""

@@ -34,7 +34,7 @@ class ToolWorld:
     is the answer: the episode ends, and the reward model scores the whole conversation.
 
     The class may have a ``reset`` that is given the fields of the prompt's record by name and returns a text for behind the
-    prompt, or None, and a ``get_reward`` without arguments, which is paid at the end.
+    prompt, or None, and a ``get_reward`` without arguments, which is paid where a turn without a call ends the episode.
 
     Args:
         tools: The class, or a function without arguments that makes an object, also by name (``package.module:Class``); each

@@ -67,6 +67,16 @@ def words(env: LLMTextEnv, text: str) -> list[int]:
     return list(env.task.tokenizer.encode(text, add_special_tokens=False))
 
 
+def test_a_stop_string_may_be_a_special_token() -> None:
+    env = LLMTextEnv(stop_strings=["<s>"])  # no end token
+    env.reset(seed=0)
+    *_, terminated, _, _ = env.step(words(env, "Kind")[0])
+    assert not terminated
+    *_, terminated, _, info = env.step(env.task.tokenizer.bos_token_id)
+    assert terminated
+    assert info["end"] == "stop_string"
+
+
 def test_a_response_ends_with_a_stop_string() -> None:
     env = LLMTextEnv(stop_strings=["regards"], missing_eos_penalty=5.0)
     env.reset(seed=0)

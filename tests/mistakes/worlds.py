@@ -18,6 +18,13 @@ STOPS = [
         _STOPS,
     ),
     Mutation(
+        "a special token is no stop string",
+        "llm_env/task.py",
+        "skip_special_tokens=not special_tokens))",
+        "skip_special_tokens=True))",
+        _STOPS,
+    ),
+    Mutation(
         "parts of characters complete nothing",
         "llm_env/text/ends.py",
         'is_part_of_a_character = "\\ufffd" in text',

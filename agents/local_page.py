@@ -22,7 +22,6 @@ import re
 import secrets
 import socket
 from collections.abc import Awaitable, Callable
-from http.cookies import CookieError, SimpleCookie
 from typing import Any, TypeAlias
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -200,11 +199,10 @@ class PageGuard:
         return f"llm_env_page_{(match and match[2]) or 80}"
 
     def _has_cookie(self, headers: dict[str, str]) -> bool:
-        try:
-            morsel = SimpleCookie(headers.get("cookie", "")).get(self._cookie_name(headers))
-        except CookieError:
-            return False
-        return morsel is not None and hmac.compare_digest(morsel.value.encode(), self.secret.encode())
+        # Not `SimpleCookie`, which gives up at a cookie that another program on this host has set in its own way.
+        pairs = [pair.strip().partition("=") for pair in headers.get("cookie", "").split(";")]
+        given = next((value for name, _, value in pairs if name == self._cookie_name(headers)), None)
+        return given is not None and hmac.compare_digest(given.encode(), self.secret.encode())
 
     async def _entrance(self, scope: dict[str, Any], headers: dict[str, str], send: Any) -> None:
         """Takes the token from the address and keeps it in a cookie, or asks for it."""

@@ -306,6 +306,12 @@ OTHERS = [
     (f"{_COLLECT} --judge-prompt judge.txt", "judge_prompt='judge.txt'", "no judge is a language model"),
     (f"{_COLLECT} --labels nosuch.jsonl", "labels='nosuch.jsonl'", "no such file"),
     ("collect_preferences --output-dir out --labels pairs.jsonl", "labels", "give --judge"),
+    (f"{_COLLECT} --aspects polite", "aspects", "add --people"),
+    (
+        "collect_preferences --output-dir out --people --page corrections --aspects polite",
+        "aspects",
+        "without corrections",
+    ),
     ("collect_preferences --output-dir out --judge llm:", "judge='llm:'", "names no model"),
     ("collect_preferences --output-dir out --judge llm:./nosuch", "judge='./nosuch'", "no such folder"),
     ("collect_preferences --output-dir out --judge openai:http://h/v1", "judge='openai:http://h/v1'", "names no model"),

@@ -126,6 +126,8 @@ class ChatPage:
 
     def send(self, person: str, name: str | None, message: str, color: str) -> list[Any]:
         """Has a message answered."""
+        if not person:  # the server was started again, or forgot a page that was away for an hour
+            return self.show(person, name, color, "This page does not know any more who you are: reload it.", keep=True)
         conversation = self._conversation(person, name) or self.session.log.begin(person)
         return self._try(person, conversation, color, lambda: self.session.say(conversation, message or ""))
 

@@ -200,6 +200,9 @@ class Speaker:
                 texts.append(END)
                 continue
             now = str(self.model.tokenizer.decode([t for t in response[: i + 1] if t < size]))
+            if now.endswith("\ufffd") and i + 1 < len(response):
+                texts.append("")  # part of a character, which stands with its last token
+                continue
             texts.append(now[len(before) :])
             before = now
         return texts

@@ -85,6 +85,10 @@ class Args(CollectionSettings):
         self.check_collection()
         self.check_judge_prompt([] if self.judge is None else [self.judge])
         self.check_page_is_used(self.people)
+        if self.aspects and (not self.people or self.page == CORRECTIONS):
+            raise ValueError(
+                "aspects are respects in which people rank or give stars: add --people, without corrections."
+            )
         if self.labels is not None and self.judge is None:
             raise ValueError("labels are what a judge is compared with: give --judge.")
         rules: dict[str, Rule] = {

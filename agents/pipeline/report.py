@@ -130,7 +130,10 @@ def sft(stage: Stage, folder: Path) -> str:
 
 def preferences(stage: Stage, folder: Path) -> str:
     """Makes the section of collected preferences: who ranked, how well they agree, an example."""
-    lines = jsonl_lines((folder / "rankings.jsonl").read_text(encoding="utf-8"))
+    path = folder / "rankings.jsonl"
+    if not path.is_file():  # corrections, or responses that nobody ranked yet
+        return heading(stage, "preferences") + "<p>Nobody ranked.</p>"
+    lines = jsonl_lines(path.read_text(encoding="utf-8"))
     agreement = load(folder / "agreement.json")
     pairs = len(jsonl_lines((folder / "pairs.jsonl").read_text(encoding="utf-8")))
     text = f"<p>{len(lines):,} rankings by {html.escape(', '.join(agreement['annotators']))}; {pairs:,} pairs."
@@ -151,13 +154,17 @@ def preferences(stage: Stage, folder: Path) -> str:
 def reward_model(stage: Stage, folder: Path) -> str:
     """Makes the section of a reward model: accuracy, calibration, its surest mistakes."""
     report = load(folder / "report.json")
-    low, high = report["accuracy_interval"]
-    rows = [
-        ["held-out accuracy", f"{report['accuracy']:.1%} ({low:.1%} to {high:.1%})"],
-        ["calibration error", f"{report['calibration_error']:.3f}"],
-        ["rank correlation of score and length", f"{report['length_correlation']:.2f}"],
-        ["accuracy of 'the longer is better'", f"{report['longer_is_better']:.1%}"],
-    ]
+    rows = []
+    if report["pairs"]:  # single responses with stars make none
+        low, high = report["accuracy_interval"]
+        rows = [
+            ["held-out accuracy", f"{report['accuracy']:.1%} ({low:.1%} to {high:.1%})"],
+            ["calibration error", f"{report['calibration_error']:.3f}"],
+            ["rank correlation of score and length", f"{report['length_correlation']:.2f}"],
+            ["accuracy of 'the longer is better'", f"{report['longer_is_better']:.1%}"],
+        ]
+    if "stars" in report:
+        rows.append(["rank correlation of score and stars", f"{report['stars']['correlation']:.2f}"])
     if "gold_accuracy" in report:
         rows.append(["accuracy of the gold order", f"{report['gold_accuracy']:.1%}"])
     mistakes = [
@@ -176,7 +183,8 @@ def preference(stage: Stage, folder: Path) -> str:
     """Makes the section of a training on preferences: accuracy, curves, samples."""
     report = load(folder / "preference.json")
     accuracy = report["heldout"].get("rewards/accuracies")
-    text = f"<p>{html.escape(report['source'])}; β = {report['beta']:g}; {report['pairs']:,} pairs"
+    text = f"<p>{html.escape(report['source'])}; β = {report['beta']:g}; "
+    text += f"{report['pairs']:,} pairs" if "pairs" in report else f"{report['responses']:,} responses"
     if accuracy is not None:
         text += f"; <b>{accuracy:.1%}</b> of {report['heldout_pairs']:,} held-out ones in the right order"
     samples = table(["prompt", "response"], [[s["prompt"], s["response"]] for s in report["samples"]], numbers=False)

@@ -157,9 +157,12 @@ def run_with_judge(test: ABTest, judge: Judge, folder: Path, load: LoadSettings,
         FileNotFoundError, ValueError, RewardModelError: a model cannot be loaded, or the judge fails.
     """
     rankings: list[Ranking] = []
+    # Each chunk has noise of its own, whether or not those before were judged in this process.
+    noises = iter(judge.rng.spawn(len(test.records) // CHUNK + 1))
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("comparisons", total=len(test.records))
         for end in range(CHUNK, len(test.records) + CHUNK, CHUNK):
+            judge.rng = next(noises)
             candidates = responses_to(test, end, folder, load)
             shown = candidates[: min(end, len(test.records))]
             ids = {c.id for c in shown}

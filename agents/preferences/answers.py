@@ -87,6 +87,10 @@ class Answers:
         skipped = self._skipped.get(annotator, [])
         return min(left, key=lambda n: (skipped.index(n) + 1 if n in skipped else 0, n), default=None)
 
+    def has(self, annotator: str, number: int) -> bool:
+        """Whether the annotator has answered a question, perhaps in another window, or somebody else under the same name."""
+        return (annotator, *self.questions[number].key) in self.answered
+
     def skip(self, annotator: str, number: int) -> None:
         """Puts a question behind the annotator's others."""
         skipped = self._skipped.setdefault(annotator, [])
@@ -101,7 +105,8 @@ class Answers:
     @property
     def complete(self) -> bool:
         """Whether somebody has answered each question."""
-        answered = {key[1:] for key in self.answered}
+        with self._lock:
+            answered = {key[1:] for key in self.answered}
         return all(q.key in answered for q in self.questions)
 
     def add(self, annotator: str, number: int, ranks: Sequence[int] | None) -> None:

@@ -65,6 +65,8 @@ class RankingPage:
 
     def show(self, annotator: str, message: str = "") -> list[Any]:
         """Shows an annotator's next question, or thanks where none is left."""
+        if not annotator:  # the server was started again, or forgot a page that was away for an hour
+            return self.stay("This page does not know any more who you are: reload it.")
         number = self.answers.next(annotator)
         total = len(self.answers.questions)
         if number is None:
@@ -121,7 +123,7 @@ class RankingPage:
             number: Number of the question; None where none is open.
             choices: The rank chosen at each place, from top to bottom; None where none was.
         """
-        if number is None:
+        if number is None or self.answers.has(annotator, number):
             return self.show(annotator)
         order = self.answers.questions[number].order(annotator)
         choices = choices[: len(order)]
@@ -142,8 +144,9 @@ class RankingPage:
 
     def all_bad(self, annotator: str, number: int | None) -> list[Any]:
         """Keeps that no response is any good."""
-        if number is not None:
-            self.answers.add(annotator, number, None)
+        if number is None or self.answers.has(annotator, number):
+            return self.show(annotator)
+        self.answers.add(annotator, number, None)
         return self.show(annotator, "Saved: all bad.")
 
     def skip(self, annotator: str, number: int | None) -> list[Any]:
@@ -229,7 +232,7 @@ class CorrectionPage(RankingPage):
             number: Number of the question; None where none is open.
             choices: The text at each place, from top to bottom.
         """
-        if number is None:
+        if number is None or self.answers.has(annotator, number):
             return self.show(annotator)
         question = self.answers.questions[number]
         order = question.order(annotator)
@@ -246,9 +249,10 @@ class CorrectionPage(RankingPage):
 
     def all_bad(self, annotator: str, number: int | None) -> list[Any]:
         """Keeps that there is nothing to correct."""
-        if number is not None:
-            texts = [r.text for r in self.answers.questions[number].candidates.responses]
-            self.answers.add_texts(annotator, number, texts)
+        if number is None or self.answers.has(annotator, number):
+            return self.show(annotator)
+        texts = [r.text for r in self.answers.questions[number].candidates.responses]
+        self.answers.add_texts(annotator, number, texts)
         return self.show(annotator, "Saved: nothing to correct.")
 
 
@@ -304,6 +308,9 @@ def serve(
     try:
         while until is None or not until(answers):
             time.sleep(1)
+    except KeyboardInterrupt:
+        if until is not None:  # something waits for the answers
+            raise
     finally:
         page.close()
         say(console, f"{len(answers.answered)} answers in {path}")

@@ -107,6 +107,12 @@ def test_tokens_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -
     assert not guard._has_cookie({"host": HOST, "cookie": f"{name}x={guard.secret}"})
     assert not guard._has_cookie({"host": HOST})
     assert len(compared) == 3
+    for others in (
+        'theme={"dark":1}',
+        "a@b=1",
+        "a[0]=x y",
+    ):  # other programs' on this host, which SimpleCookie cannot read
+        assert guard._has_cookie({"host": HOST, "cookie": f"{others}; {name}={guard.secret}; last=1"})
 
 
 SERVER = """

@@ -15,6 +15,48 @@ _STAR_LOSSES = ("tests/agents/supervised/test_stars.py",)
 
 FEEDBACK = [
     Mutation(
+        "Ctrl-C on the page leaves no pairs",
+        "agents/preferences/page.py",
+        "if until is not None:  # something",
+        "if True:  # something",
+        _PAGE,
+    ),
+    Mutation(
+        "an answer from a second window is kept too",
+        "agents/preferences/answers.py",
+        "return (annotator, *self.questions[number].key) in self.answered",
+        "return False",
+        _PAGE,
+    ),
+    Mutation(
+        "people without a name answer",
+        "agents/preferences/page.py",
+        "if not annotator:  # the",
+        "if False:  # the",
+        _PAGE,
+    ),
+    Mutation(
+        "aspects of corrections are asked for ever",
+        "agents/cli/collect_preferences.py",
+        "if self.aspects and (",
+        "if False and (",
+        ("tests/test_bad_inputs.py",),
+    ),
+    Mutation(
+        "a last batch of one pair counts as a whole one",
+        "agents/supervised/preference/trainers.py",
+        "collected[name] += [mean] * count",
+        "collected[name] += [mean]",
+        ("tests/agents/supervised/test_preference_trainers.py",),
+    ),
+    Mutation(
+        "each chunk of a test has the noise of the one before",
+        "agents/preferences/ab.py",
+        "judge.rng = next(noises)",
+        "pass",
+        ("tests/agents/preferences/test_ab.py",),
+    ),
+    Mutation(
         "lists of Parquet are arrays to those who read preferences",
         "llm_env/text/records.py",
         "for name in names if isinstance(name, str)]).to_pylist()",

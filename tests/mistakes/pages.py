@@ -41,8 +41,8 @@ PAGES = [
     Mutation(
         "tokens are compared until the first difference",
         _PAGE,
-        "hmac.compare_digest(morsel.value.encode(), self.secret.encode())",
-        "morsel.value == self.secret",
+        "hmac.compare_digest(given.encode(), self.secret.encode())",
+        "given == self.secret",
         _TESTS,
     ),
     Mutation(

@@ -61,6 +61,7 @@ def train_on_preferences(settings: PreferenceSettings, console: Console | None =
         last_evaluation: dict[str, Any] = next((entry for entry in reversed(log) if "eval_loss" in entry), {})
 
         def result() -> dict[str, Any]:
+            save_model(trained, tokenizer, settings.output_dir / "actor")  # first, whatever its samples come to
             report: dict[str, Any] = {
                 "loss": settings.loss,
                 "source": row.source,
@@ -73,7 +74,6 @@ def train_on_preferences(settings: PreferenceSettings, console: Console | None =
                 "log": log,
                 "samples": sample_responses(trained, tokenizer, _prompts(data.held_out), settings.n_samples),
             }
-            save_model(trained, tokenizer, settings.output_dir / "actor")
             write_json(settings.output_dir / "preference.json", report)
             if can_draw():
                 draw(log, settings.output_dir / "preference.png", row.reference)

@@ -118,8 +118,12 @@ class PairTrainer(DPOTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The mean of the pairs' losses; logs rewards, log-probs and KLs under TRL's names."""
+        collected, count = self._metrics["train" if model.training else "eval"], len(inputs["input_ids"]) // 2
         if self.pair_loss is None:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            for values in collected.values():
+                values += values[-1:] * (count - 1)
+            return result
         with self.accelerator.autocast():
             chosen, rejected, log_probs, kls = self._compare(model, inputs)
             loss = self.pair_loss(chosen, rejected, *kls).mean()
@@ -137,7 +141,7 @@ class PairTrainer(DPOTrainer):
         table = torch.stack([values.detach() for values in metrics.values()], 1)  # (B, metrics): one transfer for all
         means = self.accelerator.gather_for_metrics(table).mean(0).tolist()
         for name, mean in zip(metrics, means, strict=True):
-            self._metrics["train" if model.training else "eval"][name].append(mean)
+            collected[name] += [mean] * count  # TRL takes their mean: a last batch of few pairs counts for as many
         return (loss, {"rewards": (chosen - rejected).detach()}) if return_outputs else loss
 
     def _compare(
@@ -215,7 +219,21 @@ class UnpairedTrainer(KTOTrainer):
         return dataset
 
 
-class OddsTrainer(ORPOTrainer):
+class _PairByPair:
+    """Has the metrics of a batch count for as many as it has pairs, for trainers that take the mean over batches."""
+
+    def get_batch_loss_metrics(self, model: Any, batch: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """See TRL's trainer."""
+        self._count = len(batch["chosen_input_ids"])
+        return super().get_batch_loss_metrics(model, batch, *args, **kwargs)  # type: ignore[misc]
+
+    def store_metrics(self, *args: Any, **kwargs: Any) -> None:
+        """See TRL's trainer."""
+        for _ in range(self._count):
+            super().store_metrics(*args, **kwargs)  # type: ignore[misc]
+
+
+class OddsTrainer(_PairByPair, ORPOTrainer):
     """`ORPOTrainer` on rows of `labeled_rows`."""
 
     def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:
@@ -223,7 +241,7 @@ class OddsTrainer(ORPOTrainer):
         return feature
 
 
-class ContrastiveTrainer(CPOTrainer):
+class ContrastiveTrainer(_PairByPair, CPOTrainer):
     """`CPOTrainer` on rows of `labeled_rows`: CPO and SimPO."""
 
     def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:

@@ -201,6 +201,10 @@ def test_the_page_does_what_its_buttons_say(pages: ChatPage) -> None:
     assert pages.new("ann", PLAIN)[:2] == [None, ""]
     assert "More" in pages.send("ann", None, "More", PLAIN)[1]
     assert list(pages.session.log.conversations) == ["c0", "c1"]
+    lost = pages.send("", None, "Hello", PLAIN)  # the server was started again while the page was open
+    assert "who you are" in lost[2]
+    assert lost[3] is None
+    assert list(pages.session.log.conversations) == ["c0", "c1"]
 
 
 def test_in_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -37,6 +38,23 @@ def made(folder: Path, critic: str) -> tuple[Path, object]:
     settings = RunSettings(TaskOptions(**task), algorithm=AlgorithmSettings(critic=critic))
     write_settings(settings, folder / "config.yaml")
     return folder, model.policy
+
+
+class Bytes:
+    """A tokenizer whose tokens are bytes."""
+
+    def __len__(self) -> int:
+        return 256
+
+    def decode(self, ids: list[int]) -> str:
+        return bytes(ids).decode("utf-8", "replace")
+
+
+def test_a_character_of_several_tokens_stands_with_the_last_of_them() -> None:
+    speaker = object.__new__(Speaker)
+    speaker.model = SimpleNamespace(tokenizer=Bytes(), eos_ids=frozenset({0}))  # type: ignore[assignment]
+    assert speaker._texts([*"aé😀b".encode(), 0]) == ["a", "", "é", "", "", "", "😀", "b", END]
+    assert speaker._texts([97, 0xC3]) == ["a", "\ufffd"]  # cut off within one
 
 
 @pytest.mark.parametrize("critic", ["reward_model", "actor", "head", "top_layers"])

@@ -294,6 +294,19 @@ def test_the_evaluations_table_has_the_rows_that_somebody_has(tmp_path: Path) ->
     assert pipeline_report.heading(stage, "dpo") == "<h2>rounds: dpo</h2>"
 
 
+def test_sections_of_stages_without_pairs(tmp_path: Path) -> None:
+    stage: Any = types.SimpleNamespace(name="one")
+    assert "Nobody ranked" in pipeline_report.preferences(stage, tmp_path)
+    kto = {"source": "KTO", "loss": "kto", "beta": 0.1, "heldout": {}, "responses": 12, "samples": []}
+    (tmp_path / "preference.json").write_text(json.dumps(kto))
+    assert "12 responses" in pipeline_report.preference(stage, tmp_path)
+    stars = {"loss": "ordinal", "pairs": 0, "worst_mistakes": [], "stars": {"correlation": 0.625}}
+    (tmp_path / "report.json").write_text(json.dumps(stars))
+    page = pipeline_report.reward_model(stage, tmp_path)
+    assert "0.62" in page
+    assert "held-out accuracy" not in page
+
+
 @needs_browser
 @pytest.mark.slow
 def test_the_report_in_a_browser(tmp_path: Path) -> None:

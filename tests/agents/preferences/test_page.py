@@ -14,9 +14,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from agents.cli import collect_preferences
+from agents.console import PlainConsole
+from agents.preferences import page as page_module
 from agents.preferences.answers import Answers, Question
 from agents.preferences.page import RankingPage
 from agents.preferences.records import Candidates, Response, read_rankings
+from agents.preferences.settings import RANKING
 from tests.browser import needs_browser, open_page
 from tests.conftest import ROOT
 
@@ -114,6 +118,47 @@ def test_the_page_refuses_half_a_ranking_and_one_that_says_nothing(page: Ranking
     assert page.skip("ann", 0)[0] == 1  # the other question comes first
     page.answers.may_tie = True
     assert page.submit("ann", 0, "2", "2", "2")[2] == "Saved."
+
+
+def test_an_answer_is_kept_once_whichever_window_it_came_from(page: RankingPage) -> None:
+    assert page.submit("ann", 0, "1", "2", "3")[2] == "Saved."
+    first = page.answers.rankings["ann", "p0", None]
+    assert page.submit("ann", 0, "3", "2", "1")[:3:2] == [1, ""]  # a second window, in which it was open too
+    assert page.all_bad("ann", 0)[2] == ""
+    assert page.submit("bob", 0, "3", "2", "1")[2] == "Saved."
+    assert [r.annotator for r in read_rankings(page.answers.path)] == ["ann", "bob"]
+    assert page.answers.rankings["ann", "p0", None] == first
+
+
+def test_nobody_answers_under_no_name(page: RankingPage) -> None:
+    for told in (page.submit("", None, "1", "2", "3"), page.skip("", None), page.all_bad("", None)):
+        assert (told[0], told[2]) == (None, "**This page does not know any more who you are: reload it.**")
+        assert len(told) == len(page.stay(""))
+
+
+def test_ctrl_c_ends_the_page_and_what_was_said_is_summed_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("gradio")
+    (tmp_path / "responses.jsonl").write_text("".join(json.dumps(c.to_json()) + "\n" for c in candidates()))
+
+    def build(answers: Answers) -> SimpleNamespace:
+        for name, ranks in (("ann", [1, 2, 3]), ("bob", [3, 2, 1])):
+            answers.add(name, 0, ranks)
+        return SimpleNamespace(close=lambda: None)
+
+    def ctrl_c(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(page_module, "build", build)
+    monkeypatch.setattr(page_module, "launch", lambda *args: "here")
+    monkeypatch.setattr(page_module.time, "sleep", ctrl_c)
+    assert collect_preferences.main(["--output-dir", str(tmp_path), "--people", "--port", str(free_port())]) == 0
+    assert "Krippendorff's α = " in capsys.readouterr().out
+    assert len((tmp_path / "pairs.jsonl").read_text().splitlines()) == 6
+    console = PlainConsole(quiet=True)
+    with pytest.raises(KeyboardInterrupt):  # a test or a round waits for answers, and stops
+        page_module.serve(candidates(), tmp_path / "r.jsonl", (), "", 0, console, RANKING, until=lambda answers: False)
 
 
 def free_port() -> int:

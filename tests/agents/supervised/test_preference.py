@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from agents.cli import train_preference as script
+from agents.supervised.preference import train
 from agents.supervised.preference.methods import METHODS
 from agents.supervised.rows import read_split
 from llm_env.default_task import DEFAULT_MODEL, DEFAULT_REWARD_MODEL
@@ -116,6 +117,18 @@ def test_a_method_of_each_of_trls_trainers_leaves_an_actor(
     assert ("held-out pairs in the right order" in printed) == (loss != "kto")
     if loss != "kto":  # which compares no pairs
         assert 0 <= report["heldout"]["rewards/accuracies"] <= 1
+
+
+def test_the_actor_is_kept_whatever_its_samples_come_to(
+    tmp_path: Path, preferences: Path, models: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> None:
+        raise FloatingPointError("logits are NaN")
+
+    monkeypatch.setattr(train, "sample_responses", fail)
+    small = ["--model", models[0], "--pairs", "best_worst", "--epochs", "0.2", "--evaluations", "1", "--device", "cpu"]
+    assert run("--preferences", str(preferences), "--output-dir", str(tmp_path / "out"), *small) == 1
+    assert (tmp_path / "out" / "actor" / "model.safetensors").is_file()
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -39,6 +40,19 @@ def trainer_of(tmp_path: Path, models: tuple[str, str], loss: str, **extra: Any)
     settings = PreferenceSettings(**{**options, **extra})
     rows = sides(PAIRS) if method(loss).trainer == UNPAIRED else PAIRS
     return make_trainer(settings, load_tokenizer(policy), rows, rows)
+
+
+@pytest.mark.parametrize("loss", ["dpo", "ipo", "orpo", "simpo"])
+def test_each_held_out_pair_counts_once(tmp_path: Path, models: tuple[str, str], loss: str) -> None:
+    trainer = trainer_of(tmp_path, models, loss)
+    trainer.eval_dataset = Dataset.from_list([*trainer.eval_dataset, trainer.eval_dataset[0]])
+    by_size = []
+    for size in (2, 1):  # batches of two and of one, and of one each
+        trainer.args.per_device_eval_batch_size = size
+        by_size.append(trainer.evaluate())
+    for name in ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected"):
+        uneven, single = (metrics[f"eval_{name}"] for metrics in by_size)
+        assert uneven == pytest.approx(single, rel=1e-4), name
 
 
 def loss_of(trainer: Any) -> Tensor:

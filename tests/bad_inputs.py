@@ -122,6 +122,7 @@ TRAIN = [  # after ``train --output-dir out``
     ("--algo ars --engine transformers", "ars has no setting", "'engine'"),
     ("--optimizer adam", "optimizer='adam'", "adamw, adamw_8bit"),
     ("--algo dqn --optimizer adamw_8bit", "dqn has no setting", "'optimizer'"),
+    ("--algo-kwargs lora_alpha=3", "lora_alpha=3 scales adapters", "give lora_rank too"),
     ("--algo trpo --algo-kwargs sub_sampling_factor=2", "trpo has no setting", "'sub_sampling_factor'"),
     ("--group-size 4", "ppo", "group_size=4"),
     ("--algo grpo --group-size 3", "n_envs=64", "multiple of group_size=3"),

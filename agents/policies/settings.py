@@ -85,6 +85,10 @@ class PolicySettings:
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_arguments(vars(self), may_be_none=frozenset({"lora_alpha", "micro_batch_tokens", "critic_layers"}))
         check_base_quantization(self.base_quantization, self.lora_rank)
+        if self.lora_alpha is not None and not self.lora_rank:
+            raise ValueError(
+                f"lora_alpha={self.lora_alpha} scales adapters, and lora_rank=0 has none: give lora_rank too."
+            )
         check_engine(self.engine)
         if self.engine is not None and not self.planned:
             raise ValueError(

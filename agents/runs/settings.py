@@ -247,6 +247,13 @@ class TrainingSettings:
             raise ValueError(f"stop_on={list(self.stop_on)}: none stands alone.")
         if self.kl_coef_end is not None and self.kl_target is not None:
             raise ValueError("kl_coef_end and kl_target both say how beta moves: give one of them.")
+        if self.kl_target is None and self.kl_gain != TrainingSettings.kl_gain:
+            raise ValueError(f"kl_gain={self.kl_gain} says how fast beta adapts to kl_target: give kl_target too.")
+        if not self.ref_refresh_every and self.ref_refresh_share != TrainingSettings.ref_refresh_share:
+            raise ValueError(
+                f"ref_refresh_share={self.ref_refresh_share} says how far the reference follows every ref_refresh_every "
+                "rollouts: give ref_refresh_every too."
+            )
         if self.episodes is not None:
             check_choice("episodes", self.episodes, EPISODES)
 

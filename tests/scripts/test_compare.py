@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +145,59 @@ def test_a_run_spends_its_budget_and_is_measured(algo: str) -> None:
 
 
 @pytest.mark.slow
+def test_a_worker_ends_with_the_process_that_made_it(tmp_path: Path) -> None:
+    """Also where that is killed, which leaves it no time to say so; jobs that wait are not begun."""
+    program = tmp_path / "parent.py"
+    program.write_text(
+        "import sys\n"
+        f"sys.path[:0] = {[str(tmp_path), str(ROOT), str(ROOT / 'scripts' / 'lab')]!r}\n"
+        "from job import begin\n"
+        "from comparison.pool import workers\n"
+        "if __name__ == '__main__':\n"
+        "    with workers(1) as pool:\n"
+        "        list(pool.map(begin, ['first', 'second']))\n"
+    )
+    (tmp_path / "job.py").write_text(
+        "import os, time\n"
+        "from pathlib import Path\n"
+        "def begin(name):\n"
+        f"    Path({str(tmp_path)!r}, name).write_text(str(os.getpid()))\n"
+        "    time.sleep(300)\n"
+    )
+    parent = subprocess.Popen([sys.executable, str(program)])
+    first = tmp_path / "first"
+    worker = 0
+    try:
+        assert wait_until(lambda: first.is_file() and bool(first.read_text()), 300)
+        worker = int(first.read_text())
+        parent.terminate()
+        parent.wait()
+        assert wait_until(lambda: has_ended(worker), 60)
+        assert not (tmp_path / "second").exists()
+    finally:
+        parent.kill()
+        parent.wait()
+        if worker:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+
+
+def has_ended(process: int) -> bool:
+    """Whether a process has ended, though perhaps nobody has asked how."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True).stdout.strip()
+    return not state or state.startswith("Z")
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Whether a condition holds before the time is over."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
 def test_all_start_from_the_same_labels(tmp_path: Path) -> None:
     args = compare.Args(
         tmp_path, algos=("ppo", "dpo", "dpo_labels", "rejection_sampling", "iterated_dpo"), labels=48, tokens=900, seeds=(0,),

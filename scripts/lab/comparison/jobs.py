@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import multiprocessing
 import os
 import subprocess
 import tempfile
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,8 +85,17 @@ class Job:
 
 
 def start_worker() -> None:
-    """Makes a pool's worker print warnings as the scripts do."""
+    """Makes a pool's worker print warnings as the scripts do, and end with the process that made it, however that ends."""
     plain_warnings(PlainConsole())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Waits for the parent's end, which comes after the worker's unless it was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def run_job(job: Job) -> dict[str, Any]:

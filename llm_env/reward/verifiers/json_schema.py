@@ -81,6 +81,8 @@ def _validator(schema: Any, name: str) -> Any:
         ValueError: that is no schema.
     """
     jsonschema, referencing = require("jsonschema", "verify"), require("referencing", "verify")
+    if isinstance(schema, dict) and not isinstance(schema.get("$schema", ""), str):
+        raise ValueError(f"{name} is no JSON schema: '$schema' is an address, not {json.dumps(schema['$schema'])[:80]}")
     kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     try:
         if not isinstance(schema, dict | bool):

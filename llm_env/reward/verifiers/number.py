@@ -18,7 +18,7 @@ class NumberVerifier(Verifier):
     r"""1 where the response's number equals the column's, else 0.
 
     Currency signs, thousands separators and units are left aside: ``$1,234.00`` is 1234, ``12 apples`` and ``12 m^2`` are 12. A
-    power, as ``10^3``, is no number here; `math` computes it.
+    power or a root, as ``10^3`` or ``\sqrt{2}``, is no number here; `math` computes it. Nor is the digit of a name, as H2O.
 
     Attributes:
         column: Has the right number, as a number or as a text; of GSM8K's answers it is what follows ``####``.

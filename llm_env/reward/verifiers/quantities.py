@@ -1,4 +1,4 @@
-"""Numbers in texts, as people and language models write them: ``$1,234.50``, ``-3``, ``4.0``, ``1/2``, ``3 1/2``, ``50%``."""
+"""Numbers in texts, as people and language models write them: ``$1,234.50``, ``10 000``, ``-3``, ``1/2``, ``50%``."""
 
 from __future__ import annotations
 
@@ -12,14 +12,25 @@ _MOST_CHARACTERS = 100
 _LATEX_FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{\s*([+-]?[0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}|([0-9])\s*([0-9]))")
 _UNIT_POWER = re.compile(r"(?<=[A-Za-z}])\s*\^\s*(?:\{\s*[-+−]?[0-9]+\s*\}|[-+−]?[0-9]+)")
 """The exponent of a letter or a word: of a unit, as in m^2."""
+_MINUS = re.compile(r"[\u2010-\u2013\u2212]")
+"""What is written for a minus beside the hyphen of ASCII: other hyphens, the en dash, the minus sign."""
+_BEFORE_NUMBER = re.compile(r"(\\[A-Za-z]+|\b(?:AUD|CAD|CHF|CNY|EUR|GBP|INR|JPY|RM|Rs|USD))(?=[-+.]?[0-9])")
+r"""Letters after which a number begins, though no space stands between: LaTeX's commands (``\approx3``), currencies."""
 _NUMBER = re.compile(
     r"""
-    (?P<sign>(?<![\w)\].])[-+])?              # not the minus of 5-3
+    (?P<name>(?:(?<![0-9])[xX]|[A-WYZa-wyz])[0-9]+(?:\.[0-9]+)?)  # the digit of H2O, CO2, x1; not that of 3x5
+    |(?P<formula>
+        (?:\\sqrt\s*(?:\[[^][]*\]\s*)?|√\s*)(?:PART|\([^()]*\)|[0-9.]*)
+        |\\[dtc]?frac\s*PART\s*PART           # of others than whole numbers, as \frac{\sqrt{2}}{2}
+    )
+    |(?P<sign>(?<![\w)\].])[-+])?              # not the minus of 5-3
     (?P<currency>[$€£¥]\s?)?
     (?P<inner>(?<=[$€£¥])[-+])?               # $-5
     (?:(?P<mixed>[0-9]+)\s+(?=[0-9]+\s*/\s*[0-9]))?
     (?P<number>
         (?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])  # 1,234,567
+        # 1 234 567, by plain, no-break or thin spaces; not in 2024 100 or 1 200 35
+        |(?<![0-9]\ )[1-9][0-9]{0,2}(?P<space>[ \u00a0\u2009\u202f])[0-9]{3}(?:(?P=space)[0-9]{3})*(?!\ ?[0-9])
         |[0-9]+)
         (?:\.[0-9]+)?
         |(?<![0-9])\.[0-9]+
@@ -28,7 +39,7 @@ _NUMBER = re.compile(
     (?P<power>\s*\^\s*\{?\s*[-+]?[0-9]+\s*\}?|[⁰¹²³⁴-⁹]+)?
     (?:\s*/\s*(?P<denominator>[0-9]+)(?![0-9.]))?
     (?P<percent>\s*%)?
-    """,
+    """.replace("PART", r"\{(?:[^{}]|\{[^{}]*\})*\}"),
     re.VERBOSE,
 )
 
@@ -58,17 +69,17 @@ class Quantity(NamedTuple):
 
 
 def last_number(text: str) -> Quantity | None:
-    """The last number of a text; None where there is none."""
+    """The last number of a text; None where there is none, or a power, a root or another formula stands in its place."""
     quantity = None
     for match in _NUMBER.finditer(_without_latex(text)):
-        quantity = match
+        quantity = quantity if match["name"] else match
     return None if quantity is None else _quantity(quantity)
 
 
 def _quantity(match: re.Match[str]) -> Quantity | None:
-    if len(match[0]) > _MOST_CHARACTERS or match["power"] is not None:
+    if len(match[0]) > _MOST_CHARACTERS or match["formula"] is not None or match["power"] is not None:
         return None
-    value = Fraction(Decimal(match["number"].replace(",", "") + (match["exponent"] or "")))
+    value = Fraction(Decimal(re.sub(r"[,\s]", "", match["number"]) + (match["exponent"] or "")))
     if match["denominator"] is not None:
         if not int(match["denominator"]):
             return None
@@ -80,11 +91,12 @@ def _quantity(match: re.Match[str]) -> Quantity | None:
 
 
 def _without_latex(text: str) -> str:
-    r"""A text with ``\frac{1}{2}`` as ``1/2``, and without LaTeX's spaces and backslashes in numbers, and units' powers."""
-    text = text.replace("−", "-").replace("{,}", ",").replace(r"\$", "$").replace(r"\%", "%")
+    r"""A text with ``\frac{1}{2}`` as ``1/2`` and ``-`` for a minus, without LaTeX's spaces and backslashes, units' powers."""
+    text = _MINUS.sub("-", text).replace("{,}", ",").replace(r"\$", "$").replace(r"\%", "%")
     text = _UNIT_POWER.sub("", re.sub(r"\\[,!;:]", "", text))
     # A space, so that 3\frac{1}{2} becomes 3 1/2.
-    return _LATEX_FRACTION.sub(lambda m: f"{' ' * _follows_digit(m)}{m[1] or m[3]}/{m[2] or m[4]}", text)
+    text = _LATEX_FRACTION.sub(lambda m: f"{' ' * _follows_digit(m)}{m[1] or m[3]}/{m[2] or m[4]}", text)
+    return _BEFORE_NUMBER.sub(lambda m: m[1] if m[1] == r"\sqrt" else f"{m[1]} ", text)
 
 
 def _follows_digit(match: re.Match[str]) -> bool:

@@ -115,6 +115,33 @@ def test_marked_answers(text: str, place: str, answer: str | None) -> None:
         ("3", "10^3", 0),  # a power
         ("5", r"\boxed{2 \times 10^{5}}", 0),
         ("10", "10²", 0),
+        ("2", r"\boxed{\sqrt{2}}", 0),  # roots, and fractions of others than whole numbers
+        ("2", r"\boxed{3\sqrt[3]2}", 0),
+        ("2", "√2", 0),
+        ("2", r"\boxed{\frac{\sqrt{2}}{2}}", 0),
+        ("2", r"\sqrt{4} = 2", 1),
+        ("2", "It is H2O.", 0),  # names
+        ("12", "12 tons of CO2.", 1),
+        ("12", "12 m2", 1),
+        ("12", "x1 = 12, and PM2.5 rises", 1),
+        ("3.5", r"x\approx3.5", 1),
+        ("5", "3x5", 1),
+        ("5", "USD5", 1),
+        ("5", "答案是5", 1),
+        ("10000", "10 000", 1),  # thousands
+        ("10000", "-10 000", 0),
+        ("-10000.5", "10\u202f000,5 or -10\u00a0000.5", 1),
+        ("1234567", "$1\u20092345 or 1\u2009234\u2009567 people", 1),
+        ("3400", "3 400", 1),
+        ("10 000", "10,000", 1),
+        ("100", "in 2024 100 people", 1),
+        ("200", "2024 100 200", 1),
+        ("35", "1 200 35", 1),
+        ("500", "0 500", 1),
+        ("3.5", "3 100/200", 1),
+        ("-5", "–5", 1),  # an en dash
+        ("-5", "\u20115", 1),
+        ("5", "3–5", 1),
     ],
 )
 def test_numbers(right: Any, response: str, score: float) -> None:
@@ -280,6 +307,9 @@ def test_a_schema_fetches_nothing_and_must_be_one() -> None:
         verdict("json?column=s", "{}", {"s": {"type": "nothing"}})
     with pytest.raises(ValueError, match=r"^here: s is no JSON schema: \[1\]"):
         verdict("json?column=s", "{}", {"s": [1]})
+    for of_whom in (5, ["x"], None):
+        with pytest.raises(ValueError, match=r"^here: s is no JSON schema: '\$schema' is an address, not "):
+            verdict("json?column=s", "{}", {"s": {"$schema": of_whom}})
     for reference, name in (("#/$defs/m", "http://x/y"), ("#m", "")):
         with pytest.raises(
             ValueError, match=rf"^here: s refers to '{reference}', which is no part of it".replace("$", r"\$")

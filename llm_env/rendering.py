@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -20,6 +21,8 @@ Piece: TypeAlias = tuple[str, float | None]
 """A text and the KL of the token that it is, in nats; None for what a world said, which is drawn as the prompt is."""
 ABOVE, BELOW = (230, 120, 0), (30, 110, 220)
 """RGB of what stands above 0 and below, wherever tokens are colored: orange and blue, which nearly all people tell apart."""
+END = "■"
+"""Stands for an end token."""
 FULL_COLOR = 4.0  # nats at which the color is strongest
 WIDTH, FONT_SIZE, MARGIN, LINE_CHARS = 720, 16, 16, 70
 
@@ -49,20 +52,38 @@ def pieces(task: TextTask, episode: Episode) -> list[Piece]:
     kls = token_kl(episode)
     replies = {turn.end: task.decode(turn.reply_ids) for turn in episode.turns}
     result: list[Piece] = []
-    start, before = 0, ""
-    for i, token in enumerate(episode.response_ids):
-        if token in task.eos_ids:
-            text = "■"
-        else:
-            # A token's text is what it adds to the text before it: single tokens may decode to broken characters.
-            now = task.decode(episode.response_ids[start : i + 1])
-            text, before = now[len(before) :], now
+    start = 0
+    for end in sorted({*replies, len(episode.response_ids)}):  # turn by turn
+        texts = token_texts(episode.response_ids[start:end], task.eos_ids, task.decode)
         # Tokens that are not scored yet are white.
-        result.append((text, float(kls[i]) if i < len(kls) else 0.0))
-        if i + 1 in replies:
-            result.append((replies[i + 1], None))
-            start, before = i + 1, ""
+        result += [(text, float(kls[i]) if i < len(kls) else 0.0) for i, text in enumerate(texts, start)]
+        if end in replies:
+            result.append((replies[end], None))
+        start = end
     return result
+
+
+def token_texts(ids: Sequence[int], ends: Collection[int], decode: Callable[[Sequence[int]], str]) -> list[str]:
+    """What each token adds to the text before it; a character of several tokens stands with its last one.
+
+    Args:
+        ids: A response, or one turn of it.
+        ends: End tokens, for which `END` stands.
+        decode: From token ids to their text.
+    """
+    texts: list[str] = []
+    before = ""
+    for i, token in enumerate(ids):
+        if token in ends:
+            texts.append(END)
+            continue
+        now = decode(ids[: i + 1])
+        if now.endswith("\ufffd") and i + 1 < len(ids) and ids[i + 1] not in ends:
+            texts.append("")  # the character goes on
+            continue
+        texts.append(now[len(before) :])
+        before = now
+    return texts
 
 
 def render_episode(task: TextTask, episode: Episode | None, mode: str) -> str | NDArray[np.uint8]:

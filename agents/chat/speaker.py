@@ -23,10 +23,9 @@ from llm_env.lm.packing import pack
 from llm_env.lm.registry import SharedLM
 from llm_env.lm.sequence_log_probs import sequence_log_probs
 from llm_env.lm.weights import read_tensors
+from llm_env.rendering import token_texts
 from llm_env.text.prompts import Message, RawPrompt, encode_prompt
 
-END = "■"
-"""Stands for an end token."""
 _CRITIC = "critic."
 
 
@@ -193,19 +192,13 @@ class Speaker:
         return tuple(Token(*parts) for parts in zip(self._texts(response), kls, values, strict=True))
 
     def _texts(self, response: list[int]) -> list[str]:
-        """What each token adds to the text before it: single tokens may decode to broken characters."""
-        texts, before, size = [], "", len(self.model.tokenizer)
-        for i, token in enumerate(response):
-            if token in self.model.eos_ids:
-                texts.append(END)
-                continue
-            now = str(self.model.tokenizer.decode([t for t in response[: i + 1] if t < size]))
-            if now.endswith("\ufffd") and i + 1 < len(response):
-                texts.append("")  # part of a character, which stands with its last token
-                continue
-            texts.append(now[len(before) :])
-            before = now
-        return texts
+        """What each token adds to the text before it; see `llm_env.rendering.token_texts`."""
+        tokenizer = self.model.tokenizer
+
+        def decode(ids: Sequence[int]) -> str:
+            return str(tokenizer.decode([t for t in ids if t < len(tokenizer)]))
+
+        return token_texts(response, self.model.eos_ids, decode)
 
     def _load_reference(self, run: RunSettings | None) -> SharedLM | None:
         name = self.settings.reference or (None if run is None else run.task.model or DEFAULT_MODEL)

@@ -116,8 +116,8 @@ def compare(args: Args) -> None:
         FileNotFoundError, ValueError: something cannot be loaded, or a setting breaks its rule.
     """
     from agents.local_page import check_page
-    from agents.preferences.ab import keep_settings
-    from agents.preferences.ab_report import ab_report, check_groups, markdown, verdict
+    from agents.preferences.ab import compared_in, keep_settings
+    from agents.preferences.ab_report import check_groups
     from agents.preferences.judges import load_judge
     from agents.preferences.players import check_player
     from llm_env.lm.loading import resolve_device
@@ -142,15 +142,35 @@ def compare(args: Args) -> None:
         raise ValueError(f"output_dir={str(args.output_dir)!r} is not empty and holds no test. Choose another folder.")
     with locked(args.output_dir):
         keep_settings(args.output_dir, described(args, test))
-        rankings = comparisons(args, test, judge, load)
-        report = {
-            "a": test.players[0].name,
-            "b": test.players[1].name,
-            "judge": "people" if judge is None else judge.name,
-            **ab_report(rankings, args.error, args.equal_within, args.by, args.topics, args.examples),
-        }
-        write_json(args.output_dir / "ab.json", report)
-        write_text(args.output_dir / "ab.md", markdown(report))
+        name = None if judge is None else judge.name
+        try:
+            rankings = comparisons(args, test, judge, load)
+        except KeyboardInterrupt:  # a test may be stopped at any time: what was compared until now is told
+            if rankings := compared_in(test, args.output_dir, name):
+                tell(args, test, name, rankings)
+            raise
+        tell(args, test, name, rankings)
+
+
+def tell(args: Args, test: ABTest, judge: str | None, rankings: Sequence[Ranking]) -> None:
+    """Writes and prints the report.
+
+    Args:
+        args: The command line.
+        test: Who played, on what.
+        judge: Name of the judge; None: people compared.
+        rankings: What was compared, in order.
+    """
+    from agents.preferences.ab_report import ab_report, markdown, verdict
+
+    report = {
+        "a": test.players[0].name,
+        "b": test.players[1].name,
+        "judge": "people" if judge is None else judge,
+        **ab_report(rankings, args.error, args.equal_within, args.by, args.topics, args.examples),
+    }
+    write_json(args.output_dir / "ab.json", report)
+    write_text(args.output_dir / "ab.md", markdown(report))
     low, high = report["interval"]
     won = f"{report['wins']} won, {report['losses']} lost, {report['ties']} ties"
     rate = "" if report["win_rate"] is None else f"; win rate {report['win_rate']:.1%} ({low:.1%} to {high:.1%})"

@@ -41,6 +41,8 @@ IN_PROCESSES = ("train_sft", "train_reward_model", "train_preference", "iterate"
 """The commands that several processes can run together."""
 NOT_COMPARED = ("checkpoints", "tensorboard", LOCK_FILE)
 """Names of folders and files that may change or go without the stage counting as changed."""
+EVALUATION_FILE = "evaluation.json"
+"""What `evaluate_actor` writes: its stage's output, and beside the actor of another stage something that somebody added."""
 
 
 @dataclass(frozen=True)
@@ -132,19 +134,22 @@ def stage_options(stage: Stage, folders: Mapping[str, Path], seed: int) -> list[
 
 def output_option(stage: Stage, folder: Path) -> list[str]:
     """Gives the option that says where a stage writes: its folder, or a file in it."""
-    target = folder / "evaluation.json" if stage.script == "evaluate_actor" else folder
+    target = folder / EVALUATION_FILE if stage.script == "evaluate_actor" else folder
     return [f"--{SCRIPTS[stage.script]}", str(target)]
 
 
 def fingerprint(path: Path) -> str:
-    """Hashes a file's content, or names and contents of all files in a folder but those in `NOT_COMPARED`."""
+    """Hashes a file's content, or names and contents of all files in a folder but those in `NOT_COMPARED`.
+
+    In a folder with an actor its evaluation is left out too.
+    """
     digest = hashlib.sha256()
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     for file in files:
         inside = (
             file.relative_to(path).parts if path.is_dir() else ()
         )  # names count inside a folder, not where it stands
-        if any(part in NOT_COMPARED for part in inside):
+        if any(part in NOT_COMPARED for part in inside) or (inside == (EVALUATION_FILE,) and (path / "actor").is_dir()):
             continue
         digest.update(str(inside).encode())
         with file.open("rb") as content:

@@ -97,6 +97,22 @@ def first_answers(rankings: Sequence[Ranking], annotators: Callable[[str], bool]
     return list(first.values())
 
 
+def compared_in(test: ABTest, folder: Path, judge: str | None) -> list[Ranking]:
+    """The first comparison of each of the test's prompts that a folder holds, in the order in which they were made.
+
+    Args:
+        test: Who plays, on what.
+        folder: Holds the comparisons.
+        judge: Name of the judge whose comparisons count; None: all people's, whom no report of judges names.
+    """
+    path = folder / "rankings.jsonl"
+    rankings = read_rankings(path) if path.is_file() and path.stat().st_size else []
+    judges = set(read_object(folder / JUDGES_FILE)) if judge is None and (folder / JUDGES_FILE).is_file() else set()
+    ids = {f"p{i}" for i in range(len(test.records))}
+    first = first_answers(rankings, lambda name: name not in judges if judge is None else name == judge)
+    return [r for r in first if r.candidates.id in ids]
+
+
 def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Writes who plays and how, or compares it with what the folder says.
 
@@ -198,13 +214,6 @@ def run_with_people(
 
     host, port, kind = page
     candidates = responses_to(test, len(test.records), folder, load)[: len(test.records)]
-    judges = set(read_object(folder / JUDGES_FILE)) if (folder / JUDGES_FILE).is_file() else set()
-
-    def compared() -> list[Ranking]:
-        path = folder / "rankings.jsonl"
-        rankings = read_rankings(path) if path.is_file() and path.stat().st_size else []
-        return first_answers(rankings, lambda name: name not in judges)
-
     say(console, "The page closes when the test is decided." if test.look else "All prompts are compared.")
     serve(
         candidates,
@@ -214,7 +223,7 @@ def run_with_people(
         port,
         console,
         kind,
-        until=lambda answers: answers.complete or test.decided(compared()),
+        until=lambda answers: answers.complete or test.decided(compared_in(test, folder, None)),
         may_tie=True,
     )
-    return compared()
+    return compared_in(test, folder, None)

@@ -34,6 +34,12 @@ def as_text(text: str) -> str:
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)  # a backslash before each punctuation mark of ASCII
 
 
+def letters(place: int) -> str:
+    """What a place is called: A to Z, then AA, AB and so on."""
+    before, letter = divmod(place, len(string.ascii_uppercase))
+    return (letters(before - 1) if before else "") + string.ascii_uppercase[letter]
+
+
 class RankingPage:
     """The page: what it shows for each question, and what its buttons do.
 
@@ -61,7 +67,7 @@ class RankingPage:
         self.gr = require("gradio", "people")
         self.answers = answers
         self.places = max(len(q.candidates.responses) for q in answers.questions)
-        self.letters = string.ascii_uppercase
+        self.letters = [letters(place) for place in range(self.places)]
 
     def show(self, annotator: str, message: str = "") -> list[Any]:
         """Shows an annotator's next question, or thanks where none is left."""

@@ -51,12 +51,24 @@ def pairs_of(rankings: Sequence[Ranking], which: str = "all") -> list[Ranking]:
     return selected
 
 
+def given_margin(ranking: Ranking, better: str, worse: str) -> float | None:
+    """How much better a response is than another by their scores or stars, else the ranking's margin; None: nothing says it.
+
+    Args:
+        ranking: Ranks both.
+        better: Id of the one.
+        worse: Id of the other.
+    """
+    for known in (ranking.scores, ranking.stars):
+        if known is not None and better in known and worse in known:
+            return float(max(0, known[better] - known[worse]))
+    return ranking.margin
+
+
 def _margin(ranking: Ranking, better: Response, worse: Response, apart: int) -> float:
     """How much better the one is than the other; `apart` is the number of tiers from one to the other."""
-    for known in (ranking.scores, ranking.stars):
-        if known is not None and better.id in known and worse.id in known:
-            return float(max(0, known[better.id] - known[worse.id]))
-    return float(apart - 1) if ranking.margin is None else ranking.margin
+    given = given_margin(ranking, better.id, worse.id)
+    return float(apart - 1) if given is None else given
 
 
 def _pair(ranking: Ranking, better: Response, worse: Response, margin: float) -> Ranking:

@@ -7,6 +7,7 @@ from typing import Any
 
 from agents.preferences.labeled import Labeled, read_labeled
 from agents.preferences.records import Ranking, check_leaks, prompt_key, read_rankings
+from agents.preferences.selection import given_margin
 from agents.preferences.stars import MOST
 from llm_env.text.prompts import RawPrompt
 from llm_env.text.split import split_indices
@@ -111,8 +112,8 @@ def encode_rankings(
 
     Returns:
         The rows, and how many records were left out or cut, by reason. A row has the ``ids`` of prompt and response for each
-        response, the ``prompt_length`` in tokens, the ``tiers`` (0 the best), the number of its ``head`` (-1: none) and its
-        ``margin`` (NaN: none).
+        response, the ``prompt_length`` in tokens, the ``tiers`` (0 the best), the number of its ``head`` (-1: none) and the
+        ``margins`` of each response to each, by scores, stars or the record (NaN: nothing says it), row by row.
 
     Raises:
         ValueError: an aspect is none of the heads.
@@ -143,7 +144,7 @@ def encode_rankings(
                     "prompt_length": encoded[names[0]][0].start,
                     "tiers": [ranks[n] for n in names],
                     "head": head,
-                    "margin": float("nan") if ranking.margin is None else ranking.margin,
+                    "margins": [_margin(ranking, one, other) for one in names for other in names],
                 }
             )
     return rows, left_out
@@ -176,7 +177,7 @@ def encode_stars(
                 "prompt_length": next(iter(encoded.values()))[0].start,
                 "tiers": [MOST - star for star in ranking.stars.values()],
                 "head": -1,
-                "margin": float("nan"),
+                "margins": [],
             }
         )
     return rows, left_out
@@ -193,6 +194,12 @@ def _encoded(
         text = encode_text(record, tokenizer, max_prompt_length or max_length - 1)
         encoded[name] = EncodedText(text.ids[:max_length], text.start), len(text.ids) > max_length
     return encoded
+
+
+def _margin(ranking: Ranking, better: str, worse: str) -> float:
+    """The margin between two responses that is given; NaN where none is."""
+    margin = given_margin(ranking, better, worse)
+    return float("nan") if margin is None else margin
 
 
 def _head_of(ranking: Ranking, heads: Sequence[str] | None) -> int:

@@ -251,8 +251,8 @@ class RewardSettings(RankingsSettings):
     response read once (InstructGPT). plackett_luce: the likelihood of the whole ranking. Of stars, 1 to 5: ordinal
     (proportional odds, McCullagh 1980) or regression."""
     margins: str = "none"
-    """How far apart the scores of a pair should lie: none; given: the records' margin; rank: how many places lie between the
-    two responses (Llama 2)."""
+    """How far apart the scores of a pair should lie: none; given: the difference of their scores or stars, else the
+    record's margin; rank: how many places lie between the two responses (Llama 2)."""
     margin_scale: float = 1.0
     """Factor of the margins, in units of the score."""
     center_rewards_coefficient: float = 0.0

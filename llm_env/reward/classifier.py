@@ -166,10 +166,10 @@ class ClassifierReward:
         # An empty text has no last token to be scored at; one token stands for it.
         return list(ids) or [self.tokenizer.eos_token_id or 0]
 
-    @torch.no_grad()
     def check_prompts(self, records: Sequence[PromptRecord]) -> None:
         """See `llm_env.reward.scores.RewardModel.check_prompts`: it reads any prompt, and no columns."""
 
+    @torch.no_grad()
     def score(self, episodes: Sequence[Episode]) -> list[float]:
         """One score for each episode, (head's output - mean) / std; episodes of similar length are read together.
 

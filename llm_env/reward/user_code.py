@@ -67,9 +67,12 @@ def import_module(module_name: str, name: str, option: str) -> ModuleType:
             "A function is named 'package.module:function', and its module must be in the current folder or on PYTHONPATH."
         ) from error
     except BaseException as error:  # SystemExit too: a module that ends the process ends it without a word
-        raise ValueError(
-            f"{option}={name!r}: module {module_name!r} cannot be imported: {described(error)}{place_of_error(error)}."
-        ) from error
+        raise ValueError(f"{option}={name!r}: module {module_name!r} cannot be imported: {told(error)}.") from error
+
+
+def told(error: BaseException) -> str:
+    """An error, and where it was raised; without a full stop at the end, which the sentence around it has."""
+    return f"{described(error).rstrip('.')}{place_of_error(error)}"
 
 
 def described(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium
 from gymnasium import spaces
 
-from llm_env.reward.user_code import described, import_function, import_module, place_of_error
+from llm_env.reward.user_code import described, import_function, import_module, told
 from llm_env.worlds.base import TextWorld, WorldError, WorldSource
 
 ADAPTER = "llm_env.worlds.discrete.DiscreteWorld"
@@ -68,7 +68,7 @@ def _made(source: WorldSource, factory: Callable[..., Any], arguments: Mapping[s
     try:
         world = factory(**arguments)
     except Exception as error:
-        raise WorldError(f"{name} cannot be made: {described(error)}{place_of_error(error)}.") from error
+        raise WorldError(f"{name} cannot be made: {told(error)}.") from error
     for method in ("reset", "step"):
         if not callable(getattr(world, method, None)):
             raise WorldError(f"{name} made a {type(world).__name__}, which has no {method}.")

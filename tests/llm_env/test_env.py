@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -19,6 +20,7 @@ from llm_env.env import LLMTextEnv
 from llm_env.lm.causal_lm import load_causal_lm
 from llm_env.lm.names import LoadSettings
 from llm_env.lm.registry import MODELS
+from llm_env.rendering import pieces
 from llm_env.wrappers import PolicyKLReward
 from tests.conftest import count_dots
 
@@ -233,6 +235,21 @@ def test_ansi_rendering_spells_the_response_and_colours_by_kl() -> None:
     assert re.sub(r"\x1b\[[0-9;]*m", "", text).startswith("How was the hotel? The room was\n")
     env.step(900)  # a token that the reference finds very unlikely is red
     assert "48;2;236;154;64m" in str(env.render())
+
+
+def test_a_character_of_several_tokens_is_drawn_with_the_last_of_them() -> None:
+    def decode(ids: list[int]) -> str:
+        return bytes(ids).decode("utf-8", "replace")
+
+    task: Any = SimpleNamespace(eos_ids={0}, decode=decode)
+    ids = [*"aé".encode(), 0xC3, 0, *"😀".encode(), 0xC3]
+    turn = SimpleNamespace(end=5, reply_ids=list(b" yes"))
+    kls = np.arange(len(ids), dtype=np.float64)
+    episode: Any = SimpleNamespace(response_ids=ids, ref_log_probs=-kls, log_probs=np.zeros(len(ids)), turns=[turn])
+    drawn = pieces(task, episode)
+    # cut off within a character, by an end token and by the length cap
+    assert [text for text, _ in drawn] == ["a", "", "é", "\ufffd", "■", " yes", "", "", "", "😀", "\ufffd"]
+    assert [kl for _, kl in drawn] == [0, 1, 2, 3, 4, None, 5, 6, 7, 8, 9]
 
 
 def test_the_picture_changes_where_text_is_added() -> None:

@@ -76,6 +76,13 @@ CHAT = [
         "            assert tensors\n",
         _SPEAKER,
     ),
+    Mutation(
+        "half a character is drawn",
+        "llm_env/rendering.py",
+        'if now.endswith("\\ufffd") and i + 1 < len(ids) and ids[i + 1] not in ends:',
+        "if False:",
+        ("tests/llm_env/test_env.py::test_a_character_of_several_tokens_is_drawn_with_the_last_of_them",),
+    ),
 ]
 
 _TOP = ("tests/agents/policies/test_top_layers.py",)
@@ -237,6 +244,13 @@ ARENA = [
         "if len(set(ranks)) == 1 and not self.answers.may_tie:",
         "if len(set(ranks)) == 1:",
         ("tests/agents/preferences/test_page.py",),
+    ),
+    Mutation(
+        "a worker goes on when its parent was killed",
+        "scripts/lab/comparison/jobs.py",
+        "        os._exit(1)\n",
+        "        pass\n",
+        ("tests/scripts/test_compare.py::test_a_worker_ends_with_the_process_that_made_it",),
     ),
     Mutation(
         "regret is to the worst of a cell",

@@ -15,6 +15,34 @@ _STAR_LOSSES = ("tests/agents/supervised/test_stars.py",)
 
 FEEDBACK = [
     Mutation(
+        "Ctrl-C in a test leaves no report",
+        "agents/cli/ab.py",
+        "if rankings := compared_in(test, args.output_dir, name):",
+        "if rankings := []:",
+        ("tests/agents/preferences/test_ab.py",),
+    ),
+    Mutation(
+        "of 30 responses four have no letter",
+        "agents/preferences/page.py",
+        "[letters(place) for place in range(self.places)]",
+        "string.ascii_uppercase",
+        _PAGE,
+    ),
+    Mutation(
+        "stars give no margins",
+        "agents/supervised/rows.py",
+        "margin = given_margin(ranking, better, worse)",
+        "margin = ranking.margin",
+        ("tests/agents/supervised/test_reward_losses.py",),
+    ),
+    Mutation(
+        "a reward model's last batch of one pair counts as a whole one",
+        "agents/supervised/reward_model/trainer.py",
+        "[sum(collected.pop(part)) / max(1.0, sum(collected.pop(whole)))]",
+        "[a / max(1.0, b) for a, b in zip(collected.pop(part), collected.pop(whole))]",
+        ("tests/agents/supervised/test_reward_model.py::test_each_held_out_pair_counts_once",),
+    ),
+    Mutation(
         "Ctrl-C on the page leaves no pairs",
         "agents/preferences/page.py",
         "if until is not None:  # something",

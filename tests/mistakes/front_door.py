@@ -14,6 +14,20 @@ _COPIES = ("tests/llm_env/test_copies.py",)
 
 FRONT_DOOR = [
     Mutation(
+        "an evaluation beside its actor makes a stage run again",
+        "agents/pipeline/stages.py",
+        'inside == (EVALUATION_FILE,) and (path / "actor").is_dir()',
+        "False",
+        ("tests/agents/pipeline/test_stages.py::test_an_evaluation_that_somebody_adds_to_a_stage_changes_nothing",),
+    ),
+    Mutation(
+        "the output of evaluate_actor is not looked at",
+        "agents/pipeline/stages.py",
+        'inside == (EVALUATION_FILE,) and (path / "actor").is_dir()',
+        "inside == (EVALUATION_FILE,)",
+        ("tests/agents/pipeline/test_stages.py::test_an_evaluation_that_somebody_adds_to_a_stage_changes_nothing",),
+    ),
+    Mutation(
         "a configuration of the package wins over the user's file of that name",
         "agents/flat_settings.py",
         "is_name = path == Path(path.stem) and not path.is_file()",

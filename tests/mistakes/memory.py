@@ -12,6 +12,13 @@ _NF4 = ("tests/llm_env/lm/test_quantization.py",)
 _QLORA = ("tests/agents/policies/test_quantized_base.py",)
 MEMORY = [
     Mutation(
+        "scores keep a graph",
+        "llm_env/reward/classifier.py",
+        "    @torch.no_grad()\n    def score(",
+        "    def score(",
+        ("tests/llm_env/reward/test_models.py::test_scores_leave_no_graph",),
+    ),
+    Mutation(
         "what was freed is counted on",
         "agents/memory/meter.py",
         "        self.now[self._kinds.pop(place)] -= size\n",

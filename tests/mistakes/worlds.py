@@ -56,6 +56,13 @@ STOPS = [
 
 TOOLS = [
     Mutation(
+        "a world's error ends in two full stops",
+        "llm_env/reward/user_code.py",
+        "{described(error).rstrip('.')}",
+        "{described(error)}",
+        ("tests/llm_env/worlds/test_tools.py::test_a_world_that_cannot_be_made_is_told_in_a_whole_sentence",),
+    ),
+    Mutation(
         "a message's calls are lost",
         "llm_env/worlds/tools.py",
         'for call in turn.get("tool_calls") or ()]',

@@ -97,13 +97,13 @@ class RankingLoss:
     def __init__(self, settings: RewardSettings) -> None:
         self.settings = settings
 
-    def __call__(self, scores: Tensor, tiers: Sequence[int], margin: float | None = None) -> Tensor:
+    def __call__(self, scores: Tensor, tiers: Sequence[int], given: Tensor | None = None) -> Tensor:
         """Computes the loss.
 
         Args:
             scores: r(x, y_k), shape (K,).
             tiers: Rank of each response, K of them, 0 the best.
-            margin: The record's own margin; None where it has none.
+            given: The records' margins, shape (K, K), indexed [better, worse], NaN where one has none; None: there are none.
 
         Returns:
             Scalar to minimize.
@@ -112,18 +112,18 @@ class RankingLoss:
         if s.loss == "plackett_luce":
             loss = plackett_luce_loss(scores, tiers)
         else:
-            loss = pairwise_loss(scores, tiers, self.margins(tiers, margin), s.label_smoothing)
+            loss = pairwise_loss(scores, tiers, self.margins(tiers, given), s.label_smoothing)
         if s.center_rewards_coefficient:
             loss = loss + s.center_rewards_coefficient * centering_loss(scores)
         return loss
 
-    def margins(self, tiers: Sequence[int], margin: float | None = None) -> Tensor | None:
+    def margins(self, tiers: Sequence[int], given: Tensor | None = None) -> Tensor | None:
         """The margin of each pair, shape (K, K), indexed [better, worse]; None where the settings want none."""
         s = self.settings
         if s.margins == "none":
             return None
         if s.margins == "given":
-            return torch.full((len(tiers), len(tiers)), s.margin_scale * (margin or 0.0))
+            return None if given is None else s.margin_scale * given.nan_to_num(0.0)
         ranks = torch.tensor(tiers)
         apart = ranks[None] - ranks[:, None]  # (K, K): how many places the worse response lies below the better
         return s.margin_scale * (apart - 1).clamp(min=0).float()

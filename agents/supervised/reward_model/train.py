@@ -82,9 +82,10 @@ def train_reward_model(settings: RewardSettings, console: Console | None = None)
             raise ValueError(f"No {side} preference is left to learn from; left out: {left_out}.")
 
     star_mean = float(np.mean(given_stars(train))) if given_stars(train) else math.nan
-    if settings.margins == "given" and all(math.isnan(row["margin"]) for row in rows):
+    if settings.margins == "given" and all(math.isnan(m) for row in rows for m in row["margins"]):
         raise ValueError(
-            f"margins='given': no record of preferences={settings.preferences!r} has a margin. Take margins='rank' or 'none'."
+            f"margins='given': no record of preferences={settings.preferences!r} has a margin, scores or stars. Take "
+            "margins='rank' or 'none'."
         )
     with settings.writing():
         model = load_base(name, settings, tokenizer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,8 +29,8 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         ``input_ids`` and ``attention_mask`` of shape (n, longest) for n responses; for each response, shape (n,), its
-        ``lengths``, ``prompt_lengths``, ``heads`` and ``tiers``; for each row its number of responses, ``counts``, and
-        ``margins`` (NaN where it has none).
+        ``lengths``, ``prompt_lengths``, ``heads`` and ``tiers``; for each row its number of responses K, ``counts``, and, one
+        after the other, the K² ``margins``.
     """
     sequences = [ids for row in rows for ids in row["ids"]]
     lengths = torch.tensor([len(s) for s in sequences])
@@ -45,8 +45,12 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "heads": torch.tensor([row["head"] for row in rows for _ in row["ids"]]),
         "counts": torch.tensor([len(row["ids"]) for row in rows]),
         "tiers": torch.tensor([t for row in rows for t in row["tiers"]]),
-        "margins": torch.tensor([row["margin"] for row in rows]),
+        "margins": torch.tensor([m for row in rows for m in row["margins"]]),
     }
+
+
+MEANS = {"accuracy": ("right", "pairs"), "mean_reward": ("total_reward", "responses")}
+"""What is logged as a sum over another: batches have different numbers of pairs and responses."""
 
 
 class RankingTrainer(RewardTrainer):
@@ -84,7 +88,7 @@ class RankingTrainer(RewardTrainer):
         return dataset  # encoded already
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns: Any = ["ids", "prompt_length", "tiers", "head", "margin"]
+        self._signature_columns: Any = ["ids", "prompt_length", "tiers", "head", "margins"]
 
     def scores(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """Scores each response, in the head of its ranking's aspect, or overall where the ranking has none.
@@ -161,11 +165,20 @@ class RankingTrainer(RewardTrainer):
         else:
             loss, right, pairs = self._ranking_loss(self.ranking_loss, scores, inputs)
         with torch.no_grad():  # counts are added up over the devices before they are divided
-            totals = torch.tensor([[right, float(pairs)]], device=loss.device)
-            gathered = self.accelerator.gather_for_metrics(totals).sum(0)
-            self._metrics[mode]["accuracy"].append(float(gathered[0] / gathered[1].clamp(min=1)))
-            self._metrics[mode]["mean_reward"].append(float(scores.mean()))
+            counts = torch.tensor([[right, pairs, float(scores.sum()), len(scores)]], device=loss.device)
+            gathered = self.accelerator.gather_for_metrics(counts).sum(0).tolist()
+            for name, count in zip(itertools.chain(*MEANS.values()), gathered, strict=True):
+                self._metrics[mode][name].append(count)
         return (loss, {"scores": scores.detach()}) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """See `RewardTrainer.log`, which takes means over batches: here every pair and every response counts once."""
+        model: Any = self.model
+        collected = self._metrics["train" if model.training else "eval"]
+        for name, (part, whole) in MEANS.items():
+            if whole in collected:
+                collected[name] = [sum(collected.pop(part)) / max(1.0, sum(collected.pop(whole)))]
+        super().log(logs, start_time)
 
     def _star_loss(self, model: Any, scores: Tensor, stars: Tensor) -> Tensor:
         """The loss of stars, of scores and stars of shape (n,) each."""
@@ -179,10 +192,11 @@ class RankingTrainer(RewardTrainer):
         """The mean of the rows' losses, how many pairs are in the right order, and how many there are."""
         counts = inputs["counts"].tolist()
         losses, right, pairs = [], 0.0, 0
-        for row_scores, tiers, margin in zip(
-            scores.split(counts), inputs["tiers"].split(counts), inputs["margins"].tolist(), strict=True
+        of_rows = inputs["margins"].split([k * k for k in counts])
+        for row_scores, tiers, margins in zip(
+            scores.split(counts), inputs["tiers"].split(counts), of_rows, strict=True
         ):
-            losses.append(ranking_loss(row_scores, tiers.tolist(), None if math.isnan(margin) else margin))
+            losses.append(ranking_loss(row_scores, tiers.tolist(), margins.view(len(tiers), len(tiers))))
             row_right, row_pairs = _in_order(row_scores.detach(), tiers)
             right, pairs = right + row_right, pairs + row_pairs
         return torch.stack(losses).mean(), right, pairs

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from agents import make_algorithm
-from agents.chat.speaker import END, Speaker, SpeakerSettings, find_actor
+from agents.chat.speaker import Speaker, SpeakerSettings, find_actor
 from agents.flat_settings import write_settings
 from agents.runs.checkpoint import save_checkpoint
 from agents.runs.checkpoint_actor import load_checkpoint_actor
@@ -19,6 +19,7 @@ from llm_env.lm.causal_lm import load_causal_lm
 from llm_env.lm.loading import load_tokenizer
 from llm_env.lm.names import LoadSettings
 from llm_env.lm.packing import pack
+from llm_env.rendering import END
 from tests.conftest import short_model
 
 SETTINGS = SpeakerSettings(0.8, 64, 12, LoadSettings("float32", "cpu"))

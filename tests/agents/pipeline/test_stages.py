@@ -132,6 +132,31 @@ def test_stages_run_where_something_before_them_changed(tmp_path: Path) -> None:
         assert ran(stages)[0] == (f"{script}+resume" if name == "sft" else script)
 
 
+def test_an_evaluation_that_somebody_adds_to_a_stage_changes_nothing(tmp_path: Path) -> None:
+    def write(name: str, argv: Sequence[str], log: Path | None = None, threads: int = 0) -> int:
+        output = Path(argv[1])
+        if output.suffix:
+            output.write_text("{}")
+        else:
+            (output / "actor").mkdir(parents=True)
+            (output / "actor" / "evaluation.json").write_text("of the model's maker")
+        return 0
+
+    stages = {
+        "ppo": {"script": "train"},
+        "evaluation": {"script": "evaluate_actor", "actor": "{ppo}/actor"},
+    }
+    whole = Pipeline(read_stages(config(tmp_path / "c.yaml", stages)), tmp_path / "out", 0, write)
+    for stage in whole.stages:
+        assert whole.run(stage) == 0
+    (tmp_path / "out" / "ppo" / "evaluation.json").write_text("{}")  # where evaluate_actor writes if it is not told
+    assert all(whole.is_done(stage) for stage in whole.stages)
+    (tmp_path / "out" / "evaluation" / "evaluation.json").write_text("[]")
+    assert not whole.is_done(whole.stages[1])  # it is this stage's output
+    (tmp_path / "out" / "ppo" / "actor" / "evaluation.json").write_text("[]")
+    assert not whole.is_done(whole.stages[0])
+
+
 @pytest.mark.parametrize("greedy", [True, False])
 def test_a_boolean_option_is_a_flag_that_the_command_takes(greedy: bool) -> None:
     stage = Stage("evaluation", "evaluate_actor", {"actor": "runs/actor", "greedy": greedy, "n_prompts": 8}, ())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +152,7 @@ def test_an_interrupted_test_ends_with_the_same_result(
 
     monkeypatch.setattr(ab, "append_jsonl", dies)
     assert script.main([*options, "--output-dir", str(tmp_path / "cut")]) == 130
+    assert json.loads((tmp_path / "cut" / "ab.json").read_text())["comparisons"] == ab.CHUNK  # as far as it went
     monkeypatch.setattr(ab, "append_jsonl", append)
     assert script.main([*options, "--output-dir", str(tmp_path / "cut")]) == 0
     for name in ("responses.jsonl", "rankings.jsonl", "ab.json", "ab.md"):
@@ -183,10 +184,10 @@ def test_a_language_model_compares_in_both_orders(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "judges.json").read_text())[server.judge]["pairs"] == 4
 
 
-def test_people_may_find_both_as_good_and_the_page_closes_when_decided(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """People on the page, whose answers are given here: the ties count, and the page is left when the test is decided."""
+def ask_people(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, answer: Callable[[Answers], None]
+) -> tuple[int, dict[str, Any]]:
+    """A test by people on the page, who answer each second; returns the command's status and its report."""
     from agents.preferences import page as pages
 
     asked = []
@@ -201,16 +202,41 @@ def test_people_may_find_both_as_good_and_the_page_closes_when_decided(
         return Page()
 
     def sleep(seconds: float) -> None:
-        answers = asked[0]
-        number = answers.next("ann")
-        answers.add("ann", number, [1, 1] if number == 0 else [2, 1])  # B is better
+        answer(asked[0])
 
     monkeypatch.setattr(pages, "build", build)
     monkeypatch.setattr(pages, "launch", lambda page, host, port: "http://here")
     monkeypatch.setattr(pages.time, "sleep", sleep)
     monkeypatch.setattr("agents.local_page.check_page", lambda host, port: None)
-    options = ["--a", DEFAULT_MODEL, "--people", "--n-prompts", "30", *QUICK, "--output-dir", str(tmp_path)]
-    assert script.main(options) == 0
-    report = json.loads((tmp_path / "ab.json").read_text())
-    assert (report["decision"], report["decided_after"], report["ties"], report["judge"]) == ("b", 13, 1, "people")
+    options = ["--a", DEFAULT_MODEL, "--people", "--n-prompts", "30", *QUICK, "--output-dir", str(folder)]
+    status = script.main(options)
     assert asked[-1] == "closed"
+    return status, json.loads((folder / "ab.json").read_text()) if (folder / "ab.json").is_file() else {}
+
+
+def test_people_may_find_both_as_good_and_the_page_closes_when_decided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(answers: Answers) -> None:
+        number = answers.next("ann")
+        assert number is not None
+        answers.add("ann", number, [1, 1] if number == 0 else [2, 1])  # B is better
+
+    status, report = ask_people(tmp_path, monkeypatch, answer)
+    assert status == 0
+    assert (report["decision"], report["decided_after"], report["ties"], report["judge"]) == ("b", 13, 1, "people")
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_ctrl_c_on_the_page_leaves_the_report_of_what_people_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    def answer(answers: Answers) -> None:
+        for number in range(count):
+            answers.add("ann", number, [2, 1])
+        raise KeyboardInterrupt
+
+    status, report = ask_people(tmp_path, monkeypatch, answer)
+    assert status == 130  # undecided: the same command goes on
+    assert report.get("losses", 0) == count
+    assert (tmp_path / "ab.md").is_file() == (count > 0)

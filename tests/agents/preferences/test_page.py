@@ -120,6 +120,13 @@ def test_the_page_refuses_half_a_ranking_and_one_that_says_nothing(page: Ranking
     assert page.submit("ann", 0, "2", "2", "2")[2] == "Saved."
 
 
+def test_more_responses_than_letters(page: RankingPage, tmp_path: Path) -> None:
+    many = Candidates("p", "Question?", tuple(Response(f"r{k}", f" Answer {k}.") for k in range(30)))
+    shown = RankingPage(Answers(tmp_path / "many.jsonl", [Question(many)])).show("ann")
+    labels = [text["label"] for text in shown[4:34]]
+    assert labels[:2] + labels[25:29] == [f"Response {name}" for name in ("A", "B", "Z", "AA", "AB", "AC")]
+
+
 def test_an_answer_is_kept_once_whichever_window_it_came_from(page: RankingPage) -> None:
     assert page.submit("ann", 0, "1", "2", "3")[2] == "Saved."
     first = page.answers.rankings["ann", "p0", None]

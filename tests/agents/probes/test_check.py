@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents import check_agent, make_algorithm
+from agents.probes import check
 from agents.probes.check import ProbeResult
 from agents.probes.tasks import PROBES, TwoTurns, soft_optimum, write_model
 from agents.rollouts import advantages
@@ -58,6 +60,18 @@ def test_a_wrong_sign_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agents.rollouts.estimators.gae", lambda *arguments: -real(*arguments))
     with pytest.raises(AssertionError, match=r"constant .*optimum 1\.00\. Look at the sign of the loss"):
         check_agent(ppo, 2048, {"constant": PROBES["constant"]})
+
+
+def test_what_is_not_learned_is_named_without_asserts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = compile(Path(check.__file__).read_text(encoding="utf-8"), "check.py", "exec", optimize=1)  # as `python -O`
+    names: dict[str, Any] = {"__name__": check.__name__}
+    exec(code, names)
+    names["mean_return"] = lambda *arguments: 0.25
+    agent = SimpleNamespace(learn=lambda timesteps: None)
+    with pytest.raises(
+        AssertionError, match=r"constant .*: 0\.25 before, 0\.25 after 5 steps, optimum 1\.00\. Look at"
+    ):
+        names["check_agent"](lambda env_kwargs: agent, 5, {"constant": PROBES["constant"]})
 
 
 def test_credit_that_does_not_go_back_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

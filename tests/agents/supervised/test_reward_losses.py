@@ -21,7 +21,7 @@ from agents.supervised.reward_model.report import (
     summarize,
     worst_mistakes,
 )
-from agents.supervised.reward_model.trainer import collate
+from agents.supervised.reward_model.trainer import RankingTrainer, collate
 from agents.supervised.rows import encode_rankings
 from agents.supervised.settings import RewardSettings
 from llm_env.default_task import DEFAULT_MODEL
@@ -77,11 +77,31 @@ def test_margins_by_rank_and_centering() -> None:
     assert margins is not None
     assert margins[0].tolist() == [0.0, 0.0, 0.5]  # one place apart: none; two: one more
     recorded = RankingLoss(reward_settings(loss="bradley_terry", margins="given"))
-    assert recorded(torch.tensor([1.0, 0.0]), [0, 1], 1.0).item() == pytest.approx(math.log(2))
+    given = torch.tensor([[0.0, 1.0], [math.nan, 0.0]])
+    assert recorded(torch.tensor([1.0, 0.0]), [0, 1], given).item() == pytest.approx(math.log(2))
     scores = torch.tensor([1.0, 3.0])
     assert centering_loss(scores).item() == 16  # (1 + 3)², as Eisenstein et al. have it for a pair
     with_term = RankingLoss(reward_settings(center_rewards_coefficient=0.01))(scores, [1, 0]).item()
     assert with_term == pytest.approx(pairwise_loss(scores, [1, 0]).item() + 0.16)
+
+
+@pytest.mark.parametrize("loss", ["bradley_terry", "k_wise"])
+def test_given_margins_are_the_differences_of_stars_or_scores_else_the_records(loss: str) -> None:
+    tokenizer, texts, tiers = load_tokenizer(DEFAULT_MODEL), [" Good.", " Fair.", " Bad."], [["r0"], ["r1"], ["r2"]]
+    settings = reward_settings(loss=loss, margins="given", margin_scale=0.5)
+    unequal = torch.tensor([0.7, 0.2, 0.4])
+    for more, apart in (
+        ({"stars": {"r0": 5, "r1": 4, "r2": 1}}, {(0, 1): 1.0, (0, 2): 4.0, (1, 2): 3.0}),
+        ({"scores": {"r0": 2.0, "r1": 1.5, "r2": -1.0}}, {(0, 1): 0.5, (0, 2): 3.0, (1, 2): 2.5}),
+        ({"margin": 2.0}, {(0, 1): 2.0, (0, 2): 2.0, (1, 2): 2.0}),
+        ({}, {(0, 1): 0.0, (0, 2): 0.0, (1, 2): 0.0}),
+    ):
+        rows, _ = encode_rankings([ranking("A?", texts, tiers, **more)], tokenizer, 64, loss == "bradley_terry")
+        scores = unequal if loss == "k_wise" else torch.cat([unequal[[i, j]] for i, j in apart])
+        got, _, pairs = RankingTrainer._ranking_loss(RankingLoss(settings), scores, collate(rows))
+        want = [-math.log(1 / (1 + math.exp(-(unequal[i] - unequal[j] - 0.5 * m)))) for (i, j), m in apart.items()]
+        assert pairs == 3
+        assert got.item() == pytest.approx(np.mean(want))
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,31 @@ def test_early_stopping_keeps_the_best(small: Path, tmp_path: Path) -> None:
     assert 2 <= len(log) < 4  # of at least four
 
 
+def test_each_held_out_pair_counts_once(tiny: Path, tmp_path: Path) -> None:
+    settings = RewardSettings(
+        preferences=str(tiny / "train.jsonl"),
+        output_dir=tmp_path / "rm",
+        device="cpu",
+        loss="bradley_terry",
+        batch_size=2,
+    )
+    tokenizer = load_tokenizer(DEFAULT_MODEL)
+    rows, _ = _encode(read_rankings(tiny / "train.jsonl"), tokenizer, settings)
+    rows.append({**rows[0], "ids": [rows[0]["ids"][1], [*rows[0]["ids"][0][:-1], 9, 9, 2]]})
+    trainer: Any = _make_trainer(settings, load_base(DEFAULT_MODEL, settings, tokenizer), tokenizer, rows, rows)
+    by_size = []
+    for size in (2, 1):  # batches of two and of one, and of one each
+        trainer.args.per_device_eval_batch_size = size
+        by_size.append(trainer.evaluate())
+    with torch.no_grad():
+        scores = trainer.scores(trainer.model, collate(rows))
+    right = (scores[::2] > scores[1::2]).float().mean().item()
+    assert 0 < right < 1
+    for metrics in by_size:
+        assert metrics["eval_accuracy"] == pytest.approx(right)
+        assert metrics["eval_mean_reward"] == pytest.approx(scores.mean().item(), abs=1e-5)
+
+
 def test_a_run_that_stopped_goes_on(small: Path, tmp_path: Path) -> None:
     """Weights of a run that was interrupted after its first checkpoint and one that was not."""
     from agents.supervised.trainer import StageProgress

@@ -55,6 +55,19 @@ def test_a_batched_score_is_the_models_own_of_that_sequence_alone(
     assert len({round(s, 4) for s in scores}) == 3
 
 
+def test_scores_leave_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    reward = ClassifierReward(DEFAULT_REWARD_MODEL, LOAD, TOKENIZER)
+    forward, seen = reward._forward, []
+
+    def watched(*arguments: Any) -> torch.Tensor:
+        seen.append(torch.is_grad_enabled())
+        return forward(*arguments)
+
+    monkeypatch.setattr(reward, "_forward", watched)
+    reward.score(EPISODES)
+    assert seen == [False]
+
+
 def test_a_token_beyond_the_reward_models_vocabulary_does_not_stop_a_run() -> None:
     reward = ClassifierReward(DEFAULT_REWARD_MODEL, LOAD, TOKENIZER)
     padded, last = (Episode(EPISODES[0].prompt, [17, t], done=True, response_text="x") for t in (1026, 1023))

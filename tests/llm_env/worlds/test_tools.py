@@ -11,6 +11,7 @@ from packaging.version import Version
 
 from llm_env.worlds.base import WorldError, step_answer
 from llm_env.worlds.calculator import Calculator
+from llm_env.worlds.make import world_maker
 from llm_env.worlds.python_tool import MOST_OUTPUT, PythonTool
 from llm_env.worlds.tools import ToolWorld
 from tests.worlds import CHAT, chat_model
@@ -19,6 +20,23 @@ READS_RESPONSES = pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.13"), reason="transformers 5.13 has response templates"
 )
 ROW = {"row": {"prompt": "What is 54 + 10?", "start": 3}}
+
+
+def test_a_world_that_cannot_be_made_is_told_in_a_whole_sentence() -> None:
+    def no_world() -> Any:
+        raise LookupError("Nothing is here.")
+
+    for source, kwargs, end in (
+        ("llm_env.worlds.tools:ToolWorld", {"tools": "nosuch:f"}, "or on PYTHONPATH."),
+        (no_world, {}, "test_tools.py, line"),
+    ):
+        with pytest.raises(WorldError) as caught:
+            world_maker(source, kwargs)()
+        message = str(caught.value)
+        assert message.endswith(".")
+        assert end in message
+        assert "PYTHONPATH.." not in message
+        assert "here. (" not in message
 
 
 class Counter:

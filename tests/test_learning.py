@@ -59,7 +59,7 @@ TINY: dict[str, dict[str, Any]] = {
     "grpo": {"learning_rate": 2e-2},
     "dr_grpo": {"learning_rate": 2e-2},
     "rloo": {"learning_rate": 2e-2},
-    "remax": {"learning_rate": 2e-2, "rollouts": 11},
+    "remax": {"learning_rate": 1e-2, "rollouts": 16},
     "reinforce_pp": {"learning_rate": 2e-2},
 }
 

@@ -100,7 +100,7 @@ class Drift:
                 yield (
                     "gold",
                     f"the gold score has fallen from {self.best.gold:.3g} to {now.gold:.3g} (means of {WINDOW} iterations) "
-                    f"while the score rose from {self.best.score:.3g} to {now.score:.3g}: the policy finds what the reward "
+                    f"while the score rose from {self.best.score:.4g} to {now.score:.4g}: the policy finds what the reward "
                     "overlooks. Raise kl_coef",
                 )
         yield from self._of_texts(self.first, now)

@@ -186,9 +186,11 @@ class EpisodeSlots:
         for i in busy.tolist():
             if not 0 <= tokens[i] < vocab_size:
                 raise ValueError(f"Action {tokens[i]} in slot {i} is not a token; tokens are 0 … {vocab_size - 1}.")
-        known = None if log_probs is None else np.asarray(log_probs).tolist()
+        known: list[float] | None = None
         if log_probs is not None:
-            check_log_probs(np.asarray(log_probs)[busy])
+            log_probs = np.asarray(log_probs)
+            check_log_probs(log_probs[busy])
+            known = log_probs.tolist()
         # The reference looks at the prefixes before the tokens are appended. (N,), in nats; 0 for idle slots
         if self.score_steps:
             _check_that_steps_can_be_scored(task)

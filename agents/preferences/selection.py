@@ -55,9 +55,9 @@ def given_margin(ranking: Ranking, better: str, worse: str) -> float | None:
     """How much better a response is than another by their scores or stars, else the ranking's margin; None: nothing says it.
 
     Args:
-        ranking: Ranks both.
-        better: Id of the one.
-        worse: Id of the other.
+        ranking: A comparison that has both, with its scores, stars or margin.
+        better: Id of the response that was preferred.
+        worse: Id of the one that was not; a margin below 0, where scores contradict the order, counts as 0.
     """
     for known in (ranking.scores, ranking.stars):
         if known is not None and better in known and worse in known:

@@ -68,8 +68,8 @@ FAULTS = [
     Mutation(
         "logits that are NaN are sampled from",
         "llm_env/slots.py",
-        "        if log_probs is not None:\n            check_log_probs(",
-        "        if False:\n            check_log_probs(",
+        "            check_log_probs(log_probs[busy])\n",
+        "",
         ("tests/llm_env/test_nan.py",),
     ),
     Mutation(

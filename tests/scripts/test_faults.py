@@ -26,12 +26,12 @@ def campaign(root: Path, out: Path, *options: str) -> subprocess.CompletedProces
 
 @pytest.mark.slow
 def test_after_every_fault_the_result_is_the_same(tmp_path: Path) -> None:
-    only = ("PPO", "DQN", "PPO, moving reference", "SFT", "collecting preferences", "rounds of DPO")
-    done = campaign(ROOT, tmp_path / "faults", "--only", *only, "--kills", "30", "--seed", "1")
+    only = ("PPO, moving reference", "DQN", "SFT", "collecting preferences")
+    done = campaign(ROOT, tmp_path / "faults", "--only", *only, "--kills", "12", "--seed", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     trials = json.loads((tmp_path / "faults" / "trials.json").read_text())
     assert {t["command"] for t in trials} == set(only)
-    assert len(trials) > 30 + 6 * 6
+    assert len(trials) > 12 + 4 * 6
     assert sum(t["struck"] for t in trials) > 0.8 * len(trials)
     assert not [t for t in trials if t["problem"]]
     assert "| SIGKILL while a file is half-written |" in (tmp_path / "faults" / "table.md").read_text()

@@ -1,6 +1,7 @@
 """Invariant 8: each algorithm raises the reward by a margin that a broken sign, mask or credit assignment would miss.
 
-The fast tier has a tiny task for each: four random tokens, paid by the word. The slow one has the embedded default's.
+The fast tier has a tiny task for each: four random tokens, paid by the word. The slow one has the embedded default's, for one
+of each kind.
 """
 
 from __future__ import annotations
@@ -99,9 +100,8 @@ def test_each_algorithm_learns_to_write_words(name: str, model_folder: Callable[
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("critic", ["reward_model", "detached_head"])
-def test_ppo_learns_the_default_task(critic: str) -> None:
-    model = make_algorithm("ppo", n_envs=64, seed=0, critic=critic, env_kwargs={"kl_coef": 0.1})
+def test_ppo_learns_the_default_task() -> None:
+    model = make_algorithm("ppo", n_envs=64, seed=0, env_kwargs={"kl_coef": 0.1})
     rows = iterations(model, 64 * 32 * 16, TextMetricsCallback(gold=gold_score))
     assert rows[-1]["rollout/rm_score"] > rows[0]["rollout/rm_score"] + 1.0
     assert rows[-1]["rollout/gold_score"] > rows[0]["rollout/gold_score"] + 1.5
@@ -114,10 +114,7 @@ LEARNERS: dict[str, dict[str, Any]] = {
     "trpo": {},
     "maskable_ppo": {"env_kwargs": {"top_p": 0.95}},
     "dqn": {"n_envs": 32, "gradient_steps": 16},
-    "qr_dqn": {"n_envs": 32, "gradient_steps": 16},
     "grpo": {},
-    "dr_grpo": {},
-    "rloo": {},
     "remax": {"n_envs": 32},
     "reinforce_pp": {},
 }

@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 
 from agents.cli import train_preference as script
 from agents.supervised.preference import train
-from agents.supervised.preference.methods import METHODS
 from agents.supervised.rows import read_split
 from llm_env.default_task import DEFAULT_MODEL, DEFAULT_REWARD_MODEL
 from llm_env.lm.loading import load_tokenizer
@@ -132,8 +131,8 @@ def test_the_actor_is_kept_whatever_its_samples_come_to(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", METHODS)
-def test_every_method_learns(tmp_path: Path, preferences: Path, loss: str) -> None:
+@pytest.mark.parametrize("loss", ["dpo", "ipo", "dpop", "tdpo2", "kto", "orpo", "simpo", "discopop"])
+def test_a_method_of_each_kind_learns(tmp_path: Path, preferences: Path, loss: str) -> None:
     report = train_with(loss, preferences, tmp_path / "out")
     assert report["pairs"] > 300
     held_out = [e for e in report["log"] if "eval_loss" in e]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 from pathlib import Path
@@ -99,8 +100,7 @@ def test_scores_are_the_models_own_of_each_sequence_alone(family: str, pad: int)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pad", [PAD, END, None])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "pad"), list(zip(FAMILIES, itertools.cycle((PAD, END, None)), strict=False)))
 def test_every_family_of_transformers(family: str, pad: int | None) -> None:
     try:
         model = classifier(family, pad)

@@ -113,14 +113,6 @@ class Bad(Echo):
         return changed.get(self.what, result)
 
 
-class Slow(Echo):
-    """Takes its time."""
-
-    def step(self, text: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        time.sleep(0.05)
-        return super().step(text)
-
-
 class Hint:
     """Two turns of a word each: the first is never paid, and the second is where the first was "It" and it is "I"."""
 

@@ -123,11 +123,16 @@ class RaggedLayer(DynamicLayer):
             Keys and values, both of shape (rows, heads, kv_length, head_dim).
         """
         at = self.positions
-        # Indices with a slice between them put their own dimensions first: (rows, T, heads, head_dim).
-        self.keys[at.rows[:, None], :, at.columns] = key_states.transpose(1, 2).to(self.keys.dtype)
-        self.values[at.rows[:, None], :, at.columns] = value_states.transpose(1, 2).to(self.values.dtype)
-        keys, values = self.keys[:, :, : at.kv_length], self.values[:, :, : at.kv_length]
-        return (keys[at.rows], values[at.rows]) if at.is_part else (keys[: len(at.rows)], values[: len(at.rows)])
+        if at.is_part:
+            # Indices with a slice between them put their own dimensions first: (rows, T, heads, head_dim).
+            self.keys[at.rows[:, None], :, at.columns] = key_states.transpose(1, 2).to(self.keys.dtype)
+            self.values[at.rows[:, None], :, at.columns] = value_states.transpose(1, 2).to(self.values.dtype)
+            return self.keys[at.rows, :, : at.kv_length], self.values[at.rows, :, : at.kv_length]
+        keys, values = self.keys[: len(at.rows)], self.values[: len(at.rows)]
+        places = at.columns[:, None, :, None].expand_as(key_states)
+        keys.scatter_(2, places, key_states.to(keys.dtype))
+        values.scatter_(2, places, value_states.to(values.dtype))
+        return keys[:, :, : at.kv_length], values[:, :, : at.kv_length]
 
     def get_seq_length(self) -> int:
         """Number of columns before this step's tokens, in the longest row."""

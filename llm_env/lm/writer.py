@@ -1,8 +1,9 @@
 """Writing on in N slots at once: token after token, without a word to the host between two of them.
 
-The loop's state is in tensors that have an entry for each slot and keep their addresses; the model reads rows of the decoder's
-storage, whose number falls from bucket to bucket as slots end (`llm_env.lm.decoding.row_bucket`). So one step is a function of
-tensors whose shapes depend on the numbers of rows and columns alone, which a GPU can capture and replay (`llm_env.lm.replay`).
+The loop's state is in tensors that have an entry for each row of the decoder's storage and keep their addresses; the number of
+rows falls from bucket to bucket as slots end (`llm_env.lm.ragged_cache.row_bucket`), and those that are left move together.
+So one step is a function of tensors whose shapes depend on the numbers of rows and columns alone, which a GPU can capture and
+replay (`llm_env.lm.replay`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from llm_env.lm.decoding import CachedDecoder
+from llm_env.lm.ragged_cache import row_bucket
 from llm_env.lm.replay import StepRunner, graph_capture
 
 Choose = Callable[[Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor, Tensor]]
@@ -78,30 +80,86 @@ class Written(NamedTuple):
 
 
 class _Desk:
-    """The loop's state: tensors with an entry for each of N slots, and one more for rows that belong to none."""
+    """The loop's state: tensors with an entry for each row; which slot a row belongs to, the host knows.
+
+    Attributes:
+        slots: The slot of each row on the device, the number of slots for a row that belongs to none; (rows,) of it are in use.
+        at: The step under way. It has a dimension, for without one torch would ask the device for a number.
+        tokens: What each row has chosen last.
+        columns: The column that this token goes to; behind its prefix for a row that takes none.
+        last: The step in which there is room for one token more, and no other.
+        alive: Whether the row takes tokens.
+        short: Tokens after which the row's turn may end (`MaskRules`).
+        drawn: Uniform numbers, shape (steps, rows).
+        actions, values, log_probs, acts: What is noted in each step, shape (steps, rows).
+        states: The last hidden states, shape (rows, H).
+    """
 
     def __init__(self, n_slots: int, steps: int, hidden_size: int, vocab_size: int, device: torch.device) -> None:
-        n = n_slots + 1
+        n = row_bucket(n_slots) + 1  # the last one is never read, and stands for rows without a slot
 
         def zeros(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
             return torch.zeros(*shape, dtype=dtype, device=device)
 
         self.n_slots, self.steps = n_slots, steps
-        self.slots = zeros(n_slots + 8)  # the slot of each row; (rows,) of it are in use
-        # The step under way. It has a dimension, for without one torch would ask the device for a number.
-        self.at = zeros(1)
-        self.tokens, self.columns, self.room = zeros(n), zeros(n), zeros(n)
+        self.slots, self.at = zeros(n), zeros(1)
+        self.tokens, self.columns, self.last, self.short = zeros(n), zeros(n), zeros(n), zeros(n)
         self.alive, self.is_end = zeros(n, dtype=torch.bool), zeros(vocab_size, dtype=torch.bool)
+        self.table = zeros(2, vocab_size, dtype=torch.bool)  # of `MaskRules`
         self.drawn = zeros(steps, n, dtype=torch.float64)
-        self.table, self.short = zeros(2, vocab_size, dtype=torch.bool), zeros(n)  # of `MaskRules`
-        self.actions = zeros(steps, n)
+        self.actions, self.acts = zeros(steps, n), zeros(steps, n, dtype=torch.bool)
         self.values, self.log_probs = (zeros(steps, n, dtype=torch.float32) for _ in range(2))
-        self.acts, self.ended = (zeros(steps, n, dtype=torch.bool) for _ in range(2))
-        self.states = zeros(n_slots + 8, hidden_size, dtype=torch.float32)  # of each row
+        self.states = zeros(n, hidden_size, dtype=torch.float32)
+        self._spans: list[tuple[int, Tensor]] = []  # since which step rows belong to which slots, on the CPU
+
+    def seat(self, slots: Tensor, lengths: Tensor, outlook: Outlook, drawn: Tensor | None) -> None:
+        """Puts slots into their rows, before the first step.
+
+        Args:
+            slots: The slot of each row, on the CPU, shape (rows,); the number of slots for a row without one.
+            lengths: Tokens of each slot's prefix, shape (N,).
+            outlook: What can be foreseen of the slots.
+            drawn: A uniform number for each step and slot, shape (steps, N), or None.
+        """
+        rows = len(slots)
+
+        def of_rows(values: Tensor) -> Tensor:
+            return torch.cat([values, values.new_zeros(1)])[slots]
+
+        room = of_rows(outlook.room)
+        self.at.zero_()
+        self.alive[:rows] = room > 0
+        self.last[:rows] = room - 1
+        self.columns[:rows] = of_rows(lengths) - (room > 0).long()  # each token moves it on by one
+        self.is_end.copy_(outlook.is_end)
+        if outlook.masks is not None:
+            self.table.copy_(outlook.masks.table)
+            self.short[:rows] = of_rows(outlook.masks.short)
+        if drawn is not None:
+            self.drawn[: len(drawn), :rows] = drawn[:, slots.clamp(max=self.n_slots - 1)]
+        self._spans.clear()
+        self._belong(0, slots)
+
+    def move(self, step: int, slots: Tensor) -> None:
+        """Notes that rows belong to other slots from a step on; `slots` as for `seat`, each in a row already."""
+        before = self._spans[-1][1]
+        row_of_slot = torch.full((self.n_slots + 1,), -1)
+        row_of_slot[before] = torch.arange(len(before))
+        row_of_slot[-1] = -1
+        rows = row_of_slot[slots].to(self.at.device)
+        for values in (self.tokens, self.columns, self.last, self.alive, self.short):
+            values[: len(slots)] = values[rows]
+        self.drawn[:, : len(slots)] = self.drawn[:, rows]
+        self._belong(step, slots)
+
+    def _belong(self, step: int, slots: Tensor) -> None:
+        self._spans.append((step, slots))
+        self.slots[: len(slots)] = slots
+        self.alive[len(slots) :] = False  # nobody's rows
 
     def moving(self) -> list[Tensor]:
         """What a step changes."""
-        noted = [self.actions, self.values, self.log_probs, self.acts, self.ended]
+        noted = [self.actions, self.values, self.log_probs, self.acts]
         return [self.at, self.tokens, self.columns, self.alive, self.states, *noted]
 
     def addresses(self) -> tuple[int, ...]:
@@ -110,15 +168,30 @@ class _Desk:
 
     def mask(self, rows: int) -> Tensor:
         """Which tokens may be chosen in each row by the rules, boolean, shape (rows, V)."""
-        return self.table[(self.short[self.slots[:rows]] > self.at).long()]
+        return self.table[(self.short[:rows] > self.at).long()]
+
+    def alive_slots(self) -> Tensor:
+        """Which slots take tokens still, boolean, on the CPU, shape (N,)."""
+        slots = self._spans[-1][1]
+        alive = torch.zeros(self.n_slots + 1, dtype=torch.bool)
+        alive[slots] = self.alive[: len(slots)].to("cpu", copy=True)
+        return alive[:-1]
 
     def written(self, steps: int) -> Written:
-        """What was noted, without steps in which no slot took a token."""
-        acts = self.acts[:steps, :-1].to("cpu", copy=True)
+        """What was noted, by slot, without steps in which no slot took a token."""
+        acts = self._by_slot(self.acts, steps)
         n = max(1, int(acts.any(1).sum()))
-        columns = (self.actions, self.values, self.log_probs)
-        actions, values, log_probs = (side[:n, :-1].to("cpu", copy=True) for side in columns)
-        return Written(actions, values, log_probs, acts[:n], self.ended[:n, :-1].to("cpu", copy=True))
+        actions, values, log_probs = (self._by_slot(side, n) for side in (self.actions, self.values, self.log_probs))
+        goes_on = torch.cat([acts, self.alive_slots()[None]])
+        return Written(actions, values, log_probs, acts[:n], (acts & ~goes_on[1:])[:n])
+
+    def _by_slot(self, noted: Tensor, steps: int) -> Tensor:
+        """What was noted in the first steps, (steps, rows), as (steps, N) on the CPU."""
+        out = noted.new_zeros(steps, self.n_slots + 1, device="cpu")
+        ends = [*(first for first, _ in self._spans[1:]), steps]
+        for (first, slots), end in zip(self._spans, ends, strict=True):
+            out[first:end, slots] = noted[first : min(end, steps), : len(slots)].cpu()
+        return out[:, :-1]
 
 
 class Writer:
@@ -154,14 +227,14 @@ class Writer:
         """
         decoder = self.decoder
         decoder.read(ids, lengths)
-        desk = self._seat(lengths, outlook, drawn)
-        rows, samples, masked = self._rows(desk), drawn is not None, outlook.masks is not None
-        slots = desk.slots[:rows]
+        desk, slots = self._desk_for(lengths, outlook), decoder.slots_of_rows()
+        desk.seat(slots, lengths, outlook, drawn)
+        rows, samples = len(slots), drawn is not None
         if mask is not None:
             mask = mask[slots.clamp(max=len(lengths) - 1)]
-        elif masked:
+        elif outlook.masks is not None:
             mask = desk.mask(rows)
-        self._note(desk, decoder.states_of(slots), rows, samples, mask)
+        self._note(desk, decoder.states_of(desk.slots[:rows]), rows, samples, mask)
         steps = self._go_on(desk, lengths, outlook, rows, samples) if outlook.steps > 1 else 1
         written = desk.written(steps)
         # Steps behind the last end have written over the states that go with the texts.
@@ -184,11 +257,13 @@ class Writer:
                 if not left or (outlook.goes_on and left < n_growing):
                     break
                 if left < n_growing:
-                    growing = desk.alive[:-1].to("cpu", copy=True)
+                    growing = desk.alive_slots()
                     n_growing, start = left, int(lengths[growing].max())
                     if decoder.fits_fewer(left):
                         decoder.release(~growing)
-                        rows = self._rows(desk)
+                        slots = decoder.slots_of_rows()
+                        desk.move(steps, slots)
+                        rows = len(slots)
             column = max(min(start + steps - 1, last), waiting)
             # A slot that has just ended may be the longest: its last token is read too.
             decoder.widen(max(min(longest + steps - 1, last), waiting) + 1)
@@ -198,8 +273,8 @@ class Writer:
             steps += 1
         return steps
 
-    def _seat(self, lengths: Tensor, outlook: Outlook, drawn: Tensor | None) -> _Desk:
-        """Puts the slots at their places."""
+    def _desk_for(self, lengths: Tensor, outlook: Outlook) -> _Desk:
+        """A desk that is large enough, the one that there is if it can be."""
         lm, n_slots = self.decoder.lm, len(lengths)
         desk = self._desk
         if desk is None or desk.n_slots != n_slots or desk.steps < outlook.steps or desk.at.device != lm.device:
@@ -207,44 +282,25 @@ class Writer:
         if self.runner.captures:  # all that it may need, at once: a captured step cannot follow
             self.decoder.widen(int((lengths + outlook.room.clamp(max=outlook.steps)).max()))
             self.runner.expect((*desk.addresses(), *self.decoder.addresses()))
-        for noted in (desk.at, desk.actions, desk.values, desk.log_probs):
-            noted.zero_()
-        desk.columns[:-1] = lengths
-        desk.room[:-1] = outlook.room
-        desk.alive[:-1] = outlook.room > 0
-        desk.is_end.copy_(outlook.is_end)
-        if outlook.masks is not None:
-            desk.table.copy_(outlook.masks.table)
-            desk.short[:-1] = outlook.masks.short
-        if drawn is not None:
-            desk.drawn[: len(drawn), :-1] = drawn
         return desk
-
-    def _rows(self, desk: _Desk) -> int:
-        """Notes which slot each row belongs to; returns the number of rows."""
-        slots = self.decoder.slots_of_rows()
-        desk.slots[: len(slots)] = slots
-        return len(slots)
 
     def _step(self, desk: _Desk, rows: int, width: int, samples: bool, masked: bool) -> None:
         """Reads the tokens that were chosen last, and chooses the next ones; every tensor of the desk keeps its address."""
-        slots = desk.slots[:rows]
-        states = self.decoder.read_tokens(desk.tokens[slots], desk.columns[slots], width)
-        desk.columns.add_(desk.alive)
+        states = self.decoder.read_tokens(desk.tokens[:rows], desk.columns[:rows], width)
         desk.at.add_(1)
         self._note(desk, states, rows, samples, desk.mask(rows) if masked else None)
 
     def _note(self, desk: _Desk, states: Tensor, rows: int, samples: bool, mask: Tensor | None) -> None:
         """Chooses tokens by hidden states (rows, H), and notes them; what rows choose that have ended comes to nothing."""
-        slots, at = desk.slots[:rows], desk.at
-        tokens, log_probs, values = self._choose(states, desk.drawn[at, slots] if samples else None, mask)
+        at, alive = desk.at, desk.alive[:rows]
+        drawn = desk.drawn.index_select(0, at)[0, :rows] if samples else None
+        tokens, log_probs, values = self._choose(states, drawn, mask)
         desk.states[:rows].copy_(states)
-        tokens = tokens.masked_fill(~desk.alive[slots], 0)
-        desk.tokens[slots] = tokens
-        desk.actions[at, slots] = tokens
-        desk.values[at, slots] = values
-        desk.log_probs[at, slots] = log_probs
+        tokens = torch.mul(tokens, alive, out=desk.tokens[:rows])
+        noted = (desk.actions, desk.values, desk.log_probs, desk.acts)
+        for kept, now in zip(noted, (tokens, values, log_probs, alive), strict=True):
+            kept[:, :rows].index_copy_(0, at, now[None])
+        desk.columns[:rows].add_(alive)
         # An end token, or the last token that there is room for.
-        ended = desk.alive & (desk.is_end[desk.tokens] | (desk.room == at + 1))
-        desk.acts[at], desk.ended[at] = desk.alive, ended
-        desk.alive.logical_and_(~ended)
+        ended = desk.is_end.index_select(0, tokens).logical_or_(desk.last[:rows] == at)
+        alive.logical_and_(ended.logical_not_())

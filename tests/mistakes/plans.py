@@ -39,8 +39,8 @@ PLANS = [
     Mutation(
         "writing goes on behind an end token",
         "llm_env/lm/writer.py",
-        "ended = desk.alive & (desk.is_end[desk.tokens] | (desk.room == at + 1))",
-        "ended = desk.alive & (desk.room == at + 1)",
+        "desk.is_end.index_select(0, tokens).logical_or_(desk.last[:rows] == at)",
+        "desk.last[:rows] == at",
         _WRITER_TESTS,
     ),
     Mutation(
@@ -60,8 +60,36 @@ PLANS = [
     Mutation(
         "the loop's masks are those of its first step",
         "llm_env/lm/writer.py",
-        "return self.table[(self.short[self.slots[:rows]] > self.at).long()]",
-        "return self.table[(self.short[self.slots[:rows]] > 0).long()]",
+        "return self.table[(self.short[:rows] > self.at).long()]",
+        "return self.table[(self.short[:rows] > 0).long()]",
+        _WRITER_TESTS,
+    ),
+    Mutation(
+        "rows that move together leave their random numbers behind",
+        "llm_env/lm/writer.py",
+        "        self.drawn[:, : len(slots)] = self.drawn[:, rows]\n",
+        "",
+        _WRITER_TESTS,
+    ),
+    Mutation(
+        "rows that nobody has any more go on",
+        "llm_env/lm/writer.py",
+        "        self.alive[len(slots) :] = False  # nobody's rows\n",
+        "",
+        _WRITER_TESTS,
+    ),
+    Mutation(
+        "what was written in rows is their last slots'",
+        "llm_env/lm/writer.py",
+        "for (first, slots), end in zip(self._spans, ends, strict=True):",
+        "for (first, _), end in zip(self._spans, ends, strict=True):\n            slots = self._spans[-1][1]",
+        _WRITER_TESTS,
+    ),
+    Mutation(
+        "a step writes its keys where the row's last ones are",
+        "llm_env/lm/ragged_cache.py",
+        "places = at.columns[:, None, :, None].expand_as(key_states)",
+        "places = (at.columns[:, None, :, None] - 1).clamp(min=0).expand_as(key_states)",
         _WRITER_TESTS,
     ),
     Mutation(

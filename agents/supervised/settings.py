@@ -284,7 +284,8 @@ class RewardSettings(RankingsSettings):
     gold: str | None = None
     """package.module:function, a rule that knows better than the annotators. It is only reported, never trained on."""
     normalize_on: str | None = None
-    """File of rankings whose responses are to score mean 0, variance 1. Default: the training preferences."""
+    """File of rankings whose responses are to score mean 0, variance 1; a thousand of them are read. Default: the training
+    preferences."""
 
     def check_values(self) -> None:
         """Checks the values; see `TrainerSettings.check_values`."""

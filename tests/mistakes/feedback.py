@@ -176,6 +176,13 @@ FEEDBACK = [
         _STAR_LOSSES,
     ),
     Mutation(
+        "all training responses are scored for the mean, however many there are",
+        "agents/supervised/reward_model/train.py",
+        "    some = some[: int(np.searchsorted(ends, NORMALIZED_ON)) + 1]\n",
+        "",
+        ("tests/agents/supervised/test_reward_model.py",),
+    ),
+    Mutation(
         "under LoRA the thresholds stay where they began",
         "agents/supervised/reward_model/train.py",
         'for name in ("thresholds", "mlp_head") if',

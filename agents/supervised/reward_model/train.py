@@ -48,6 +48,9 @@ from llm_env.reward.models import ClassifierReward
 from llm_env.reward.scores import TextReward
 from llm_env.text.prompts import PromptRecord
 
+NORMALIZED_ON = 1024
+"""Responses whose scores' mean and deviation are taken, at most: the mean is right within 0.03 deviations."""
+
 
 def train_reward_model(settings: RewardSettings, console: Console | None = None) -> dict[str, Any]:
     """Trains, and writes ``reward_model/``, ``report.json``, ``report.png`` and ``mistakes.md`` to the output folder.
@@ -92,14 +95,17 @@ def train_reward_model(settings: RewardSettings, console: Console | None = None)
         if settings.loss == "ordinal":
             model.thresholds = StarThresholds(given_stars(train))
         trainer = _make_trainer(settings, model, tokenizer, rows, held_out_rows, star_mean)
-        trained = run_trainer(trainer, settings, console or Console(quiet=True))
+        console = console or Console(quiet=True)
+        trained = run_trainer(trainer, settings, console)
         folder = settings.output_dir / "reward_model"
 
         def result() -> dict[str, Any]:
             save_reward_model(
                 trained, tokenizer, folder, settings, star_mean if settings.loss == "regression" else None
             )
-            mean, std = normalize(folder, train, settings)
+            mean, std = normalize(folder, train, settings, console)
+            count = sum(len(r.candidates.responses) for r in held_out)
+            console.print(f"scoring {count:,} held-out responses")
             report = evaluate(folder, held_out, settings, gold, star_mean)
             report |= {
                 "loss": settings.loss,
@@ -206,13 +212,16 @@ def raw_scores(folder: Path, rankings: Sequence[Ranking], settings: RewardSettin
     return [{c.id: next(flat) for c in r.candidates.responses} for r in rankings]
 
 
-def normalize(folder: Path, train: Sequence[Ranking], settings: RewardSettings) -> tuple[float, float]:
+def normalize(
+    folder: Path, train: Sequence[Ranking], settings: RewardSettings, console: Console
+) -> tuple[float, float]:
     """Writes mean and standard deviation of the reference responses' scores to the reward model's ``config.json``.
 
     Args:
         folder: The reward model's folder.
         train: The training preferences, whose responses are the reference ones by default.
-        settings: ``normalize_on`` names a file of other reference responses.
+        settings: ``normalize_on`` names a file of other reference responses; the seed draws `NORMALIZED_ON` of many.
+        console: Where it is said that they are read.
 
     Returns:
         (mean, standard deviation).
@@ -223,7 +232,12 @@ def normalize(folder: Path, train: Sequence[Ranking], settings: RewardSettings) 
     other = settings.normalize_on
     rankings = train if other is None else read_rankings(other, "normalize_on")
     distinct = {prompt_key(r.candidates.prompt) + r.candidates.id: r for r in rankings}  # each prompt's responses once
-    scores = np.array([v for s in raw_scores(folder, list(distinct.values()), settings) for v in s.values()])
+    each = list(distinct.values())
+    some = [each[i] for i in np.random.default_rng(settings.seed).permutation(len(each))]
+    ends = np.cumsum([len(r.candidates.responses) for r in some])
+    some = some[: int(np.searchsorted(ends, NORMALIZED_ON)) + 1]
+    console.print(f"scoring {ends[len(some) - 1]:,} reference responses, for the mean and deviation of scores")
+    scores = np.array([v for s in raw_scores(folder, some, settings) for v in s.values()])
     mean, std = float(scores.mean()), float(scores.std())
     if not std > 0:
         raise ValueError("The reward model gives all reference responses the same score: it has learned nothing.")

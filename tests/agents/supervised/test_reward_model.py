@@ -15,6 +15,7 @@ from agents.cli import train_reward_model as script
 from agents.preferences.judge import RewardJudge, episode_of
 from agents.preferences.records import Response, read_rankings, write_jsonl
 from agents.preferences.sampling import Sampling, Source, collect_responses
+from agents.supervised.reward_model import train as training
 from agents.supervised.reward_model.model import load_base
 from agents.supervised.reward_model.train import _encode, _make_trainer
 from agents.supervised.reward_model.trainer import collate
@@ -293,6 +294,28 @@ def test_scores_are_normalized_on_other_rankings(tiny: Path, model_folder: Any, 
     scores = model.score([episode_of(r.candidates.prompt, c, model) for r in rankings for c in r.candidates.responses])
     assert np.mean(scores) == pytest.approx(0, abs=1e-4)
     assert np.std(scores) == pytest.approx(1, abs=1e-4)
+
+
+def test_of_many_responses_some_are_read_for_the_mean_and_it_says_so(
+    tiny: Path, model_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rankings = read_rankings(tiny / "train.jsonl")
+    most = max(len(r.candidates.responses) for r in rankings)
+    assert len(rankings) > 1
+    read: list[int] = []
+    real = training.raw_scores
+
+    def noted(folder: Path, some: Any, settings: Any) -> Any:
+        read.append(sum(len(r.candidates.responses) for r in some))
+        return real(folder, some, settings)
+
+    monkeypatch.setattr(training, "NORMALIZED_ON", 2)
+    monkeypatch.setattr(training, "raw_scores", noted)
+    assert train(tiny, tmp_path / "rm", "--model", model_folder("llama"), *QUICK) == 0
+    assert 2 <= read[0] <= most < sum(len(r.candidates.responses) for r in rankings)
+    said = capsys.readouterr().out
+    assert f"scoring {read[0]} reference responses" in said
+    assert f"scoring {read[1]} held-out responses" in said
 
 
 def test_an_empty_split_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

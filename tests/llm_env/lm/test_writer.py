@@ -161,7 +161,7 @@ def test_rules_of_the_vocabulary_are_applied_in_the_loop(model_folder: Callable[
     assert bool(allowed[written.actions[written.acts]].all())
     counts = written.acts.sum(0)
     assert bool((counts >= torch.minimum(short + 1, ROOM)).all())
-    assert counts.tolist() != ROOM.tolist()
+    assert 7 < counts[3] < ROOM[3]  # every second token ends a turn that is long enough
 
 
 class Stand:

@@ -110,7 +110,7 @@ class _Desk:
         self.actions, self.acts = zeros(steps, n), zeros(steps, n, dtype=torch.bool)
         self.values, self.log_probs = (zeros(steps, n, dtype=torch.float32) for _ in range(2))
         self.states = zeros(n, hidden_size, dtype=torch.float32)
-        self._spans: list[tuple[int, Tensor]] = []  # since which step rows belong to which slots, on the CPU
+        self._spans: list[tuple[int, Tensor]] = []  # since which step the slots are in which rows, on the device
 
     def seat(self, slots: Tensor, lengths: Tensor, outlook: Outlook, drawn: Tensor | None) -> None:
         """Puts slots into their rows, before the first step.
@@ -121,41 +121,39 @@ class _Desk:
             outlook: What can be foreseen of the slots.
             drawn: A uniform number for each step and slot, shape (steps, N), or None.
         """
-        rows = len(slots)
-
-        def of_rows(values: Tensor) -> Tensor:
-            return torch.cat([values, values.new_zeros(1)])[slots]
-
-        room = of_rows(outlook.room)
+        self._spans.clear()
+        rows = self._belong(0, slots)
+        device = rows.device
+        room = outlook.room.to(device)
         self.at.zero_()
-        self.alive[:rows] = room > 0
-        self.last[:rows] = room - 1
-        self.columns[:rows] = of_rows(lengths) - (room > 0).long()  # each token moves it on by one
+        self.alive.zero_().index_copy_(0, rows, room > 0)
+        self.last.index_copy_(0, rows, room - 1)
+        # Each token moves it on by one. What fills up the rows writes where no text is.
+        self.columns.zero_().index_copy_(0, rows, lengths.to(device) - (room > 0).long())
         self.is_end.copy_(outlook.is_end)
         if outlook.masks is not None:
             self.table.copy_(outlook.masks.table)
-            self.short[:rows] = of_rows(outlook.masks.short)
+            self.short.index_copy_(0, rows, outlook.masks.short.to(device))
         if drawn is not None:
-            self.drawn[: len(drawn), :rows] = drawn[:, slots.clamp(max=self.n_slots - 1)]
-        self._spans.clear()
-        self._belong(0, slots)
+            self.drawn[: len(drawn)].index_copy_(1, rows, drawn.to(device))
 
     def move(self, step: int, slots: Tensor) -> None:
         """Notes that rows belong to other slots from a step on; `slots` as for `seat`, each in a row already."""
-        before = self._spans[-1][1]
-        row_of_slot = torch.full((self.n_slots + 1,), -1)
-        row_of_slot[before] = torch.arange(len(before))
-        row_of_slot[-1] = -1
-        rows = row_of_slot[slots].to(self.at.device)
+        before = torch.cat([self._spans[-1][1], torch.full_like(self.at, -1)])
+        rows = before[slots.to(before.device)]
         for values in (self.tokens, self.columns, self.last, self.alive, self.short):
             values[: len(slots)] = values[rows]
+        self.alive[len(slots) :] = False  # nobody's rows
         self.drawn[:, : len(slots)] = self.drawn[:, rows]
         self._belong(step, slots)
 
-    def _belong(self, step: int, slots: Tensor) -> None:
-        self._spans.append((step, slots))
+    def _belong(self, step: int, slots: Tensor) -> Tensor:
+        """Notes the slot of each row; returns the row of each slot, the last one for a slot that has none, shape (N,)."""
+        rows = torch.full((self.n_slots + 1,), len(self.alive) - 1)
+        rows[slots] = torch.arange(len(slots))
         self.slots[: len(slots)] = slots
-        self.alive[len(slots) :] = False  # nobody's rows
+        self._spans.append((step, rows[:-1].to(self.at.device)))
+        return self._spans[-1][1]
 
     def moving(self) -> list[Tensor]:
         """What a step changes."""
@@ -172,26 +170,21 @@ class _Desk:
 
     def alive_slots(self) -> Tensor:
         """Which slots take tokens still, boolean, on the CPU, shape (N,)."""
-        slots = self._spans[-1][1]
-        alive = torch.zeros(self.n_slots + 1, dtype=torch.bool)
-        alive[slots] = self.alive[: len(slots)].to("cpu", copy=True)
-        return alive[:-1]
+        return self.alive[self._spans[-1][1]].cpu()
 
     def written(self, steps: int) -> Written:
         """What was noted, by slot, without steps in which no slot took a token."""
         acts = self._by_slot(self.acts, steps)
         n = max(1, int(acts.any(1).sum()))
         actions, values, log_probs = (self._by_slot(side, n) for side in (self.actions, self.values, self.log_probs))
-        goes_on = torch.cat([acts, self.alive_slots()[None]])
-        return Written(actions, values, log_probs, acts[:n], (acts & ~goes_on[1:])[:n])
+        goes_on = torch.cat([acts[1:], self.alive_slots()[None]])
+        return Written(actions, values, log_probs, acts[:n], (acts & ~goes_on)[:n])
 
     def _by_slot(self, noted: Tensor, steps: int) -> Tensor:
         """What was noted in the first steps, (steps, rows), as (steps, N) on the CPU."""
-        out = noted.new_zeros(steps, self.n_slots + 1, device="cpu")
         ends = [*(first for first, _ in self._spans[1:]), steps]
-        for (first, slots), end in zip(self._spans, ends, strict=True):
-            out[first:end, slots] = noted[first : min(end, steps), : len(slots)].cpu()
-        return out[:, :-1]
+        parts = [noted[a : min(b, steps)].index_select(1, rows) for (a, rows), b in zip(self._spans, ends, strict=True)]
+        return torch.cat(parts).cpu()
 
 
 class Writer:

@@ -81,8 +81,8 @@ PLANS = [
     Mutation(
         "what was written in rows is their last slots'",
         "llm_env/lm/writer.py",
-        "for (first, slots), end in zip(self._spans, ends, strict=True):",
-        "for (first, _), end in zip(self._spans, ends, strict=True):\n            slots = self._spans[-1][1]",
+        "index_select(1, rows) for (a, rows), b in",
+        "index_select(1, self._spans[-1][1]) for (a, _), b in",
         _WRITER_TESTS,
     ),
     Mutation(
